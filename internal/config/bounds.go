@@ -1,0 +1,87 @@
+package config
+
+import (
+	"fmt"
+	"regexp"
+	"time"
+)
+
+// intBound is a range of integers, both ends included.
+type intBound struct{ min, max int }
+
+func (b intBound) check(n int) error {
+	if n < b.min || n > b.max {
+		return fmt.Errorf("must be %d to %d", b.min, b.max)
+	}
+	return nil
+}
+
+// durationBound is a range of durations, both ends included.
+type durationBound struct {
+	min, max time.Duration
+	zero     string        // what 0s means; "" if 0s is not allowed
+	grain    time.Duration // the kernel counts in these; 0 is any
+}
+
+func (b durationBound) check(d time.Duration) error {
+	if d == 0 && b.zero != "" {
+		return nil
+	}
+	if d < b.min || d > b.max {
+		if b.zero != "" {
+			return fmt.Errorf("must be %s to %s, or 0s for %s", durationText(b.min), durationText(b.max), b.zero)
+		}
+		return fmt.Errorf("must be %s to %s", durationText(b.min), durationText(b.max))
+	}
+	if b.grain != 0 && d%b.grain != 0 {
+		return fmt.Errorf("must be a multiple of %s", durationText(b.grain))
+	}
+	return nil
+}
+
+// The bounds of the file, which hold for decoded objects as well.
+var (
+	loopsBound       = intBound{1, 256}
+	connectionsBound = intBound{0, 10_000_000}
+	backlogBound     = intBound{1, 65535} // the kernel clamps to net.core.somaxconn
+	retryBound       = intBound{0, 16}
+	queueBound       = intBound{0, 1_000_000}
+	// include/net/tcp.h: MAX_TCP_KEEPCNT.
+	keepaliveCountBound = intBound{1, 127}
+
+	idleTimeoutBound    = durationBound{min: time.Millisecond, max: 365 * 24 * time.Hour, zero: "never"}
+	connectTimeoutBound = durationBound{min: time.Millisecond, max: time.Hour}
+	queueTimeBound      = durationBound{min: time.Millisecond, max: time.Hour}
+	// include/net/tcp.h: MAX_TCP_KEEPIDLE, MAX_TCP_KEEPINTVL, both in seconds.
+	keepaliveIdleBound     = durationBound{min: time.Second, max: 32767 * time.Second, zero: "off", grain: time.Second}
+	keepaliveIntervalBound = durationBound{min: time.Second, max: 32767 * time.Second, grain: time.Second}
+	userTimeoutBound       = durationBound{min: time.Millisecond, max: 24 * time.Hour, zero: "the kernel's default", grain: time.Millisecond}
+)
+
+const (
+	endpointsMax = 4096 // of one backend
+
+	// unixPathMax is sun_path of sockaddr_un without the final zero: unix(7).
+	unixPathMax = 107
+	// deviceMax is IFNAMSIZ without the final zero: netdevice(7).
+	deviceMax = 15
+)
+
+// Words and prefixes of the file.
+const (
+	loopsAuto  = "auto"
+	sourceVIP  = "vip"
+	unixPrefix = "unix:"
+)
+
+var nameForm = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}$`)
+
+// nameRule says what nameForm wants.
+const nameRule = "is not a name: 1 to 63 letters, digits, dots, dashes and underscores, beginning with a letter or digit"
+
+func checkName(name string) error {
+	if !nameForm.MatchString(name) {
+		return fmt.Errorf("%q %s", clip(name), nameRule)
+	}
+	return nil
+}

@@ -1,0 +1,168 @@
+package config
+
+import (
+	"fmt"
+	"net/netip"
+	"time"
+)
+
+// Kind says what an object is. The numbers are part of the form in which
+// flows travel: append, never renumber. The zero Kind is no kind.
+type Kind uint8
+
+const (
+	ListenerKind Kind = iota + 1 // a [Listener]
+	BackendKind                  // a [Backend], with its endpoints
+	EndpointKind                 // an [Endpoint]
+)
+
+var kindWords = [...]string{"none", "listener", "backend", "endpoint"}
+
+// String gives the word for k, as it is used in a [Ref].
+func (k Kind) String() string {
+	if int(k) < len(kindWords) {
+		return kindWords[k]
+	}
+	return fmt.Sprintf("kind(%d)", uint8(k))
+}
+
+// Ref names one version of one object. Refs are comparable; two objects with
+// the same Ref have the same contents. The zero Ref names nothing.
+type Ref struct {
+	Kind    Kind
+	Name    string // for an endpoint "backend/endpoint"
+	Version uint64 // the first 8 octets of SHA-256 over the object's canonical form
+}
+
+// String gives r as "listener/pg@1f3a5c7e90b2d4f6".
+func (r Ref) String() string {
+	return fmt.Sprintf("%v/%s@%016x", r.Kind, r.Name, r.Version)
+}
+
+// Change says what becomes of the flows of a listener when the listener
+// changes or goes. The numbers are append-only.
+type Change uint8
+
+const (
+	KeepFlows  Change = iota // they go on under the objects they began with
+	AdoptFlows               // they take the new listener's timeouts and limits
+	CloseFlows               // they are closed
+)
+
+var changeWords = []string{"keep", "adopt", "close"}
+
+// String gives the word of the file for c.
+func (c Change) String() string { return word(changeWords, uint8(c), "change") }
+
+// Balance is the way a backend chooses among its endpoints. The numbers are
+// append-only.
+type Balance uint8
+
+const (
+	RoundRobin Balance = iota // each in turn
+	Least                     // the one with the fewest connections
+)
+
+var balanceWords = []string{"round-robin", "least"}
+
+// String gives the word of the file for b.
+func (b Balance) String() string { return word(balanceWords, uint8(b), "balance") }
+
+func word(words []string, i uint8, what string) string {
+	if int(i) < len(words) {
+		return words[i]
+	}
+	return fmt.Sprintf("%s(%d)", what, i)
+}
+
+// Listener is a VIP and what happens to connections that arrive there. It is
+// immutable.
+type Listener struct {
+	Ref Ref
+
+	// VIP is where clients connect. Never IPv4-mapped, never with a zone.
+	VIP netip.AddrPort
+	// DualStack: the VIP is [::] and takes IPv4 clients, too.
+	DualStack bool
+	// BackendName is a key of Config.Backends.
+	BackendName string
+	// IdleTimeout ends a flow on which nothing moved for so long; 0 is never.
+	IdleTimeout time.Duration
+	// ConnectionsMax bounds the open flows; at the bound accepting waits and
+	// the kernel's backlog is the queue. 0 is no bound.
+	ConnectionsMax int
+	// Backlog is the argument of listen(2), in connections.
+	Backlog int
+
+	// KeepaliveIdle, KeepaliveInterval (whole seconds) and KeepaliveCount are
+	// TCP_KEEPIDLE, TCP_KEEPINTVL and TCP_KEEPCNT of both legs.
+	// KeepaliveIdle 0 is no keepalive.
+	KeepaliveIdle, KeepaliveInterval time.Duration
+	KeepaliveCount                   int
+	// UserTimeout is TCP_USER_TIMEOUT of both legs (whole milliseconds); 0 is
+	// the kernel's default.
+	UserTimeout time.Duration
+
+	// OnChange says what becomes of the flows when the listener changes.
+	OnChange Change
+	// Movable: flows may be moved to another host.
+	Movable bool
+}
+
+// Backend is a named set of endpoints with one policy. It is immutable, and
+// so is the slice.
+type Backend struct {
+	Ref Ref
+
+	// Balance is the way an endpoint is chosen.
+	Balance Balance
+	// ConnectTimeout bounds one attempt to connect to one endpoint.
+	ConnectTimeout time.Duration
+	// RetryMax is the number of further endpoints tried while nothing was sent.
+	RetryMax int
+
+	// SourceVIP: dial from the local address of the client leg. Source: dial
+	// from this address. Neither: the kernel chooses. Never both.
+	SourceVIP bool
+	Source    netip.Addr
+
+	// ConnectionsPerEndpoint bounds the open connections to each endpoint,
+	// from all loops together; 0 is no bound.
+	ConnectionsPerEndpoint int
+	// QueueMax is the number of flows that may wait for an endpoint, QueueTime
+	// how long one waits at most.
+	QueueMax  int
+	QueueTime time.Duration
+
+	// Endpoints are sorted by name; there is at least one.
+	Endpoints []*Endpoint
+}
+
+// Endpoint is one address of a backend. It is immutable.
+type Endpoint struct {
+	Ref Ref
+
+	Backend string         // the name of its backend
+	Name    string         // unique in its backend
+	Addr    netip.AddrPort // valid unless Unix is set
+	Unix    string         // absolute path of a unix stream socket, or ""
+}
+
+// Address gives the endpoint's address as the file writes it:
+// "10.0.0.31:5432" or "unix:/run/app.sock".
+func (e *Endpoint) Address() string {
+	if e.Unix != "" {
+		return unixPrefix + e.Unix
+	}
+	return e.Addr.String()
+}
+
+// Endpoint gives the endpoint of that name, or nil.
+func (b *Backend) Endpoint(name string) *Endpoint {
+	for _, e := range b.Endpoints {
+		if e.Name == name {
+			return e
+		}
+	}
+	return nil
+}

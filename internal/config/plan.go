@@ -1,0 +1,216 @@
+package config
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+)
+
+// String gives one line for each thing to do, each ended by a newline: node
+// and cluster, then backends with their endpoints, then listeners, each in
+// order of names. An empty plan gives "".
+//
+//	~ backend primary: connectTimeout 5s -> 2s
+//	+ endpoint primary/db3 10.0.0.33:5432
+//	- backend old
+//	~ listener pg: idleTimeout 10m -> 5m
+func (p Plan) String() string {
+	var out strings.Builder
+	if p.Node != nil {
+		fmt.Fprintf(&out, "~ node: %s\n", nodeFields.changes(&p.Node.Old, &p.Node.New))
+	}
+	if p.Cluster != nil {
+		fmt.Fprintln(&out, p.Cluster.line())
+	}
+	p.backendLines().print(&out)
+	p.listenerLines().print(&out)
+	return out.String()
+}
+
+// planLines are lines with the key by which they are sorted.
+type planLines []struct{ key, text string }
+
+func (l *planLines) add(key, format string, args ...any) {
+	*l = append(*l, struct{ key, text string }{key, fmt.Sprintf(format, args...)})
+}
+
+func (l planLines) print(out *strings.Builder) {
+	slices.SortFunc(l, func(a, b struct{ key, text string }) int { return strings.Compare(a.key, b.key) })
+	for _, line := range l {
+		fmt.Fprintln(out, line.text)
+	}
+}
+
+func (p Plan) backendLines() *planLines {
+	var l planLines
+	for _, b := range p.BackendsAdded {
+		l.add(b.Ref.Name, "+ backend %s", b.Ref.Name)
+	}
+	for _, b := range p.BackendsRemoved {
+		l.add(b.Ref.Name, "- backend %s", b.Ref.Name)
+	}
+	for _, c := range p.BackendsChanged {
+		// Nothing to say of the backend itself when only endpoints changed.
+		if changes := backendFields.changes(c.Old, c.New); changes != "" {
+			l.add(c.New.Ref.Name, "~ backend %s: %s", c.New.Ref.Name, changes)
+		}
+	}
+	for _, e := range p.EndpointsAdded {
+		l.add(endpointKey(e), "+ endpoint %s", describe(e))
+	}
+	for _, e := range p.EndpointsRemoved {
+		l.add(endpointKey(e), "- endpoint %s", describe(e))
+	}
+	for _, c := range p.EndpointsChanged {
+		l.add(endpointKey(c.New), "~ endpoint %s: %s", c.New.Ref.Name, endpointFields.changes(c.Old, c.New))
+	}
+	return &l
+}
+
+// endpointKey sorts an endpoint below its own backend and above the next:
+// names of backends hold no octet as low as the separator.
+func endpointKey(e *Endpoint) string { return e.Backend + "\x00" + e.Name }
+
+// describe gives name and address, or the name alone where it is the address.
+func describe(e *Endpoint) string {
+	if e.Name == e.Address() {
+		return e.Ref.Name
+	}
+	return e.Ref.Name + " " + e.Address()
+}
+
+func (p Plan) listenerLines() *planLines {
+	var l planLines
+	for _, a := range p.ListenersAdded {
+		l.add(a.Ref.Name, "+ listener %s %v", a.Ref.Name, a.VIP)
+	}
+	for _, r := range p.ListenersRemoved {
+		l.add(r.Ref.Name, "- listener %s %v", r.Ref.Name, r.VIP)
+	}
+	for _, c := range p.ListenersChanged {
+		l.add(c.New.Ref.Name, "~ listener %s: %s", c.New.Ref.Name, listenerFields.changes(c.Old, c.New))
+	}
+	return &l
+}
+
+func (c *ClusterChange) line() string {
+	switch {
+	case c.Old == nil:
+		return fmt.Sprintf("+ cluster %v", c.New.Listen)
+	case c.New == nil:
+		return fmt.Sprintf("- cluster %v", c.Old.Listen)
+	}
+	changes := clusterFields.changes(c.Old, c.New)
+	for _, name := range names(c.Old.Peers, c.New.Peers) {
+		was, had := c.Old.Peers[name]
+		is, has := c.New.Peers[name]
+		if was == is && had == has {
+			continue
+		}
+		if changes != "" {
+			changes += ", "
+		}
+		switch {
+		case !had:
+			changes += fmt.Sprintf("+ peers.%s %v", name, is)
+		case !has:
+			changes += fmt.Sprintf("- peers.%s %v", name, was)
+		default:
+			changes += fmt.Sprintf("peers.%s %v -> %v", name, was, is)
+		}
+	}
+	return "~ cluster: " + changes
+}
+
+// fields says how the parts of a T are called in the file and how they are
+// printed. It serves to name what changed.
+type fields[T any] []struct {
+	key   string
+	value func(*T) string
+}
+
+// changes gives "key old -> new" for each field that differs, with commas.
+func (f fields[T]) changes(old, new *T) string {
+	var all []string
+	for _, field := range f {
+		if was, is := field.value(old), field.value(new); was != is {
+			all = append(all, field.key+" "+was+" -> "+is)
+		}
+	}
+	return strings.Join(all, ", ")
+}
+
+var listenerFields = fields[Listener]{
+	{"vip", func(l *Listener) string { return l.VIP.String() }},
+	{"backend", func(l *Listener) string { return l.BackendName }},
+	{"idleTimeout", func(l *Listener) string { return durationText(l.IdleTimeout) }},
+	{"connectionsMax", func(l *Listener) string { return fmt.Sprint(l.ConnectionsMax) }},
+	{"backlog", func(l *Listener) string { return fmt.Sprint(l.Backlog) }},
+	{"keepalive.idle", func(l *Listener) string { return durationText(l.KeepaliveIdle) }},
+	{"keepalive.interval", func(l *Listener) string { return durationText(l.KeepaliveInterval) }},
+	{"keepalive.count", func(l *Listener) string { return fmt.Sprint(l.KeepaliveCount) }},
+	{"userTimeout", func(l *Listener) string { return durationText(l.UserTimeout) }},
+	{"onChange", func(l *Listener) string { return l.OnChange.String() }},
+	{"movable", func(l *Listener) string { return fmt.Sprint(l.Movable) }},
+}
+
+var backendFields = fields[Backend]{
+	{"balance", func(b *Backend) string { return b.Balance.String() }},
+	{"connectTimeout", func(b *Backend) string { return durationText(b.ConnectTimeout) }},
+	{"retry.max", func(b *Backend) string { return fmt.Sprint(b.RetryMax) }},
+	{"source", sourceText},
+	{"limits.connectionsPerEndpoint", func(b *Backend) string { return fmt.Sprint(b.ConnectionsPerEndpoint) }},
+	{"limits.queue", func(b *Backend) string { return fmt.Sprint(b.QueueMax) }},
+	{"limits.queueTime", func(b *Backend) string { return durationText(b.QueueTime) }},
+}
+
+var endpointFields = fields[Endpoint]{
+	{"address", (*Endpoint).Address},
+}
+
+var nodeFields = fields[Node]{
+	{"name", func(n *Node) string { return n.Name }},
+	{"loops", func(n *Node) string {
+		if n.Loops == 0 {
+			return loopsAuto
+		}
+		return fmt.Sprint(n.Loops)
+	}},
+	{"connectionsMax", func(n *Node) string { return fmt.Sprint(n.ConnectionsMax) }},
+	{"admin.socket", func(n *Node) string { return n.AdminSocket }},
+}
+
+// clusterFields are those of a cluster but its peers.
+var clusterFields = fields[Cluster]{
+	{"listen", func(c *Cluster) string { return c.Listen.String() }},
+	{"device", func(c *Cluster) string { return c.Device }},
+	{"identity.certificate", func(c *Cluster) string { return c.Certificate }},
+	{"identity.key", func(c *Cluster) string { return c.Key }},
+	{"identity.trust", func(c *Cluster) string { return c.Trust }},
+	{"sourcePorts", func(c *Cluster) string { return fmt.Sprintf("%d-%d", c.SourcePortFirst, c.SourcePortLast) }},
+}
+
+// sourceText gives the source of b as the file writes it; the kernel's choice
+// is "".
+func sourceText(b *Backend) string {
+	switch {
+	case b.SourceVIP:
+		return sourceVIP
+	case b.Source.IsValid():
+		return b.Source.String()
+	}
+	return `""`
+}
+
+// durationText gives d without parts that are zero: 10m, not 10m0s.
+func durationText(d time.Duration) string {
+	s := d.String()
+	if strings.HasSuffix(s, "m0s") {
+		s = strings.TrimSuffix(s, "0s")
+	}
+	if strings.HasSuffix(s, "h0m") {
+		s = strings.TrimSuffix(s, "0m")
+	}
+	return s
+}
