@@ -1,0 +1,80 @@
+package holdfast_test
+
+import (
+	"testing"
+
+	"github.com/holdfast-lb/holdfast/internal/lint"
+)
+
+// The architecture as a table. Imports point up it, never down. It has rows for
+// packages that are planned as well: a package without a row is a failure, so
+// that each new one is a decision somebody wrote down here.
+var layers = []lint.Layer{
+	{Package: "tcprepair"},       // public: save and restore one TCP socket
+	{Package: "internal/frozen"}, // what a flow is, at rest
+	{Package: "internal/config"}, // what is wanted
+	{Package: "internal/frozen/frozentest", Imports: []string{"internal/frozen"}},
+
+	{Package: "internal/sock", Imports: []string{"internal/frozen"}},
+	{Package: "internal/netadmin", Imports: []string{"tcprepair"}},
+	{Package: "internal/ledger", Imports: []string{"internal/config"}},
+	{Package: "internal/balance", Imports: []string{"internal/config", "internal/ledger"}},
+	{Package: "internal/flow", Imports: []string{
+		"internal/config", "internal/balance", "internal/ledger", "internal/frozen"}},
+	{Package: "internal/loop", Imports: []string{
+		"internal/flow", "internal/config", "internal/sock", "internal/ledger", "internal/balance", "internal/frozen"}},
+	{Package: "internal/move", Imports: []string{"internal/frozen", "internal/sock"}},
+	{Package: "internal/node", Imports: []string{
+		"internal/loop", "internal/move", "internal/flow", "internal/balance", "internal/ledger", "internal/config",
+		"internal/sock", "internal/frozen", "internal/netadmin", "tcprepair"}},
+	{Package: "internal/admin", Imports: []string{"internal/config", "internal/node"}},
+
+	// The worlds for tests. Nothing above imports them but from its own tests.
+	{Package: "internal/sim", Imports: []string{
+		"internal/loop", "internal/move", "internal/flow", "internal/balance", "internal/ledger", "internal/config",
+		"internal/sock", "internal/frozen", "internal/frozen/frozentest", "internal/netadmin", "tcprepair"}},
+	{Package: "internal/lab", Imports: []string{"internal/config", "internal/sock"}},
+	{Package: "internal/bench", Imports: []string{"internal/config", "internal/sock"}},
+	{Package: "internal/lint/..."},
+
+	{Package: "."},
+	{Package: "cmd/...", Imports: []string{"*"}}, // it wires all
+}
+
+// One package knows each library, so that it can be replaced, and so that a
+// reader knows where to look. A library without a row may not be used.
+var owners = []lint.Owner{
+	{Import: "go.yaml.in/yaml/v4", Packages: []string{"internal/config"}},
+	{Import: "github.com/spf13/cobra", Packages: []string{"cmd/..."}},
+	{Import: "google.golang.org/protobuf", Packages: []string{"internal/frozen/..."}, Tests: true},
+
+	// Links, addresses, rules: the privileged process, and those who build
+	// networks to test in.
+	{Import: "github.com/vishvananda/netlink", Packages: []string{"internal/netadmin", "internal/lab", "internal/bench"}},
+	{Import: "github.com/vishvananda/netns", Packages: []string{"internal/netadmin", "internal/lab", "internal/bench"}},
+	{Import: "github.com/google/nftables", Packages: []string{"internal/netadmin", "internal/lab", "internal/bench"}},
+
+	// The kernel. Tests may make descriptors of their own.
+	{Import: "golang.org/x/sys/unix", Packages: kernel, Tests: true},
+	{Import: "syscall", Packages: kernel, Tests: true},
+	{Import: "unsafe", Packages: kernel},
+
+	{Import: "github.com/google/go-cmp", Tests: true},
+}
+
+var kernel = []string{"internal/sock", "tcprepair", "internal/netadmin", "internal/lab", "internal/bench"}
+
+// Facts come into these as arguments: no clock, no chance, no kernel, no
+// goroutine, no log. The planned ones are named as well.
+var machines = []string{
+	"internal/flow", "internal/balance", "internal/config",
+	"internal/h1", "internal/h2", "internal/tlsrec",
+}
+
+func TestDirection(t *testing.T) {
+	report(t, lint.Direction(load(t), lint.Table{Layers: layers, Owners: owners}))
+}
+
+func TestMachinesTouchNothing(t *testing.T) {
+	report(t, lint.Machines(load(t), machines))
+}

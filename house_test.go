@@ -1,0 +1,67 @@
+package holdfast_test
+
+import (
+	"fmt"
+	"os"
+	"sync"
+	"testing"
+
+	"github.com/holdfast-lb/holdfast/internal/lint"
+)
+
+var loadOnce = sync.OnceValues(func() (*lint.Tree, error) { return lint.Load(os.DirFS(".")) })
+
+func load(t *testing.T) *lint.Tree {
+	t.Helper()
+	tree, err := loadOnce()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tree
+}
+
+func report(t *testing.T, found []lint.Finding) {
+	t.Helper()
+	for _, f := range found {
+		t.Error(f)
+	}
+}
+
+func TestPackageComments(t *testing.T) { report(t, lint.PackageComments(load(t))) }
+
+func TestDocComments(t *testing.T) { report(t, lint.DocComments(load(t))) }
+
+func TestPromisesInCommentsHaveNumbers(t *testing.T) { report(t, lint.Someday(load(t))) }
+
+// A field nobody decided about is a field that a move forgets.
+func TestFrozenFieldsAreDecided(t *testing.T) {
+	report(t, lint.FrozenFields(load(t), "internal/frozen/frozen.proto"))
+}
+
+func TestNoMachinePaths(t *testing.T) {
+	found, err := lint.MachinePaths(load(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	report(t, found)
+}
+
+// docs/rows.md answers each demand with a test, a limit, or "not yet".
+func TestRows(t *testing.T) {
+	var want []string
+	for i := 1; i <= 52; i++ {
+		want = append(want, fmt.Sprintf("M%d", i))
+	}
+	for i := 1; i <= 35; i++ {
+		want = append(want, fmt.Sprintf("U%d", i))
+	}
+	report(t, lint.Rows(load(t), "docs/rows.md", want))
+}
+
+func TestLinksLeadSomewhere(t *testing.T) {
+	found, err := lint.Links(load(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	report(t, found)
+}
