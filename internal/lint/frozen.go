@@ -13,12 +13,13 @@ import (
 
 // FrozenFields wants a decision on every field of every struct that moves: a
 // tag frozen:"name", where name is a field of the struct's message in the
-// schema, or frozen:"-" with why:"the reason". A struct takes part when one of
-// its fields has a tag, or when a field that moves is of its type.
+// schema, or frozen:"-" with why:"the reason". A field that becomes several is
+// frozen:"one,other". A struct takes part when one of its fields has a tag, or
+// when a field that moves is of its type.
 //
-// A plain name is looked up in the message of the struct's own name (Leg for
-// leg and Leg); "Message.name" looks elsewhere. A name with dots after it
-// ("head.octets") is checked up to the first dot.
+// A struct's message is the one of its own name (Leg for leg and Leg), else
+// the type, in the schema, of the field through which it moves.
+// "Message.name" looks elsewhere.
 func FrozenFields(t *Tree, schema string) []Finding {
 	text, err := fs.ReadFile(t.FS, schema)
 	if err != nil {
@@ -45,7 +46,7 @@ type structType struct {
 	pos    ast.Node
 }
 
-func frozenFields(t *Tree, p *Package, messages map[string]map[string]bool) []Finding {
+func frozenFields(t *Tree, p *Package, messages schemaFields) []Finding {
 	structs := map[string]structType{}
 	var order []string
 	for _, f := range p.Files {
@@ -65,29 +66,44 @@ func frozenFields(t *Tree, p *Package, messages map[string]map[string]bool) []Fi
 		})
 	}
 
-	// Begin with the structs that have a tag; follow fields that move.
-	var queue []string
+	// Begin with the structs that have a message of their own name, so that
+	// the others are reached through the fields by which they move.
+	type reached struct{ name, message string }
+	var queue []reached
 	seen := map[string]bool{}
-	reach := func(name string) {
-		if _, ours := structs[name]; ours && !seen[name] {
-			seen[name] = true
-			queue = append(queue, name)
+	reach := func(name, message string) {
+		if _, ours := structs[name]; !ours || seen[name] {
+			return
 		}
+		seen[name] = true
+		if own := strings.ToUpper(name[:1]) + name[1:]; messages[own] != nil || message == "" {
+			message = own
+		}
+		queue = append(queue, reached{name, message})
 	}
+	var nameless []string
 	for _, name := range order {
-		for _, field := range structs[name].fields.List {
-			if _, ok := tagOf(field).Lookup("frozen"); ok {
-				reach(name)
-			}
+		if !hasTag(structs[name]) {
+			continue
+		}
+		if messages[strings.ToUpper(name[:1])+name[1:]] != nil {
+			reach(name, "")
+		} else {
+			nameless = append(nameless, name)
 		}
 	}
-	if len(queue) == 0 {
+	if len(queue)+len(nameless) == 0 {
 		return []Finding{{File: p.Dir, What: "freeze.go is here, but no struct has a frozen tag"}}
 	}
 
 	var found []Finding
-	for len(queue) > 0 {
-		s := structs[queue[0]]
+	for len(queue)+len(nameless) > 0 {
+		if len(queue) == 0 {
+			reach(nameless[0], "")
+			nameless = nameless[1:]
+			continue
+		}
+		s, message := structs[queue[0].name], queue[0].message
 		queue = queue[1:]
 		for _, field := range s.fields.List {
 			tag := tagOf(field)
@@ -103,11 +119,16 @@ func frozenFields(t *Tree, p *Package, messages map[string]map[string]bool) []Fi
 				found = append(found, t.at(field.Pos(), `%s stays behind without a reason: add why:"..."`, label))
 			case name == "-":
 			default:
-				if problem := unknownName(s.name, name, messages); problem != "" {
-					found = append(found, t.at(field.Pos(), "%s: %s", label, problem))
+				inner := ""
+				for one := range strings.SplitSeq(name, ",") {
+					typ, problem := resolve(message, one, messages)
+					if problem != "" {
+						found = append(found, t.at(field.Pos(), "%s: %s", label, problem))
+					}
+					inner = typ
 				}
-				for _, inner := range localTypes(field.Type) {
-					reach(inner)
+				for _, local := range localTypes(field.Type) {
+					reach(local, inner)
 				}
 			}
 		}
@@ -161,34 +182,49 @@ func localTypes(e ast.Expr) []string {
 	return names
 }
 
-func unknownName(structName, name string, messages map[string]map[string]bool) string {
-	message := strings.ToUpper(structName[:1]) + structName[1:]
-	first, rest, dotted := strings.Cut(name, ".")
-	if dotted && messages[first] != nil {
-		message = first
-		first, _, _ = strings.Cut(rest, ".")
+func hasTag(s structType) bool {
+	for _, field := range s.fields.List {
+		if _, ok := tagOf(field).Lookup("frozen"); ok {
+			return true
+		}
+	}
+	return false
+}
+
+// resolve finds the field that a tag names and returns its message type, or ""
+// for a plain one, or the problem.
+func resolve(message, name string, messages schemaFields) (typ, problem string) {
+	if m, field, qualified := strings.Cut(name, "."); qualified {
+		message, name = m, field
 	}
 	fields := messages[message]
 	if fields == nil {
-		return fmt.Sprintf("the schema has no message %s for %q; write Message.name", message, name)
+		return "", fmt.Sprintf("the schema has no message %s for %q; write Message.name", message, name)
 	}
-	if !fields[first] {
-		return fmt.Sprintf("message %s has no field %q", message, first)
+	typ, ok := fields[name]
+	if !ok {
+		return "", fmt.Sprintf("message %s has no field %q", message, name)
 	}
-	return ""
+	if messages[typ] == nil {
+		typ = ""
+	}
+	return typ, ""
 }
+
+// schemaFields is message -> field -> type of the field.
+type schemaFields map[string]map[string]string
 
 var (
 	protoComment = regexp.MustCompile(`(?s)//[^\n]*|/\*.*?\*/`)
 	protoMessage = regexp.MustCompile(`\bmessage\s+(\w+)\s*\{`)
-	protoField   = regexp.MustCompile(`(?m)(?:^|[;{}])\s*(?:optional\s+|repeated\s+)?(?:map\s*<[^>]*>|[\w.]+)\s+(\w+)\s*=\s*\d+\s*(?:\[[^\]]*\])?\s*;`)
+	protoField   = regexp.MustCompile(`(?m)(?:^|[;{}])\s*(?:optional\s+|repeated\s+)?(map\s*<[^>]*>|[\w.]+)\s+(\w+)\s*=\s*\d+\s*(?:\[[^\]]*\])?\s*;`)
 )
 
 // protoFields reads the messages of a schema and the names of their fields. It
 // knows just enough of the language for a file that we write ourselves.
-func protoFields(text string) map[string]map[string]bool {
+func protoFields(text string) schemaFields {
 	text = protoComment.ReplaceAllString(text, "")
-	messages := map[string]map[string]bool{}
+	messages := schemaFields{}
 	for _, at := range protoMessage.FindAllStringSubmatchIndex(text, -1) {
 		depth, end := 1, at[1]
 		for end < len(text) && depth > 0 {
@@ -200,14 +236,15 @@ func protoFields(text string) map[string]map[string]bool {
 			}
 			end++
 		}
-		fields := map[string]bool{}
+		fields := map[string]string{}
 		body := text[at[1]:end]
 		for {
 			m := protoField.FindStringSubmatchIndex(body)
 			if m == nil {
 				break
 			}
-			fields[body[m[2]:m[3]]] = true
+			typ := body[m[2]:m[3]]
+			fields[body[m[4]:m[5]]] = typ[strings.LastIndex(typ, ".")+1:]
 			body = body[m[1]-1:] // the semicolon may open the next field
 		}
 		messages[text[at[2]:at[3]]] = fields
