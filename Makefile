@@ -1,0 +1,126 @@
+# What one types. `make test` is what CI runs; every stage of it can be run
+# alone: make unit, make lint, ...
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := build
+
+BENCH ?= tcp-echo
+LAB ?= four-distances
+FUZZTIME ?= 10s
+SEEDS ?= 200
+
+# SHORT=1 and SABOTAGE=x become flags of the commands.
+short = $(if $(filter-out 0,$(SHORT)),-short)
+sabotage = $(if $(SABOTAGE),-sabotage $(SABOTAGE))
+# In CI a skipped test is a failure unless internal/lint/skips/allowed.txt lists it.
+tests = go run ./internal/lint/skips $(if $(CI),-strict)
+
+.PHONY: build deps run test bench lab generate fuzz sim lint \
+	format vet current unit race sabotage clean
+
+build: ## bin/holdfast and the commands that test it, static
+	CGO_ENABLED=0 go build -trimpath -o bin/ ./cmd/...
+
+deps: ## the Debian packages that tests, labs and benches need
+	@.ci/deps
+
+run: ## a server, Holdfast, clients and live figures on loopback
+	@go run ./cmd/holdfast demo
+
+bench: ## BENCH=tcp-echo [SHORT=1]: Holdfast beside haproxy and nginx
+	@go run ./cmd/holdfast-bench -row $(BENCH) $(short)
+
+lab: ## LAB=four-distances [SHORT=1] [SABOTAGE=drop-octet|rst-one|blind-relay|kill]
+	@go run ./cmd/holdfast-lab -lab $(LAB) $(short) $(sabotage)
+
+generate: ## the Go code of internal/frozen/frozen.proto
+	@$(call protoc,.)
+
+clean:
+	rm -rf bin out
+
+# -- make test and its stages ------------------------------------------------
+
+STAGES ?= build format vet lint current unit race fuzz sim lab sabotage bench
+
+# Each stage runs even when one before it failed: a person wants the whole
+# list. Only without a build there is nothing to go on with.
+test:
+	@if [[ -n "$${CI:-}" ]]; then .ci/deps; fi
+	summary=(); failed=0; begin=$$SECONDS
+	for stage in $(STAGES); do
+		printf '\n== %s\n' "$$stage"; t=$$SECONDS; verdict=ok
+		case $$stage in
+			lab|bench) args="SHORT=1" ;;
+			fuzz) args="FUZZTIME=5s" ;;
+			*) args="" ;;
+		esac
+		$(MAKE) --no-print-directory "$$stage" $$args || { verdict=FAILED; failed=1; }
+		summary+=("$$(printf '%-9s %-6s %4d s' "$$stage" "$$verdict" $$((SECONDS - t)))")
+		if [[ $$stage == build && $$verdict != ok ]]; then break; fi
+	done
+	printf '\n== summary, %d s in all\n' $$((SECONDS - begin))
+	printf '%s\n' "$${summary[@]}"
+	if ((failed)); then echo FAILED; exit 1; fi
+	echo ok
+.ONESHELL:
+
+format:
+	@wrong=$$(git ls-files -co --exclude-standard '*.go' 2>/dev/null | xargs -r gofmt -l || gofmt -l .)
+	if [[ -n $$wrong ]]; then echo "not formatted; run gofmt -w:"; echo "$$wrong"; exit 1; fi
+
+vet:
+	go vet ./...
+
+lint: ## golangci-lint, pinned in tools/golangci
+	@go tool -modfile=tools/golangci/go.mod golangci-lint run ./...
+
+unit:
+	@go test -json ./... | $(tests)
+
+race:
+	@CGO_ENABLED=1 go test -race -json ./... | $(tests)
+
+# The generator is the one of go.mod, so that it and its runtime cannot drift.
+# $(1) is the directory to write to, as if it were the top of the module.
+define protoc
+	protoc --plugin=protoc-gen-go="$$(go tool -n protoc-gen-go)" \
+		--go_out=$(1) --go_opt=paths=source_relative internal/frozen/frozen.proto
+endef
+
+# The header names the release of protoc; that line alone may differ.
+current: ## the committed generated code is what the generator makes
+	@if ! command -v protoc >/dev/null; then
+		echo "no protoc here: run make deps"; [[ -z "$${CI:-}" ]]; exit
+	fi
+	fresh=$$(mktemp -d); trap 'rm -rf "$$fresh"' EXIT
+	$(call protoc,"$$fresh")
+	diff -I '^//.*protoc  *v' internal/frozen/frozen.pb.go "$$fresh"/internal/frozen/frozen.pb.go ||
+		{ echo "internal/frozen/frozen.pb.go is not current: run make generate"; exit 1; }
+
+fuzz: ## FUZZTIME=10s: every fuzz target in turn
+	@targets=$$(go test -list '^Fuzz' ./... | awk '/^Fuzz/ {names[++n]=$$1} /^ok/ {for (i=1; i<=n; i++) print $$2, names[i]; n=0}')
+	[[ -n $$targets ]] || { echo "no fuzz target found"; exit 1; }
+	while read -r package name; do
+		echo "-- $$name in $$package, $(FUZZTIME)"
+		go test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) "$$package" </dev/null
+	done <<<"$$targets"
+
+sim: ## SEEDS=200: the deterministic world, one history for each seed
+	@go test -count=1 -json -run '^TestSeeds$$' ./internal/sim -seeds $(SEEDS) | $(tests)
+
+# A lab that cannot fail shows nothing: with each sabotage it must reach its
+# verdict, one JSON object as the last line, and the verdict must be a failure.
+SABOTAGES = drop-octet rst-one blind-relay kill
+sabotage:
+	@bad=0; out=$$(mktemp); trap 'rm -f "$$out"' EXIT
+	for s in $(SABOTAGES); do
+		if $(MAKE) --no-print-directory lab SHORT=1 SABOTAGE=$$s >"$$out" 2>&1; then
+			echo "-- $$s: NOT NOTICED"; tail -n 20 "$$out"; bad=1
+		elif ! grep -vE '^(make|exit status)' "$$out" | tail -n 1 | grep -q '^{.*}$$'; then
+			echo "-- $$s: the lab broke instead of judging:"; tail -n 20 "$$out"; bad=1
+		else
+			echo "-- $$s: noticed"
+		fi
+	done
+	exit $$bad
