@@ -1,0 +1,170 @@
+package bench
+
+import (
+	"encoding/binary"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// patternPeriod is the period of the stream that a source sends. It is odd,
+// so that a lost, doubled or displaced block shifts the pattern.
+const patternPeriod = 251
+
+// stopOctet asks a source to end its stream; what follows is the trailer: how
+// many octets of pattern it sent, 8 octets, big-endian. Then it sends FIN.
+const stopOctet = 's'
+
+// trailerBytes is the length of that count.
+const trailerBytes = 8
+
+// pattern returns n octets of the stream of a source, from its beginning.
+func pattern(n int) []byte {
+	b := make([]byte, n)
+	for i := range b {
+		b[i] = byte(i % patternPeriod)
+	}
+	return b
+}
+
+// backendSpec says what the backend serves.
+type backendSpec struct {
+	Kind  string // "echo" or "source"
+	Ports []int
+}
+
+// backendConn is what the backend knows of one connection.
+type backendConn struct {
+	listener bool
+	ending   bool   // the client asked a source to stop
+	sent     uint64 // octets of pattern sent by a source
+	tail     []byte // what is left of the trailer
+}
+
+// chunkBytes is what a source offers to the kernel in one call. 256 KiB fills
+// a loopback socket and still lies in a second-level cache.
+const chunkBytes = 256 << 10
+
+// runBackend serves until it is killed. It prints "ready" once it listens.
+func runBackend(spec backendSpec) error {
+	p, err := newPoller()
+	if err != nil {
+		return err
+	}
+	conns := make([]backendConn, 20000)
+	for _, port := range spec.Ports {
+		fd, err := listen(port)
+		if err != nil {
+			return err
+		}
+		conns[fd].listener = true
+		p.add(fd, unix.EPOLLIN)
+	}
+	stream := pattern(chunkBytes + patternPeriod)
+	scratch := make([]byte, 64<<10)
+	mask := uint32(evConn)
+	if spec.Kind == "source" {
+		mask |= unix.EPOLLOUT
+	}
+	fmt.Println("ready")
+
+	for {
+		for _, ev := range p.wait(-1) {
+			fd := int(ev.Fd)
+			c := &conns[fd]
+			switch {
+			case c.listener:
+				for {
+					n, e := accept(fd)
+					if e != 0 {
+						break
+					}
+					conns[n] = backendConn{}
+					p.add(n, mask)
+				}
+			case spec.Kind == "source":
+				source(p, fd, c, ev.Events, stream, scratch)
+			default:
+				echo(fd, scratch)
+			}
+		}
+	}
+}
+
+// echo returns what has arrived. The generator never has more under way on a
+// connection than a socket buffer holds, so a short send is a fault.
+func echo(fd int, scratch []byte) {
+	for {
+		n, e := recv(fd, scratch)
+		if e == unix.EAGAIN {
+			return
+		}
+		if e != 0 || n == 0 {
+			closeFD(fd)
+			return
+		}
+		w, e := send(fd, scratch[:n])
+		if e == unix.EPIPE || e == unix.ECONNRESET {
+			closeFD(fd)
+			return
+		}
+		if e != 0 || w != n {
+			fmt.Fprintf(os.Stderr, "bench: backend: sent %d of %d octets: %v\n", w, n, e)
+			os.Exit(1)
+		}
+		if n < len(scratch) {
+			return // a new arrival is a new edge
+		}
+	}
+}
+
+// sendsMax bounds what one source connection may send in one turn.
+const sendsMax = 8
+
+func source(p *poller, fd int, c *backendConn, events uint32, stream, scratch []byte) {
+	if events&(unix.EPOLLIN|unix.EPOLLRDHUP|unix.EPOLLHUP|unix.EPOLLERR) != 0 && !c.ending {
+		n, e := recv(fd, scratch)
+		if e != unix.EAGAIN && (e != 0 || n == 0) {
+			closeFD(fd)
+			return
+		}
+		if n > 0 && e == 0 && scratch[0] == stopOctet {
+			c.ending = true
+			c.tail = binary.BigEndian.AppendUint64(nil, c.sent)
+		}
+	}
+	if c.ending {
+		for len(c.tail) > 0 {
+			n, e := send(fd, c.tail)
+			if e == unix.EAGAIN {
+				return
+			}
+			if e != 0 {
+				closeFD(fd)
+				return
+			}
+			if c.tail = c.tail[n:]; len(c.tail) == 0 {
+				shutdownWrite(fd)
+			}
+		}
+		if events&(unix.EPOLLHUP|unix.EPOLLERR|unix.EPOLLRDHUP) != 0 {
+			closeFD(fd)
+		}
+		return
+	}
+	for range sendsMax {
+		at := int(c.sent % patternPeriod)
+		n, e := send(fd, stream[at:at+chunkBytes])
+		if e == unix.EAGAIN {
+			return
+		}
+		if e != 0 {
+			closeFD(fd)
+			return
+		}
+		c.sent += uint64(n)
+	}
+	// Still writable: ask for the edge again, after the others had their turn.
+	p.mod(fd, evConn|unix.EPOLLOUT)
+}
