@@ -61,6 +61,9 @@ var (
 const (
 	endpointsMax = 4096 // of one backend
 
+	// sourcePortMin: lower ports are for services and need a capability.
+	sourcePortMin = 1024
+
 	// unixPathMax is sun_path of sockaddr_un without the final zero: unix(7).
 	unixPathMax = 107
 	// deviceMax is IFNAMSIZ without the final zero: netdevice(7).

@@ -177,3 +177,11 @@ func family(a netip.Addr) string {
 	}
 	return "IPv6"
 }
+
+// checkDevice wants a name that the kernel takes for a network interface.
+func checkDevice(name string) error {
+	if name == "" || name == "." || name == ".." || len(name) > deviceMax || strings.ContainsAny(name, "/: \t\r\n\v\f\x00") {
+		return fmt.Errorf("not the name of a network interface: 1 to %d octets without space, slash or colon", deviceMax)
+	}
+	return nil
+}

@@ -135,4 +135,3 @@ func (p Plan) Empty() bool {
 		len(p.EndpointsAdded)+len(p.EndpointsRemoved)+len(p.EndpointsChanged) == 0 &&
 		len(p.ListenersAdded)+len(p.ListenersRemoved)+len(p.ListenersChanged) == 0
 }
-

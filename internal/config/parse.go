@@ -1,6 +1,238 @@
 package config
 
-// Parse makes a Config of src, the text of file.
+import (
+	"fmt"
+	"net/netip"
+
+	"go.yaml.in/yaml/v4"
+)
+
+var (
+	rootKeys     = []string{"node", "listeners", "backends", "cluster"}
+	nodeKeys     = []string{"name", "loops", "connectionsMax", "admin"}
+	listenerKeys = []string{"vip", "protocol", "backend", "idleTimeout", "connectionsMax", "backlog",
+		"keepalive", "userTimeout", "onChange", "movable"}
+	keepaliveKeys = []string{"idle", "interval", "count"}
+	backendKeys   = []string{"balance", "connectTimeout", "retry", "source", "limits", "endpoints"}
+	limitsKeys    = []string{"connectionsPerEndpoint", "queue", "queueTime"}
+	endpointKeys  = []string{"name", "address"}
+	clusterKeys   = []string{"listen", "device", "identity", "sourcePorts", "peers"}
+	identityKeys  = []string{"certificate", "key", "trust"}
+)
+
+// Parse makes a Config of src, the text of a file. The name of the file is
+// for messages only. lookup gives the value of a variable for ${NAME} and
+// whether it is set; a nil lookup has none.
+//
+// The error, if any, is an *[Errors] with every fault of the file, and the
+// Config is nil. Warnings come with or without an error.
 func Parse(file string, src []byte, lookup func(string) (string, bool)) (*Config, Warnings, error) {
-	return nil, nil, &Errors{[]Problem{{file, 1, 1, "", "not yet"}}}
+	r := &reader{report: report{file: file}, lookup: lookup}
+	config := r.config(src)
+	sortProblems(r.problems)
+	sortProblems(r.warnings)
+	if len(r.problems) > 0 {
+		return nil, r.warnings, &Errors{r.problems}
+	}
+	return config, r.warnings, nil
+}
+
+// The places of what was read are kept until all of it was validated: who
+// refers to something that is not there is told where.
+type (
+	listenerSite struct {
+		*section
+		l *Listener
+	}
+	endpointSite struct {
+		*section
+		e *Endpoint
+	}
+	backendSite struct {
+		*section
+		b         *Backend
+		byKernel  bool // the kernel chooses the source
+		endpoints []endpointSite
+	}
+	// draft is the file, read section by section. Lists are in the order of
+	// the file, and have what is faulty, too.
+	draft struct {
+		root      *section
+		node      Node
+		listeners []listenerSite
+		backends  []backendSite
+		cluster   *Cluster
+		at        *section // of the cluster
+	}
+)
+
+func (r *reader) config(src []byte) *Config {
+	root := r.load(src)
+	if root == nil {
+		return nil
+	}
+	r.strict(root, "")
+	d := draft{root: r.section(root, place{1, 1}, "", rootKeys...)}
+	d.node = r.node(d.root.section("node", nodeKeys...))
+	for _, e := range d.root.named("listeners") {
+		d.listeners = append(d.listeners, r.listener(e))
+	}
+	for _, e := range d.root.named("backends") {
+		d.backends = append(d.backends, r.backend(e))
+	}
+	if d.root.has("cluster") {
+		d.at = d.root.section("cluster", clusterKeys...)
+		d.cluster = r.cluster(d.at)
+	}
+	r.validate(&d)
+
+	c := &Config{
+		Node: d.node, Cluster: d.cluster,
+		Listeners: make(map[string]*Listener, len(d.listeners)),
+		Backends:  make(map[string]*Backend, len(d.backends)),
+	}
+	for _, site := range d.listeners {
+		site.l.seal(site.l.Ref.Name)
+		c.Listeners[site.l.Ref.Name] = site.l
+	}
+	for _, site := range d.backends {
+		site.b.seal(site.b.Ref.Name)
+		c.Backends[site.b.Ref.Name] = site.b
+	}
+	return c
+}
+
+func (r *reader) node(s *section) Node {
+	n := Node{
+		Name:           s.string("name", defaultNodeName),
+		ConnectionsMax: s.integer("connectionsMax", 0, connectionsBound),
+	}
+	if err := checkName(n.Name); err != nil {
+		s.fail("name", "%v", err)
+	}
+	if t, ok := s.scalar("loops"); ok && t.value != loopsAuto {
+		n.Loops = s.loops(t)
+	}
+	admin := s.section("admin", "socket")
+	n.AdminSocket = admin.checked("socket", defaultAdminSocket, checkUnixPath)
+	return n
+}
+
+// loops reads a number of loops; the word auto was seen to already.
+func (s *section) loops(t text) int {
+	if !wholeForm.MatchString(t.value) {
+		s.fail("loops", "%q: must be %s, or %d to %d", clip(t.value), loopsAuto, loopsBound.min, loopsBound.max)
+		return 0
+	}
+	return s.integer("loops", 0, loopsBound)
+}
+
+func (r *reader) listener(e entry) listenerSite {
+	s := r.section(e.value, at(e.key), e.path, listenerKeys...)
+	l := &Listener{Ref: Ref{Name: e.key.Value}}
+	if s.require("vip", "10.0.0.5:5432") {
+		l.VIP = s.addrPort("vip", true)
+		l.DualStack = isDualStack(l.VIP)
+	}
+	if t, ok := s.scalar("protocol"); ok && t.value != "tcp" {
+		s.fail("protocol", "%q: only tcp is supported by this release", clip(t.value))
+	}
+	if s.require("backend", "web") {
+		l.BackendName = s.checked("backend", "", checkName)
+	}
+	l.IdleTimeout = s.duration("idleTimeout", defaultIdleTimeout, idleTimeoutBound)
+	l.ConnectionsMax = s.integer("connectionsMax", 0, connectionsBound)
+	l.Backlog = s.integer("backlog", defaultBacklog, backlogBound)
+
+	k := s.section("keepalive", keepaliveKeys...)
+	l.KeepaliveIdle = k.duration("idle", defaultKeepaliveIdle, keepaliveIdleBound)
+	l.KeepaliveInterval = k.duration("interval", defaultKeepaliveInterval, keepaliveIntervalBound)
+	l.KeepaliveCount = k.integer("count", defaultKeepaliveCount, keepaliveCountBound)
+	l.UserTimeout = s.duration("userTimeout", defaultUserTimeout, userTimeoutBound)
+
+	l.OnChange = Change(s.choice("onChange", uint8(KeepFlows), changeWords))
+	l.Movable = s.boolean("movable", false)
+	return listenerSite{s, l}
+}
+
+func (r *reader) backend(e entry) backendSite {
+	s := r.section(e.value, at(e.key), e.path, backendKeys...)
+	b := &Backend{Ref: Ref{Name: e.key.Value}}
+	b.Balance = Balance(s.choice("balance", uint8(RoundRobin), balanceWords))
+	b.ConnectTimeout = s.duration("connectTimeout", defaultConnectTimeout, connectTimeoutBound)
+	b.RetryMax = s.section("retry", "max").integer("max", defaultRetryMax, retryBound)
+	byKernel := s.source("source", b)
+
+	limits := s.section("limits", limitsKeys...)
+	b.ConnectionsPerEndpoint = limits.integer("connectionsPerEndpoint", 0, connectionsBound)
+	b.QueueMax = limits.integer("queue", defaultQueueMax, queueBound)
+	b.QueueTime = limits.duration("queueTime", defaultQueueTime, queueTimeBound)
+
+	site := backendSite{s, b, byKernel, nil}
+	if s.require("endpoints", "[ { address: 10.0.0.31:5432 } ]") {
+		site.endpoints = r.endpoints(s, b)
+	}
+	return site
+}
+
+func (r *reader) endpoints(s *section, b *Backend) []endpointSite {
+	items := s.list("endpoints")
+	n := s.values["endpoints"]
+	switch {
+	case n.Kind == yaml.SequenceNode && len(items) == 0:
+		s.fail("endpoints", "the list is empty; a backend needs at least one endpoint")
+	case len(items) > endpointsMax:
+		s.fail("endpoints", "%d endpoints; a backend has at most %d", len(items), endpointsMax)
+	}
+	var sites []endpointSite
+	for i, item := range items {
+		path := fmt.Sprintf("%s.endpoints[%d]", s.path, i)
+		site := endpointSite{r.section(item, at(item), path, endpointKeys...), &Endpoint{Backend: b.Ref.Name}}
+		e := site.e
+		if site.require("address", "10.0.0.31:5432") {
+			site.endpointAddress("address", e)
+		}
+		if e.Unix != "" || e.Addr.IsValid() {
+			e.Name = e.Address()
+		}
+		if name := site.string("name", e.Name); name != e.Name {
+			if err := checkName(name); err != nil {
+				site.fail("name", "%v", err)
+			}
+			e.Name = name
+		}
+		b.Endpoints = append(b.Endpoints, e)
+		sites = append(sites, site)
+	}
+	return sites
+}
+
+func (r *reader) cluster(s *section) *Cluster {
+	c := &Cluster{Peers: make(map[string]netip.AddrPort)}
+	if s.require("listen", "192.168.7.1:7443") {
+		c.Listen = s.addrPort("listen", true)
+	}
+	if s.require("device", "eth0") {
+		c.Device = s.checked("device", "", checkDevice)
+	}
+	if s.require("identity", "{ certificate: n1.crt, key: n1.key, trust: ca.crt }") {
+		identity := s.section("identity", identityKeys...)
+		for key, path := range map[string]*string{"certificate": &c.Certificate, "key": &c.Key, "trust": &c.Trust} {
+			if identity.require(key, "/etc/holdfast/"+key+".pem") {
+				*path = identity.checked(key, "", checkFilePath)
+			}
+		}
+	}
+	if s.require("sourcePorts", "20000-39999") {
+		c.SourcePortFirst, c.SourcePortLast = s.portRange("sourcePorts")
+	}
+	if !s.require("peers", "{ n1: 192.168.7.1:7443, n2: 192.168.7.2:7443 }") {
+		return c
+	}
+	peers := &section{r: r, path: join(s.path, "peers"), values: make(map[string]*yaml.Node)}
+	for _, e := range s.named("peers") {
+		peers.values[e.key.Value] = e.value
+		c.Peers[e.key.Value] = peers.addrPort(e.key.Value, false)
+	}
+	return c
 }

@@ -1,0 +1,55 @@
+package config
+
+import "strings"
+
+// nearest gives the word of known that wrong was probably meant to be, or ""
+// if none is near: at most 2 slips, or a third of a long word, and at most one
+// in a word so short that two would make any word of it.
+func nearest(wrong string, known []string) string {
+	const longest = 64 // distance is quadratic, and no word of ours is longer
+	if len(wrong) > longest {
+		return ""
+	}
+	best, bestSlips := "", 0
+	for _, word := range known {
+		limit := max(2, len(word)/3)
+		if min(len(word), len(wrong)) <= 3 {
+			limit = 1
+		}
+		slips := distance(strings.ToLower(wrong), strings.ToLower(word))
+		if slips > limit {
+			continue
+		}
+		if best == "" || slips < bestSlips || slips == bestSlips && word < best {
+			best, bestSlips = word, slips
+		}
+	}
+	return best
+}
+
+// distance counts the slips between a and b: an octet too many, one missing,
+// one wrong, or two neighbours exchanged.
+func distance(a, b string) int {
+	// Three rows of the table suffice: row[i][j] is the distance between the
+	// first i octets of a and the first j of b.
+	var before, above []int
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := 1; i <= len(a); i++ {
+		before, above, row = above, row, make([]int, len(b)+1)
+		row[0] = i
+		for j := 1; j <= len(b); j++ {
+			wrong := 1
+			if a[i-1] == b[j-1] {
+				wrong = 0
+			}
+			row[j] = min(above[j]+1, row[j-1]+1, above[j-1]+wrong)
+			if i > 1 && j > 1 && a[i-1] == b[j-2] && a[i-2] == b[j-1] {
+				row[j] = min(row[j], before[j-2]+1)
+			}
+		}
+	}
+	return row[len(b)]
+}

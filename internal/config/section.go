@@ -1,0 +1,191 @@
+package config
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"go.yaml.in/yaml/v4"
+)
+
+// reader reads the values of a file. Its report has what strict found;
+// what strict refused already (aliases, second keys) is passed over here.
+type reader struct {
+	report
+	lookup func(string) (string, bool)
+}
+
+// section is one mapping of the file. Each of its methods reads one key,
+// reports what is wrong with it, and gives its default in that case. A
+// section that is not in the file gives defaults for everything.
+type section struct {
+	r      *reader
+	path   string
+	place  place // of the key that holds the section
+	broken bool  // it is there, but it is no mapping, which was reported
+	values map[string]*yaml.Node
+}
+
+// section reads n as a mapping that has no keys but these. n is nil if the
+// section is not there.
+func (r *reader) section(n *yaml.Node, p place, path string, keys ...string) *section {
+	s := &section{r: r, path: path, place: p, values: make(map[string]*yaml.Node)}
+	if n == nil {
+		return s
+	}
+	s.broken = n.Kind != yaml.MappingNode
+	for _, e := range r.mapping(n, path) {
+		switch {
+		case path == "" && isExtension(e.key):
+		case slices.Contains(keys, e.key.Value):
+			s.values[e.key.Value] = e.value
+		default:
+			r.fail(at(e.key), e.path, "unknown key%s", hint(e.key.Value, keys))
+		}
+	}
+	return s
+}
+
+// entry is one key of a mapping with its value.
+type entry struct {
+	key, value *yaml.Node
+	path       string
+}
+
+// mapping gives the entries of n in the order of the file, each key once.
+func (r *reader) mapping(n *yaml.Node, path string) []entry {
+	if n.Kind == yaml.AliasNode {
+		return nil
+	}
+	if isNull(n) {
+		r.fail(at(n), path, "has no value; leave the key out, or write {}")
+		return nil
+	}
+	if n.Kind != yaml.MappingNode {
+		r.fail(at(n), path, "must be a mapping, as in {key: value}")
+		return nil
+	}
+	var all []entry
+	seen := make(map[string]bool)
+	for i := 0; i+1 < len(n.Content); i += 2 {
+		key := n.Content[i]
+		if key.Kind != yaml.ScalarNode || key.ShortTag() == "!!merge" || seen[key.Value] {
+			continue
+		}
+		seen[key.Value] = true
+		all = append(all, entry{key, n.Content[i+1], join(path, key.Value)})
+	}
+	return all
+}
+
+// at gives the place of a key's value, or that of the section if the key is
+// not there.
+func (s *section) at(key string) place {
+	if n := s.values[key]; n != nil {
+		return at(n)
+	}
+	return s.place
+}
+
+func (s *section) has(key string) bool { return s.values[key] != nil }
+
+// fail reports a fault of the value of key.
+func (s *section) fail(key, format string, args ...any) {
+	s.r.fail(s.at(key), join(s.path, key), format, args...)
+}
+
+// require reports a key that is not there, with an example of its value, and
+// says whether it is.
+func (s *section) require(key, example string) bool {
+	if s.has(key) || s.broken {
+		return s.has(key)
+	}
+	s.r.fail(s.place, s.path, "%s is missing, as in %s: %s", key, key, example)
+	return false
+}
+
+// section reads the value of key as a section with these keys.
+func (s *section) section(key string, keys ...string) *section {
+	return s.r.section(s.values[key], s.at(key), join(s.path, key), keys...)
+}
+
+// named reads the value of key as a mapping from names to anything. Entries
+// whose name is none are reported, and given nevertheless: others may refer
+// to them.
+func (s *section) named(key string) []entry {
+	n := s.values[key]
+	if n == nil {
+		return nil
+	}
+	all := s.r.mapping(n, join(s.path, key))
+	for _, e := range all {
+		if err := checkName(e.key.Value); err != nil {
+			s.r.fail(at(e.key), join(s.path, key), "%v", err)
+		}
+	}
+	return all
+}
+
+// list gives the items of the value of key.
+func (s *section) list(key string) []*yaml.Node {
+	n := s.values[key]
+	switch {
+	case n == nil || n.Kind == yaml.AliasNode:
+		return nil
+	case isNull(n):
+		s.fail(key, "has no value")
+		return nil
+	case n.Kind != yaml.SequenceNode:
+		s.fail(key, "must be a list, as in [ ... ]")
+		return nil
+	}
+	return n.Content
+}
+
+// text is a scalar of the file after ${NAME} was expanded.
+type text struct {
+	value  string
+	quoted bool // it stands in quotes and nothing in it was expanded
+}
+
+// scalar gives the value of key, and false if there is none or if it is no
+// scalar or cannot be expanded, which is reported.
+func (s *section) scalar(key string) (text, bool) {
+	n := s.values[key]
+	if n == nil || n.Kind == yaml.AliasNode {
+		return text{}, false
+	}
+	return s.r.scalar(n, join(s.path, key))
+}
+
+func (r *reader) scalar(n *yaml.Node, path string) (text, bool) {
+	if n.Kind != yaml.ScalarNode {
+		if n.Kind != yaml.AliasNode {
+			r.fail(at(n), path, "must be one value, not a mapping or a list")
+		}
+		return text{}, false
+	}
+	if isNull(n) {
+		r.fail(at(n), path, "has no value; leave the key out for its default")
+		return text{}, false
+	}
+	value, expanded, err := expand(n.Value, r.lookup)
+	if err != nil {
+		r.fail(at(n), path, "%v", err)
+		return text{}, false
+	}
+	const quotes = yaml.SingleQuotedStyle | yaml.DoubleQuotedStyle | yaml.LiteralStyle | yaml.FoldedStyle
+	return text{value, n.Style&quotes != 0 && !expanded}, true
+}
+
+// hint proposes the nearest of the known words, or lists them all.
+func hint(wrong string, known []string) string {
+	if best := nearest(wrong, known); best != "" {
+		return fmt.Sprintf("; did you mean %q?", best)
+	}
+	if len(known) == 0 {
+		return ""
+	}
+	known = slices.Sorted(slices.Values(known))
+	return "; known here: " + strings.Join(known, ", ")
+}
