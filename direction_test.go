@@ -56,7 +56,7 @@ var owners = []lint.Owner{
 
 	// The kernel. Tests may make descriptors of their own.
 	{Import: "golang.org/x/sys/unix", Packages: kernel, Tests: true},
-	{Import: "syscall", Packages: kernel, Tests: true},
+	{Import: "syscall", Packages: kernel, Tests: true, Open: "SIG"},
 	{Import: "unsafe", Packages: kernel},
 
 	{Import: "github.com/google/go-cmp", Tests: true},

@@ -35,20 +35,44 @@ func PackageComments(t *Tree) []Finding {
 }
 
 // DocComments wants a doc comment on every exported identifier of a package
-// that others import. A comment on a group speaks for all in it.
+// that others import. A comment on a group speaks for all in it. A method of an
+// interface of the same package is described there, not at each type that has it.
 func DocComments(t *Tree) []Finding {
 	var found []Finding
 	for _, p := range t.Packages {
+		described := interfaceMethods(p)
 		for _, f := range p.Files {
 			if f.Test || f.Generated || f.File.Name.Name == "main" {
 				continue
 			}
 			for _, d := range f.Decls {
-				found = append(found, docs(t, d)...)
+				fn, ok := d.(*ast.FuncDecl)
+				if !ok || fn.Recv == nil || !described[fn.Name.Name] {
+					found = append(found, docs(t, d)...)
+				}
 			}
 		}
 	}
 	return found
+}
+
+// interfaceMethods lists the methods of the package's interfaces, some of which
+// are described in groups.
+func interfaceMethods(p *Package) map[string]bool {
+	described := map[string]bool{}
+	for _, f := range p.Files {
+		ast.Inspect(f.File, func(n ast.Node) bool {
+			if it, ok := n.(*ast.InterfaceType); ok {
+				for _, m := range it.Methods.List {
+					for _, id := range m.Names {
+						described[id.Name] = true
+					}
+				}
+			}
+			return true
+		})
+	}
+	return described
 }
 
 func docs(t *Tree, d ast.Decl) []Finding {

@@ -31,6 +31,10 @@ type Owner struct {
 	Import   string // the path itself, or anything below it
 	Packages []string
 	Tests    bool // tests of every package may use it, too
+
+	// Open is a prefix of names that every package may use, such as the
+	// names of signals; "" is none.
+	Open string
 }
 
 // Direction checks every import of the tree against the table.
@@ -76,10 +80,41 @@ func forbidden(t *Tree, table Table, layer Layer, p *Package, f *File, importPat
 		if f.Test && o.Tests || slices.ContainsFunc(o.Packages, func(pattern string) bool { return under(p.Dir, pattern) }) {
 			return ""
 		}
+		if o.Open != "" && onlyNames(f, importPath, o.Open) {
+			return ""
+		}
 		return p.Dir + " may not know " + o.Import + "; its owners: " + strings.Join(o.Packages, ", ")
 	}
 	if root, _, _ := strings.Cut(importPath, "/"); strings.Contains(root, ".") {
 		return importPath + " has no owner in the table of direction_test.go; a dependency needs a sentence"
+	}
+	return ""
+}
+
+// onlyNames reports whether all that f uses of importPath begins with prefix.
+func onlyNames(f *File, importPath, prefix string) bool {
+	name := localName(f, importPath)
+	only := name != "."
+	ast.Inspect(f.File, func(n ast.Node) bool {
+		if sel, ok := n.(*ast.SelectorExpr); ok {
+			if x, ok := sel.X.(*ast.Ident); ok && x.Name == name && !strings.HasPrefix(sel.Sel.Name, prefix) {
+				only = false
+			}
+		}
+		return true
+	})
+	return only
+}
+
+// localName is the name of importPath in f, "" if f does not import it.
+func localName(f *File, importPath string) string {
+	for _, spec := range f.Imports {
+		if p, err := strconv.Unquote(spec.Path.Value); err == nil && p == importPath {
+			if spec.Name != nil {
+				return spec.Name.Name
+			}
+			return p[strings.LastIndex(p, "/")+1:]
+		}
 	}
 	return ""
 }
@@ -123,10 +158,7 @@ func machine(t *Tree, f *File) []Finding {
 		if err != nil {
 			continue
 		}
-		name := importPath[strings.LastIndex(importPath, "/")+1:]
-		if spec.Name != nil {
-			name = spec.Name.Name
-		}
+		name := localName(f, importPath)
 		if name == "." {
 			found = append(found, t.at(spec.Pos(), "a machine may not import %s with a dot: nobody sees what it calls", importPath))
 		}

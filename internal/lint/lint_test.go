@@ -49,7 +49,7 @@ func TestDirection(t *testing.T) {
 			{Package: "cmd/...", Imports: []string{"*"}},
 		},
 		Owners: []Owner{
-			{Import: "syscall", Packages: []string{"low"}, Tests: true},
+			{Import: "syscall", Packages: []string{"low"}, Tests: true, Open: "SIG"},
 			{Import: "lib.example/yaml", Packages: []string{"high"}},
 		},
 	}
@@ -64,7 +64,9 @@ func TestDirection(t *testing.T) {
 		{"cmd wires all", "cmd/x/a.go", `package main; import (_ "example.org/m/low"; _ "example.org/m/high")`, nil},
 		{"unknown package", "util/a.go", `package util`, []string{"util", "no row"}},
 		{"owner of the kernel", "low/a.go", `package low; import _ "syscall"`, nil},
-		{"not its owner", "high/a.go", `package high; import _ "syscall"`, []string{"high may not know syscall"}},
+		{"not its owner", "high/a.go", `package high; import "syscall"; var x = syscall.ESRCH`, []string{"high may not know syscall"}},
+		{"a signal's name", "high/a.go", `package high; import "syscall"; var s = syscall.SIGTERM`, nil},
+		{"not a signal", "high/a.go", `package high; import os "syscall"; var s, t = os.SIGTERM, os.Getpid`, []string{"high may not know syscall"}},
 		{"a test may", "high/a_test.go", `package high; import _ "syscall"`, nil},
 		{"a test may not", "low/a_test.go", `package low; import _ "lib.example/yaml"`, []string{"may not know lib.example/yaml"}},
 		{"below a path", "high/a.go", `package high; import _ "lib.example/yaml/parse"`, nil},
@@ -130,6 +132,7 @@ func TestComments(t *testing.T) {
 		{"const (\n\tA = 1\n)", []string{"A has no doc"}},
 		{"const (\n\tA = 1 // one\n)", nil},
 		{"// Numbers.\nconst (\n\tA = 1\n\tB = 2\n)", nil},
+		{"type K interface {\n\t// M does.\n\tM()\n}\ntype t int\n// T is.\ntype T int\nfunc (T) M() {}", []string{"K has no doc"}},
 		{"var V int", []string{"V has no doc"}},
 		{"type T int", []string{"T has no doc"}},
 	} {
