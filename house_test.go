@@ -3,9 +3,12 @@ package holdfast_test
 import (
 	"fmt"
 	"os"
+	"path/filepath"
+	"regexp"
 	"sync"
 	"testing"
 
+	"github.com/holdfast-lb/holdfast/internal/config"
 	"github.com/holdfast-lb/holdfast/internal/lint"
 )
 
@@ -64,4 +67,37 @@ func TestLinksLeadSomewhere(t *testing.T) {
 		t.Fatal(err)
 	}
 	report(t, found)
+}
+
+// A configuration in a document is one that a reader will copy.
+func TestExamplesInDocumentsParse(t *testing.T) {
+	block := regexp.MustCompile("(?s)\n```yaml\n(.*?)\n```\n")
+	for _, name := range []string{"README.md", "docs/operate.md"} {
+		text, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		blocks := block.FindAllSubmatch(text, -1)
+		if len(blocks) == 0 {
+			t.Errorf("%s: no configuration found", name)
+		}
+		for _, b := range blocks {
+			if _, _, err := config.Parse(name, b[1], nil); err != nil {
+				t.Errorf("%s:\n%s\n%v", name, b[1], err)
+			}
+		}
+	}
+	examples, err := filepath.Glob("examples/*.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range examples {
+		text, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, _, err := config.Parse(name, text, os.LookupEnv); err != nil {
+			t.Error(err)
+		}
+	}
 }
