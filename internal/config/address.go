@@ -34,7 +34,7 @@ func parseAddrPort(s string, wildcard bool) (netip.AddrPort, error) {
 	}
 	if host == "" {
 		if !wildcard {
-			return netip.AddrPort{}, fmt.Errorf("the address is missing, as in 10.0.0.31:%s", clip(port))
+			return netip.AddrPort{}, fmt.Errorf("the address is missing, as in 10.0.0.31:%s", printable(port))
 		}
 		host = "::"
 	}
@@ -61,7 +61,7 @@ func cutPort(s string) (host, port string, err error) {
 		}
 		port, found = strings.CutPrefix(port, ":")
 		if !found {
-			return "", "", fmt.Errorf("a port is missing, as in [%s]:5432", clip(host))
+			return "", "", fmt.Errorf("a port is missing, as in [%s]:5432", printable(host))
 		}
 		return host, port, nil
 	}

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"errors"
 	"fmt"
 	"regexp"
 	"time"
@@ -79,12 +80,9 @@ const (
 
 var nameForm = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}$`)
 
-// nameRule says what nameForm wants.
-const nameRule = "is not a name: 1 to 63 letters, digits, dots, dashes and underscores, beginning with a letter or digit"
-
 func checkName(name string) error {
 	if !nameForm.MatchString(name) {
-		return fmt.Errorf("%q %s", clip(name), nameRule)
+		return errors.New("not a name: 1 to 63 letters, digits, dots, dashes and underscores, beginning with a letter or digit")
 	}
 	return nil
 }

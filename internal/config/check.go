@@ -110,7 +110,7 @@ func (e *Endpoint) check() error {
 	}
 	if e.Unix != "" {
 		if e.Addr != (netip.AddrPort{}) {
-			return fmt.Errorf("both %v and unix:%s", e.Addr, clip(e.Unix))
+			return fmt.Errorf("both %v and unix:%s", e.Addr, printable(e.Unix))
 		}
 		if err := checkUnixPath(e.Unix); err != nil {
 			return fmt.Errorf("unix: %w", err)
@@ -141,9 +141,9 @@ func checkAddr(a netip.Addr, wildcard bool) error {
 	case !a.IsValid():
 		return fmt.Errorf("not an IP address")
 	case a.Zone() != "":
-		return fmt.Errorf("an address with a zone (%%%s) is not supported", clip(a.Zone()))
+		return fmt.Errorf("an address with a zone (%q) is not supported", clip(a.Zone()))
 	case a.Is4In6():
-		return fmt.Errorf("an IPv4 address in IPv6 clothes; write %v", a.Unmap())
+		return fmt.Errorf("an IPv4 address written as IPv6; write %v", a.Unmap())
 	case a.IsUnspecified() && !wildcard:
 		return fmt.Errorf("%v is no specific address", a)
 	case a.IsMulticast():
@@ -161,8 +161,8 @@ func checkUnixPath(path string) error {
 	switch {
 	case !strings.HasPrefix(path, "/"):
 		return fmt.Errorf("the path of a socket must be absolute")
-	case strings.ContainsRune(path, 0):
-		return fmt.Errorf("the path of a socket cannot hold a zero octet")
+	case !isPrintable(path):
+		return fmt.Errorf("the path of a socket cannot hold control characters")
 	case len(path) > unixPathMax:
 		return fmt.Errorf("the path of a socket has at most %d octets, this one has %d", unixPathMax, len(path))
 	}
@@ -180,7 +180,7 @@ func family(a netip.Addr) string {
 
 // checkDevice wants a name that the kernel takes for a network interface.
 func checkDevice(name string) error {
-	if name == "" || name == "." || name == ".." || len(name) > deviceMax || strings.ContainsAny(name, "/: \t\r\n\v\f\x00") {
+	if name == "" || name == "." || name == ".." || len(name) > deviceMax || strings.ContainsAny(name, "/: ") || !isPrintable(name) {
 		return fmt.Errorf("not the name of a network interface: 1 to %d octets without space, slash or colon", deviceMax)
 	}
 	return nil

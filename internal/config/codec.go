@@ -9,8 +9,11 @@ import (
 	"io"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 )
 
 // An object is encoded as one line of JSON:
@@ -165,7 +168,7 @@ func cutEndpointName(s string) (backend, endpoint string, ok bool) { return stri
 func DecodeObject(kind Kind, name string, data []byte) (any, error) {
 	object, err := decodeObject(kind, name, data)
 	if err != nil {
-		return nil, fmt.Errorf("config: object %v/%s: %w", kind, clip(name), err)
+		return nil, fmt.Errorf("config: object %v/%s: %w", kind, printable(name), err)
 	}
 	return object, nil
 }
@@ -179,7 +182,7 @@ func decodeObject(kind Kind, name string, data []byte) (any, error) {
 		return nil, err
 	}
 	if is := versionText(version(outer.Object)); is != outer.Version {
-		return nil, fmt.Errorf("version %s does not match the contents, which have %s", clip(outer.Version), is)
+		return nil, fmt.Errorf("version %s does not match the contents, which have %s", printable(outer.Version), is)
 	}
 	var object interface {
 		Encode() []byte
@@ -201,7 +204,7 @@ func decodeObject(kind Kind, name string, data []byte) (any, error) {
 		return nil, err
 	}
 	if is := object.ref(); is.Name != name {
-		return nil, fmt.Errorf("is named %s", clip(is.Name))
+		return nil, fmt.Errorf("is named %s", printable(is.Name))
 	}
 	if !bytes.Equal(object.Encode(), data) {
 		return nil, fmt.Errorf("not in canonical form")
@@ -302,6 +305,19 @@ func fromWord(words []string, s string) (uint8, error) {
 		return uint8(i), nil
 	}
 	return 0, fmt.Errorf("%q is not one of %s", clip(s), strings.Join(words, ", "))
+}
+
+// printable gives s for a message, in quotes if that needs them.
+func printable(s string) string {
+	if s == "" || strings.Contains(s, " ") || !isPrintable(s) {
+		return strconv.Quote(clip(s))
+	}
+	return clip(s)
+}
+
+// isPrintable: s may be part of a line of text as it is.
+func isPrintable(s string) bool {
+	return utf8.ValidString(s) && !strings.ContainsFunc(s, func(c rune) bool { return !unicode.IsPrint(c) })
 }
 
 // clip shortens what a peer or a file wrote, for messages.

@@ -3,6 +3,7 @@ package config
 import (
 	"fmt"
 	"net/netip"
+	"strconv"
 
 	"go.yaml.in/yaml/v4"
 )
@@ -104,27 +105,30 @@ func (r *reader) config(src []byte) *Config {
 
 func (r *reader) node(s *section) Node {
 	n := Node{
-		Name:           s.string("name", defaultNodeName),
+		Name:           s.checked("name", defaultNodeName, checkName),
 		ConnectionsMax: s.integer("connectionsMax", 0, connectionsBound),
 	}
-	if err := checkName(n.Name); err != nil {
-		s.fail("name", "%v", err)
-	}
-	if t, ok := s.scalar("loops"); ok && t.value != loopsAuto {
-		n.Loops = s.loops(t)
-	}
+	n.Loops = s.loops("loops")
 	admin := s.section("admin", "socket")
 	n.AdminSocket = admin.checked("socket", defaultAdminSocket, checkUnixPath)
 	return n
 }
 
-// loops reads a number of loops; the word auto was seen to already.
-func (s *section) loops(t text) int {
-	if !wholeForm.MatchString(t.value) {
-		s.fail("loops", "%q: must be %s, or %d to %d", clip(t.value), loopsAuto, loopsBound.min, loopsBound.max)
+// loops reads a number of loops, or the word auto, which is 0.
+func (s *section) loops(key string) int {
+	if t, ok := s.scalar(key); !ok || t.value == loopsAuto {
 		return 0
 	}
-	return s.integer("loops", 0, loopsBound)
+	t, ok := s.plain(key)
+	if !ok {
+		return 0
+	}
+	n, err := strconv.Atoi(t)
+	if err != nil || !wholeForm.MatchString(t) || loopsBound.check(n) != nil {
+		s.fail(key, "%q: must be %s, or %d to %d", clip(t), loopsAuto, loopsBound.min, loopsBound.max)
+		return 0
+	}
+	return n
 }
 
 func (r *reader) listener(e entry) listenerSite {
@@ -197,7 +201,7 @@ func (r *reader) endpoints(s *section, b *Backend) []endpointSite {
 		}
 		if name := site.string("name", e.Name); name != e.Name {
 			if err := checkName(name); err != nil {
-				site.fail("name", "%v", err)
+				site.fail("name", "%q: %v", clip(name), err)
 			}
 			e.Name = name
 		}

@@ -1,1 +1,180 @@
 package config
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// Everything of a file with every key, as it is after Parse: what was
+// written, what was defaulted, and the versions, which must not change from
+// one release to the next.
+func TestGoodFile(t *testing.T) {
+	c, warnings, err := Parse("good.yaml", []byte(read(t, "good.yaml")), lookup)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out strings.Builder
+	fmt.Fprintf(&out, "warnings %q\n", warnings.String())
+	fmt.Fprintf(&out, "node %+v\n", c.Node)
+	fmt.Fprintf(&out, "cluster %+v\n", *c.Cluster)
+	for _, l := range c.SortedListeners() {
+		fmt.Fprintf(&out, "%v\n  %s\n", l.Ref, l.Encode())
+	}
+	for _, b := range c.SortedBackends() {
+		fmt.Fprintf(&out, "%v\n  %s\n", b.Ref, b.Encode())
+		for _, e := range b.Endpoints {
+			fmt.Fprintf(&out, "%v\n  %s\n", e.Ref, e.Encode())
+		}
+	}
+	golden(t, "good.txt", out.String())
+}
+
+// The smallest file has all defaults.
+func TestDefaults(t *testing.T) {
+	const small = `
+listeners: { a: { vip: ":80", backend: b } }
+backends: { b: { endpoints: [ { address: 10.0.0.1:80 } ] } }
+`
+	const full = `
+node: { name: node, loops: auto, connectionsMax: 0, admin: { socket: /run/holdfast/admin.sock } }
+listeners:
+  a:
+    { vip: "[::]:80", protocol: tcp, backend: b, idleTimeout: 10m, connectionsMax: 0, backlog: 4096,
+      keepalive: { idle: 10s, interval: 3s, count: 4 }, userTimeout: 20s, onChange: keep, movable: false }
+backends:
+  b:
+    { balance: round-robin, connectTimeout: 5s, retry: { max: 2 }, source: "",
+      limits: { connectionsPerEndpoint: 0, queue: 1000, queueTime: 10s },
+      endpoints: [ { name: "10.0.0.1:80", address: 10.0.0.1:80 } ] }
+`
+	if d := Diff(must(t, small), must(t, full)); !d.Empty() {
+		t.Errorf("defaults are not what they are said to be:\n%s", d)
+	}
+}
+
+// A version depends on contents, not on how they are written or ordered.
+func TestVersionsOfEqualContents(t *testing.T) {
+	one := must(t, `
+listeners:
+  a: { vip: 10.0.0.5:80, backend: b, idleTimeout: 600s }
+backends:
+  b: { endpoints: [ { name: x, address: "${DB2}:80" }, { name: y, address: "[2001:DB8:0::1]:80" } ] }
+`)
+	two := must(t, `
+backends:
+  b:
+    endpoints:
+      - { address: "[2001:db8::1]:80", name: y }
+      - { address: 10.0.0.32:80, name: "x" }
+    source: "${EMPTY}"
+listeners:
+  a: { backend: b, vip: "10.0.0.5:80", movable: "${NO:-false}", keepalive: { count: "${COUNT}" } }
+`)
+	if d := Diff(one, two); !d.Empty() {
+		t.Errorf("equal contents differ:\n%s", d)
+	}
+	if one.Listeners["a"].Ref != two.Listeners["a"].Ref || one.Backends["b"].Ref != two.Backends["b"].Ref {
+		t.Errorf("got %v and %v, want equal refs", one.Listeners["a"].Ref, two.Listeners["a"].Ref)
+	}
+}
+
+// Each section of problems.txt is a file, "----", and all that Parse says of
+// it, word by word.
+func TestProblems(t *testing.T) {
+	var out strings.Builder
+	for _, section := range strings.Split(read(t, "problems.txt"), "=== ")[1:] {
+		name, rest, _ := strings.Cut(section, "\n")
+		src, want, found := strings.Cut(rest, "----\n")
+		if !found {
+			t.Fatalf("%s: no ----", name)
+		}
+		got := said(Parse("f", []byte(src), lookup))
+		if want = strings.TrimSpace(want); got != want && !*rewrite {
+			t.Errorf("%s\n%s----\n got %s\nwant %s", name, src, got, want)
+		}
+		fmt.Fprintf(&out, "=== %s\n%s----\n%s\n\n", name, src, got)
+	}
+	if *rewrite {
+		golden(t, "problems.txt", out.String())
+	}
+}
+
+// said gives errors and warnings as they are printed.
+func said(c *Config, w Warnings, err error) string {
+	var all []string
+	if err != nil {
+		all = append(all, err.Error())
+	}
+	if len(w) > 0 {
+		all = append(all, w.String())
+	}
+	if c != nil {
+		all = append(all, "ok")
+	}
+	return strings.Join(all, "\n")
+}
+
+// All faults of a file in one go, each kind of them, in the order of lines.
+func TestManyProblems(t *testing.T) {
+	c, w, err := Parse("holdfast.yaml", []byte(read(t, "many.yaml")), lookup)
+	golden(t, "many.txt", said(c, w, err)+"\n")
+	var all *Errors
+	if !errors.As(err, &all) {
+		t.Fatalf("got %T, want *Errors", err)
+	}
+	if !slices.IsSortedFunc(all.Problems, func(a, b Problem) int { return a.Line - b.Line }) {
+		t.Error("not in the order of lines")
+	}
+}
+
+// Bounds hold where yaml itself would not stop.
+func TestLargeFiles(t *testing.T) {
+	var many strings.Builder
+	many.WriteString("listeners: { a: { vip: ':80', backend: b } }\nbackends:\n  b:\n    endpoints:\n")
+	for i := range endpointsMax + 1 {
+		fmt.Fprintf(&many, "    - { address: 10.0.%d.%d:80 }\n", i/256, i%256)
+	}
+	for name, c := range map[string]struct{ src, want string }{
+		"octets":    {strings.Repeat("#", sourceMax+1), "f:1:1: the file has 4194305 octets; at most 4194304 are taken"},
+		"endpoints": {many.String(), "f:5:5: backends.b.endpoints: 4097 endpoints; a backend has at most 4096"},
+	} {
+		if got := said(Parse("f", []byte(c.src), nil)); got != c.want {
+			t.Errorf("%s: got %s, want %s", name, got, c.want)
+		}
+	}
+	for _, src := range []string{strings.Repeat("[", 100_000), "a: " + strings.Repeat("{b: ", 50_000)} {
+		if _, _, err := Parse("f", []byte(src), nil); err == nil {
+			t.Error("depth without bound was taken")
+		}
+	}
+}
+
+// What Parse gives is what check and DecodeObject ask for.
+func checkConfig(t *testing.T, c *Config) {
+	t.Helper()
+	same := func(kind Kind, ref Ref, data []byte) {
+		got, err := DecodeObject(kind, ref.Name, data)
+		if err != nil {
+			t.Errorf("%v: %v", ref, err)
+			return
+		}
+		if is := got.(interface{ ref() Ref }).ref(); is != ref {
+			t.Errorf("%v decodes as %v", ref, is)
+		}
+		if _, ok := c.Lookup(ref); !ok {
+			t.Errorf("%v is not found", ref)
+		}
+	}
+	for _, l := range c.Listeners {
+		same(ListenerKind, l.Ref, l.Encode())
+	}
+	for _, b := range c.Backends {
+		same(BackendKind, b.Ref, b.Encode())
+		for _, e := range b.Endpoints {
+			same(EndpointKind, e.Ref, e.Encode())
+		}
+	}
+}

@@ -24,12 +24,13 @@ type section struct {
 	place  place // of the key that holds the section
 	broken bool  // it is there, but it is no mapping, which was reported
 	values map[string]*yaml.Node
+	meant  map[string]bool // keys that some unknown key was probably meant to be
 }
 
 // section reads n as a mapping that has no keys but these. n is nil if the
 // section is not there.
 func (r *reader) section(n *yaml.Node, p place, path string, keys ...string) *section {
-	s := &section{r: r, path: path, place: p, values: make(map[string]*yaml.Node)}
+	s := &section{r: r, path: path, place: p, values: make(map[string]*yaml.Node), meant: make(map[string]bool)}
 	if n == nil {
 		return s
 	}
@@ -40,7 +41,9 @@ func (r *reader) section(n *yaml.Node, p place, path string, keys ...string) *se
 		case slices.Contains(keys, e.key.Value):
 			s.values[e.key.Value] = e.value
 		default:
-			r.fail(at(e.key), e.path, "unknown key%s", hint(e.key.Value, keys))
+			best := nearest(e.key.Value, keys)
+			s.meant[best] = true
+			r.fail(at(e.key), e.path, "unknown key%s", hint(best, keys))
 		}
 	}
 	return s
@@ -95,9 +98,9 @@ func (s *section) fail(key, format string, args ...any) {
 }
 
 // require reports a key that is not there, with an example of its value, and
-// says whether it is.
+// says whether it is. A key with a slip in it was reported as unknown already.
 func (s *section) require(key, example string) bool {
-	if s.has(key) || s.broken {
+	if s.has(key) || s.broken || s.meant[key] {
 		return s.has(key)
 	}
 	s.r.fail(s.place, s.path, "%s is missing, as in %s: %s", key, key, example)
@@ -120,7 +123,7 @@ func (s *section) named(key string) []entry {
 	all := s.r.mapping(n, join(s.path, key))
 	for _, e := range all {
 		if err := checkName(e.key.Value); err != nil {
-			s.r.fail(at(e.key), join(s.path, key), "%v", err)
+			s.r.fail(at(e.key), join(s.path, key), "%q: %v", clip(e.key.Value), err)
 		}
 	}
 	return all
@@ -178,13 +181,10 @@ func (r *reader) scalar(n *yaml.Node, path string) (text, bool) {
 	return text{value, n.Style&quotes != 0 && !expanded}, true
 }
 
-// hint proposes the nearest of the known words, or lists them all.
-func hint(wrong string, known []string) string {
-	if best := nearest(wrong, known); best != "" {
+// hint proposes the best of the known words, or lists them all.
+func hint(best string, known []string) string {
+	if best != "" {
 		return fmt.Sprintf("; did you mean %q?", best)
-	}
-	if len(known) == 0 {
-		return ""
 	}
 	known = slices.Sorted(slices.Values(known))
 	return "; known here: " + strings.Join(known, ", ")

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"strings"
-	"unicode"
 	"unicode/utf8"
 
 	"go.yaml.in/yaml/v4"
@@ -82,7 +81,7 @@ func (r *report) load(src []byte) *yaml.Node {
 func (r *report) syntax(src []byte, err error) {
 	var fault *yaml.LoadError
 	if !errors.As(err, &fault) {
-		r.fail(place{1, 1}, "", "not YAML: %v", err)
+		r.fail(place{1, 1}, "", "not YAML: %s", strings.Join(strings.Fields(err.Error()), " "))
 		return
 	}
 	p := place{fault.Mark.Line, fault.Mark.Column}
@@ -140,14 +139,14 @@ func characterAt(src []byte, p place) rune {
 // not matter.
 func (r *report) strict(n *yaml.Node, path string) {
 	if n.Anchor != "" && n.Kind != yaml.AliasNode {
-		r.fail(at(n), path, "anchor &%s: anchors are not supported; write the value where it is used", clip(n.Anchor))
+		r.fail(at(n), path, "anchor &%s: anchors are not supported; write the value where it is used", printable(n.Anchor))
 	}
 	if n.Style&yaml.TaggedStyle != 0 {
-		r.fail(at(n), path, "tag %s: tags are not supported", clip(n.Tag))
+		r.fail(at(n), path, "tag %s: tags are not supported", printable(n.Tag))
 	}
 	switch n.Kind {
 	case yaml.AliasNode:
-		r.fail(at(n), path, "alias *%s: aliases are not supported; write the value out", clip(n.Value))
+		r.fail(at(n), path, "alias *%s: aliases are not supported; write the value out", printable(n.Value))
 	case yaml.SequenceNode:
 		for i, item := range n.Content {
 			r.strict(item, fmt.Sprintf("%s[%d]", path, i))
@@ -195,10 +194,7 @@ func isNull(n *yaml.Node) bool { return n.Kind == yaml.ScalarNode && n.ShortTag(
 // join appends a key to a path. What a person wrote as a key may hold
 // anything; a path stays on its line.
 func join(path, key string) string {
-	key = clip(key)
-	if key == "" || strings.ContainsFunc(key, func(c rune) bool { return c == ' ' || !unicode.IsPrint(c) }) {
-		key = fmt.Sprintf("%q", key)
-	}
+	key = printable(key)
 	if path == "" {
 		return key
 	}

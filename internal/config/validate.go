@@ -17,11 +17,12 @@ func (r *reader) validate(d *draft) {
 		backends[b.b.Ref.Name] = b
 		b.validateEndpoints()
 	}
+	names := slices.Sorted(maps.Keys(backends))
 	used := make(map[string]bool)
 	taken := make(vips)
 	for _, l := range d.listeners {
 		l.validateVIP(taken)
-		if l.l.Movable && !d.root.has("cluster") {
+		if l.l.Movable && !d.root.has("cluster") && !d.root.meant["cluster"] {
 			l.fail("movable", "needs a cluster section: flows move to its peers")
 		}
 		if l.l.BackendName == "" {
@@ -30,8 +31,8 @@ func (r *reader) validate(d *draft) {
 		used[l.l.BackendName] = true
 		if b := backends[l.l.BackendName]; b != nil {
 			l.validateBackend(b)
-		} else {
-			l.fail("backend", "no backend %q%s", clip(l.l.BackendName), thereAre(l.l.BackendName, slices.Sorted(maps.Keys(backends))))
+		} else if !d.root.meant["backends"] {
+			l.fail("backend", "no backend %q%s", clip(l.l.BackendName), thereAre(l.l.BackendName, names))
 		}
 	}
 	for _, b := range d.backends {
@@ -39,7 +40,7 @@ func (r *reader) validate(d *draft) {
 			r.warn(b.place, b.path, "used by no listener")
 		}
 	}
-	if len(d.listeners) == 0 && !d.root.has("listeners") {
+	if len(d.listeners) == 0 && !d.root.has("listeners") && !d.root.meant["listeners"] {
 		r.warn(place{1, 1}, "", "there are no listeners, so nothing is served")
 	}
 	if d.cluster != nil {
@@ -49,16 +50,28 @@ func (r *reader) validate(d *draft) {
 
 // thereAre proposes names: all of them if they are few, else the nearest.
 func thereAre(wrong string, known []string) string {
-	const few = 8
+	const few, many = 8, 1000
+	if len(known) > many {
+		return fmt.Sprintf("; there are %d others", len(known))
+	}
 	switch best := nearest(wrong, known); {
 	case len(known) == 0:
 		return "; there is none"
 	case len(known) <= few:
-		return "; there are: " + strings.Join(known, ", ")
+		return "; there are: " + strings.Join(quoted(known), ", ")
 	case best != "":
 		return fmt.Sprintf("; did you mean %q?", best)
 	}
 	return fmt.Sprintf("; there are %d others", len(known))
+}
+
+// quoted puts those names in quotes that are none, and were reported as such.
+func quoted(names []string) []string {
+	names = slices.Clone(names)
+	for i, name := range names {
+		names[i] = printable(name)
+	}
+	return names
 }
 
 func (b *backendSite) validateEndpoints() {
@@ -101,14 +114,14 @@ func (l listenerSite) validateBackend(b *backendSite) {
 		if wildcard {
 			l.fail("movable", "the VIP %v is a wildcard; only flows of a specific address can move", l.l.VIP)
 		}
-		if b.byKernel {
+		if b.byKernel && !b.broken {
 			l.fail("movable", "backend %q is dialled from an address of the kernel's choice, which stays on this host; "+
 				"give it source: vip, or an address that moves", b.b.Ref.Name)
 		}
 		for _, site := range b.endpoints {
 			if site.e.Unix != "" {
 				l.fail("movable", "endpoint %s/%s is a unix socket, whose other end is a process of this host, so its flows cannot move",
-					b.b.Ref.Name, clip(site.e.Name))
+					printable(b.b.Ref.Name), printable(site.e.Name))
 				break
 			}
 		}
@@ -125,10 +138,10 @@ func (l listenerSite) validateBackend(b *backendSite) {
 		case l.l.DualStack:
 			l.r.warn(l.at("backend"), join(l.path, "backend"),
 				"backend %q has source: vip and endpoint %s is %s; clients of the other family cannot be served by it",
-				b.b.Ref.Name, clip(site.e.Name), family(a))
+				b.b.Ref.Name, printable(site.e.Name), family(a))
 		default:
 			l.fail("backend", "backend %q has source: vip, but endpoint %s is %s and the VIP %v is %s",
-				b.b.Ref.Name, clip(site.e.Name), family(a), vip, family(vip))
+				b.b.Ref.Name, printable(site.e.Name), family(a), vip, family(vip))
 		}
 		return
 	}
@@ -201,7 +214,7 @@ func (l listenerSite) validateVIP(taken vips) {
 	if !l.l.VIP.IsValid() {
 		return
 	}
-	h := holder{l.l.VIP, "listener " + clip(l.l.Ref.Name), l.place.line}
+	h := holder{l.l.VIP, "listener " + printable(l.l.Ref.Name), l.place.line}
 	if other := taken.take(h); other != nil {
 		l.fail("vip", "%s", other.overlap(h.vip))
 	}
@@ -229,7 +242,7 @@ func (d *draft) validateCluster(taken vips) {
 	for _, name := range c.SortedPeers() {
 		a := c.Peers[name]
 		if other, twice := first[a]; twice && a.IsValid() {
-			s.fail("peers", "%s and %s have the same address %v", clip(other), clip(name), a)
+			s.fail("peers", "%s and %s have the same address %v", printable(other), printable(name), a)
 		}
 		first[a] = name
 	}

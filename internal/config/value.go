@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 )
 
 var (
@@ -133,8 +134,8 @@ func checkFilePath(path string) error {
 	if !strings.HasPrefix(path, "/") {
 		return errors.New("the path must be absolute")
 	}
-	if strings.ContainsRune(path, 0) {
-		return errors.New("a path cannot hold a zero octet")
+	if !isPrintable(path) {
+		return errors.New("a path cannot hold control characters")
 	}
 	return nil
 }
@@ -157,7 +158,7 @@ func expand(s string, lookup func(string) (string, bool)) (string, bool, error) 
 		}
 		name, otherwise, hasDefault := strings.Cut(inner, ":-")
 		if !variableForm.MatchString(name) {
-			return "", false, fmt.Errorf("${%s}: not of the form ${NAME} or ${NAME:-default}", clip(inner))
+			return "", false, fmt.Errorf("%q: not of the form ${NAME} or ${NAME:-default}", clip("${"+inner+"}"))
 		}
 		if strings.Contains(otherwise, "${") {
 			return "", false, fmt.Errorf("${%s: a default cannot hold another ${", clip(name))
@@ -171,6 +172,10 @@ func expand(s string, lookup func(string) (string, bool)) (string, bool, error) 
 			value = otherwise
 		case !set:
 			return "", false, fmt.Errorf("the variable %s is not set; set it, or write ${%s:-default}", clip(name), clip(name))
+		}
+		// The form in which objects travel is Unicode.
+		if !utf8.ValidString(value) {
+			return "", false, fmt.Errorf("what the variable %s holds is not UTF-8", clip(name))
 		}
 		out.WriteString(value)
 		expanded, s = true, after
