@@ -164,7 +164,7 @@ func TestFrozenFields(t *testing.T) {
 		{"undecided", "type leg struct { n uint64 `frozen:\"received\"`; m int }", []string{"leg.m", "nobody decided"}},
 		{"embedded", "type T int\ntype leg struct { n uint64 `frozen:\"received\"`; T }", []string{"(embedded)"}},
 		{"no reason", "type leg struct { n uint64 `frozen:\"-\"` }", []string{"without a reason"}},
-		{"unknown name", "type leg struct { n uint64 `frozen:\"recieved\"` }", []string{`no field "recieved"`}},
+		{"unknown name", "type leg struct { n uint64 `frozen:\"acquired\"` }", []string{`no field "acquired"`}},
 		{"commented out", "type leg struct { n uint64 `frozen:\"Comment.no\"` }", []string{"no message Comment"}},
 		{"one field becomes several", "type leg struct { n uint64 `frozen:\"received,marks\"` }", nil},
 		{"one of several is unknown", "type leg struct { n uint64 `frozen:\"received,sent\"` }", []string{`no field "sent"`}},
