@@ -9,11 +9,8 @@ import (
 	"io"
 	"net/netip"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
-	"unicode"
-	"unicode/utf8"
 )
 
 // An object is encoded as one line of JSON:
@@ -297,37 +294,4 @@ func decodeEndpoint(data []byte) (*Endpoint, error) {
 
 func (s endpointSpec) endpoint() *Endpoint {
 	return &Endpoint{Backend: s.Backend, Name: s.Name, Addr: s.Addr, Unix: s.Unix}
-}
-
-// fromWord is the reverse of word.
-func fromWord(words []string, s string) (uint8, error) {
-	if i := slices.Index(words, s); i >= 0 {
-		return uint8(i), nil
-	}
-	return 0, fmt.Errorf("%q is not one of %s", clip(s), strings.Join(words, ", "))
-}
-
-// printable gives s for a message, in quotes if that needs them.
-func printable(s string) string {
-	if s == "" || strings.Contains(s, " ") || !isPrintable(s) {
-		return strconv.Quote(clip(s))
-	}
-	return clip(s)
-}
-
-// isPrintable: s may be part of a line of text as it is.
-func isPrintable(s string) bool {
-	return utf8.ValidString(s) && !strings.ContainsFunc(s, func(c rune) bool { return !unicode.IsPrint(c) })
-}
-
-// clip shortens what a peer or a file wrote, for messages.
-func clip(s string) string {
-	const runesMax = 64
-	n := 0
-	for i := range s {
-		if n++; n > runesMax {
-			return s[:i] + "..."
-		}
-	}
-	return s
 }

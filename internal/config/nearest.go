@@ -16,6 +16,9 @@ func nearest(wrong string, known []string) string {
 		if min(len(word), len(wrong)) <= 3 {
 			limit = 1
 		}
+		if max(len(word)-len(wrong), len(wrong)-len(word)) > limit {
+			continue
+		}
 		slips := distance(strings.ToLower(wrong), strings.ToLower(word))
 		if slips > limit {
 			continue

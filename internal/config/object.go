@@ -68,13 +68,6 @@ var balanceWords = []string{"round-robin", "least"}
 // String gives the word of the file for b.
 func (b Balance) String() string { return word(balanceWords, uint8(b), "balance") }
 
-func word(words []string, i uint8, what string) string {
-	if int(i) < len(words) {
-		return words[i]
-	}
-	return fmt.Sprintf("%s(%d)", what, i)
-}
-
 // Listener is a VIP and what happens to connections that arrive there. It is
 // immutable.
 type Listener struct {

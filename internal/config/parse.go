@@ -72,7 +72,7 @@ func (r *reader) config(src []byte) *Config {
 	if root == nil {
 		return nil
 	}
-	r.strict(root, "")
+	r.strict(root, "", 0)
 	d := draft{root: r.section(root, place{1, 1}, "", rootKeys...)}
 	d.node = r.node(d.root.section("node", nodeKeys...))
 	for _, e := range d.root.named("listeners") {
@@ -86,7 +86,9 @@ func (r *reader) config(src []byte) *Config {
 		d.cluster = r.cluster(d.at)
 	}
 	r.validate(&d)
-
+	if len(r.problems) > 0 {
+		return nil // what was read is not whole
+	}
 	c := &Config{
 		Node: d.node, Cluster: d.cluster,
 		Listeners: make(map[string]*Listener, len(d.listeners)),

@@ -145,9 +145,15 @@ func TestLargeFiles(t *testing.T) {
 			t.Errorf("%s: got %s, want %s", name, got, c.want)
 		}
 	}
-	for _, src := range []string{strings.Repeat("[", 100_000), "a: " + strings.Repeat("{b: ", 50_000)} {
-		if _, _, err := Parse("f", []byte(src), nil); err == nil {
-			t.Error("depth without bound was taken")
+	for _, depth := range []int{depthMax + 1, 5_000, 200_000} {
+		for _, src := range []string{
+			"node: " + strings.Repeat("[", depth) + strings.Repeat("]", depth),
+			"node: " + strings.Repeat("{a: ", depth) + strings.Repeat("}", depth),
+		} {
+			_, _, err := Parse("f", []byte(src), nil)
+			if err == nil || len(err.Error()) > 1000 {
+				t.Errorf("%d levels: got %v", depth, err)
+			}
 		}
 	}
 }

@@ -11,8 +11,10 @@ import (
 	"go.yaml.in/yaml/v4"
 )
 
-// sourceMax bounds the text of a file, in octets.
-const sourceMax = 4 << 20
+const (
+	sourceMax = 4 << 20 // octets of a file
+	depthMax  = 32      // levels of mappings and lists; the deepest of ours is the sixth
+)
 
 // place is where something stands in the file.
 type place struct{ line, column int }
@@ -137,7 +139,11 @@ func characterAt(src []byte, p place) rune {
 // written twice, anchors, aliases, merge keys, tags, keys that are no words.
 // An alias is not followed, here or later, so what it would expand to does
 // not matter.
-func (r *report) strict(n *yaml.Node, path string) {
+func (r *report) strict(n *yaml.Node, path string, depth int) {
+	if depth > depthMax {
+		r.fail(at(n), "", "nested deeper than %d levels", depthMax)
+		return
+	}
 	if n.Anchor != "" && n.Kind != yaml.AliasNode {
 		r.fail(at(n), path, "anchor &%s: anchors are not supported; write the value where it is used", printable(n.Anchor))
 	}
@@ -149,14 +155,14 @@ func (r *report) strict(n *yaml.Node, path string) {
 		r.fail(at(n), path, "alias *%s: aliases are not supported; write the value out", printable(n.Value))
 	case yaml.SequenceNode:
 		for i, item := range n.Content {
-			r.strict(item, fmt.Sprintf("%s[%d]", path, i))
+			r.strict(item, fmt.Sprintf("%s[%d]", path, i), depth+1)
 		}
 	case yaml.MappingNode:
-		r.strictMapping(n, path)
+		r.strictMapping(n, path, depth)
 	}
 }
 
-func (r *report) strictMapping(n *yaml.Node, path string) {
+func (r *report) strictMapping(n *yaml.Node, path string, depth int) {
 	seen := make(map[string]int) // key -> line
 	for i := 0; i+1 < len(n.Content); i += 2 {
 		key, value := n.Content[i], n.Content[i+1]
@@ -180,7 +186,7 @@ func (r *report) strictMapping(n *yaml.Node, path string) {
 		} else {
 			seen[key.Value] = key.Line
 		}
-		r.strict(value, below)
+		r.strict(value, below, depth+1)
 	}
 }
 

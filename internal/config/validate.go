@@ -50,7 +50,7 @@ func (r *reader) validate(d *draft) {
 
 // thereAre proposes names: all of them if they are few, else the nearest.
 func thereAre(wrong string, known []string) string {
-	const few, many = 8, 1000
+	const few, many = 8, 200
 	if len(known) > many {
 		return fmt.Sprintf("; there are %d others", len(known))
 	}
