@@ -28,7 +28,7 @@ type settings struct {
 	Dir               string // a directory of this proxy's own
 	FilesMax          int    // RLIMIT_NOFILE
 	ConnectionsMax    int    // clients that the proxy must be able to serve
-	Splice            bool   // on wherever it exists
+	Bulk              bool   // the row streams: each proxy as it is best for that
 	NginxStream       string // the dynamic stream module, empty if built in
 }
 

@@ -151,7 +151,7 @@ func (m *run) prepare() error {
 		s := &side{proxy: found[name], settings: settings{
 			Port: ports[2*i], BackendPort: ports[2*i+1], Loops: m.row.loops,
 			Dir: filepath.Join(m.dir, name+".d"), FilesMax: m.files, ConnectionsMax: connectionsMax,
-			Splice: true, NginxStream: nginxStreamModule(),
+			Bulk: m.row.backend == "source", NginxStream: nginxStreamModule(),
 		}}
 		if err := os.Mkdir(s.settings.Dir, 0o755); err != nil {
 			return fmt.Errorf("bench: %w", err)
