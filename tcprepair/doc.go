@@ -1,0 +1,59 @@
+// Package tcprepair saves and restores one TCP socket, IPv4 or IPv6, so that
+// a live connection continues on another host (or in another process) without
+// its peer noticing more than a pause. It uses the kernel's TCP_REPAIR mode
+// and nothing else: no kernel module, no packet library.
+//
+// # The contract
+//
+// The package handles sockets, not packets. Its caller promises:
+//
+//   - No packet reaches the socket from before [Save] until it is resumed, and
+//     none reaches the tuple on either host while the tuple has no socket. A
+//     segment that finds no socket draws a reset, and that is the end of the
+//     connection. So divert or hold the tuple first, then save. Repair mode by
+//     itself does not stop the stack: segments are still accepted, timers
+//     still fire.
+//   - Nobody reads, writes or shuts down the socket between Save and the
+//     outcome ([Resume] or [Discard]).
+//   - After [Discard] the [State] is the only truth. It is restored once and
+//     once only; two sockets with one tuple corrupt the stream.
+//
+// The order of a move, with the way back:
+//
+//	divert the tuple              undo: stop diverting
+//	Save(fd)                      undo: Resume(fd)
+//	other side: Restore(state)    undo: Discard(fd there)
+//	Verify(fd, state)             no longer the saved state: undo everything
+//	Discard(fd)                   the point of no return
+//	other side: GoLive(fd, state)
+//	other side: let the held packets go
+//
+// # What is kept and what is lost
+//
+// Kept: the four-tuple, the TCP state including half-closed ones, both queues
+// to the octet, sequence numbers, windows, negotiated options (SACK, window
+// scales, timestamps, MSS), buffer sizes and the usual options of the socket.
+//
+// Lost, since the kernel offers no way to set them: the congestion window and
+// the round-trip estimate (the connection starts slow again), ECN (the peer
+// goes on marking its segments, congestion marks are no longer echoed), the
+// peer's last timestamp, urgent data, segments that arrived out of order (see
+// [Options] and [SaveOptions]), TCP-MD5 and TCP-AO keys, and every option of
+// the socket that State does not name.
+//
+// # Quiet
+//
+// A restored socket is in repair mode and has sent nothing. The kernel's
+// timers run all the same: a restored socket with unacknowledged octets or an
+// unacknowledged FIN retransmits after its first timeout (200 ms at the very
+// least), one in CLOSE_WAIT or LAST_ACK acknowledges the peer's FIN after the
+// delayed-ACK time (40 ms at the least), one in CLOSING does so at once. All
+// of these repeat what the saved socket had said or could have said, so they
+// do no harm should the move be undone; but whoever holds restored sockets
+// for long keeps their output guarded.
+//
+// # Privilege
+//
+// Entering and leaving repair mode takes CAP_NET_ADMIN in the user namespace
+// that owns the network namespace; see [Probe].
+package tcprepair

@@ -1,0 +1,308 @@
+package tcprepair
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Options of Restore.
+type Options struct {
+	// Transparent sets IP_TRANSPARENT (IPV6_TRANSPARENT), so that the local
+	// address need not be on this host yet. It stays set.
+	Transparent bool
+
+	// Inject delivers one IP packet, which Restore makes up, to this host's
+	// own stack as if it had come from the network. Half-closed states need
+	// it: the kernel counts a FIN as received, or ours as acknowledged, only
+	// when a segment says so. The packet's source is the remote address, so
+	// it takes a TAP or TUN device with loose reverse path filtering, or
+	// InjectRaw. A State in ESTABLISHED or FIN_WAIT1 is restored without.
+	Inject func(segment []byte) error
+}
+
+const (
+	// chunkOctets is how much is given to the kernel at once for a queue.
+	// In the receive queue each piece becomes one buffer, which is
+	// allocated whole (net/ipv4/tcp_input.c: tcp_send_rcvq).
+	chunkOctets    = 32 << 10
+	chunkOctetsMin = 1 << 10
+
+	// timestampSlack is added to the timestamp clock, in milliseconds. The
+	// saved socket may have sent once more between Save and Discard; were
+	// our first segment older than that, the peer would drop it (RFC 7323,
+	// section 5.2). The clock may jump forward at will.
+	timestampSlack = 10
+
+	// injectWait bounds how long an injected segment may take to arrive.
+	injectWait = 50 * time.Millisecond
+)
+
+// Restore makes a socket of s: in repair mode, nonblocking, close-on-exec.
+// It puts nothing on the wire (see the package comment on timers). The
+// caller owns fd: GoLive starts it, Discard forgets it. No other socket of
+// this network namespace may have the tuple. s is not changed and its queues
+// are not kept.
+func Restore(s *State, o Options) (fd int, err error) {
+	if err := s.check(); err != nil {
+		return -1, err
+	}
+	// The kernel builds ESTABLISHED directly; a FIN on either side is added
+	// afterwards, as it came about.
+	fins, err := planFins(s, o)
+	if err != nil {
+		return -1, err
+	}
+	domain := unix.AF_INET
+	if s.Local.Addr().Is6() {
+		domain = unix.AF_INET6
+	}
+	fd, err = unix.Socket(domain, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.IPPROTO_TCP)
+	if err != nil {
+		return -1, fmt.Errorf("tcprepair: socket: %w", err)
+	}
+	err = s.build(fd, o)
+	if err == nil {
+		err = s.addFins(fd, o, fins)
+	}
+	if err != nil {
+		_ = unix.Close(fd) // silent: in repair mode, or not connected yet
+		return -1, fmt.Errorf("tcprepair: restore %v: %w", s, err)
+	}
+	return fd, nil
+}
+
+// build makes the connection without any FIN, as if in ESTABLISHED.
+func (s *State) build(fd int, o Options) error {
+	if o.Transparent {
+		level, opt, name := unix.SOL_IP, unix.IP_TRANSPARENT, "IP_TRANSPARENT"
+		if s.Local.Addr().Is6() {
+			level, opt, name = unix.SOL_IPV6, unix.IPV6_TRANSPARENT, "IPV6_TRANSPARENT"
+		}
+		if err := setInt(fd, level, opt, 1, name); err != nil {
+			return err
+		}
+	}
+	if s.Congestion != "" {
+		// A host without this algorithm uses its default; the stream is the
+		// same, only its pace differs.
+		_ = unix.SetsockoptString(fd, unix.IPPROTO_TCP, unix.TCP_CONGESTION, s.Congestion)
+	}
+	if err := s.enlarge(fd); err != nil {
+		return err
+	}
+	if err := setRepair(fd, unix.TCP_REPAIR_ON); err != nil {
+		return err
+	}
+	if err := unix.Bind(fd, sockaddr(s.Local)); err != nil {
+		return fmt.Errorf("bind %v: %w", s.Local, err)
+	}
+	if err := writeSeq(fd, queueSend, s.sendBase()); err != nil {
+		return err
+	}
+	if err := writeSeq(fd, queueRecv, s.recvBase()); err != nil {
+		return err
+	}
+	// net/ipv4/tcp_output.c, tcp_connect: in repair mode no SYN leaves.
+	if err := retryEINTR(func() error { return unix.Connect(fd, sockaddr(s.Remote)) }); err != nil {
+		return fmt.Errorf("connect %v: %w", s.Remote, err)
+	}
+	if err := s.writeOptions(fd); err != nil {
+		return err
+	}
+	if len(s.RecvQueue) > 0 {
+		if err := selectQueue(fd, queueRecv); err != nil {
+			return err
+		}
+		if err := fill(fd, s.RecvQueue); err != nil {
+			return fmt.Errorf("receive queue of %d octets: %w", len(s.RecvQueue), err)
+		}
+	}
+	if b := s.unacked(); len(b) > 0 {
+		if err := selectQueue(fd, queueSend); err != nil {
+			return err
+		}
+		// net/ipv4/tcp_output.c, tcp_write_xmit: marked as sent, not sent.
+		if err := fill(fd, b); err != nil {
+			return fmt.Errorf("send queue of %d octets: %w", len(b), err)
+		}
+	}
+	if err := selectQueue(fd, queueNone); err != nil {
+		return err
+	}
+	w := s.Window
+	if s.TCP.finReceived() {
+		// The right edge stays where it is; the FIN lies within it.
+		w.RecvWup--
+		w.RecvWindow++
+	}
+	if err := writeWindow(fd, w); err != nil {
+		return err
+	}
+	return s.writeSockopts(fd)
+}
+
+// enlarge makes room for the queues. Buffers count the kernel's overhead as
+// well, so twice the octets and a little more is taken; the saved sizes come
+// back in writeSockopts.
+func (s *State) enlarge(fd int) error {
+	const slack = 64 << 10
+	recv := max(s.RecvBuffer/2, uint32(len(s.RecvQueue))+slack)
+	send := max(s.SendBuffer/2, uint32(len(s.SendQueue))+slack)
+	if err := setRecvBuffer(fd, recv); err != nil {
+		return err
+	}
+	return setSendBuffer(fd, send)
+}
+
+// The kernel doubles the sizes (net/core/sock.c: __sock_set_rcvbuf). To exceed
+// net.core.rmem_max and wmem_max takes CAP_NET_ADMIN in the initial user
+// namespace (sk_setsockopt, SO_RCVBUFFORCE), which is more than repair mode
+// asks for; without, these bounds apply, and a queue that then does not fit
+// is refused by fill.
+func setRecvBuffer(fd int, octets uint32) error {
+	err := setInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, int(octets), "SO_RCVBUFFORCE")
+	if errors.Is(err, unix.EPERM) {
+		err = setInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, int(octets), "SO_RCVBUF")
+	}
+	return err
+}
+
+func setSendBuffer(fd int, octets uint32) error {
+	err := setInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, int(octets), "SO_SNDBUFFORCE")
+	if errors.Is(err, unix.EPERM) {
+		err = setInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, int(octets), "SO_SNDBUF")
+	}
+	return err
+}
+
+// writeOptions sets what the handshake had agreed on. The kernel takes it
+// only directly after connect (net/ipv4/tcp.c: TCP_REPAIR_OPTIONS).
+func (s *State) writeOptions(fd int) error {
+	b := make([]byte, 0, 32) // struct tcp_repair_opt {u32 opt_code, opt_val} x 4
+	add := func(code, v uint32) {
+		b = binary.NativeEndian.AppendUint32(b, code)
+		b = binary.NativeEndian.AppendUint32(b, v)
+	}
+	if s.SACK {
+		add(optionSACK, 0)
+	}
+	if s.WindowScaling {
+		add(optionWindow, uint32(s.SendScale)|uint32(s.RecvScale)<<16)
+	}
+	if s.Timestamps {
+		add(optionTimestamps, 0)
+	}
+	add(optionMSS, s.MSS)
+	if err := setBytes(fd, unix.IPPROTO_TCP, unix.TCP_REPAIR_OPTIONS, b, "TCP_REPAIR_OPTIONS"); err != nil {
+		return err
+	}
+	if !s.Timestamps {
+		return nil
+	}
+	slack := uint32(timestampSlack)
+	if s.Timestamp&1 != 0 {
+		slack *= 1000 // microseconds; even, so that the mark stays
+	}
+	return setInt(fd, unix.IPPROTO_TCP, unix.TCP_TIMESTAMP, int(int32(s.Timestamp+slack)), "TCP_TIMESTAMP")
+}
+
+func (s *State) writeSockopts(fd int) error {
+	if s.NoDelay {
+		if err := setInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1, "TCP_NODELAY"); err != nil {
+			return err
+		}
+	}
+	if s.KeepAlive {
+		for _, o := range []struct {
+			level, opt int
+			v          uint32
+			name       string
+		}{
+			{unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, s.KeepIdle, "TCP_KEEPIDLE"},
+			{unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, s.KeepInterval, "TCP_KEEPINTVL"},
+			{unix.IPPROTO_TCP, unix.TCP_KEEPCNT, s.KeepCount, "TCP_KEEPCNT"},
+			{unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1, "SO_KEEPALIVE"},
+		} {
+			if err := setInt(fd, o.level, o.opt, int(o.v), o.name); err != nil {
+				return err
+			}
+		}
+	}
+	if s.UserTimeout != 0 {
+		if err := setInt(fd, unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(s.UserTimeout), "TCP_USER_TIMEOUT"); err != nil {
+			return err
+		}
+	}
+	// A queue that exceeds its buffer again is fine: the kernel takes no
+	// more until it has shrunk. The unsent tail still has to fit, though.
+	if err := setRecvBuffer(fd, s.RecvBuffer/2); err != nil {
+		return err
+	}
+	if err := setSendBuffer(fd, s.SendBuffer/2); err != nil {
+		return err
+	}
+	if s.BufferLock != 3 {
+		// Give tuning back to the kernel. Before Linux 5.15 it cannot be had.
+		err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_BUF_LOCK, int(s.BufferLock))
+		if err != nil && !errors.Is(err, unix.ENOPROTOOPT) {
+			return fmt.Errorf("setsockopt SO_BUF_LOCK %d: %w", s.BufferLock, err)
+		}
+	}
+	return nil
+}
+
+// fill writes b to the selected queue. The kernel allocates buffers of the
+// size it is given, so pieces become smaller if memory is short.
+func fill(fd int, b []byte) error {
+	chunk := chunkOctets
+	for len(b) > 0 {
+		n, err := unix.SendmsgN(fd, b[:min(chunk, len(b))], nil, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+		switch {
+		case err == nil:
+			b = b[n:]
+		case errors.Is(err, unix.EINTR):
+		case chunk > chunkOctetsMin:
+			chunk /= 2
+		default:
+			return fmt.Errorf("sendmsg with %d octets left: %w", len(b), err)
+		}
+	}
+	return nil
+}
+
+// GoLive starts a restored socket: it leaves repair mode, whereupon the
+// kernel probes the peer's window (in ESTABLISHED), writes the octets that
+// were never sent, and shuts down for writing if s had an unsent FIN. rest is
+// what did not fit, a part of s.SendQueue: the caller writes it when the
+// socket is writable, and then shuts down itself if s.FinUnsent is set.
+//
+// Whether it succeeds or not, fd is the caller's and no longer in repair mode
+// unless leaving it was what failed. Let held packets go only afterwards.
+func GoLive(fd int, s *State) (rest []byte, err error) {
+	rest = s.SendQueue[len(s.SendQueue)-int(s.Unsent):]
+	if err := Resume(fd); err != nil {
+		return rest, err
+	}
+	for len(rest) > 0 {
+		n, err := unix.SendmsgN(fd, rest, nil, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+		switch {
+		case err == nil:
+			rest = rest[n:]
+		case errors.Is(err, unix.EINTR):
+		case errors.Is(err, unix.EAGAIN):
+			return rest, nil
+		default:
+			return rest, fmt.Errorf("tcprepair: go live %v: %w", s, err)
+		}
+	}
+	if s.FinUnsent {
+		if err := unix.Shutdown(fd, unix.SHUT_WR); err != nil {
+			return nil, fmt.Errorf("tcprepair: go live %v: shutdown: %w", s, err)
+		}
+	}
+	return nil, nil
+}
