@@ -8,6 +8,7 @@ BENCH ?= tcp-echo
 LAB ?= four-distances
 FUZZTIME ?= 10s
 SEEDS ?= 200
+RELEASE ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 
 # SHORT=1 and SABOTAGE=x become flags of the commands.
 short = $(if $(filter-out 0,$(SHORT)),-short)
@@ -19,7 +20,8 @@ tests = go run ./internal/lint/skips $(if $(CI),-strict)
 	format vet current unit race sabotage clean
 
 build: ## bin/holdfast and the commands that test it, static
-	CGO_ENABLED=0 go build -trimpath -o bin/ ./cmd/...
+	CGO_ENABLED=0 go build -trimpath -o bin/ \
+		-ldflags '-X github.com/holdfast-lb/holdfast/internal/node.Release=$(RELEASE)' ./cmd/...
 
 deps: ## the Debian packages that tests, labs and benches need
 	@.ci/deps
