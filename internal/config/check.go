@@ -10,7 +10,7 @@ import (
 // that Parse ensures of one object alone.
 
 // first gives the first error, behind the name of the field that has it.
-func first(checks ...fieldCheck) error {
+func first(checks []fieldCheck) error {
 	for _, c := range checks {
 		if c.err != nil {
 			return fmt.Errorf("%s: %w", c.field, c.err)
@@ -36,7 +36,7 @@ func (l *Listener) check() error {
 		{"keepalive.interval", keepaliveIntervalBound.check(l.KeepaliveInterval)},
 		{"keepalive.count", keepaliveCountBound.check(l.KeepaliveCount)},
 		{"userTimeout", userTimeoutBound.check(l.UserTimeout)},
-	}...); err != nil {
+	}); err != nil {
 		return err
 	}
 	if l.DualStack != isDualStack(l.VIP) {
@@ -56,7 +56,7 @@ func (b *Backend) check() error {
 		{"limits.connectionsPerEndpoint", connectionsBound.check(b.ConnectionsPerEndpoint)},
 		{"limits.queue", queueBound.check(b.QueueMax)},
 		{"limits.queueTime", queueTimeBound.check(b.QueueTime)},
-	}...); err != nil {
+	}); err != nil {
 		return err
 	}
 	if b.Source.IsValid() {

@@ -40,7 +40,7 @@ func (r Ref) String() string {
 }
 
 // Change says what becomes of the flows of a listener when the listener
-// changes or goes. The numbers are append-only.
+// changes. The numbers are append-only.
 type Change uint8
 
 const (
@@ -88,11 +88,11 @@ type Listener struct {
 	Backlog int
 
 	// KeepaliveIdle, KeepaliveInterval (whole seconds) and KeepaliveCount are
-	// TCP_KEEPIDLE, TCP_KEEPINTVL and TCP_KEEPCNT of both legs.
+	// TCP_KEEPIDLE, TCP_KEEPINTVL and TCP_KEEPCNT of the flows' sockets.
 	// KeepaliveIdle 0 is no keepalive.
 	KeepaliveIdle, KeepaliveInterval time.Duration
 	KeepaliveCount                   int
-	// UserTimeout is TCP_USER_TIMEOUT of both legs (whole milliseconds); 0 is
+	// UserTimeout is TCP_USER_TIMEOUT of them (whole milliseconds); 0 is
 	// the kernel's default.
 	UserTimeout time.Duration
 

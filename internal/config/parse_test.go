@@ -81,6 +81,33 @@ listeners:
 	}
 }
 
+// Neither the ends of lines nor a byte order mark change what a file says.
+func TestLineEnds(t *testing.T) {
+	src := read(t, "old.yaml")
+	for name, other := range map[string]string{
+		"CRLF": strings.ReplaceAll(src, "\n", "\r\n"),
+		"BOM":  "\ufeff" + src,
+	} {
+		if d := Diff(must(t, src), must(t, other)); !d.Empty() {
+			t.Errorf("%s:\n%s", name, d)
+		}
+	}
+}
+
+// Octets that no text of YAML holds are found, though YAML does not say where.
+func TestBadCharacters(t *testing.T) {
+	for src, want := range map[string]string{
+		"node:\n  name: \u00e9\x01\n": "f:2:10: not YAML: control characters are not allowed (value: 1)",
+		"node:\n  name: \xff\n":       "f:2:9: not YAML: invalid leading UTF-8 octet (value: 255)",
+		"\x00":                        "f:1:1: not YAML: control characters are not allowed (value: 0)",
+		"node: \ufffe\n":              "f:1:7: not YAML: control characters are not allowed (value: 65534)",
+	} {
+		if got := said(Parse("f", []byte(src), nil)); got != want {
+			t.Errorf("%q:\n got %s\nwant %s", src, got, want)
+		}
+	}
+}
+
 // Each section of problems.txt is a file, "----", and all that Parse says of
 // it, word by word.
 func TestProblems(t *testing.T) {

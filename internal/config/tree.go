@@ -103,12 +103,16 @@ func (r *report) syntax(src []byte, err error) {
 	r.fail(p, "", "not YAML: %s", strings.Join(strings.Fields(text), " "))
 }
 
-// firstBadCharacter finds what the reader of YAML refuses without saying where.
+// firstBadCharacter finds what the reader of YAML refuses without saying
+// where: YAML 1.2.2, section 5.1.
 func firstBadCharacter(src []byte) place {
 	p := place{1, 1}
 	for len(src) > 0 {
 		c, n := utf8.DecodeRune(src)
-		if c == utf8.RuneError && n == 1 || c < ' ' && c != '\t' && c != '\n' && c != '\r' || c == 0x7f {
+		switch {
+		case c == utf8.RuneError && n == 1, c == 0xfffe, c == 0xffff,
+			c < ' ' && c != '\t' && c != '\n' && c != '\r',
+			0x7f <= c && c < 0xa0 && c != 0x85:
 			return p
 		}
 		if p.column++; c == '\n' {

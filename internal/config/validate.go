@@ -25,6 +25,9 @@ func (r *reader) validate(d *draft) {
 		if l.l.Movable && !d.root.has("cluster") && !d.root.meant["cluster"] {
 			l.fail("movable", "needs a cluster section: flows move to its peers")
 		}
+		if vip := l.l.VIP; l.l.Movable && vip.IsValid() && vip.Addr().IsUnspecified() {
+			l.fail("movable", "the VIP %v is a wildcard; only flows of a specific address can move", vip)
+		}
 		if l.l.BackendName == "" {
 			continue
 		}
@@ -109,11 +112,7 @@ func (b *backendSite) validateEndpoints() {
 // validateBackend: what the listener asks of its backend.
 func (l listenerSite) validateBackend(b *backendSite) {
 	vip := l.l.VIP.Addr()
-	wildcard := vip.IsValid() && vip.IsUnspecified()
 	if l.l.Movable {
-		if wildcard {
-			l.fail("movable", "the VIP %v is a wildcard; only flows of a specific address can move", l.l.VIP)
-		}
 		if b.byKernel && !b.broken {
 			l.fail("movable", "backend %q is dialled from an address of the kernel's choice, which stays on this host; "+
 				"give it source: vip, or an address that moves", b.b.Ref.Name)
