@@ -17,7 +17,7 @@ sabotage = $(if $(SABOTAGE),-sabotage $(SABOTAGE))
 tests = go run ./internal/lint/skips $(if $(CI),-strict)
 
 .PHONY: build deps run test bench lab generate fuzz sim lint \
-	format vet current unit race sabotage clean
+	format vet current unit race sabotage clean help
 
 build: ## bin/holdfast and the commands that test it, static
 	CGO_ENABLED=0 go build -trimpath -o bin/ \
@@ -29,8 +29,8 @@ deps: ## the Debian packages that tests, labs and benches need
 run: ## a server, Holdfast, clients and live figures on loopback
 	@go run ./cmd/holdfast demo
 
-bench: ## BENCH=tcp-echo [SHORT=1]: Holdfast beside haproxy and nginx
-	@go run ./cmd/holdfast-bench -row $(BENCH) $(short)
+bench: ## BENCH=tcp-echo [SHORT=1] [OUT=docs/benchmarks]: Holdfast beside haproxy and nginx
+	@go run ./cmd/holdfast-bench -row $(BENCH) $(short) $(if $(OUT),-out $(OUT))
 
 lab: ## LAB=four-distances [SHORT=1] [SABOTAGE=drop-octet|rst-one|blind-relay|kill]
 	@go run ./cmd/holdfast-lab -lab $(LAB) $(short) $(sabotage)
@@ -38,16 +38,19 @@ lab: ## LAB=four-distances [SHORT=1] [SABOTAGE=drop-octet|rst-one|blind-relay|ki
 generate: ## the Go code of internal/frozen/frozen.proto
 	@$(call protoc,.)
 
-clean:
+clean: ## what was built here
 	rm -rf bin out
+
+help: ## this list
+	@sed -nE 's/^([a-z]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
 
 # -- make test and its stages ------------------------------------------------
 
 STAGES ?= build format vet lint current unit race fuzz sim lab sabotage bench
 
-# Each stage runs even when one before it failed: a person wants the whole
+# What CI runs. Each stage runs even when one before it failed: a person wants the whole
 # list. Only without a build there is nothing to go on with.
-test:
+test: ## all of the stages, with a summary; what CI runs
 	@if [[ -n "$${CI:-}" ]]; then .ci/deps; fi
 	summary=(); failed=0; begin=$$SECONDS
 	for stage in $(STAGES); do
@@ -67,20 +70,20 @@ test:
 	echo ok
 .ONESHELL:
 
-format:
+format: ## gofmt finds nothing to do
 	@wrong=$$(git ls-files -co --exclude-standard '*.go' 2>/dev/null | xargs -r gofmt -l || gofmt -l .)
 	if [[ -n $$wrong ]]; then echo "not formatted; run gofmt -w:"; echo "$$wrong"; exit 1; fi
 
-vet:
+vet: ## go vet
 	go vet ./...
 
 lint: ## golangci-lint, pinned in tools/golangci
 	@go tool -modfile=tools/golangci/go.mod golangci-lint run ./...
 
-unit:
+unit: ## every test
 	@go test -json ./... | $(tests)
 
-race:
+race: ## every test under the race detector
 	@CGO_ENABLED=1 go test -race -json ./... | $(tests)
 
 # The generator is the one of go.mod, so that it and its runtime cannot drift.
@@ -114,7 +117,7 @@ sim: ## SEEDS=200: the deterministic world, one history for each seed
 # A lab that cannot fail shows nothing: with each sabotage it must reach its
 # verdict, one JSON object as the last line, and the verdict must be a failure.
 SABOTAGES = drop-octet rst-one blind-relay kill
-sabotage:
+sabotage: ## each sabotage of the lab is noticed
 	@bad=0; out=$$(mktemp); trap 'rm -f "$$out"' EXIT
 	for s in $(SABOTAGES); do
 		if $(MAKE) --no-print-directory lab SHORT=1 SABOTAGE=$$s >"$$out" 2>&1; then
