@@ -1,0 +1,263 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/holdfast-lb/holdfast/internal/admin"
+	"github.com/holdfast-lb/holdfast/internal/node"
+)
+
+// client asks the running holdfast over its admin socket.
+type client struct {
+	http   http.Client
+	socket string
+	json   bool
+}
+
+func newClient(c *cobra.Command) *client {
+	socket, _ := c.Flags().GetString("socket")
+	asJSON, _ := c.Flags().GetBool("json")
+	return &client{socket: socket, json: asJSON, http: http.Client{Transport: &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, "unix", socket)
+		},
+	}}}
+}
+
+// ask sends request (nil: GET) and decodes the answer into out. Under --json
+// the answer is printed as it came and told is false.
+func (c *client) ask(path string, request, out any) (told bool, err error) {
+	method, body := http.MethodGet, io.Reader(nil)
+	if request != nil {
+		b, err := json.Marshal(request)
+		if err != nil {
+			return false, &exit{exitFailed, err}
+		}
+		method, body = http.MethodPost, bytes.NewReader(b)
+	}
+	r, err := http.NewRequest(method, "http://holdfast"+path, body)
+	if err != nil {
+		return false, &exit{exitFailed, err}
+	}
+	answer, err := c.http.Do(r)
+	if err != nil {
+		return false, &exit{exitFailed, fmt.Errorf("no holdfast answers at %s: %w\nstart one with: holdfast run -c FILE; name another socket with --socket", c.socket, err)}
+	}
+	defer func() { _ = answer.Body.Close() }()
+	b, err := io.ReadAll(answer.Body)
+	if err != nil {
+		return false, &exit{exitFailed, err}
+	}
+	if answer.StatusCode != http.StatusOK {
+		var p admin.Problem
+		if json.Unmarshal(b, &p) != nil || p.Error == "" {
+			p.Error = answer.Status
+		}
+		code := exitFailed
+		if answer.StatusCode == http.StatusUnprocessableEntity || answer.StatusCode == http.StatusConflict {
+			code = exitRefused
+		}
+		if c.json {
+			os.Stdout.Write(b)
+		}
+		return false, &exit{code, fmt.Errorf("refused: %s", p.Error)}
+	}
+	if c.json {
+		_, err = os.Stdout.Write(b)
+		return false, err
+	}
+	if err := json.Unmarshal(b, out); err != nil {
+		return false, &exit{exitFailed, err}
+	}
+	return true, nil
+}
+
+// report prints what a move has done.
+func (c *client) report(path string, request any, verb string) error {
+	var r node.Report
+	told, err := c.ask(path, request, &r)
+	if err != nil || !told {
+		return err
+	}
+	if r.Plan != "" {
+		fmt.Print(r.Plan)
+	}
+	out := fmt.Sprintf("%s in %.1f ms: %d flows moved with %d octets", verb, r.Millis, r.Flows, r.Octets)
+	if r.Flows > 0 {
+		out += fmt.Sprintf(", pause p50 %.2f ms, p99 %.2f ms, max %.2f ms", r.Pause.P50/1000, r.Pause.P99/1000, r.Pause.Max/1000)
+	}
+	if r.Closed > 0 {
+		out += fmt.Sprintf(", %d closed as configured", r.Closed)
+	}
+	for _, why := range sortedKeys(r.Reasons) {
+		out += fmt.Sprintf(", %d stayed (%s)", r.Reasons[why], why)
+	}
+	fmt.Printf("%s, %d lost\n", out, r.Lost)
+	if r.Lost > 0 {
+		return &exit{code: exitFailed}
+	}
+	return nil
+}
+
+func sortedKeys[V any](m map[string]V) []string {
+	var keys []string
+	for k := range m {
+		keys = append(keys, k)
+	}
+	slices.Sort(keys)
+	return keys
+}
+
+func reloadCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "reload [FILE]",
+		Short: "Apply the configuration file again, or another one",
+		Args:  cobra.MaximumNArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			var q admin.ReloadRequest
+			if len(args) > 0 {
+				var err error
+				if q.Source, err = os.ReadFile(args[0]); err != nil {
+					return &exit{exitFailed, err}
+				}
+			}
+			return newClient(c).report("/v1/reload", q, "reloaded")
+		},
+	}
+}
+
+func rebalanceCommand() *cobra.Command {
+	var all bool
+	x := &cobra.Command{
+		Use:   "rebalance",
+		Short: "Move flows between event loops until they are even",
+		Args:  cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			return newClient(c).report("/v1/rebalance", admin.RebalanceRequest{All: all}, "rebalanced")
+		},
+	}
+	x.Flags().BoolVar(&all, "all", false, "move every flow to the next loop")
+	return x
+}
+
+func upgradeCommand() *cobra.Command {
+	var binary string
+	x := &cobra.Command{
+		Use:   "upgrade",
+		Short: "Hand everything over to a new process: listeners and live flows",
+		Args:  cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			q := admin.UpgradeRequest{}
+			if binary != "" {
+				var err error
+				if q.Binary, err = filepath.Abs(binary); err != nil {
+					return &exit{exitFailed, err}
+				}
+			}
+			return newClient(c).report("/v1/upgrade", q, "upgraded")
+		},
+	}
+	x.Flags().StringVar(&binary, "binary", "", "the new binary (default: the file the running one was started from)")
+	return x
+}
+
+func migrateCommand() *cobra.Command {
+	var to string
+	x := &cobra.Command{
+		Use:   "migrate --to NODE",
+		Short: "Move the flows of movable listeners to another host",
+		Args:  cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			return newClient(c).report("/v1/migrate", admin.MigrateRequest{To: to}, "migrated to "+to)
+		},
+	}
+	x.Flags().StringVar(&to, "to", "", "a peer named in the configuration")
+	_ = x.MarkFlagRequired("to")
+	return x
+}
+
+func statusCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "status",
+		Short: "Show what the running holdfast is doing",
+		Args:  cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			var s node.Status
+			told, err := newClient(c).ask("/v1/status", nil, &s)
+			if err != nil || !told {
+				return err
+			}
+			printStatus(&s)
+			return nil
+		},
+	}
+}
+
+func printStatus(s *node.Status) {
+	fmt.Printf("node %s generation %d: %d listeners, %d endpoints, %d flows, lost %d (release %s, pid %d, up %s)\n",
+		s.Node, s.Generation, len(s.Listeners), len(s.Endpoints), s.Flows, s.Lost, s.Release, s.PID,
+		(time.Duration(s.UpSeconds) * time.Second).String())
+	for _, l := range s.Listeners {
+		fmt.Printf("  listener %-16s %-24s %6d connections\n", l.Name, l.VIP, l.Connections)
+	}
+	for _, e := range s.Endpoints {
+		fmt.Printf("  endpoint %-16s %-24s %6d in use, %d errors\n", e.Name, e.Address, e.InUse, e.Errors)
+	}
+	for _, name := range sortedKeys(s.Queued) {
+		fmt.Printf("  queue    %-16s %d waiting\n", name, s.Queued[name])
+	}
+	var states []string
+	for _, k := range sortedKeys(s.ByState) {
+		states = append(states, fmt.Sprintf("%s %d", k, s.ByState[k]))
+	}
+	fmt.Printf("  flows    %s; on old objects %d; by loop %v\n", strings.Join(states, ", "), s.OnOld, s.Loops)
+	var ended []string
+	sum := uint64(0)
+	for _, k := range sortedKeys(s.Ended) {
+		ended = append(ended, fmt.Sprintf("%s %d", k, s.Ended[k]))
+		sum += s.Ended[k]
+	}
+	fmt.Printf("  accepted %d + arrived %d = ended %d (%s) + left %d + open %d\n",
+		s.Accepted, s.Arrived, sum, strings.Join(ended, ", "), s.Left, s.Flows)
+	var moves []string
+	for _, k := range []string{"config", "loop", "process", "host"} {
+		moves = append(moves, fmt.Sprintf("%s %d (%d flows)", k, s.Moves[k], s.MovedFlows[k]))
+	}
+	fmt.Printf("  moves    %s; flows reset by a move %d\n", strings.Join(moves, ", "), s.ResetByMove)
+}
+
+func flowsCommand() *cobra.Command {
+	var limit int
+	x := &cobra.Command{
+		Use:   "flows",
+		Short: "List open flows, oldest first",
+		Args:  cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			var all []node.FlowStatus
+			told, err := newClient(c).ask(fmt.Sprintf("/v1/flows?max=%d", limit), nil, &all)
+			if err != nil || !told {
+				return err
+			}
+			for _, f := range all {
+				fmt.Printf("%s  %s %s -> %s  %s  %s  in %d  out %d  unsent %d  moved %dx  loop %d\n", f.ID, f.Listener, f.Client, f.Endpoint,
+					f.Kind, (time.Duration(f.AgeSeconds*1000) * time.Millisecond).String(), f.In, f.Out, f.Unsent, f.Moves, f.Loop)
+			}
+			return nil
+		},
+	}
+	x.Flags().IntVar(&limit, "max", 100, "how many at most, 0 for all")
+	return x
+}

@@ -1,0 +1,217 @@
+// Package admin shows the node and asks it to act: JSON over HTTP on a unix
+// socket that only its owner can open. The command line uses nothing else.
+package admin
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"github.com/holdfast-lb/holdfast/internal/config"
+	"github.com/holdfast-lb/holdfast/internal/node"
+	"github.com/holdfast-lb/holdfast/internal/sock"
+)
+
+// Server serves one node.
+type Server struct {
+	node *node.Node
+	log  *slog.Logger
+	http *http.Server
+	path string
+	// Left is closed when the node has been handed over to a successor.
+	Left chan struct{}
+}
+
+// Problem is the body of every answer that is not a success.
+type Problem struct {
+	Error string `json:"error"`
+}
+
+// Serve opens the unix socket at path, mode 0600, and serves until Close. With
+// replace the socket of a predecessor is put out of its place; else a socket
+// that answers is an error.
+func Serve(n *node.Node, path string, replace bool, log *slog.Logger) (*Server, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return nil, fmt.Errorf("admin: %w", err)
+	}
+	if !replace {
+		if err := sock.RemoveStale(path); err != nil {
+			return nil, fmt.Errorf("admin: %w", err)
+		}
+	}
+	// Bound beside its place and renamed into it, so that there is a socket at
+	// every instant and never one that others may open.
+	fresh := fmt.Sprintf("%s.%d", path, os.Getpid())
+	_ = os.Remove(fresh)
+	old := sock.Umask(0o177)
+	l, err := net.Listen("unix", fresh)
+	sock.Umask(old)
+	if err != nil {
+		return nil, fmt.Errorf("admin: %w", err)
+	}
+	l.(*net.UnixListener).SetUnlinkOnClose(false)
+	if err := os.Rename(fresh, path); err != nil {
+		_ = l.Close()
+		_ = os.Remove(fresh)
+		return nil, fmt.Errorf("admin: %w", err)
+	}
+	s := &Server{node: n, log: log, path: path, Left: make(chan struct{})}
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /v1/status", answer(func(*http.Request) (any, error) { return n.Status(), nil }))
+	mux.HandleFunc("GET /v1/flows", answer(s.flows))
+	mux.HandleFunc("POST /v1/reload", answer(s.reload))
+	mux.HandleFunc("POST /v1/rebalance", answer(s.rebalance))
+	mux.HandleFunc("POST /v1/migrate", answer(s.migrate))
+	mux.HandleFunc("POST /v1/upgrade", s.upgrade)
+	mux.HandleFunc("POST /v1/debug/busy", answer(s.busy))
+	s.http = &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second, MaxHeaderBytes: 64 << 10}
+	go func() { // ends with Close
+		if err := s.http.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+			log.Error("the admin socket failed", "error", err)
+		}
+	}()
+	return s, nil
+}
+
+// Close ends serving. The socket file goes only if it is still ours.
+func (s *Server) Close(remove bool) {
+	_ = s.http.Close()
+	if remove {
+		_ = os.Remove(s.path)
+	}
+}
+
+// Drain ends serving after the answers under way.
+func (s *Server) Drain() {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	_ = s.http.Shutdown(ctx)
+}
+
+func answer(f func(*http.Request) (any, error)) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		v, err := f(r)
+		write(w, v, err)
+	}
+}
+
+func write(w http.ResponseWriter, v any, err error) {
+	w.Header().Set("Content-Type", "application/json")
+	if err != nil {
+		code := http.StatusConflict
+		var bad *config.Errors
+		if errors.As(err, &bad) {
+			code = http.StatusUnprocessableEntity
+		}
+		w.WriteHeader(code)
+		v = Problem{err.Error()}
+	}
+	_ = json.NewEncoder(w).Encode(v) // the client is gone: nobody to tell
+}
+
+// body reads a JSON body of bounded size; an empty one leaves v as it is.
+func body(r *http.Request, v any) error {
+	d := json.NewDecoder(http.MaxBytesReader(nil, r.Body, 16<<20))
+	d.DisallowUnknownFields()
+	if err := d.Decode(v); err != nil && r.ContentLength != 0 {
+		return fmt.Errorf("admin: request: %w", err)
+	}
+	return nil
+}
+
+func (s *Server) flows(r *http.Request) (any, error) {
+	limit, err := strconv.Atoi(r.FormValue("max"))
+	if err != nil && r.FormValue("max") != "" {
+		return nil, fmt.Errorf("admin: max: %q is not a number", r.FormValue("max"))
+	}
+	return s.node.Flows(limit), nil
+}
+
+// ReloadRequest asks to apply a configuration; without Source the node's file
+// is read again.
+type ReloadRequest struct {
+	Source []byte `json:"source,omitempty"`
+}
+
+func (s *Server) reload(r *http.Request) (any, error) {
+	var q ReloadRequest
+	if err := body(r, &q); err != nil {
+		return nil, err
+	}
+	if q.Source == nil {
+		return s.node.Reload()
+	}
+	return s.node.Apply(q.Source)
+}
+
+// RebalanceRequest asks to move flows between loops.
+type RebalanceRequest struct {
+	All bool `json:"all"` // every flow, not only as many as evens them out
+}
+
+func (s *Server) rebalance(r *http.Request) (any, error) {
+	var q RebalanceRequest
+	if err := body(r, &q); err != nil {
+		return nil, err
+	}
+	return s.node.Rebalance(q.All)
+}
+
+// MigrateRequest asks to move flows to another host.
+type MigrateRequest struct {
+	To string `json:"to"`
+}
+
+func (s *Server) migrate(r *http.Request) (any, error) {
+	var q MigrateRequest
+	if err := body(r, &q); err != nil {
+		return nil, err
+	}
+	return s.node.Migrate(q.To)
+}
+
+// UpgradeRequest asks to hand over to a new process.
+type UpgradeRequest struct {
+	Binary string `json:"binary,omitempty"` // empty: the file this process was started from
+}
+
+func (s *Server) upgrade(w http.ResponseWriter, r *http.Request) {
+	var q UpgradeRequest
+	err := body(r, &q)
+	if err != nil {
+		write(w, nil, err)
+		return
+	}
+	report, err := s.node.Upgrade(q.Binary)
+	write(w, report, err)
+	if err == nil {
+		close(s.Left)
+	}
+}
+
+// BusyRequest asks for work of the control side, to measure what it does to
+// the loops that share its process.
+type BusyRequest struct {
+	Seconds         int `json:"seconds"`
+	Parses          int `json:"parses"`
+	ChecksPerSecond int `json:"checksPerSecond"`
+}
+
+func (s *Server) busy(r *http.Request) (any, error) {
+	var q BusyRequest
+	if err := body(r, &q); err != nil {
+		return nil, err
+	}
+	if q.Seconds < 1 || q.Seconds > 60 || q.Parses < 0 || q.Parses > 100000 || q.ChecksPerSecond < 0 || q.ChecksPerSecond > 100000 {
+		return nil, errors.New("admin: seconds 1-60, parses and checksPerSecond 0-100000")
+	}
+	return s.node.Busy(time.Duration(q.Seconds)*time.Second, q.Parses, q.ChecksPerSecond)
+}

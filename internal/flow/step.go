@@ -1,0 +1,201 @@
+package flow
+
+import (
+	"fmt"
+
+	"github.com/holdfast-lb/holdfast/internal/config"
+)
+
+// What kind of fact an [Event] is.
+type EventKind uint8
+
+// The kinds. A fact is something that has happened, never a request.
+const (
+	Secured     EventKind = iota // Endpoint is ours: one of its slots is held for the flow
+	Unavailable                  // no endpoint is left to try
+	Rejected                     // the queue is full
+	Dialed                       // the backend leg is connected
+	DialFailed                   // it is not: refused, unreachable, out of resources
+	Received                     // Octets came from Leg; they are valid until Settle
+	Relayed                      // N octets went from Leg to the other one inside the kernel
+	Slackened                    // Leg gave less than a bulk transfer would: relaying is over
+	Ended                        // FIN came from Leg, after all it sent
+	Wrote                        // N of the octets due to Leg were taken by its kernel
+	HasShut                      // our FIN was sent on Leg
+	Broke                        // Leg was reset or failed; nothing more comes or goes
+	Expired                      // the deadline that Wants named has passed
+	Kill                         // someone with the right to wants the flow to end
+)
+
+var eventNames = [...]string{"secured", "unavailable", "rejected", "dialed", "dial-failed", "received", "relayed", "slackened", "ended", "wrote", "has-shut", "broke", "expired", "kill"}
+
+func (k EventKind) String() string {
+	if int(k) < len(eventNames) {
+		return eventNames[k]
+	}
+	return fmt.Sprintf("event(%d)", uint8(k))
+}
+
+// Event is one fact for [Flow.Step]. Which fields count depends on the kind.
+type Event struct {
+	Kind     EventKind
+	Leg      Side
+	Full     bool // Received: the read filled the whole scratch
+	N        int
+	Octets   []byte
+	Endpoint *config.Endpoint
+}
+
+// bulkAfter is how many full reads in a row make a transfer bulk. Two, since
+// one may be a single large message.
+const bulkAfter = 2
+
+// Step tells f that e happened at now. It runs to completion and does no I/O,
+// so between two Steps f is at rest and may be frozen. A fact that cannot be
+// true in f's state is a bug of the runner and panics.
+func (f *Flow) Step(now Instant, e Event) {
+	switch f.state {
+	case Relaying:
+		f.relaying(now, &e)
+	case Queued:
+		f.queued(now, &e)
+	case Dialing:
+		f.dialing(now, &e)
+	default:
+		f.impossible(&e)
+	}
+}
+
+func (f *Flow) impossible(e *Event) {
+	panic(fmt.Sprintf("flow: f-%x is %v and was told %v of its %v leg", f.id, f.state, e.Kind, e.Leg))
+}
+
+func (f *Flow) end(c Cause) {
+	f.cause = c
+	f.become(Done)
+}
+
+func (f *Flow) queued(now Instant, e *Event) {
+	switch e.Kind {
+	case Secured:
+		f.endpoint = e.Endpoint
+		f.deadline = after(now, f.backend.ConnectTimeout)
+		f.become(Dialing)
+	case Unavailable:
+		f.end(NoEndpoint)
+	case Rejected:
+		f.end(QueueFull)
+	case Expired:
+		f.end(QueueTimeout)
+	case Broke:
+		f.end(ClientReset)
+	case Kill:
+		f.end(Killed)
+	default:
+		f.impossible(e)
+	}
+}
+
+func (f *Flow) dialing(now Instant, e *Event) {
+	switch e.Kind {
+	case Dialed:
+		f.active, f.deadline = now, 0
+		f.become(Relaying)
+	case DialFailed, Expired:
+		f.retry(now)
+	case Broke:
+		if e.Leg == Backend {
+			f.retry(now)
+			return
+		}
+		f.end(ClientReset)
+	case Kill:
+		f.end(Killed)
+	default:
+		f.impossible(e)
+	}
+}
+
+// retry goes back for another endpoint: nothing was sent yet, so the client
+// need not know.
+func (f *Flow) retry(now Instant) {
+	for i, e := range f.backend.Endpoints {
+		if e.Name == f.endpoint.Name {
+			f.tried |= 1 << (i % 64)
+		}
+	}
+	f.endpoint = nil // the runner sees that and gives the slot back
+	if int(f.attempts) >= f.backend.RetryMax {
+		f.end(NoEndpoint)
+		return
+	}
+	f.attempts++
+	f.deadline = after(now, f.backend.QueueTime)
+	f.become(Queued)
+}
+
+func (f *Flow) relaying(now Instant, e *Event) {
+	leg := &f.legs[e.Leg]
+	switch e.Kind {
+	case Received:
+		to := &f.legs[e.Leg.Other()]
+		if len(to.due()) > 0 || leg.ended || len(e.Octets) == 0 {
+			f.impossible(e) // it did not want to read
+		}
+		to.buf, to.off = e.Octets, 0
+		leg.received += uint64(len(e.Octets))
+		f.active = now
+		if !e.Full {
+			leg.fulls, leg.bulk = 0, false
+		} else if leg.fulls++; leg.fulls >= bulkAfter {
+			leg.fulls, leg.bulk = 0, true
+		}
+	case Wrote:
+		if e.N > len(leg.due()) {
+			f.impossible(e)
+		}
+		leg.off += uint32(e.N)
+		leg.sent += uint64(e.N)
+		f.active = now
+	case Relayed:
+		leg.received += uint64(e.N)
+		f.legs[e.Leg.Other()].sent += uint64(e.N)
+		f.active = now
+		return
+	case Slackened:
+		leg.bulk = false
+		return
+	case Ended:
+		leg.ended, leg.bulk = true, false
+		f.active = now
+	case HasShut:
+		leg.shut = true
+	case Broke:
+		// What the broken leg said before is still the other one's due;
+		// what was due to the broken leg can go nowhere.
+		leg.broken, leg.bulk = true, false
+		leg.off = uint32(len(leg.buf))
+	case Expired:
+		f.end(IdleTimeout)
+		return
+	case Kill:
+		f.end(Killed)
+		return
+	default:
+		f.impossible(e)
+	}
+	f.finish()
+}
+
+// finish sees whether a relaying flow has come to its end.
+func (f *Flow) finish() {
+	c, b := &f.legs[Client], &f.legs[Backend]
+	switch {
+	case c.broken && (b.broken || len(b.due()) == 0):
+		f.end(ClientReset)
+	case b.broken && len(c.due()) == 0:
+		f.end(BackendReset)
+	case c.ended && b.ended && len(c.due()) == 0 && len(b.due()) == 0:
+		f.end(Finished)
+	}
+}

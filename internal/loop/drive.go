@@ -1,0 +1,363 @@
+package loop
+
+import (
+	"github.com/holdfast-lb/holdfast/internal/flow"
+	"github.com/holdfast-lb/holdfast/internal/ledger"
+	"github.com/holdfast-lb/holdfast/internal/sock"
+)
+
+// drive brings what is there to what the flow in slot i wants, until it wants
+// nothing that can be had now. It may end the flow and empty the slot.
+func (l *Loop) drive(i uint32, s *slot) {
+	w := &l.wants
+	budget := octetsMax
+	for {
+		s.flow.Wants(w)
+		more := false
+		switch {
+		case w.Done:
+			l.remove(i, s, w.Abort, s.flow.Cause())
+			return
+		case w.Secure:
+			more = l.secure(i, s)
+		case w.Dial:
+			more = l.dial(i, s)
+		default:
+			more = l.exchange(i, s, w, &budget)
+		}
+		if !more {
+			break
+		}
+		if budget <= 0 {
+			if !s.again {
+				s.again = true
+				l.again = append(l.again, i)
+			}
+			break
+		}
+	}
+	if s.flow.Unsettled() {
+		s.flow.Settle(&l.lender)
+	}
+	for side := flow.Client; side <= flow.Backend; side++ {
+		if g := &s.legs[side]; !g.watched && g.fd >= 0 {
+			l.watch(i, s, side)
+		}
+	}
+	switch at, t := w.Deadline, &s.timer; {
+	case at == 0:
+		l.disarm(i, t)
+	case t.bucket < 0 || at < t.at:
+		l.arm(i, t, at)
+	}
+}
+
+// watch registers a leg. What is ready already is reported at once, so nothing
+// that came since the last read is missed.
+func (l *Loop) watch(i uint32, s *slot, side flow.Side) {
+	g := &s.legs[side]
+	r := sock.Readable | sock.PeerShut
+	if g.outAlso = g.outAlso || !g.writable || (s.pending && side == flow.Backend); g.outAlso {
+		r |= sock.Writable
+	}
+	if e := l.k.Watch(g.fd, r, data(i, s, side)); e != 0 {
+		l.shared.Log.Warn("the kernel would not watch a leg", "flow", s.flow.ID(), "leg", side, "error", e)
+		l.fail(i, s, side)
+		return
+	}
+	g.watched = true
+}
+
+// fail treats a leg that cannot be watched like one that broke, next turn.
+func (l *Loop) fail(i uint32, s *slot, side flow.Side) {
+	s.legs[side].failed, s.legs[side].over = true, true
+	s.legs[side].watched = true // not again
+	if !s.again {
+		s.again = true
+		l.again = append(l.again, i)
+	}
+}
+
+// exhausted notes that the kernel took less than was given: writing waits for
+// the report that there is room again.
+func (l *Loop) exhausted(i uint32, s *slot, side flow.Side) {
+	g := &s.legs[side]
+	g.writable = false
+	if g.watched && !g.outAlso {
+		g.outAlso = true
+		_ = l.k.Rewatch(g.fd, sock.Readable|sock.PeerShut|sock.Writable, data(i, s, side))
+	}
+}
+
+// exchange does one thing that a relaying flow wants and tells whether it did.
+func (l *Loop) exchange(i uint32, s *slot, w *flow.Wants, budget *int) bool {
+	for side := flow.Client; side <= flow.Backend; side++ {
+		g := &s.legs[side]
+		if out := w.Out[side]; len(out) > 0 {
+			if g.writable {
+				n, e := l.k.Send(g.fd, out)
+				switch {
+				case e == sock.Again:
+					l.exhausted(i, s, side)
+				case e != 0:
+					s.flow.Step(l.now, flow.Event{Kind: flow.Broke, Leg: side})
+					return true
+				default:
+					if n < len(out) {
+						l.exhausted(i, s, side)
+					}
+					*budget -= n
+					s.flow.Step(l.now, flow.Event{Kind: flow.Wrote, Leg: side, N: n})
+					return true
+				}
+			}
+		} else if w.Shut[side] {
+			l.k.Shutdown(g.fd)
+			s.flow.Step(l.now, flow.Event{Kind: flow.HasShut, Leg: side})
+			return true
+		}
+	}
+	for side := flow.Client; side <= flow.Backend; side++ {
+		g := &s.legs[side]
+		if w.Relay[side] && l.borrow(s, side) {
+			if l.relay(i, s, side, budget) {
+				return true
+			}
+			continue
+		}
+		if w.Read[side] && g.readable {
+			if l.read(s, side) {
+				return true
+			}
+			continue
+		}
+		if g.failed && s.flow.Ended(side) {
+			// It has said FIN before, so reading will not tell.
+			g.failed = false
+			s.flow.Step(l.now, flow.Event{Kind: flow.Broke, Leg: side})
+			return true
+		}
+	}
+	return false
+}
+
+// read takes octets from a leg into the scratch and tells the flow.
+func (l *Loop) read(s *slot, side flow.Side) bool {
+	if s.flow.Unsettled() {
+		s.flow.Settle(&l.lender) // what lies in the scratch would be overwritten
+	}
+	g := &s.legs[side]
+	n, e := l.k.Recv(g.fd, l.scratch)
+	switch {
+	case e == sock.Again:
+		g.readable = false
+		return false
+	case e != 0:
+		s.flow.Step(l.now, flow.Event{Kind: flow.Broke, Leg: side})
+	case n == 0:
+		g.readable = false
+		s.flow.Step(l.now, flow.Event{Kind: flow.Ended, Leg: side})
+	default:
+		full := n == len(l.scratch)
+		if !full && !g.over {
+			// All that had come is read; more makes a new report (epoll(7)).
+			g.readable = false
+		}
+		l.Count.Octets[side] += uint64(n)
+		s.flow.Step(l.now, flow.Event{Kind: flow.Received, Leg: side, Octets: l.scratch[:n], Full: full})
+	}
+	return true
+}
+
+// secure asks the ledger for an endpoint with room.
+func (l *Loop) secure(i uint32, s *slot) bool {
+	if s.account != nil { // an attempt has failed: what it held goes back
+		l.letGo(s)
+	}
+	if s.legs[flow.Client].failed {
+		s.flow.Step(l.now, flow.Event{Kind: flow.Broke, Leg: flow.Client})
+		return true
+	}
+	if l.waiting[i] != nil {
+		return false
+	}
+	b := s.flow.Backend()
+	g, w, answer := l.book(b.Ref.Name).Secure(b, s.flow.Tried(), s.flow.Place(), l.index, data(i, s, flow.Client))
+	switch answer {
+	case ledger.Secured:
+		l.granted(s, g)
+	case ledger.Waiting:
+		s.flow.SetPlace(w.Place())
+		l.waiting[i] = w
+		return false
+	case ledger.Full:
+		s.flow.Step(l.now, flow.Event{Kind: flow.Rejected})
+	case ledger.None:
+		s.flow.Step(l.now, flow.Event{Kind: flow.Unavailable})
+	}
+	return true
+}
+
+func (l *Loop) granted(s *slot, g ledger.Grant) {
+	s.account = g.Account
+	s.flow.Step(l.now, flow.Event{Kind: flow.Secured, Endpoint: g.Endpoint})
+}
+
+// served fetches what the ledger has granted to the waiter in the slot that
+// token names, if that is still there.
+func (l *Loop) served(token uint64) {
+	i := uint32(token) >> 1
+	if int(i) >= l.table.size() {
+		return
+	}
+	s := l.at(i)
+	if !s.live || data(i, s, flow.Client) != token {
+		return // it left; whoever parked or removed it has taken the grant
+	}
+	w := l.waiting[i]
+	if w == nil {
+		return
+	}
+	g := l.book(s.flow.Backend().Ref.Name).Collect(w)
+	if g.Endpoint == nil {
+		return
+	}
+	delete(l.waiting, i)
+	l.granted(s, g)
+	l.guard(i)
+}
+
+// letGo closes the leg of an attempt and gives the endpoint's slot back.
+func (l *Loop) letGo(s *slot) {
+	g := &s.legs[flow.Backend]
+	l.k.Close(g.fd)
+	*g = leg{fd: sock.NoFD, pipe: noPipe, readable: true, writable: true}
+	s.pending = false
+	s.account.Release()
+	s.account = nil
+}
+
+// dial opens the backend leg, or sees how far it is.
+func (l *Loop) dial(i uint32, s *slot) bool {
+	if s.legs[flow.Client].failed {
+		s.flow.Step(l.now, flow.Event{Kind: flow.Broke, Leg: flow.Client})
+		return true
+	}
+	g := &s.legs[flow.Backend]
+	if g.fd < 0 {
+		spec := l.dialSpec(s)
+		fd, pending, e := l.k.Dial(&spec)
+		if e != 0 {
+			l.dialFailed(s, e)
+			return true
+		}
+		*g = leg{fd: fd, pipe: noPipe, readable: true, writable: true}
+		s.pending = pending
+		if !pending {
+			s.flow.Step(l.now, flow.Event{Kind: flow.Dialed})
+			return true
+		}
+		// Over loopback the handshake is over before connect returns, though
+		// it does not say so; elsewhere this costs one call in vain.
+		if !spec.Addr.Addr().IsLoopback() {
+			return false
+		}
+	} else if !s.pending {
+		// A leg that came with a move: it may be connected by now.
+		s.pending = true
+	} else if !g.writable && !g.over {
+		return false
+	}
+	switch e := l.k.DialResult(g.fd); e {
+	case 0:
+		s.pending = false
+		g.writable, g.readable, g.over, g.failed = true, true, g.over && !g.failed, false
+		s.flow.Step(l.now, flow.Event{Kind: flow.Dialed})
+		return true
+	case sock.InProgress:
+		g.writable, g.readable, g.over = false, true, false
+		return false
+	default:
+		l.dialFailed(s, e)
+		return true
+	}
+}
+
+func (l *Loop) dialFailed(s *slot, e sock.Errno) {
+	s.account.CountError()
+	l.Count.Retries++
+	l.shared.Log.Debug("endpoint not reached", "flow", s.flow.ID(), "endpoint", s.flow.Endpoint().Ref.Name, "error", e)
+	s.flow.Step(l.now, flow.Event{Kind: flow.DialFailed})
+}
+
+// movableMSS clamps the segments of legs that may move between hosts, so that
+// a leg which began over loopback fits the network it ends on.
+const movableMSS = 1380
+
+func (l *Loop) dialSpec(s *slot) sock.DialSpec {
+	b, e, lis := s.flow.Backend(), s.flow.Endpoint(), s.flow.Listener()
+	if e.Unix != "" {
+		return sock.DialSpec{Unix: e.Unix}
+	}
+	spec := sock.DialSpec{Addr: e.Addr, Source: b.Source, Life: Life(lis)}
+	if b.SourceVIP {
+		if spec.Source = lis.VIP.Addr(); spec.Source.IsUnspecified() {
+			spec.Source = sock.LocalAddr(s.legs[flow.Client].fd).Addr()
+		}
+	}
+	if c := l.gen.Config.Cluster; c != nil && lis.Movable {
+		spec.MSS = movableMSS
+		if spec.Source.IsValid() {
+			spec.PortMin, spec.PortMax = c.SourcePortFirst, c.SourcePortLast
+		}
+	}
+	return spec
+}
+
+// remove ends the flow in slot i: everything it held goes back.
+func (l *Loop) remove(i uint32, s *slot, abort [2]bool, cause flow.Cause) {
+	if w := l.waiting[i]; w != nil {
+		delete(l.waiting, i)
+		if g := l.book(s.flow.Backend().Ref.Name).Withdraw(w); g.Endpoint != nil {
+			g.Account.Release()
+		}
+	}
+	for side := flow.Client; side <= flow.Backend; side++ {
+		g := &s.legs[side]
+		if g.pipe != noPipe {
+			l.pipes.discard(l.k, g.pipe)
+		}
+		if abort[side] {
+			l.k.CloseReset(g.fd)
+		} else {
+			l.k.Close(g.fd)
+		}
+	}
+	if s.account != nil {
+		s.account.Release()
+	}
+	l.gate(s.flow.Listener().Ref.Name).Leave()
+	l.shared.Ledger.Node.Leave()
+	l.Count.Ended[cause]++
+	s.flow.Drop(&l.lender)
+	l.leave(i, s)
+}
+
+// book and gate find accounts by name; a loop asks the ledger once for each.
+func (l *Loop) book(name string) *ledger.Backend {
+	b := l.books[name]
+	if b == nil {
+		b = l.shared.Ledger.Backend(name)
+		l.books[name] = b
+	}
+	return b
+}
+
+func (l *Loop) gate(name string) *ledger.Gate {
+	g := l.gates[name]
+	if g == nil {
+		g = l.shared.Ledger.Listener(name)
+		l.gates[name] = g
+	}
+	return g
+}

@@ -1,0 +1,268 @@
+// Package loop runs flows. A Loop is one thread with its own poller, timers,
+// buffers and table of flows; it owns each flow in the table, and nothing else
+// can reach one. Work from outside comes through the mailbox.
+//
+// A turn is the atom: wait, and for each flow that something happened to:
+// read, Step, compare its Wants with what is there, write. Between turns every
+// flow is at rest, so that is when flows are parked and adopted. Turn is the
+// single-step form; Run is a loop around it.
+//
+// Readiness is edge-triggered and remembered: a leg is registered once, for
+// reading, and asked for writing from the first time on that its kernel took
+// less than was given. A paused leg therefore costs nothing and need not leave
+// the poller (docs/design).
+package loop
+
+import (
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"runtime"
+	"runtime/debug"
+	"sync/atomic"
+	"time"
+
+	"github.com/holdfast-lb/holdfast/internal/config"
+	"github.com/holdfast-lb/holdfast/internal/flow"
+	"github.com/holdfast-lb/holdfast/internal/ledger"
+	"github.com/holdfast-lb/holdfast/internal/sock"
+)
+
+// Budgets of a turn: no flow, and no burst of connections, may eat a turn.
+const (
+	eventsMax  = 256       // events taken from the kernel at once
+	acceptsMax = 32        // connections accepted from one listener
+	octetsMax  = 512 << 10 // moved for one flow
+)
+
+// Shared is what all loops of a node have in common. It is filled before the
+// first loop runs.
+type Shared struct {
+	Ledger  *ledger.Ledger
+	Objects flow.Objects // finds every object that a flow of this node may name
+	Log     *slog.Logger
+	Loops   []*Loop
+	// NextID is the identity of the latest flow; each further one counts up.
+	NextID atomic.Uint64
+}
+
+// Listening is a listener with its open socket, as the loops see it.
+type Listening struct {
+	Object  *config.Listener
+	Backend *config.Backend
+	FD      sock.FD // owned by the node
+	Gate    *ledger.Gate
+}
+
+// Generation is what loops rule new flows by. It is immutable.
+type Generation struct {
+	Number    uint64
+	Config    *config.Config
+	Listening map[string]*Listening
+}
+
+// Counters are a loop's own; the sum over loops is what people see.
+type Counters struct {
+	Accepted    uint64
+	Ended       [flow.Causes]uint64
+	Octets      [2]uint64 // received from clients, from backends
+	Adopted     uint64    // flows that came by a move
+	Parked      uint64    // flows that left by a move
+	Retries     uint64
+	AcceptPause uint64 // times accepting stopped for want of descriptors or room
+	Lost        uint64 // flows that we broke; must stay 0
+	Panics      uint64
+	Turns       uint64
+	Relayed     uint64 // octets moved inside the kernel
+}
+
+// Loop is one event loop. Make it with New; run it with Run, or with Turn.
+type Loop struct {
+	k       Kernel
+	shared  *Shared
+	index   int
+	load    atomic.Int64 // flows in the table; read by other loops
+	mail    mailbox
+	gen     *Generation
+	open    bool // accepting
+	paused  bool // accepting waits for room or descriptors
+	retryAt flow.Instant
+	// Listeners by number, the numbers by name, and which sockets are watched.
+	listening []*Listening
+	numbers   map[string]int
+	watched   map[sock.FD]bool
+
+	table   table
+	wheel   wheel
+	due     []uint32
+	again   []uint32 // slots whose budget ran out, or that must be looked at
+	spare   []uint32 // again, while it is being worked off
+	waiting map[uint32]*ledger.Waiter
+	books   map[string]*ledger.Backend
+	gates   map[string]*ledger.Gate
+
+	scratch []byte
+	lender  flow.Lender
+	pipes   pipes
+	wants   flow.Wants
+
+	events  []sock.PollEvent
+	next, n int // events[next:n] are still to be handled
+	current uint32
+	now     flow.Instant
+	busy    bool
+	balance flow.Instant // when to look next whether another loop has less to do
+	rng     *rand.Rand
+	stop    atomic.Bool
+	done    chan struct{}
+	Count   Counters // to be read on the loop's thread (Ask)
+}
+
+// New makes loop number index over k. seed feeds its choices among loops.
+func New(index int, k Kernel, s *Shared, seed uint64) *Loop {
+	l := &Loop{
+		k: k, shared: s, index: index,
+		waiting: map[uint32]*ledger.Waiter{}, books: map[string]*ledger.Backend{}, gates: map[string]*ledger.Gate{},
+		numbers: map[string]int{}, watched: map[sock.FD]bool{},
+		scratch: make([]byte, flow.BlockBytes), events: make([]sock.PollEvent, eventsMax),
+		current: none, rng: rand.New(rand.NewPCG(seed, uint64(index))), done: make(chan struct{}),
+	}
+	l.now = k.Now()
+	l.wheel.last = tickOf(l.now)
+	return l
+}
+
+// Index is the loop's number.
+func (l *Loop) Index() int { return l.index }
+
+// Load is how many flows the loop has; safe from any thread.
+func (l *Loop) Load() int { return int(l.load.Load()) }
+
+// Run turns until Stop, on a thread of its own.
+func (l *Loop) Run() {
+	runtime.LockOSThread()
+	defer close(l.done)
+	for !l.stop.Load() {
+		l.Turn(true)
+	}
+}
+
+// Stop makes Run return and waits until it has. The flows stay in the table.
+func (l *Loop) Stop() {
+	l.stop.Store(true)
+	l.k.Wake()
+	<-l.done
+}
+
+// Turn is one turn. With wait it sleeps until there is something to do; it
+// tells whether there was.
+func (l *Loop) Turn(wait bool) bool {
+	d := time.Duration(0)
+	if wait && len(l.again) == 0 && !l.mail.full.Load() {
+		d = l.untilNext(l.now)
+		if l.paused && (d < 0 || d > tick) {
+			d = tick
+		}
+		// A loop that had much to do looks before it sleeps: a call that
+		// never waits is cheaper, and the scheduler need not be told.
+		if l.busy {
+			if l.n = l.k.Wait(l.events, 0); l.n > 0 {
+				d = 0
+				goto woken
+			}
+		}
+	}
+	l.n = l.k.Wait(l.events, d)
+woken:
+	l.next = 0
+	l.now = l.k.Now()
+	l.Count.Turns++
+	l.busy = l.n >= 4
+	worked := l.n > 0 || len(l.again) > 0 || l.mail.full.Load()
+	again := l.again
+	l.again, l.spare = l.spare[:0], again
+	for l.next < l.n {
+		l.handle()
+	}
+	for _, i := range again {
+		if s := l.at(i); s.live && s.again {
+			s.again = false
+			l.guard(i)
+		}
+	}
+	l.spare = again[:0]
+	l.readMail()
+	l.expire(l.now, l.expired)
+	if l.paused && l.now >= l.retryAt {
+		l.resumeAccepting()
+	}
+	return worked
+}
+
+// handle works events off. It is one of the two places where a panic ends: it
+// costs the flow it came from, which is reset, counted and logged.
+func (l *Loop) handle() {
+	defer l.survive()
+	for l.next < l.n {
+		ev := &l.events[l.next]
+		l.next++
+		data := ev.Data()
+		if data&listenerBit != 0 {
+			l.accept(data)
+			continue
+		}
+		i := uint32(data) >> 1
+		if int(i) >= l.table.size() {
+			continue
+		}
+		s := l.at(i)
+		if !s.live || s.incarnation != uint32(data>>32)&incarnationMask {
+			continue // of a flow that has left since
+		}
+		l.current = i
+		s.note(flow.Side(data&1), ev.Ready())
+		l.drive(i, s)
+	}
+	l.current = none
+}
+
+// guard drives one flow outside of event handling.
+func (l *Loop) guard(i uint32) {
+	defer l.survive()
+	l.current = i
+	l.drive(i, l.at(i))
+	l.current = none
+}
+
+func (l *Loop) survive() {
+	r := recover()
+	if r == nil {
+		return
+	}
+	l.Count.Panics++
+	i := l.current
+	l.current = none
+	l.shared.Log.Error("a flow broke an invariant and was reset", "panic", fmt.Sprint(r), "stack", string(debug.Stack()))
+	if i != none && l.at(i).live {
+		l.Count.Lost++
+		l.remove(i, l.at(i), [2]bool{true, true}, flow.Broken)
+	}
+}
+
+// expired looks at a flow whose entry in the wheel has fired.
+func (l *Loop) expired(i uint32) {
+	s := l.at(i)
+	if !s.live {
+		return
+	}
+	l.current = i
+	func() {
+		defer l.survive()
+		s.flow.Wants(&l.wants)
+		if at := l.wants.Deadline; at != 0 && at <= l.now && !l.wants.Done {
+			s.flow.Step(l.now, flow.Event{Kind: flow.Expired})
+		}
+		l.drive(i, s)
+	}()
+	l.current = none
+}

@@ -1,0 +1,364 @@
+package loop
+
+import (
+	"github.com/holdfast-lb/holdfast/internal/flow"
+	"github.com/holdfast-lb/holdfast/internal/frozen"
+	"github.com/holdfast-lb/holdfast/internal/ledger"
+	"github.com/holdfast-lb/holdfast/internal/sock"
+)
+
+// Parked is a flow that its loop has let go of: in no poller, no wheel and no
+// table, and frozen. Nobody else can find it; whoever has the Parked owns its
+// descriptors and the endpoint's slot that goes with it.
+type Parked struct {
+	Frozen  *frozen.Flow
+	FDs     []sock.FD // client, then backend if it has one
+	Account *ledger.Endpoint
+	Since   flow.Instant // when it stopped being served, on the host's clock
+	Kind    string       // what it was doing, for the histogram of a move
+	Octets  int          // it carries: unsent, or out of a pipe
+}
+
+// The kinds of flows in a report of a move.
+const (
+	KindQueued         = "queued"
+	KindDialing        = "dialing"
+	KindIdle           = "idle"
+	KindBulk           = "bulk-splice"
+	KindHalfClosed     = "half-closed"
+	KindHalfClosedBulk = "half-closed-splice"
+	KindToClient       = "backpressured-to-client"
+	KindToBackend      = "backpressured-to-backend"
+	KindBothWays       = "backpressured-both-ways"
+)
+
+func (l *Loop) kind(s *slot) string {
+	f := &s.flow
+	switch f.State() {
+	case flow.Queued:
+		return KindQueued
+	case flow.Dialing:
+		return KindDialing
+	}
+	held := func(side flow.Side) int {
+		if p := s.legs[side].pipe; p != noPipe {
+			return l.pipes.all[p].held
+		}
+		return 0
+	}
+	// A direction with octets that its kernel would not take is backpressured,
+	// be they in a block or in a pipe.
+	c, b := f.Unsent(flow.Client)+held(flow.Backend), f.Unsent(flow.Backend)+held(flow.Client)
+	half := f.Ended(flow.Client) || f.Ended(flow.Backend)
+	piped := s.legs[flow.Client].pipe != noPipe || s.legs[flow.Backend].pipe != noPipe
+	switch {
+	case half && piped:
+		return KindHalfClosedBulk
+	case piped:
+		return KindBulk
+	case half:
+		return KindHalfClosed
+	case c > 0 && b > 0:
+		return KindBothWays
+	case c > 0:
+		return KindToClient
+	case b > 0:
+		return KindToBackend
+	}
+	return KindIdle
+}
+
+// Park takes the flow of slot i out of the loop, frozen. ok is false if there
+// is none, or if it ended in the attempt. It must be called between turns.
+func (l *Loop) Park(i uint32) (p Parked, ok bool) {
+	s := l.at(i)
+	if !s.live {
+		return p, false
+	}
+	p.Kind, p.Since = l.kind(s), l.k.Now()
+	for side := flow.Client; side <= flow.Backend; side++ {
+		if g := &s.legs[side]; g.watched && g.fd >= 0 {
+			_ = l.k.Unwatch(g.fd)
+			g.watched = false
+		}
+	}
+	if w := l.waiting[i]; w != nil {
+		// It leaves the queue and keeps its place. What it was granted and has
+		// not heard of yet, it hears now.
+		delete(l.waiting, i)
+		if g := l.book(s.flow.Backend().Ref.Name).Withdraw(w); g.Endpoint != nil {
+			l.granted(s, g)
+		}
+	}
+	for side := flow.Client; side <= flow.Backend; side++ {
+		if s.legs[side].pipe != noPipe && !l.emptyPipe(s, side) {
+			l.Count.Lost++
+			l.remove(i, s, [2]bool{true, true}, flow.Broken)
+			return p, false
+		}
+	}
+	if s.flow.Unsettled() {
+		s.flow.Settle(&l.lender)
+	}
+	p.Octets = s.flow.Unsent(flow.Client) + s.flow.Unsent(flow.Backend)
+	z, err := s.flow.Freeze(l.now)
+	if err != nil {
+		// Only a flow that is Done refuses, and one that is Done has no slot.
+		l.shared.Log.Error("a flow would not freeze", "flow", s.flow.ID(), "error", err)
+		l.Count.Lost++
+		l.remove(i, s, [2]bool{true, true}, flow.Broken)
+		return p, false
+	}
+	p.Frozen, p.Account = z, s.account
+	p.FDs = append(p.FDs, s.legs[flow.Client].fd)
+	if b := s.legs[flow.Backend].fd; b >= 0 {
+		p.FDs = append(p.FDs, b)
+		if len(z.Legs) == 0 {
+			z.Legs = []*frozen.Leg{{}} // being dialled
+		}
+	}
+	s.flow.Drop(&l.lender)
+	l.Count.Parked++
+	l.leave(i, s)
+	return p, true
+}
+
+// emptyPipe moves what a pipe holds into the flow, as octets due to the other
+// leg: a pipe is the loop's and stays.
+func (l *Loop) emptyPipe(s *slot, side flow.Side) bool {
+	g := &s.legs[side]
+	p := &l.pipes.all[g.pipe]
+	buf := make([]byte, p.held)
+	for got := 0; got < len(buf); {
+		n, e := l.k.ReadPipe(p.r, buf[got:])
+		if e != 0 || n == 0 {
+			return false
+		}
+		got += n
+	}
+	p.held = 0
+	l.giveBack(g)
+	l.Count.Octets[side] += uint64(len(buf))
+	s.flow.Absorb(side.Other(), buf, &l.lender)
+	return true
+}
+
+// Slots lists the slots that hold flows for which want is true (nil: all), at
+// most max of them (0: no bound).
+func (l *Loop) Slots(max int, want func(f *flow.Flow) bool) []uint32 {
+	var out []uint32
+	l.each(func(i uint32, s *slot) {
+		if (max == 0 || len(out) < max) && (want == nil || want(&s.flow)) {
+			out = append(out, i)
+		}
+	})
+	return out
+}
+
+// Flow is the flow in slot i, to look at between turns; nil if there is none.
+func (l *Loop) Flow(i uint32) *flow.Flow {
+	if s := l.at(i); s.live {
+		return &s.flow
+	}
+	return nil
+}
+
+// Kind tells what the flow in slot i is doing, in the words of a move's report.
+func (l *Loop) Kind(i uint32) string { return l.kind(l.at(i)) }
+
+// Leg is the descriptor of one leg of the flow in slot i, to look at; it stays
+// the loop's.
+func (l *Loop) Leg(i uint32, side flow.Side) sock.FD { return l.at(i).legs[side].fd }
+
+// Kill ends the flow in slot i by RST.
+func (l *Loop) Kill(i uint32) {
+	if s := l.at(i); s.live {
+		s.flow.Step(l.now, flow.Event{Kind: flow.Kill})
+		l.guard(i)
+	}
+}
+
+// Parcel is a batch of frozen flows on its way to a loop.
+type Parcel struct {
+	Octets  []byte // an encoded frozen.Batch
+	FDs     []sock.FD
+	Since   []flow.Instant // by flow: when it was parked
+	Objects flow.Objects   // what names stand for; nil: the same versions
+	// Adopted is told on the loop's thread how long each flow was not served,
+	// and how many could not be thawed and are lost. May be nil.
+	Adopted func(pauses []int64, lost int) // nanoseconds
+}
+
+// Pack makes the parcel of flows that were parked, with objects for a receiver
+// that may not know them. The Parked are the parcel's from now on.
+func Pack(all []Parked, objects ...*frozen.Object) (*Parcel, error) {
+	batch := frozen.Batch{Objects: objects}
+	p := &Parcel{}
+	for _, x := range all {
+		batch.Flows = append(batch.Flows, x.Frozen)
+		x.Frozen.Client.Fd = uint32(len(p.FDs) + 1)
+		if len(x.FDs) > 1 {
+			x.Frozen.Legs[0].Fd = uint32(len(p.FDs) + 2)
+		}
+		p.FDs = append(p.FDs, x.FDs...)
+		p.Since = append(p.Since, x.Since)
+	}
+	var err error
+	p.Octets, err = batch.Encode()
+	return p, err
+}
+
+// Deliver hands a parcel to the loop, from any thread. Flows bring the
+// endpoints' slots and the places at the gates that they hold: the ledger is
+// not touched, so a carrier from another ledger imports them first.
+func (l *Loop) Deliver(p *Parcel) { l.post(letter{kind: parcelLetter, parcel: p}) }
+
+// unpack thaws the flows of a parcel and adopts them.
+func (l *Loop) unpack(p *Parcel) {
+	now := l.k.Now()
+	l.now = now
+	batch, err := frozen.Decode(p.Octets)
+	if err != nil {
+		// Both ends of a mailbox are the same code; other carriers decode
+		// before they deliver.
+		l.shared.Log.Error("a parcel of flows is not readable", "error", err)
+		l.Count.Lost += uint64(len(p.Since))
+		for _, fd := range p.FDs {
+			l.k.CloseReset(fd)
+		}
+		if p.Adopted != nil {
+			p.Adopted(nil, len(p.Since))
+		}
+		return
+	}
+	objects := p.Objects
+	if objects == nil {
+		objects = l.shared.Objects
+	}
+	var pauses []int64
+	lost := 0
+	for k, z := range batch.Flows {
+		if err := l.adopt(z, p.FDs, objects); err != nil {
+			l.shared.Log.Error("a flow could not be thawed and is lost", "flow", z.Id, "error", err)
+			l.Count.Lost++
+			lost++
+			continue
+		}
+		if k < len(p.Since) {
+			pauses = append(pauses, int64(l.k.Now()-p.Since[k]))
+		}
+	}
+	if p.Adopted != nil {
+		p.Adopted(pauses, lost)
+	}
+}
+
+// adopt picks one flow up and serves it at once.
+func (l *Loop) adopt(z *frozen.Flow, fds []sock.FD, objects flow.Objects) error {
+	client, backend, err := legFDs(z, fds)
+	if err == nil {
+		var f flow.Flow
+		if f, err = flow.Thaw(l.now, z, objects); err == nil {
+			i, s := l.enter(f, client, backend)
+			if e := f.Endpoint(); e != nil {
+				s.account = l.book(f.Backend().Ref.Name).Endpoint(e.Ref.Name)
+			}
+			l.Count.Adopted++
+			l.guard(i)
+			return nil
+		}
+	}
+	l.k.CloseReset(client)
+	l.k.CloseReset(backend)
+	return err
+}
+
+// legFDs finds the descriptors that a frozen flow names.
+func legFDs(z *frozen.Flow, fds []sock.FD) (client, backend sock.FD, err error) {
+	find := func(g *frozen.Leg) sock.FD {
+		if n := g.GetFd(); n > 0 && int(n) <= len(fds) {
+			return fds[n-1]
+		}
+		return sock.NoFD
+	}
+	client, backend = find(z.GetClient()), sock.NoFD
+	if len(z.GetLegs()) == 1 {
+		backend = find(z.GetLegs()[0])
+	}
+	switch {
+	case client < 0:
+		err = &frozen.Refused{What: "leg", Why: "no descriptor for the client leg"}
+	case backend < 0 && flow.State(z.State) == flow.Relaying:
+		err = &frozen.Refused{What: "leg", Why: "no descriptor for the backend leg"}
+	}
+	return client, backend, err
+}
+
+// SendTo moves the flows of some slots to another loop: frozen, through its
+// mailbox. It must be called between turns.
+func (l *Loop) SendTo(to *Loop, slots []uint32, adopted func([]int64, int)) (sent []Parked) {
+	for _, i := range slots {
+		if p, ok := l.Park(i); ok {
+			sent = append(sent, p)
+		}
+	}
+	if len(sent) == 0 {
+		return nil
+	}
+	p, err := Pack(sent)
+	if err != nil { // larger than a batch may be: never, with UnsentMax and few flows
+		panic(err)
+	}
+	p.Adopted = adopted
+	to.Deliver(p)
+	return sent
+}
+
+// Remake thaws flows in their own loop under other objects: the configuration
+// changed and they follow it. Nothing is carried, and yet it is the same path.
+func (l *Loop) Remake(slots []uint32, objects flow.Objects, adopted func([]int64, int)) (remade []Parked) {
+	for _, i := range slots {
+		if p, ok := l.Park(i); ok {
+			remade = append(remade, p)
+		}
+	}
+	if len(remade) == 0 {
+		return nil
+	}
+	p, err := Pack(remade)
+	if err != nil {
+		panic(err)
+	}
+	p.Objects, p.Adopted = objects, adopted
+	l.unpack(p)
+	return remade
+}
+
+// AcceptRest takes what still waits at a listener that is to be closed.
+func (l *Loop) AcceptRest(x *Listening) {
+	for {
+		fd, e := l.k.Accept(x.FD)
+		if e != 0 {
+			return
+		}
+		l.Count.Accepted++
+		l.shared.Ledger.Node.Admit()
+		x.Gate.Admit()
+		l.begin(fd, x)
+	}
+}
+
+// Now is the loop's clock.
+func (l *Loop) Now() flow.Instant { return l.k.Now() }
+
+// Lent is how many octets of blocks flows hold.
+func (l *Loop) Lent() int { return l.lender.Lent() }
+
+// Free gives back what a loop that has stopped holds beside flows.
+func (l *Loop) Free() {
+	for i := range l.pipes.all {
+		l.k.Close(l.pipes.all[i].r)
+		l.k.Close(l.pipes.all[i].w)
+	}
+	l.pipes = pipes{}
+}

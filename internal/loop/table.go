@@ -1,0 +1,118 @@
+package loop
+
+import (
+	"github.com/holdfast-lb/holdfast/internal/flow"
+	"github.com/holdfast-lb/holdfast/internal/ledger"
+	"github.com/holdfast-lb/holdfast/internal/sock"
+)
+
+// Events carry 64 bits back: for a leg its incarnation, slot and side; for a
+// listener listenerBit and its number.
+const (
+	listenerBit     = uint64(1) << 63
+	incarnationMask = 1<<31 - 1
+	none            = ^uint32(0)
+)
+
+// leg is what the loop knows of one side beyond what the flow knows.
+type leg struct {
+	fd       sock.FD
+	pipe     int16 // octets from this leg on their way to the other; noPipe
+	watched  bool
+	outAlso  bool // watched for writing, too
+	readable bool // a read may bring something
+	writable bool // a write may be taken
+	over     bool // FIN or worse was reported: read until it is found
+	failed   bool // an error was reported
+}
+
+// slot is a flow in the table. Slots are reused; the incarnation tells a late
+// event of an earlier tenant from one of the present.
+type slot struct {
+	flow        flow.Flow
+	legs        [2]leg
+	account     *ledger.Endpoint // whose slot the flow holds
+	timer       timer
+	incarnation uint32
+	relayed     uint32 // octets since the pipe was borrowed
+	live        bool
+	again       bool
+	pending     bool // the backend leg is being dialled
+}
+
+// note remembers what the poller said of a leg.
+func (s *slot) note(side flow.Side, r sock.Ready) {
+	g := &s.legs[side]
+	if r&(sock.Readable|sock.PeerShut|sock.Hangup|sock.Failed) != 0 {
+		g.readable = true
+	}
+	if r&(sock.Writable|sock.Hangup|sock.Failed) != 0 {
+		g.writable = true
+	}
+	if r&(sock.PeerShut|sock.Hangup|sock.Failed) != 0 {
+		g.over = true
+	}
+	if r&sock.Failed != 0 {
+		g.failed = true
+	}
+}
+
+const chunkSlots = 256
+
+// table holds slots in chunks, so that they never move and memory grows by
+// steps of some 60 KiB.
+type table struct {
+	chunks []*[chunkSlots]slot
+	free   []uint32
+}
+
+func (t *table) size() int { return len(t.chunks) * chunkSlots }
+
+func (l *Loop) at(i uint32) *slot { return &l.table.chunks[i/chunkSlots][i%chunkSlots] }
+
+// enter gives f a slot.
+func (l *Loop) enter(f flow.Flow, client, backend sock.FD) (uint32, *slot) {
+	t := &l.table
+	if len(t.free) == 0 {
+		base := uint32(t.size())
+		t.chunks = append(t.chunks, new([chunkSlots]slot))
+		for k := chunkSlots - 1; k >= 0; k-- {
+			t.free = append(t.free, base+uint32(k))
+		}
+	}
+	i := t.free[len(t.free)-1]
+	t.free = t.free[:len(t.free)-1]
+	s := l.at(i)
+	*s = slot{flow: f, incarnation: (s.incarnation + 1) & incarnationMask, live: true}
+	s.timer.bucket = -1
+	// Nothing is known of readiness yet, so everything is tried once.
+	s.legs[flow.Client] = leg{fd: client, pipe: noPipe, readable: true, writable: true}
+	s.legs[flow.Backend] = leg{fd: backend, pipe: noPipe, readable: true, writable: true}
+	l.load.Add(1)
+	return i, s
+}
+
+// leave empties the slot; the flow in it has gone or ended.
+func (l *Loop) leave(i uint32, s *slot) {
+	l.disarm(i, &s.timer)
+	s.live, s.again = false, false
+	s.flow = flow.Flow{}
+	s.account = nil
+	l.table.free = append(l.table.free, i)
+	l.load.Add(-1)
+}
+
+func data(i uint32, s *slot, side flow.Side) uint64 {
+	return uint64(s.incarnation)<<32 | uint64(i)<<1 | uint64(side)
+}
+
+// each calls do for every flow in the table.
+func (l *Loop) each(do func(i uint32, s *slot)) {
+	for c := range l.table.chunks {
+		for k := range l.table.chunks[c] {
+			if s := &l.table.chunks[c][k]; s.live {
+				do(uint32(c*chunkSlots+k), s)
+			}
+		}
+	}
+}

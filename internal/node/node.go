@@ -1,0 +1,499 @@
+// Package node is the data-plane process: it opens listeners, runs loops,
+// applies configurations as differences, and moves flows: between loops,
+// to its successor, to another host. One change runs at a time; flows are
+// only touched through their loops' mailboxes.
+package node
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"log/slog"
+	"os"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/holdfast-lb/holdfast/internal/balance"
+	"github.com/holdfast-lb/holdfast/internal/config"
+	"github.com/holdfast-lb/holdfast/internal/ledger"
+	"github.com/holdfast-lb/holdfast/internal/loop"
+	"github.com/holdfast-lb/holdfast/internal/sock"
+)
+
+// Release is the version of this binary; set by the linker.
+var Release = "dev"
+
+// fdReserve is how many descriptors are kept free of flows: for the API,
+// moves, files, pipes of the loops and what the runtime needs.
+const fdReserve = 512
+
+// Options say how a node begins.
+type Options struct {
+	File string // of the configuration
+	// Source is the configuration itself; nil: File is read.
+	Source []byte
+	Log    *slog.Logger
+	// Inherited are open listeners by VIP. Those that the configuration names
+	// are used; the others are closed.
+	Inherited map[string]sock.FD
+	// Quiet: do not accept until Accept is called.
+	Quiet bool
+	// FirstID and Generation continue the counts of a predecessor.
+	FirstID    uint64
+	Generation uint64
+	Totals     *Totals
+	// HostHeritage is the predecessor's state of holding and diverting.
+	HostHeritage json.RawMessage
+}
+
+// Node is a running data plane.
+type Node struct {
+	log      *slog.Logger
+	file     string
+	shared   *loop.Shared
+	registry *registry
+	kernels  []*loop.Epoll
+	started  time.Time
+	fds      int
+	totals   totals
+	host     hostSide
+
+	// change is held by whoever applies a configuration or moves flows.
+	change sync.Mutex
+
+	// mu guards what follows; it is held for reading and swapping only.
+	mu         sync.Mutex
+	source     []byte
+	gen        *loop.Generation
+	leaving    bool // flows have begun to go to a successor
+	successor  int  // its pid, once it serves
+	stopLoops  sync.Once
+	stopped    atomic.Bool
+	background []func() // to be called at Stop
+}
+
+// Parse reads a configuration as the node would and lets the environment fill
+// its ${NAMES}.
+func Parse(file string, source []byte) (*config.Config, config.Warnings, error) {
+	return config.Parse(file, source, os.LookupEnv)
+}
+
+// Start begins a node: everything is checked and opened before anything
+// serves. Its loops run until Stop.
+func Start(o Options) (*Node, error) {
+	source := o.Source
+	if source == nil {
+		var err error
+		if source, err = os.ReadFile(o.File); err != nil {
+			return nil, fmt.Errorf("node: %w", err)
+		}
+	}
+	c, warnings, err := Parse(o.File, source)
+	if err != nil {
+		return nil, err
+	}
+	for _, w := range warnings {
+		o.Log.Warn(w.String())
+	}
+	n := &Node{log: o.Log, file: o.File, registry: newRegistry(), started: time.Now(), source: source}
+	if n.fds, err = sock.FileLimit(); err != nil {
+		return nil, err
+	}
+	n.totals.inherit(o.Totals)
+	n.shared = &loop.Shared{Objects: n.registry, Log: o.Log}
+	n.shared.NextID.Store(max(o.FirstID, firstID(c.Node.Name)))
+	n.shared.Ledger = ledger.New(balance.Pick, n.ring, n.reopen)
+
+	g, opened, err := n.open(c, nil, o.Inherited, o.Generation+1)
+	if err != nil {
+		return nil, err
+	}
+	for vip, fd := range o.Inherited {
+		if !opened[vip] {
+			o.Log.Info("an inherited listener is not in the configuration and is closed", "vip", vip)
+			fd.Close()
+		}
+	}
+	count := c.Node.Loops
+	if count == 0 {
+		count = runtime.NumCPU()
+	}
+	// Two threads more than loops: the control side must run when all loops are
+	// busy, and a loop that sleeps in the kernel must find a processor at once.
+	runtime.GOMAXPROCS(max(count+2, runtime.GOMAXPROCS(0)))
+	for i := range count {
+		k, err := loop.NewEpoll()
+		if err != nil {
+			n.freeKernels()
+			return nil, err
+		}
+		n.kernels = append(n.kernels, k)
+		n.shared.Loops = append(n.shared.Loops, loop.New(i, k, n.shared, uint64(time.Now().UnixNano())))
+	}
+	n.setLimits(c)
+	n.registry.addConfig(time.Now(), c)
+	n.gen = g
+	for _, l := range n.shared.Loops {
+		l.SetGeneration(g)
+		if !o.Quiet {
+			l.SetAccepting(true)
+		}
+		go l.Run()
+	}
+	n.tend()
+	if err := n.startHost(c, o); err != nil {
+		n.Stop()
+		return nil, err
+	}
+	return n, nil
+}
+
+// firstID makes identities of flows differ between nodes and starts: 24 bits
+// of name and time, 40 bits that count.
+func firstID(name string) uint64 {
+	h := fnv.New32a()
+	fmt.Fprintf(h, "%s %d", name, time.Now().UnixNano())
+	return uint64(h.Sum32()>>8) << 40
+}
+
+func (n *Node) ring(loop int, token uint64) { n.shared.Loops[loop].Ring(token) }
+
+func (n *Node) reopen() {
+	if n.shared == nil {
+		return
+	}
+	for _, l := range n.shared.Loops {
+		l.Do(func(l *loop.Loop) { l.ResumeAccepting() })
+	}
+}
+
+// setLimits brings the ledger to what c says.
+func (n *Node) setLimits(c *config.Config) {
+	// Each flow has two descriptors and may borrow a pipe.
+	room := max(1, (n.fds-fdReserve)/2)
+	if c.Node.ConnectionsMax > 0 {
+		room = min(room, c.Node.ConnectionsMax)
+	}
+	n.shared.Ledger.Node.SetMax(room)
+	for name, l := range c.Listeners {
+		n.shared.Ledger.Listener(name).SetMax(l.ConnectionsMax)
+	}
+	for name, b := range c.Backends {
+		n.shared.Ledger.Backend(name).Govern(b)
+	}
+}
+
+// open makes the generation of c: sockets of old or inherited listeners are
+// kept by VIP, whatever their name; the others are opened. On an error all
+// that was opened is closed again and nothing has changed.
+func (n *Node) open(c *config.Config, old *loop.Generation, inherited map[string]sock.FD, number uint64) (*loop.Generation, map[string]bool, error) {
+	g := &loop.Generation{Number: number, Config: c, Listening: map[string]*loop.Listening{}}
+	used := map[string]bool{}
+	have := map[string]sock.FD{}
+	for vip, fd := range inherited {
+		have[vip] = fd
+	}
+	if old != nil {
+		for _, x := range old.Listening {
+			have[vipKey(x.Object)] = x.FD
+		}
+	}
+	var fresh []sock.FD
+	for name, l := range c.Listeners {
+		if old != nil {
+			if was := old.Listening[name]; was != nil && was.Object == l && was.Backend == c.Backends[l.BackendName] {
+				g.Listening[name] = was // untouched
+				used[vipKey(l)] = true
+				continue
+			}
+		}
+		x := &loop.Listening{Object: l, Backend: c.Backends[l.BackendName], Gate: n.shared.Ledger.Listener(name)}
+		spec := sock.ListenSpec{Addr: l.VIP, DualStack: l.DualStack, Backlog: l.Backlog, Life: loop.Life(l), MSS: loop.MSS(l)}
+		fd, ok := have[vipKey(l)]
+		var err error
+		if ok {
+			err = sock.Relisten(fd, spec)
+			used[vipKey(l)] = true
+		} else if fd, err = sock.Listen(spec); err == nil {
+			fresh = append(fresh, fd)
+		}
+		if err != nil {
+			for _, fd := range fresh {
+				fd.Close()
+			}
+			return nil, nil, fmt.Errorf("node: listener %s: %w", name, err)
+		}
+		x.FD = fd
+		g.Listening[name] = x
+	}
+	return g, used, nil
+}
+
+func vipKey(l *config.Listener) string {
+	if l.DualStack {
+		return l.VIP.String() + "+4"
+	}
+	return l.VIP.String()
+}
+
+// Reload reads the file again and applies it.
+func (n *Node) Reload() (*Report, error) {
+	source, err := os.ReadFile(n.file)
+	if err != nil {
+		return nil, fmt.Errorf("node: %w", err)
+	}
+	return n.Apply(source)
+}
+
+// Apply brings the node to the configuration in source. Nothing changes
+// unless all of it can be done. Flows under objects that changed are dealt
+// with as their listener says; all others are not touched.
+func (n *Node) Apply(source []byte) (*Report, error) {
+	n.change.Lock()
+	defer n.change.Unlock()
+	began := time.Now()
+	n.mu.Lock()
+	old, leaving := n.gen, n.leaving
+	n.mu.Unlock()
+	if leaving {
+		return nil, errors.New("node: an upgrade is under way; try again when it is done")
+	}
+	c, _, err := Parse(n.file, source)
+	if err != nil {
+		return nil, err
+	}
+	c = c.Reuse(old.Config)
+	plan := config.Diff(old.Config, c)
+	r := newReport("config")
+	r.Plan = plan.String()
+	if plan.Empty() {
+		r.Generation = old.Number
+		return r.done(began), nil
+	}
+	g, used, err := n.open(c, old, nil, old.Number+1)
+	if err != nil {
+		return nil, err
+	}
+	n.registry.addConfig(time.Now(), c)
+	n.setLimits(c)
+	n.mu.Lock()
+	n.gen, n.source = g, source
+	n.mu.Unlock()
+	for _, l := range n.shared.Loops {
+		l.Ask(func(l *loop.Loop) { l.SetGeneration(g) })
+	}
+	for _, x := range old.Listening {
+		if !used[vipKey(x.Object)] {
+			n.retire(x)
+		}
+	}
+	for _, l := range n.shared.Loops {
+		n.followChange(l, g, r)
+	}
+	r.Generation = g.Number
+	n.totals.move(r)
+	n.log.Info("configuration applied", "generation", g.Number, "flows", r.Flows, "closed", r.Closed, "took", time.Since(began))
+	return r.done(began), nil
+}
+
+// retire closes a listener that has left the configuration, after a last look
+// at what waits in its queue: closing resets that.
+func (n *Node) retire(x *loop.Listening) {
+	n.shared.Loops[0].Ask(func(l *loop.Loop) { l.AcceptRest(x) })
+	x.FD.Close()
+	n.log.Info("listener closed", "listener", x.Object.Ref.Name, "vip", x.Object.VIP)
+}
+
+// changeChunk bounds how many flows follow a change in one turn of their loop.
+const changeChunk = 32
+
+// followChange lets the flows of one loop follow the configuration, as each
+// one's listener says it should.
+func (n *Node) followChange(l *loop.Loop, g *loop.Generation, r *Report) {
+	current := adopting{g.Config, n.registry}
+	var adopt, kill []uint32
+	l.Ask(func(l *loop.Loop) {
+		for _, i := range l.Slots(0, nil) {
+			f := l.Flow(i)
+			now := g.Config.Listeners[f.Listener().Ref.Name]
+			if now == nil || (now == f.Listener() && g.Config.Backends[f.Backend().Ref.Name] == f.Backend()) {
+				continue
+			}
+			switch now.OnChange {
+			case config.AdoptFlows:
+				adopt = append(adopt, i)
+			case config.CloseFlows:
+				kill = append(kill, i)
+			}
+		}
+	})
+	for len(adopt) > 0 {
+		k := min(changeChunk, len(adopt))
+		l.Ask(func(l *loop.Loop) {
+			parked := l.Remake(adopt[:k], current, r.paused)
+			r.parked(parked)
+		})
+		adopt = adopt[k:]
+	}
+	for len(kill) > 0 {
+		k := min(changeChunk, len(kill))
+		l.Ask(func(l *loop.Loop) {
+			for _, i := range kill[:k] {
+				l.Kill(i)
+				r.Closed++
+			}
+		})
+		kill = kill[k:]
+	}
+}
+
+// Rebalance moves flows between loops: all of them to the next loop if all is
+// set, else as many as it takes for the loops to have the same number.
+func (n *Node) Rebalance(all bool) (*Report, error) {
+	n.change.Lock()
+	defer n.change.Unlock()
+	began := time.Now()
+	r := newReport("loop")
+	loops := n.shared.Loops
+	if len(loops) < 2 {
+		r.Refused++
+		r.Reasons["the node has one loop"]++
+		return r.done(began), nil
+	}
+	// What each loop has now is what moves, so that a flow moves once.
+	slots := make([][]uint32, len(loops))
+	total := 0
+	for i, l := range loops {
+		l.Ask(func(l *loop.Loop) { slots[i] = l.Slots(0, nil) })
+		total += len(slots[i])
+	}
+	var arrived sync.WaitGroup
+	for i, l := range loops {
+		mine := slots[i]
+		if !all {
+			mine = mine[:max(0, len(mine)-(total+len(loops)-1)/len(loops))]
+		}
+		for len(mine) > 0 {
+			k := min(loopChunk, len(mine))
+			to := loops[(i+1)%len(loops)]
+			if !all {
+				for _, x := range loops {
+					if x.Load() < to.Load() {
+						to = x
+					}
+				}
+			}
+			arrived.Add(1)
+			l.Ask(func(l *loop.Loop) {
+				sent := l.SendTo(to, mine[:k], func(pauses []int64, lost int) {
+					r.paused(pauses, lost)
+					arrived.Done()
+				})
+				if len(sent) == 0 {
+					arrived.Done()
+				}
+				r.parked(sent)
+			})
+			mine = mine[k:]
+		}
+	}
+	arrived.Wait()
+	n.totals.move(r)
+	return r.done(began), nil
+}
+
+// loopChunk is how many flows move between loops at once: few, for the turn
+// that parks them delays all others.
+const loopChunk = 8
+
+// tend starts what runs beside the loops.
+func (n *Node) tend() {
+	end := make(chan struct{})
+	n.background = append(n.background, func() { close(end) })
+	go func() { // ended by Stop
+		t := time.NewTicker(10 * time.Second)
+		defer t.Stop()
+		for {
+			select {
+			case <-end:
+				return
+			case now := <-t.C:
+				n.sweep(now)
+			}
+		}
+	}()
+}
+
+// sweep notes which objects flows still name, and forgets the others.
+func (n *Node) sweep(now time.Time) {
+	n.mu.Lock()
+	c := n.gen.Config
+	n.mu.Unlock()
+	n.registry.addConfig(now, c)
+	for _, l := range n.shared.Loops {
+		if n.stopped.Load() {
+			return
+		}
+		l.Ask(func(l *loop.Loop) {
+			for _, i := range l.Slots(0, nil) {
+				f := l.Flow(i)
+				n.registry.add(now, f.Listener(), f.Backend())
+				if e := f.Endpoint(); e != nil {
+					n.registry.add(now, e)
+				}
+			}
+		})
+	}
+	n.registry.prune(now)
+}
+
+// Stop ends the node: the loops stand still, all flows that are left are
+// reset, all descriptors go back.
+func (n *Node) Stop() {
+	n.stopLoops.Do(func() {
+		for _, f := range n.background {
+			f()
+		}
+		n.stopHost()
+		for _, l := range n.shared.Loops {
+			l.Ask(func(l *loop.Loop) {
+				l.SetAccepting(false)
+				for _, i := range l.Slots(0, nil) {
+					l.Kill(i)
+				}
+			})
+		}
+		n.stopped.Store(true)
+		for _, l := range n.shared.Loops {
+			l.Stop()
+			l.Free()
+		}
+		for _, x := range n.gen.Listening {
+			x.FD.Close()
+		}
+		n.freeKernels()
+	})
+}
+
+func (n *Node) freeKernels() {
+	for _, k := range n.kernels {
+		k.Free()
+	}
+}
+
+// Config is the configuration in force.
+func (n *Node) Config() *config.Config {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.gen.Config
+}
+
+// Generation is the number of the configuration in force.
+func (n *Node) Generation() uint64 {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.gen.Number
+}

@@ -1,0 +1,195 @@
+package node
+
+import (
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/holdfast-lb/holdfast/internal/config"
+	"github.com/holdfast-lb/holdfast/internal/flow"
+	"github.com/holdfast-lb/holdfast/internal/frozen"
+)
+
+// registry finds every object that a flow of this process may name: those of
+// the generation in force, and older ones as long as flows name them. It
+// implements flow.Objects for exact versions.
+type registry struct {
+	// mu guards all below.
+	mu      sync.RWMutex
+	objects map[config.Ref]*registered
+}
+
+type registered struct {
+	object any
+	seen   time.Time // when it was last known to be named
+}
+
+// unseenMax is how long an object stays that neither the generation nor any
+// flow in a table names. A flow that is between two tables is in none, but
+// never for so long.
+const unseenMax = time.Minute
+
+func newRegistry() *registry { return &registry{objects: map[config.Ref]*registered{}} }
+
+// add notes objects as named at now; one that is there already stays, so that
+// equal objects are one.
+func (r *registry) add(now time.Time, objects ...any) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, o := range objects {
+		switch o := o.(type) {
+		case *config.Listener:
+			r.put(now, o.Ref, o)
+		case *config.Backend:
+			r.put(now, o.Ref, o)
+			for _, e := range o.Endpoints {
+				r.put(now, e.Ref, e)
+			}
+		case *config.Endpoint:
+			r.put(now, o.Ref, o)
+		}
+	}
+}
+
+func (r *registry) put(now time.Time, ref config.Ref, o any) {
+	if was := r.objects[ref]; was != nil {
+		was.seen = now
+		return
+	}
+	r.objects[ref] = &registered{object: o, seen: now}
+}
+
+// addConfig notes all objects of c.
+func (r *registry) addConfig(now time.Time, c *config.Config) {
+	for _, l := range c.Listeners {
+		r.add(now, l)
+	}
+	for _, b := range c.Backends {
+		r.add(now, b)
+	}
+}
+
+// prune forgets what nobody has named for a while and tells how many objects
+// are left.
+func (r *registry) prune(now time.Time) int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for ref, x := range r.objects {
+		if now.Sub(x.seen) > unseenMax {
+			delete(r.objects, ref)
+		}
+	}
+	return len(r.objects)
+}
+
+func (r *registry) find(kind config.Kind, name string, version uint64) any {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	if x := r.objects[config.Ref{Kind: kind, Name: name, Version: version}]; x != nil {
+		return x.object
+	}
+	return nil
+}
+
+func (r *registry) Listener(name string, version uint64) *config.Listener {
+	o, _ := r.find(config.ListenerKind, name, version).(*config.Listener)
+	return o
+}
+
+func (r *registry) Backend(name string, version uint64) *config.Backend {
+	o, _ := r.find(config.BackendKind, name, version).(*config.Backend)
+	return o
+}
+
+func (r *registry) Endpoint(name string, version uint64) *config.Endpoint {
+	o, _ := r.find(config.EndpointKind, name, version).(*config.Endpoint)
+	return o
+}
+
+var frozenKinds = map[config.Kind]frozen.Object_Kind{
+	config.ListenerKind: frozen.Object_LISTENER,
+	config.BackendKind:  frozen.Object_BACKEND,
+	config.EndpointKind: frozen.Object_ENDPOINT,
+}
+
+// portable gives the objects that z names and that are not in sent, for a
+// receiver that may not have them.
+func (r *registry) portable(z *frozen.Flow, sent map[config.Ref]bool) []*frozen.Object {
+	var out []*frozen.Object
+	carry := func(kind config.Kind, ref *frozen.Ref) {
+		if ref == nil {
+			return
+		}
+		key := config.Ref{Kind: kind, Name: ref.Name, Version: ref.Version}
+		if sent[key] {
+			return
+		}
+		if o, ok := r.find(kind, ref.Name, ref.Version).(interface{ Encode() []byte }); ok {
+			sent[key] = true
+			out = append(out, &frozen.Object{Kind: frozenKinds[kind], Name: ref.Name, Version: ref.Version, Encoding: o.Encode()})
+		}
+	}
+	carry(config.ListenerKind, z.Listener)
+	carry(config.BackendKind, z.Backend)
+	carry(config.EndpointKind, z.Endpoint)
+	return out
+}
+
+// receive takes the objects of a batch. Each is checked against its version.
+func (r *registry) receive(now time.Time, objects []*frozen.Object) error {
+	for _, o := range objects {
+		kind, known := config.Kind(0), false
+		for k, f := range frozenKinds {
+			if f == o.Kind {
+				kind, known = k, true
+			}
+		}
+		if !known {
+			return &frozen.Refused{What: "object " + o.Name, Why: fmt.Sprintf("kind %v is not known to this release", o.Kind)}
+		}
+		if r.find(kind, o.Name, o.Version) != nil {
+			continue
+		}
+		x, err := config.DecodeObject(kind, o.Name, o.Encoding)
+		if err != nil {
+			return &frozen.Refused{What: "object " + o.Name, Why: err.Error()}
+		}
+		r.add(now, x)
+		if r.find(kind, o.Name, o.Version) == nil {
+			return &frozen.Refused{What: "object " + o.Name, Why: "its contents are of another version"}
+		}
+	}
+	return nil
+}
+
+// adopting finds current objects by name, and others by exact version: how
+// flows are thawed that adopt a change of the configuration.
+type adopting struct {
+	current *config.Config
+	exact   flow.Objects
+}
+
+func (a adopting) Listener(name string, version uint64) *config.Listener {
+	if l := a.current.Listeners[name]; l != nil {
+		return l
+	}
+	return a.exact.Listener(name, version)
+}
+
+func (a adopting) Backend(name string, version uint64) *config.Backend {
+	if b := a.current.Backends[name]; b != nil {
+		return b
+	}
+	return a.exact.Backend(name, version)
+}
+
+func (a adopting) Endpoint(name string, version uint64) *config.Endpoint {
+	for _, b := range a.current.Backends {
+		for _, e := range b.Endpoints {
+			if e.Ref.Name == name {
+				return e
+			}
+		}
+	}
+	return a.exact.Endpoint(name, version)
+}

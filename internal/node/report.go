@@ -1,0 +1,173 @@
+package node
+
+import (
+	"encoding/json"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/holdfast-lb/holdfast/internal/loop"
+)
+
+// Pause is how long flows were not served during a move, in microseconds.
+type Pause struct {
+	P50 float64 `json:"p50"`
+	P99 float64 `json:"p99"`
+	Max float64 `json:"max"`
+}
+
+// Report tells what a move, at any of the four distances, has done.
+type Report struct {
+	Distance   string         `json:"distance"`
+	Flows      int            `json:"flows"`
+	Octets     uint64         `json:"octets"` // that the flows carried
+	WithOctets int            `json:"with_octets"`
+	Refused    int            `json:"refused"`
+	Reasons    map[string]int `json:"reasons"`
+	Lost       int            `json:"lost"`
+	Closed     int            `json:"closed,omitempty"` // as the configuration asked
+	Pause      Pause          `json:"pause_us"`
+	States     map[string]int `json:"states"`
+	PID        int            `json:"pid"`
+	Generation uint64         `json:"generation,omitempty"`
+	Plan       string         `json:"plan,omitempty"`
+	Millis     float64        `json:"millis"`
+
+	// mu guards all above while a move runs: loops report from their threads.
+	mu     sync.Mutex
+	pauses []int64
+}
+
+func newReport(distance string) *Report {
+	return &Report{Distance: distance, Reasons: map[string]int{}, States: map[string]int{}, PID: pid}
+}
+
+func (r *Report) parked(all []loop.Parked) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, p := range all {
+		r.Flows++
+		r.Octets += uint64(p.Octets)
+		r.States[p.Kind]++
+		if p.Octets > 0 || carries[p.Kind] {
+			r.WithOctets++
+		}
+	}
+}
+
+// carries are the kinds of flows that have octets under way in Holdfast.
+var carries = map[string]bool{
+	loop.KindBulk: true, loop.KindHalfClosedBulk: true,
+	loop.KindToClient: true, loop.KindToBackend: true, loop.KindBothWays: true,
+}
+
+// back takes flows out of the report again that did not move.
+func (r *Report) back(p loop.Parked, why string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.Flows--
+	r.Octets -= uint64(p.Octets)
+	if r.States[p.Kind]--; r.States[p.Kind] == 0 {
+		delete(r.States, p.Kind)
+	}
+	if p.Octets > 0 || carries[p.Kind] {
+		r.WithOctets--
+	}
+	r.Refused++
+	r.Reasons[why]++
+}
+
+func (r *Report) refuse(n int, why string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.Refused += n
+	r.Reasons[why] += n
+}
+
+func (r *Report) paused(pauses []int64, lost int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.pauses = append(r.pauses, pauses...)
+	r.Lost += lost
+}
+
+func (r *Report) done(began time.Time) *Report {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.Millis = float64(time.Since(began).Microseconds()) / 1000
+	r.Pause = pauseOf(r.pauses)
+	return r
+}
+
+func pauseOf(nanos []int64) Pause {
+	if len(nanos) == 0 {
+		return Pause{}
+	}
+	slices.Sort(nanos)
+	at := func(q float64) float64 {
+		return float64(nanos[min(len(nanos)-1, int(q*float64(len(nanos))))]) / 1000
+	}
+	return Pause{at(0.5), at(0.99), float64(nanos[len(nanos)-1]) / 1000}
+}
+
+// Totals are counts since the first process of this node began: they go along
+// with an upgrade and never fall.
+type Totals struct {
+	Accepted     uint64            `json:"accepted"`
+	Ended        map[string]uint64 `json:"ended"` // by cause
+	FromClients  uint64            `json:"octets_from_clients"`
+	FromBackends uint64            `json:"octets_from_backends"`
+	Relayed      uint64            `json:"octets_relayed_in_kernel"`
+	Moves        map[string]uint64 `json:"moves"`       // by distance
+	MovedFlows   map[string]uint64 `json:"moved_flows"` // by distance
+	Arrived      uint64            `json:"flows_arrived_from_other_hosts"`
+	Left         uint64            `json:"flows_left_to_other_hosts"`
+	Retries      uint64            `json:"retries"`
+	Paused       uint64            `json:"accept_pauses"`
+	Lost         uint64            `json:"flows_lost_total"`
+	ResetByMove  uint64            `json:"flows_reset_by_move_total"`
+}
+
+type totals struct {
+	// mu guards t.
+	mu sync.Mutex
+	t  Totals
+}
+
+func (t *totals) inherit(from *Totals) {
+	if from != nil {
+		t.t = *from
+	}
+	for _, m := range []*map[string]uint64{&t.t.Ended, &t.t.Moves, &t.t.MovedFlows} {
+		if *m == nil {
+			*m = map[string]uint64{}
+		}
+	}
+}
+
+func (t *totals) move(r *Report) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.t.Moves[r.Distance]++
+	t.t.MovedFlows[r.Distance] += uint64(r.Flows)
+	t.t.ResetByMove += uint64(r.Lost)
+	if r.Distance == "host" {
+		t.t.Left += uint64(r.Flows)
+	}
+}
+
+func (t *totals) arrive(n int) {
+	t.mu.Lock()
+	t.t.Arrived += uint64(n)
+	t.mu.Unlock()
+}
+
+// snapshot is a copy without the loops' own counts.
+func (t *totals) snapshot() Totals {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var out Totals
+	b, _ := json.Marshal(t.t) // plain numbers and maps cannot fail
+	_ = json.Unmarshal(b, &out)
+	return out
+}

@@ -1,0 +1,175 @@
+package node
+
+import (
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+	"time"
+
+	"github.com/holdfast-lb/holdfast/internal/flow"
+	"github.com/holdfast-lb/holdfast/internal/loop"
+	"github.com/holdfast-lb/holdfast/internal/sock"
+)
+
+var pid = os.Getpid()
+
+// Status is what a person asks first.
+type Status struct {
+	Node        string            `json:"node"`
+	Release     string            `json:"release"`
+	PID         int               `json:"pid"`
+	Successor   int               `json:"successor,omitempty"` // pid of the process that has taken over
+	Generation  uint64            `json:"generation"`
+	UpSeconds   float64           `json:"up_seconds"`
+	Loops       []int             `json:"flows_by_loop"`
+	Flows       int               `json:"flows"`
+	ByState     map[string]int    `json:"flows_by_state"`
+	OnOld       int               `json:"flows_on_old_objects"`
+	Descriptors int64             `json:"descriptors"`
+	Lent        int               `json:"octets_lent"`
+	Listeners   []ListenerStatus  `json:"listeners"`
+	Endpoints   []EndpointStatus  `json:"endpoints"`
+	Queued      map[string]int    `json:"queued"` // by backend
+	Totals                        // flattened
+	Turns       uint64            `json:"turns"`
+	Host        map[string]uint64 `json:"host,omitempty"` // counters of holding and diverting
+}
+
+// ListenerStatus is one listener.
+type ListenerStatus struct {
+	Name        string `json:"name"`
+	VIP         string `json:"vip"`
+	Connections int64  `json:"connections"`
+}
+
+// EndpointStatus is one endpoint.
+type EndpointStatus struct {
+	Name    string `json:"name"`
+	Address string `json:"address"`
+	InUse   int64  `json:"in_use"`
+	Foreign int64  `json:"held_by_other_process,omitempty"`
+	Errors  uint64 `json:"errors"`
+}
+
+// counts sums the totals with what the loops have counted.
+func (n *Node) counts() Totals {
+	t := n.totals.snapshot()
+	for _, l := range n.shared.Loops {
+		l.Ask(func(l *loop.Loop) {
+			c := &l.Count
+			t.Accepted += c.Accepted
+			for cause, k := range c.Ended {
+				if k > 0 {
+					t.Ended[flow.Cause(cause).String()] += k
+				}
+			}
+			t.FromClients += c.Octets[flow.Client]
+			t.FromBackends += c.Octets[flow.Backend]
+			t.Relayed += c.Relayed
+			t.Retries += c.Retries
+			t.Paused += c.AcceptPause
+			t.Lost += c.Lost
+		})
+	}
+	return t
+}
+
+// Status looks at everything once.
+func (n *Node) Status() *Status {
+	n.mu.Lock()
+	g, successor := n.gen, n.successor
+	n.mu.Unlock()
+	s := &Status{
+		Node: g.Config.Node.Name, Release: Release, PID: pid, Successor: successor, Generation: g.Number,
+		UpSeconds: time.Since(n.started).Seconds(), ByState: map[string]int{}, Queued: map[string]int{},
+		Descriptors: sock.Open(), Totals: n.counts(), Host: n.hostCounters(),
+	}
+	for _, l := range n.shared.Loops {
+		l.Ask(func(l *loop.Loop) {
+			slots := l.Slots(0, nil)
+			s.Loops = append(s.Loops, len(slots))
+			s.Flows += len(slots)
+			s.Lent += l.Lent()
+			s.Turns += l.Count.Turns
+			for _, i := range slots {
+				s.ByState[l.Kind(i)]++
+				f := l.Flow(i)
+				if g.Config.Listeners[f.Listener().Ref.Name] != f.Listener() || g.Config.Backends[f.Backend().Ref.Name] != f.Backend() {
+					s.OnOld++
+				}
+			}
+		})
+	}
+	for _, l := range g.Config.SortedListeners() {
+		s.Listeners = append(s.Listeners, ListenerStatus{l.Ref.Name, l.VIP.String(), n.shared.Ledger.Listener(l.Ref.Name).InUse()})
+	}
+	for _, b := range g.Config.SortedBackends() {
+		book := n.shared.Ledger.Backend(b.Ref.Name)
+		if w := book.Waiting(); w > 0 {
+			s.Queued[b.Ref.Name] = w
+		}
+		for _, e := range b.Endpoints {
+			x := book.Endpoint(e.Ref.Name)
+			s.Endpoints = append(s.Endpoints, EndpointStatus{e.Ref.Name, e.Address(), x.InUse(), x.Foreign(), x.Errors()})
+		}
+	}
+	return s
+}
+
+// FlowStatus is one flow as people see it: no octets, no secrets.
+type FlowStatus struct {
+	ID         string  `json:"id"`
+	Listener   string  `json:"listener"`
+	Client     string  `json:"client"`
+	Endpoint   string  `json:"endpoint,omitempty"`
+	Kind       string  `json:"kind"`
+	AgeSeconds float64 `json:"age_seconds"`
+	In         uint64  `json:"octets_from_client"`
+	Out        uint64  `json:"octets_to_client"`
+	Unsent     int     `json:"octets_unsent"`
+	Moves      int     `json:"moves"`
+	Loop       int     `json:"loop"`
+}
+
+// Flows lists up to max flows (0: all), oldest first.
+func (n *Node) Flows(max int) []FlowStatus {
+	var out []FlowStatus
+	for _, l := range n.shared.Loops {
+		l.Ask(func(l *loop.Loop) {
+			now := l.Now()
+			for _, i := range l.Slots(max, nil) {
+				f := l.Flow(i)
+				x := FlowStatus{
+					ID: fmt.Sprintf("f-%x", f.ID()), Listener: f.Listener().Ref.Name, Client: addr(sock.PeerAddr(l.Leg(i, flow.Client))),
+					Kind: l.Kind(i), AgeSeconds: float64(now-f.Born()) / 1e9, Moves: f.Moves(), Loop: l.Index(),
+					In: f.Received(flow.Client), Out: f.Sent(flow.Client), Unsent: f.Unsent(flow.Client) + f.Unsent(flow.Backend),
+				}
+				if e := f.Endpoint(); e != nil {
+					x.Endpoint = e.Ref.Name
+				}
+				out = append(out, x)
+			}
+		})
+	}
+	slices.SortFunc(out, func(a, b FlowStatus) int {
+		switch {
+		case a.AgeSeconds > b.AgeSeconds:
+			return -1
+		case a.AgeSeconds < b.AgeSeconds:
+			return 1
+		}
+		return 0
+	})
+	if max > 0 && len(out) > max {
+		out = out[:max]
+	}
+	return out
+}
+
+func addr(a netip.AddrPort) string {
+	if !a.IsValid() {
+		return ""
+	}
+	return a.String()
+}

@@ -1,0 +1,503 @@
+package node
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"time"
+
+	"github.com/holdfast-lb/holdfast/internal/config"
+	"github.com/holdfast-lb/holdfast/internal/flow"
+	"github.com/holdfast-lb/holdfast/internal/frozen"
+	"github.com/holdfast-lb/holdfast/internal/loop"
+	"github.com/holdfast-lb/holdfast/internal/move"
+	"github.com/holdfast-lb/holdfast/internal/sock"
+)
+
+// InheritEnv names the descriptor of the channel to the predecessor.
+const InheritEnv = "HOLDFAST_INHERIT_FD"
+
+const (
+	// startTime bounds how long a new binary may take until it could serve.
+	startTime = 20 * time.Second
+	// answerTime bounds each answer while flows move.
+	answerTime = 5 * time.Second
+	// processChunk is how many flows move to another process at once: each
+	// waits for its whole batch, and the loop for the freezing of it.
+	processChunk = 16
+)
+
+func (n *Node) greeting() move.Greeting {
+	return move.Greeting{Protocol: move.Protocol, Format: frozen.Format, Release: Release, Node: n.Config().Node.Name, PID: pid}
+}
+
+// Upgrade starts binary ("" is the one that runs now) as the successor of this
+// process and hands everything over to it: listeners, then flows, in small
+// batches. If the successor does not come up, refuses or dies, this process
+// goes on; only flows that the successor had already taken die with it. On
+// success nothing is left here but flows the successor refused, and Left is
+// closed once those have ended.
+func (n *Node) Upgrade(binary string) (*Report, error) {
+	n.change.Lock()
+	defer n.change.Unlock()
+	began := time.Now()
+	if binary == "" {
+		// The path as it is now, not /proc/self/exe: a new file may have been
+		// put in its place.
+		path, err := os.Executable()
+		if err != nil {
+			return nil, fmt.Errorf("node: %w", err)
+		}
+		binary = path
+	}
+	near, far, err := sock.ChannelPair()
+	if err != nil {
+		return nil, err
+	}
+	carrier := move.NewLocal(near)
+	defer func() { _ = carrier.Close() }()
+	child := exec.Command(binary, "run", "-c", n.file)
+	child.Env = append(os.Environ(), InheritEnv+"=3")
+	child.Stdout, child.Stderr = os.Stdout, os.Stderr
+	file := os.NewFile(uintptr(far.FD().Disown()), "successor") // closed below, or by exec
+	child.ExtraFiles = []*os.File{file}
+	err = child.Start()
+	_ = file.Close()
+	if err != nil {
+		return nil, fmt.Errorf("node: start %s: %w", binary, err)
+	}
+	gone := make(chan error, 1)
+	go func() { gone <- child.Wait() }() // ends with the child; if we go first, init reaps it
+	r := newReport("process")
+	if err := n.handOver(carrier, r); err != nil {
+		_ = child.Process.Kill()
+		<-gone
+		n.mu.Lock()
+		n.leaving = false
+		n.mu.Unlock()
+		for _, l := range n.shared.Loops {
+			l.Do(func(l *loop.Loop) { l.SetAccepting(true) })
+		}
+		n.log.Warn("upgrade aborted; this process goes on", "error", err, "lost", r.Lost)
+		n.totals.move(&Report{Distance: "process", Lost: r.Lost})
+		return nil, fmt.Errorf("node: upgrade aborted, this process goes on: %w", err)
+	}
+	n.mu.Lock()
+	n.successor = child.Process.Pid
+	n.mu.Unlock()
+	r.PID = child.Process.Pid
+	n.log.Info("upgrade done", "flows", r.Flows, "refused", r.Refused, "lost", r.Lost, "successor", r.PID, "took", time.Since(began))
+	return r.done(began), nil
+}
+
+// handOver speaks the giver's part of the protocol from greeting to end.
+func (n *Node) handOver(c move.Carrier, r *Report) error {
+	if err := c.SetTimeout(startTime); err != nil {
+		return err
+	}
+	m, err := move.Expect(c, move.Hello)
+	if err != nil {
+		return fmt.Errorf("the new process did not come up: %w", err)
+	}
+	var hello move.Greeting
+	if err := m.Into(&hello); err != nil {
+		return err
+	}
+	if err := hello.Check(); err != nil {
+		return err
+	}
+	heritage, fds, err := n.heritage()
+	if err != nil {
+		return err
+	}
+	if err := move.SendJSON(c, move.Inherit, heritage, fds...); err != nil {
+		return err
+	}
+	if _, err := move.Expect(c, move.Ready); err != nil {
+		return err
+	}
+	if err := c.SetTimeout(answerTime); err != nil {
+		return err
+	}
+	n.mu.Lock()
+	n.leaving = true
+	n.mu.Unlock()
+	// Connections that arrive from here on wait in the shared queue until the
+	// successor accepts them; none is ever refused.
+	for _, l := range n.shared.Loops {
+		l.Ask(func(l *loop.Loop) { l.SetAccepting(false) })
+	}
+	if err := c.Send(move.Message{Kind: move.Accept}); err != nil {
+		return err
+	}
+	if err := n.giveAll(c, r); err != nil {
+		return err
+	}
+	n.totals.move(r)
+	totals, err := json.Marshal(n.counts())
+	if err != nil {
+		return err
+	}
+	if err := c.SetTimeout(startTime); err != nil {
+		return err
+	}
+	if err := c.Send(move.Message{Kind: move.Done, Body: totals}); err != nil {
+		return err
+	}
+	_, err = move.Expect(c, move.Settled)
+	return err
+}
+
+func (n *Node) heritage() (move.Heritage, []sock.FD, error) {
+	n.mu.Lock()
+	g, source := n.gen, n.source
+	n.mu.Unlock()
+	h := move.Heritage{Generation: g.Number, Source: source, File: n.file, Held: n.shared.Ledger.Held(), LastID: n.shared.NextID.Load()}
+	var fds []sock.FD
+	for _, x := range g.Listening {
+		h.Listeners = append(h.Listeners, vipKey(x.Object))
+		fds = append(fds, x.FD)
+	}
+	for key, fd := range n.hostDescriptors() {
+		h.Listeners = append(h.Listeners, key)
+		fds = append(fds, fd)
+	}
+	if len(fds) > sock.RightsMax {
+		return h, nil, fmt.Errorf("%d listeners; %d can be handed over", len(fds), sock.RightsMax)
+	}
+	h.Host = n.hostHeritage()
+	return h, fds, nil
+}
+
+// giveAll moves the flows of all loops until none is left but refused ones.
+func (n *Node) giveAll(c move.Carrier, r *Report) error {
+	sent := map[config.Ref]bool{}
+	refused := map[uint64]bool{}
+	// A connection that another loop had accepted may come in meanwhile, so
+	// loops are gone through until nothing new is found.
+	for {
+		found := 0
+		for _, l := range n.shared.Loops {
+			var slots []uint32
+			l.Ask(func(l *loop.Loop) {
+				slots = l.Slots(0, func(f *flow.Flow) bool { return !refused[f.ID()] })
+			})
+			found += len(slots)
+			for len(slots) > 0 {
+				k := min(processChunk, len(slots))
+				if err := n.giveBatch(c, l, slots[:k], r, sent, refused); err != nil {
+					return err
+				}
+				slots = slots[k:]
+			}
+		}
+		if found == 0 {
+			return nil
+		}
+	}
+}
+
+// giveBatch moves the flows in some slots of one loop to the successor.
+func (n *Node) giveBatch(c move.Carrier, l *loop.Loop, slots []uint32, r *Report, sent map[config.Ref]bool, refused map[uint64]bool) error {
+	var parked []loop.Parked
+	l.Ask(func(l *loop.Loop) {
+		for _, i := range slots {
+			// The slot may hold another flow by now, that one is as welcome;
+			// but not one that was refused.
+			if f := l.Flow(i); f == nil || refused[f.ID()] {
+				continue
+			}
+			if p, ok := l.Park(i); ok {
+				parked = append(parked, p)
+			}
+		}
+	})
+	if len(parked) == 0 {
+		return nil
+	}
+	var objects []*frozen.Object
+	for _, p := range parked {
+		objects = append(objects, n.registry.portable(p.Frozen, sent)...)
+	}
+	parcel, err := loop.Pack(parked, objects...)
+	if err != nil {
+		return errors.Join(err, n.takeBack(l, parcel, parked))
+	}
+	r.parked(parked)
+	err = c.Send(move.Message{Kind: move.Offer, Body: parcel.Octets, FDs: parcel.FDs})
+	if err == nil {
+		_, err = move.Expect(c, move.Taken)
+	}
+	if err != nil { // before the commit all of it is still ours
+		var no *frozen.Refused
+		if errors.As(err, &no) {
+			for _, p := range parked {
+				r.back(p, no.What+": "+no.Why)
+				refused[p.Frozen.Id] = true
+			}
+			return n.takeBack(l, parcel, parked)
+		}
+		return errors.Join(err, n.takeBack(l, parcel, parked))
+	}
+	since := make([]int64, len(parked))
+	for i, p := range parked {
+		since[i] = int64(p.Since)
+	}
+	if err = move.SendJSON(c, move.Commit, since); err != nil {
+		// It was not delivered: a seqpacket message is taken whole or not.
+		return errors.Join(err, n.takeBack(l, parcel, parked))
+	}
+	m, err := move.Expect(c, move.Adopted)
+	var a move.Adoption
+	if err == nil {
+		err = m.Into(&a)
+	}
+	if err != nil {
+		// The successor may have served them before it died: what it read and
+		// wrote nobody knows, so they cannot go on.
+		r.paused(nil, len(parked))
+		for _, fd := range parcel.FDs {
+			fd.CloseReset()
+		}
+		n.forget(parked, true)
+		return err
+	}
+	r.paused(a.Pauses, a.Lost)
+	for _, fd := range parcel.FDs {
+		fd.Close() // the successor has its own; nothing is sent
+	}
+	n.forget(parked, false)
+	return nil
+}
+
+// takeBack gives flows that were not handed over to their loop again.
+func (n *Node) takeBack(l *loop.Loop, p *loop.Parcel, parked []loop.Parked) error {
+	if p.Octets == nil {
+		return fmt.Errorf("node: %d flows could not be encoded and are lost", len(parked))
+	}
+	done := make(chan int, 1)
+	p.Adopted = func(_ []int64, lost int) { done <- lost }
+	l.Deliver(p)
+	if lost := <-done; lost > 0 {
+		return fmt.Errorf("node: %d flows could not be taken back", lost)
+	}
+	return nil
+}
+
+// forget ends the accounts of flows that have left. What they held the other
+// process holds now, unless they are lost.
+func (n *Node) forget(parked []loop.Parked, lost bool) {
+	for _, p := range parked {
+		if p.Account != nil {
+			if lost {
+				p.Account.Release()
+			} else {
+				p.Account.Forget(1)
+			}
+		}
+		n.shared.Ledger.Listener(p.Frozen.Listener.Name).Leave()
+		n.shared.Ledger.Node.Leave()
+	}
+}
+
+// Succession is the taker's side of an upgrade.
+type Succession struct {
+	carrier  *move.Local
+	heritage move.Heritage
+	Node     *Node
+	log      *slog.Logger
+}
+
+// Succeed greets the predecessor over fd, takes the heritage and begins a node
+// that does not accept yet.
+func Succeed(fd int, o Options) (*Succession, error) {
+	s := &Succession{carrier: move.NewLocal(sock.ChannelFrom(sock.Own(fd))), log: o.Log}
+	if err := s.carrier.SetTimeout(startTime); err != nil {
+		return nil, err
+	}
+	err := move.SendJSON(s.carrier, move.Hello, move.Greeting{Protocol: move.Protocol, Format: frozen.Format, Release: Release, PID: pid})
+	if err != nil {
+		return nil, err
+	}
+	m, err := move.Expect(s.carrier, move.Inherit)
+	if err != nil {
+		return nil, err
+	}
+	if err = m.Into(&s.heritage); err == nil && len(m.FDs) != len(s.heritage.Listeners) {
+		err = fmt.Errorf("node: %d descriptors for %d listeners", len(m.FDs), len(s.heritage.Listeners))
+	}
+	if err != nil {
+		return nil, err
+	}
+	h := &s.heritage
+	o.Source, o.Quiet, o.FirstID, o.Generation = h.Source, true, h.LastID, h.Generation-1
+	o.Inherited = map[string]sock.FD{}
+	for i, vip := range h.Listeners {
+		o.Inherited[vip] = m.FDs[i]
+	}
+	o.HostHeritage = h.Host
+	if s.Node, err = Start(o); err != nil {
+		_ = move.SendJSON(s.carrier, move.Refuse, move.Refusal{What: "configuration", Why: err.Error()})
+		return nil, err
+	}
+	for name, held := range h.Held {
+		s.Node.account(name).AddForeign(held)
+	}
+	return s, s.carrier.Send(move.Message{Kind: move.Ready})
+}
+
+// Run takes flows until the predecessor is done. settle is called last, to
+// take over what only one process can hold: the admin socket.
+func (s *Succession) Run(settle func() error) error {
+	defer func() { _ = s.carrier.Close() }()
+	n := s.Node
+	var offered *frozen.Batch
+	var fds []sock.FD
+	drop := func() {
+		for _, fd := range fds {
+			fd.Close()
+		}
+		offered, fds = nil, nil
+	}
+	defer drop()
+	for {
+		m, err := s.carrier.Receive()
+		if err != nil {
+			return fmt.Errorf("node: the predecessor is gone: %w", err)
+		}
+		switch m.Kind {
+		case move.Accept:
+			for _, l := range n.shared.Loops {
+				l.Do(func(l *loop.Loop) { l.SetAccepting(true) })
+			}
+		case move.Offer:
+			drop()
+			fds = m.FDs
+			if offered, err = n.examine(m.Body, len(m.FDs)); err != nil {
+				drop()
+				if err := s.refuse(err); err != nil {
+					return err
+				}
+				continue
+			}
+			if err := s.carrier.Send(move.Message{Kind: move.Taken}); err != nil {
+				return err
+			}
+		case move.Commit:
+			var since []int64
+			if err := m.Into(&since); err != nil || offered == nil || len(since) != len(offered.Flows) {
+				return fmt.Errorf("node: a commit without an offer that it fits (%v)", err)
+			}
+			a := n.take(offered, fds, since)
+			offered, fds = nil, nil
+			if err := move.SendJSON(s.carrier, move.Adopted, a); err != nil {
+				return err
+			}
+		case move.Abort:
+			drop()
+		case move.Done:
+			var t Totals
+			if err := m.Into(&t); err != nil {
+				return err
+			}
+			n.totals.inherit(&t)
+			// What the predecessor still holds it keeps until it ends; it
+			// tells by closing, and then everything is ours.
+			if err := settle(); err != nil {
+				return errors.Join(err, s.refuse(err))
+			}
+			if err := s.carrier.Send(move.Message{Kind: move.Settled}); err != nil {
+				return err
+			}
+			n.log.Info("took over", "flows", n.flows(), "generation", s.heritage.Generation)
+			return nil
+		default:
+			return fmt.Errorf("node: %v came out of turn", m.Kind)
+		}
+	}
+}
+
+func (s *Succession) refuse(why error) error {
+	r := move.Refusal{What: "flow", Why: why.Error()}
+	var no *frozen.Refused
+	if errors.As(why, &no) {
+		r = move.Refusal{What: no.What, Why: no.Why, Retry: no.Retry}
+	}
+	return move.SendJSON(s.carrier, move.Refuse, r)
+}
+
+// examine decodes an offer and sees that each flow of it could be thawed here.
+func (n *Node) examine(octets []byte, fds int) (*frozen.Batch, error) {
+	batch, err := frozen.Decode(octets)
+	if err != nil {
+		return nil, err
+	}
+	if err := n.registry.receive(time.Now(), batch.Objects); err != nil {
+		return nil, err
+	}
+	for _, z := range batch.Flows {
+		if _, err := flow.Thaw(0, z, n.registry); err != nil {
+			return nil, err
+		}
+		for _, g := range append([]*frozen.Leg{z.Client}, z.Legs...) {
+			if int(g.Fd) > fds {
+				return nil, &frozen.Refused{What: "leg", Why: fmt.Sprintf("descriptor %d of %d", g.Fd, fds)}
+			}
+		}
+	}
+	return batch, nil
+}
+
+// take makes flows ours: the ledger learns what they hold, and a loop adopts
+// them. It returns when they are served.
+func (n *Node) take(batch *frozen.Batch, fds []sock.FD, since []int64) move.Adoption {
+	for _, z := range batch.Flows {
+		if z.Endpoint != nil {
+			n.account(z.Endpoint.Name).Import(1)
+		}
+		n.shared.Ledger.Listener(z.Listener.Name).Admit()
+		n.shared.Ledger.Node.Admit()
+		raise(&n.shared.NextID, z.Id)
+	}
+	to := n.shared.Loops[0]
+	for _, l := range n.shared.Loops {
+		if l.Load() < to.Load() {
+			to = l
+		}
+	}
+	p := &loop.Parcel{FDs: fds}
+	for _, t := range since {
+		p.Since = append(p.Since, flow.Instant(t))
+	}
+	octets, err := batch.Encode()
+	if err != nil { // it was decoded a moment ago
+		panic(err)
+	}
+	p.Octets = octets
+	done := make(chan move.Adoption, 1)
+	p.Adopted = func(pauses []int64, lost int) { done <- move.Adoption{Pauses: pauses, Lost: lost} }
+	to.Deliver(p)
+	return <-done
+}
+
+// flows counts what the loops hold.
+func (n *Node) flows() int {
+	total := 0
+	for _, l := range n.shared.Loops {
+		total += l.Load()
+	}
+	return total
+}
+
+// WaitEmpty returns when no flow is left, or after d.
+func (n *Node) WaitEmpty(d time.Duration) bool {
+	for end := time.Now().Add(d); n.flows() > 0; time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(end) {
+			return false
+		}
+	}
+	return true
+}
