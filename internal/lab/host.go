@@ -9,6 +9,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -241,33 +242,62 @@ func (h *Host) Unplug() error {
 // address, by state as the kernel numbers it (include/net/tcp_states.h),
 // without TIME_WAIT and LISTEN. It is the kernel's own word on where a flow is.
 func (h *Host) TCPSockets(local netip.Addr) (map[int]int, error) {
+	count := map[int]int{}
+	err := h.eachSocket(local, func(_ uint16, state int) {
+		if state != tcpTimeWait && state != tcpListen {
+			count[state]++
+		}
+	})
+	return count, err
+}
+
+// Listens says whether a socket of the host listens at the address.
+func (h *Host) Listens(at netip.AddrPort) bool {
+	found := false
+	err := h.eachSocket(at.Addr(), func(port uint16, state int) {
+		found = found || state == tcpListen && port == at.Port()
+	})
+	return err == nil && found
+}
+
+// States of include/net/tcp_states.h.
+const (
+	tcpTimeWait = 6
+	tcpListen   = 10
+)
+
+// eachSocket calls f for each TCP socket with the local address.
+func (h *Host) eachSocket(local netip.Addr, f func(port uint16, state int)) error {
 	file := "/proc/thread-self/net/tcp"
 	if local.Is6() {
 		file += "6"
 	}
-	count := map[int]int{}
-	want := procAddr(local)
-	err := h.Do(func() error {
-		f, err := os.Open(file)
+	want := procAddr(local) + ":"
+	return h.Do(func() error {
+		table, err := os.Open(file)
 		if err != nil {
 			return err
 		}
-		defer func() { _ = f.Close() }()
-		s := bufio.NewScanner(f)
+		defer func() { _ = table.Close() }()
+		s := bufio.NewScanner(table)
 		for s.Scan() {
 			// sl local_address rem_address st ...
 			fields := strings.Fields(s.Text())
-			if len(fields) < 4 || !strings.HasPrefix(fields[1], want+":") {
+			if len(fields) < 4 || !strings.HasPrefix(fields[1], want) {
 				continue
 			}
-			st, err := strconv.ParseInt(fields[3], 16, 32)
-			if err == nil && st != 6 && st != 10 {
-				count[int(st)]++
+			port, err := strconv.ParseUint(fields[1][len(want):], 16, 16)
+			if err != nil {
+				return err
 			}
+			state, err := strconv.ParseInt(fields[3], 16, 32)
+			if err != nil {
+				return err
+			}
+			f(uint16(port), int(state))
 		}
 		return s.Err()
 	})
-	return count, err
 }
 
 // procAddr writes an address as /proc/net/tcp does: each 32-bit word in the
@@ -305,4 +335,32 @@ func (h *Host) Counters() (map[string]int64, error) {
 		return nil
 	})
 	return out, err
+}
+
+// Ask forgets who has a, asks anew, and returns the answer, nil if none comes
+// within patience.
+func (h *Host) Ask(a netip.Addr, patience time.Duration) (net.HardwareAddr, error) {
+	if err := h.ForgetNeighbour(a); err != nil {
+		return nil, fmt.Errorf("lab: %s: forget %v: %w", h.Name, a, err)
+	}
+	err := h.Do(func() error {
+		// A datagram to the discard port; what matters is the question
+		// that goes before it.
+		c, err := net.Dial("udp", netip.AddrPortFrom(a, 9).String())
+		if err != nil {
+			return err
+		}
+		defer func() { _ = c.Close() }()
+		_, err = c.Write([]byte{0})
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("lab: %s: ask for %v: %w", h.Name, a, err)
+	}
+	for deadline := time.Now().Add(patience); ; time.Sleep(5 * time.Millisecond) {
+		mac, err := h.Neighbour(a)
+		if err != nil || mac != nil || time.Now().After(deadline) {
+			return mac, err
+		}
+	}
 }

@@ -1,4 +1,176 @@
 package lab
 
-// Main is the entry of cmd/holdfast-lab.
-func Main(args []string) int { return 2 }
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"sort"
+	"strings"
+	"time"
+)
+
+// A lab is a scenario. It notes in the verdict what it found; an error is what
+// kept it from finding anything.
+type lab struct {
+	what  string
+	run   func(ctx context.Context, o Options, out io.Writer, v *Verdict) error
+	limit time.Duration // of a full run
+}
+
+// labs are all that there are, by name.
+var labs = map[string]lab{
+	"four-distances": {"flows of all kinds move at four distances: config, loop, process, host", fourDistances, 40 * time.Minute},
+}
+
+// Stages of a re-executed program.
+const (
+	stageWorld = "world" // inside the namespaces
+	stageBlind = "blind" // the relay of the sabotage blind-relay
+)
+
+// shortLimit is the most that a short run may take, building included.
+const shortLimit = 43 * time.Second
+
+// Main runs the lab that the arguments name and returns the exit status: 0 if
+// every figure holds, 1 if not, 2 for a wrong argument.
+func Main(args []string) int {
+	if os.Getenv(stageEnv) == stageBlind {
+		if err := BlindMain(args, os.Stdout); err != nil {
+			_, _ = fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		return 0
+	}
+	o, name, err := parse(args)
+	if errors.Is(err, flag.ErrHelp) {
+		return 0
+	}
+	if err != nil {
+		_, _ = fmt.Fprintln(os.Stderr, err)
+		return 2
+	}
+	o.began = time.Now()
+	if os.Getenv(stageEnv) == stageWorld {
+		return inside(name, o)
+	}
+	status, err := outside(o)
+	if err != nil {
+		_, _ = fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return status
+}
+
+func parse(args []string) (Options, string, error) {
+	var o Options
+	var name, distances string
+	f := flag.NewFlagSet("holdfast-lab", flag.ContinueOnError)
+	f.StringVar(&name, "lab", "", "which `lab`: "+strings.Join(labNames(), ", "))
+	f.BoolVar(&o.Short, "short", false, "end within 45 s")
+	f.StringVar(&o.Sabotage, "sabotage", "", "break the run, to see whether the lab notices: "+strings.Join(Sabotages, ", "))
+	f.StringVar(&distances, "distances", "config,loop,process,host", "what to move, a `list`; empty: nothing moves")
+	f.IntVar(&o.Flows, "flows", 0, "how many `flows`; 0: as the lab likes")
+	f.IntVar(&o.Moves, "moves", 0, "how many `moves` of each distance; 0: as the lab likes")
+	f.Uint64Var(&o.Seed, "seed", 1, "of all octets and periods")
+	f.StringVar(&o.Binary, "binary", "", "`path` of the product; empty: build ./cmd/holdfast")
+	f.StringVar(&o.Balancer, "balancer", "holdfast", "holdfast, or a `substitute` to try the lab itself: haproxy, direct")
+	f.BoolVar(&o.FiguresOnly, "figures-only", false, "a missed goal of speed is no failure")
+	if err := f.Parse(args); err != nil {
+		return o, name, err
+	}
+	if _, ok := labs[name]; !ok {
+		return o, name, fmt.Errorf("lab %q: one of %s", name, strings.Join(labNames(), ", "))
+	}
+	if o.Sabotage != "" && !slices.Contains(Sabotages, o.Sabotage) {
+		return o, name, fmt.Errorf("sabotage %q: one of %s", o.Sabotage, strings.Join(Sabotages, ", "))
+	}
+	if distances != "" {
+		o.Distances = strings.Split(distances, ",")
+	}
+	return o, name, nil
+}
+
+func labNames() []string {
+	var names []string
+	for n := range labs {
+		names = append(names, n)
+	}
+	sort.Strings(names)
+	return names
+}
+
+// Environment from outside to inside.
+const (
+	dirEnv    = "HOLDFAST_LAB_DIR"
+	binaryEnv = "HOLDFAST_LAB_BINARY"
+	beganEnv  = "HOLDFAST_LAB_BEGAN"
+)
+
+// outside builds the product and enters the namespaces.
+func outside(o Options) (int, error) {
+	dir, err := os.MkdirTemp("", "holdfast-lab-")
+	if err != nil {
+		return 1, err
+	}
+	defer func() { _ = os.RemoveAll(dir) }()
+	binary := o.Binary
+	if binary == "" && o.Balancer == "holdfast" && o.Sabotage != BlindRelay {
+		binary = filepath.Join(dir, "holdfast")
+		build := exec.Command("go", "build", "-o", binary, "./cmd/holdfast")
+		if msg, err := build.CombinedOutput(); err != nil {
+			return 1, fmt.Errorf("lab: build ./cmd/holdfast: %w\n%s", err, msg)
+		}
+	}
+	if binary != "" {
+		if binary, err = filepath.Abs(binary); err != nil {
+			return 1, err
+		}
+	}
+	return Enter(stageWorld, []string{
+		dirEnv + "=" + dir, binaryEnv + "=" + binary,
+		beganEnv + "=" + o.began.Format(time.RFC3339Nano),
+	})
+}
+
+// inside runs the lab, and judges what there is when time is over.
+func inside(name string, o Options) int {
+	if err := settle(); err != nil {
+		_, _ = fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	o.dir, o.Binary = os.Getenv(dirEnv), os.Getenv(binaryEnv)
+	if t, err := time.Parse(time.RFC3339Nano, os.Getenv(beganEnv)); err == nil {
+		o.began = t
+	}
+	limit := labs[name].limit
+	if o.Short {
+		limit = shortLimit
+	}
+	v := newVerdict(name, o.began)
+	v.Figure("short", o.Short)
+	v.Figure("seed", o.Seed)
+	v.Figure("sabotage", o.Sabotage)
+	v.Figure("balancer", o.Balancer)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Until(o.began.Add(limit)))
+	defer cancel()
+	done := make(chan error, 1)
+	go func() { done <- labs[name].run(ctx, o, os.Stdout, v) }()
+	select {
+	case err := <-done:
+		if err != nil {
+			v.Broken(err)
+		}
+	case <-ctx.Done():
+		v.Broken(fmt.Errorf("out of time after %v", limit))
+	}
+	if v.Conclude(os.Stdout, o.FiguresOnly) {
+		return 0
+	}
+	return 1
+}

@@ -1,0 +1,282 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"time"
+)
+
+// fourDistances is the main lab: flows of all kinds, IPv4 and IPv6, moved at
+// all four distances again and again. No octet may be lost, no flow reset, no
+// new connection refused.
+func fourDistances(ctx context.Context, o Options, out io.Writer, v *Verdict) error {
+	if o.Flows == 0 {
+		o.Flows = 2000
+		if o.Short {
+			o.Flows = 200
+		}
+	}
+	mix := mixOf(o.Flows)
+	made, err := distances(o.Distances)
+	if err != nil {
+		return err
+	}
+	s, err := setScene(ctx, o, out, v, "server", []serviceSpec{
+		{name: "main", vip: "10.9.0.100:443", port: 9000},
+		{name: "main6", vip: "[fd09::100]:443", port: 9000},
+		{name: "dial", vip: "10.9.0.100:444", port: 9001, shut: true},
+		{name: "queue", vip: "10.9.0.100:445", port: 9002, slots: mix[QueueHolder]},
+	})
+	if s != nil {
+		defer s.close()
+	}
+	if err != nil {
+		return err
+	}
+	l := &longRun{scene: s, mix: mix}
+	err = errors.Join(l.openAll(), l.control("before the moves"))
+	if err == nil {
+		err = l.moveAll(made)
+	}
+	if err != nil {
+		v.Broken(err)
+	}
+	l.finish(err != nil)
+	s.judgeStatus()
+	s.judgeTraffic(l.flows)
+	l.judgeQueue()
+	s.judgeStalls(s.traffic.Stalled(), made)
+	if len(made) > 0 {
+		s.mover.Judge(v, made)
+		l.judgeGoals(made)
+	}
+	if err != nil || s.traffic.LostTotal() > 0 || len(s.mover.doubts) > 0 {
+		v.Say("-- logs of the balancer\n%s", s.balancer.Logs())
+	}
+	return nil
+}
+
+// longRun is the traffic of fourDistances.
+type longRun struct {
+	*scene
+	mix   [kinds]int
+	flows []*Flow
+
+	holders, queued []*Flow
+	early           int // queued flows that were served before a slot was free
+	draining        bool
+	stopChurn       func(time.Duration) error
+}
+
+// churnEvery is the time between two short connections.
+const churnEvery = 25 * time.Millisecond
+
+// arrivalGap keeps the arrivals of flows that will queue apart, so that their
+// order is beyond doubt, though several loops accept.
+const arrivalGap = 25 * time.Millisecond
+
+func (l *longRun) openAll() error {
+	l.phase("opening %d flows", l.Flows)
+	for k := range Kind(kinds) {
+		switch k {
+		case Queued, QueueHolder, Short:
+		case Dialing:
+			l.flows = append(l.flows, l.open(k, l.mix[k], "dial")...)
+		default:
+			l.flows = append(l.flows, l.open(k, l.mix[k]/2, "main6")...)
+			l.flows = append(l.flows, l.open(k, l.mix[k]-l.mix[k]/2, "main")...)
+		}
+	}
+	l.holders = l.open(QueueHolder, l.mix[QueueHolder], "queue")
+	l.flows = append(l.flows, l.holders...)
+	_, direct := l.balancer.(Direct)
+	served := func(f *Flow) bool {
+		return f.Served.Load() != 0 || f.Kind == Dialing && (direct || f.Opened.Load() != 0)
+	}
+	if err := l.traffic.AwaitEach(15*time.Second, "flows to be served", l.flows, served); err != nil {
+		return err
+	}
+	for range l.mix[Queued] {
+		f := l.open(Queued, 1, "queue")
+		if err := l.traffic.AwaitEach(5*time.Second, "a queued flow to open", f, func(f *Flow) bool { return f.Opened.Load() != 0 }); err != nil {
+			return err
+		}
+		l.queued = append(l.queued, f...)
+		time.Sleep(arrivalGap)
+	}
+	l.flows = append(l.flows, l.queued...)
+	l.mover.standing = len(l.flows)
+	if l.saboteur != nil {
+		l.mover.standing-- // its flow may be lost
+	}
+	l.stopChurn = l.traffic.Churn(l.clients, churnEvery, l.to("main"), l.to("main6"))
+	return nil
+}
+
+// control measures the noise of this machine: everything runs, nothing moves.
+func (l *longRun) control(when string) error {
+	d := 8 * time.Second
+	if l.Short {
+		d = 3 * time.Second
+	}
+	time.Sleep(700 * time.Millisecond) // the opening wears off
+	l.phase("control interval %s: %v without events", when, d)
+	l.traffic.During(Control)
+	time.Sleep(d)
+	l.traffic.During(Opening)
+	return nil
+}
+
+// moveUntil is when a short run stops to begin new rounds of moves.
+const moveUntil = 24 * time.Second
+
+// roundsMin is the least number of moves of each distance in a short run.
+const roundsMin = 3
+
+func (l *longRun) moveAll(made []Label) error {
+	rounds := l.Moves
+	if rounds == 0 && !l.Short {
+		rounds = 100
+	}
+	l.phase("moves: %v, %s", made, roundsText(rounds))
+	for i := 0; ; i++ {
+		last := i == rounds-1
+		if rounds == 0 {
+			last = i+1 >= roundsMin && l.left(moveUntil) < 0
+		}
+		if last || rounds == 0 && i == roundsMin-1 {
+			l.drainQueue()
+		}
+		for k, d := range made {
+			if i == 1 && k == len(made)/2 {
+				l.strike()
+			}
+			if err := l.mover.Move(l.ctx, d); err != nil {
+				return err
+			}
+		}
+		if len(made) == 0 {
+			l.strike()
+			time.Sleep(2 * time.Second)
+			return nil
+		}
+		if last {
+			return nil
+		}
+		if l.ctx.Err() != nil {
+			return l.ctx.Err()
+		}
+	}
+}
+
+func roundsText(rounds int) string {
+	if rounds == 0 {
+		return "as many rounds as fit"
+	}
+	return fmt.Sprintf("%d rounds", rounds)
+}
+
+// drainQueue gives one slot of the limited endpoint free. The oldest waiting
+// flow takes it, ends after two exchanges, gives the slot to the next, and so
+// on, while the moves go on.
+func (l *longRun) drainQueue() {
+	if l.draining || len(l.holders) == 0 {
+		return
+	}
+	l.draining = true
+	for _, f := range l.queued {
+		if f.Served.Load() != 0 {
+			l.early++
+		}
+	}
+	l.phase("queue: one slot is given free, %d flows wait for it", len(l.queued))
+	// They end one after another, and are standing flows no longer.
+	l.mover.standing -= len(l.queued) + 1
+	go l.traffic.Finish(l.patience(), l.holders[:1])
+}
+
+func (l *longRun) patience() time.Duration {
+	if l.Short {
+		return 8 * time.Second
+	}
+	return 60 * time.Second
+}
+
+func (l *longRun) finish(broken bool) {
+	l.traffic.During(Closing)
+	patience := l.patience()
+	if broken || l.traffic.LostTotal() > len(l.flows)/2 {
+		patience = 2 * time.Second
+	}
+	l.phase("finishing: the shut door opens, the queue runs off, all flows drain")
+	l.drainQueue()
+	if err := l.doors["dial"].Unshut(); err != nil {
+		l.v.Broken(err)
+	}
+	if l.stopChurn != nil {
+		if err := l.stopChurn(patience); err != nil {
+			l.v.Must(false, "short connections", err.Error(), "none left")
+		}
+	}
+	dialing := slices.DeleteFunc(slices.Clone(l.flows), func(f *Flow) bool { return f.Kind != Dialing })
+	dialPatience := patience
+	if !l.Short && !broken {
+		// The next SYN may be two minutes away (RFC 6298's backoff).
+		dialPatience = 130 * time.Second
+	}
+	if err := l.traffic.AwaitEach(dialPatience, "dialing flows to be served", dialing, func(f *Flow) bool { return f.Served.Load() != 0 }); err != nil {
+		l.phase("%v", err)
+	} else if !broken {
+		time.Sleep(time.Second) // they move octets for a while
+	}
+	if err := l.traffic.AwaitEach(patience, "queued flows to end", l.queued, func(f *Flow) bool { return f.Finished.Load() != 0 }); err != nil {
+		l.phase("%v", err)
+	}
+	l.traffic.Finish(patience, l.flows)
+	l.phase("all flows are over")
+}
+
+// judgeQueue checks the limit and the order of the limited endpoint.
+func (l *longRun) judgeQueue() {
+	slots := l.mix[QueueHolder]
+	if _, direct := l.balancer.(Direct); direct {
+		return
+	}
+	got := inOrder(l.queued)
+	overtaken := 0
+	for i := 1; i < len(got); i++ {
+		if got[i].ID < got[i-1].ID {
+			overtaken++
+		}
+	}
+	most := int(l.doors["queue"].Most.Load())
+	l.v.Say("queue: %d slots, %d flows waited, %d served, %d overtaken, at most %d connections at once", slots, len(l.queued), len(got), overtaken, most)
+	l.v.Must(len(got) == l.mix[Queued], "queued flows served", fmt.Sprint(len(got)), fmt.Sprint(l.mix[Queued]))
+	l.v.Zero("queued flows served before a slot was free", l.early)
+	l.v.Zero("queued flows served out of order", overtaken)
+	l.v.Must(most <= slots, "connections to the limited endpoint at once", fmt.Sprint(most), fmt.Sprintf("at most %d", slots))
+	l.v.Figure("queue", map[string]any{"slots": slots, "waited": len(l.queued), "served": len(got), "overtaken": overtaken, "early": l.early, "most": most})
+}
+
+// movesPerFlow is how often every flow must have moved in a full run.
+const movesPerFlow = 20
+
+func (l *longRun) judgeGoals(made []Label) {
+	for _, d := range made {
+		least := roundsMin
+		if l.Moves > 0 {
+			least = l.Moves
+		} else if !l.Short {
+			least = 100
+		}
+		l.v.Must(l.mover.made[d] >= least, fmt.Sprintf("%v: moves made", d), fmt.Sprint(l.mover.made[d]), fmt.Sprintf("at least %d", least))
+	}
+	least := movesPerFlow
+	if l.Short || l.Moves > 0 {
+		least = l.mover.total() // each move moves each flow
+	}
+	l.v.Must(l.mover.whole >= least, "moves of every flow", fmt.Sprint(l.mover.whole), fmt.Sprintf("at least %d", least))
+}

@@ -1,0 +1,326 @@
+package lab
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/netip"
+	"time"
+)
+
+// Options are what a person may ask of a lab.
+type Options struct {
+	Short       bool
+	Sabotage    string
+	Distances   []string
+	Flows       int // 0: as the lab likes
+	Moves       int // of each distance; 0: as the lab likes
+	Seed        uint64
+	Binary      string // of the product
+	Balancer    string // "holdfast", or a substitute: "direct", "haproxy"
+	FiguresOnly bool   // a missed goal is no failure
+
+	dir   string    // of this run
+	began time.Time // the user's clock, building included
+}
+
+// scene is what the labs have in common: hosts, doors, a balancer, and the
+// traffic between them.
+type scene struct {
+	Options
+	ctx     context.Context
+	out     io.Writer
+	v       *Verdict
+	world   *World
+	traffic *Traffic
+	clients *engine
+	servers *engine
+
+	services []Service
+	doors    map[string]*Door
+	balancer Balancer
+	mover    *mover
+	saboteur *saboteur
+	counters map[string]map[string]int64 // of hosts, at the beginning
+}
+
+// hosts of every lab. The ghost is a second client, which can vanish.
+var hosts = []HostSpec{
+	{Name: "client", V4: "10.9.0.20/24", V6: "fd09::20/64"},
+	{Name: "ghost", V4: "10.9.0.21/24", V6: "fd09::21/64"},
+	{Name: "n1", V4: "10.9.0.11/24", V6: "fd09::11/64"},
+	{Name: "n2", V4: "10.9.0.12/24", V6: "fd09::12/64"},
+	{Name: "server", V4: "10.9.0.30/24", V6: "fd09::30/64"},
+}
+
+// serviceSpec says where a service's door stands.
+type serviceSpec struct {
+	name  string
+	vip   string
+	port  uint16 // of the door
+	slots int
+	shut  bool
+}
+
+// setScene builds all up to a balancer that is ready. Servers run on the host
+// servedBy.
+func setScene(ctx context.Context, o Options, out io.Writer, v *Verdict, servedBy string, specs []serviceSpec) (*scene, error) {
+	s := &scene{Options: o, ctx: ctx, out: out, v: v, doors: map[string]*Door{}}
+	s.phase("world: hosts on a bridge")
+	var err error
+	if s.world, err = NewWorld(o.dir, hosts); err != nil {
+		return nil, err
+	}
+	n1, n2 := s.world.Host("n1"), s.world.Host("n2")
+	if err := evacuable(n1, n1, n2); err != nil {
+		return nil, err
+	}
+	if err := checkOwnership(s.world.Host("client"), n1); err != nil {
+		return nil, err
+	}
+	s.traffic = NewTraffic(o.Seed, o.Short)
+	if s.servers, err = s.traffic.NewEngine(s.world.Host(servedBy)); err != nil {
+		return nil, err
+	}
+	if s.clients, err = s.traffic.NewEngine(s.world.Host("client")); err != nil {
+		return nil, err
+	}
+	for _, x := range specs {
+		at := s.world.Host(servedBy).V4
+		vip := netip.MustParseAddrPort(x.vip)
+		if vip.Addr().Is6() {
+			at = s.world.Host(servedBy).V6
+		}
+		d, err := s.servers.Listen(netip.AddrPortFrom(at, x.port), x.shut)
+		if err != nil {
+			return nil, err
+		}
+		s.doors[x.name] = d
+		s.services = append(s.services, Service{Name: x.name, VIP: vip, To: d.Addr, Slots: x.slots})
+	}
+	if s.balancer, err = s.cast(n1, n2); err != nil {
+		return nil, err
+	}
+	s.phase("balancer: %s", s.playedBy())
+	if err := s.balancer.Start(ctx); err != nil {
+		return nil, err
+	}
+	s.mover = &mover{world: s.world, balancer: s.balancer, traffic: s.traffic, from: s.world.Host("client"), say: s.phase}
+	s.counters = s.count()
+	return s, nil
+}
+
+func (s *scene) playedBy() string {
+	if s.Sabotage == BlindRelay {
+		return "a blind relay, as sabotage"
+	}
+	return s.Balancer
+}
+
+// cast chooses who plays the balancer.
+func (s *scene) cast(n1, n2 *Host) (Balancer, error) {
+	if s.Sabotage == BlindRelay {
+		return &Blind{At: n1, Services: s.services}, nil
+	}
+	switch s.Balancer {
+	case "holdfast":
+		return &Holdfast{Binary: s.Binary, Services: s.services, Nodes: []*Host{n1, n2}}, nil
+	case "haproxy":
+		return &HAProxy{At: n1, Services: s.services}, nil
+	case "direct":
+		return Direct{At: n1}, nil
+	}
+	return nil, fmt.Errorf("lab: balancer %q: one of holdfast, haproxy, direct", s.Balancer)
+}
+
+// close ends all processes. What they wrote is shown if the run was bad.
+func (s *scene) close() {
+	if s.saboteur != nil {
+		s.saboteur.Close()
+	}
+	if s.traffic != nil {
+		s.traffic.Stop()
+	}
+	if s.world != nil {
+		s.world.Close()
+	}
+}
+
+// phase prints a line of progress with the time since the run began.
+func (s *scene) phase(format string, args ...any) {
+	_, _ = fmt.Fprintf(s.out, "%6.1f s  %s\n", time.Since(s.began).Seconds(), fmt.Sprintf(format, args...))
+}
+
+// left is the time until a moment after the beginning.
+func (s *scene) left(until time.Duration) time.Duration { return time.Until(s.began.Add(until)) }
+
+// to is where clients of a service connect.
+func (s *scene) to(name string) netip.AddrPort {
+	for _, x := range s.services {
+		if x.Name == name {
+			if _, direct := s.balancer.(Direct); direct {
+				return x.To
+			}
+			return x.VIP
+		}
+	}
+	panic("lab: no service " + name)
+}
+
+// open makes n flows of a kind to a service and begins to connect them. The
+// victim of a sabotage is the first flow of the kind that is asked for.
+func (s *scene) open(k Kind, n int, service string) []*Flow {
+	var flows []*Flow
+	for range n {
+		f := s.traffic.NewFlow(k, s.to(service))
+		if s.saboteur == nil && k == Exchange && (s.Sabotage == DropOctet || s.Sabotage == RSTOne) {
+			addr := netip.AddrPortFrom(s.world.Host("client").V4, 7000)
+			saboteur, err := newSaboteur(s.world.Host("client"), s.Sabotage, addr, f.To)
+			if err != nil {
+				s.v.Broken(err)
+				return nil
+			}
+			s.saboteur, f.To = saboteur, saboteur.Addr
+			s.phase("sabotage: flow %d goes through a relay that will %s", f.ID, s.Sabotage)
+		}
+		flows = append(flows, f)
+	}
+	s.clients.Open(flows...)
+	return flows
+}
+
+// strike commits the sabotage, in mid-run.
+func (s *scene) strike() {
+	switch s.Sabotage {
+	case KillOne:
+		p := s.balancer.Serving()
+		s.phase("sabotage: kill -9 %d on %s", p.PID, p.Host.Name)
+		killPID(p.PID)
+	case DropOctet, RSTOne:
+		s.phase("sabotage: %s", s.Sabotage)
+		if s.saboteur != nil {
+			s.saboteur.Strike()
+		}
+	}
+}
+
+// count reads the TCP counters of all hosts.
+func (s *scene) count() map[string]map[string]int64 {
+	all := map[string]map[string]int64{}
+	for name, h := range s.world.Hosts {
+		if c, err := h.Counters(); err == nil {
+			all[name] = c
+		}
+	}
+	return all
+}
+
+// watched are the counters worth a line: resets sent, retransmissions,
+// timeouts, dropped connects, octets thrown away unread.
+var watched = []string{"OutRsts", "EstabResets", "AttemptFails", "RetransSegs", "TCPTimeouts", "TCPLossProbes",
+	"ListenOverflows", "ListenDrops", "TCPAbortOnClose", "TCPAbortOnTimeout", "TCPSACKReneging", "TCPRcvQDrop"}
+
+// judgeTraffic writes what the ends saw into the verdict.
+func (s *scene) judgeTraffic(flows []*Flow) {
+	by, faults := s.traffic.Lost()
+	s.v.Say("traffic: %d flows, %.1f MB verified, %.2f of a core", len(flows), float64(octetsOf(flows))/1e6, s.traffic.CPU())
+	s.sayKinds(flows)
+	for i, f := range faults {
+		if i == 20 {
+			s.v.Say("  ... %d faults in all", s.traffic.LostTotal())
+			break
+		}
+		s.v.Say("  fault at %s: %v", f.When.Format("15:04:05.000"), f)
+	}
+	now := s.count()
+	for _, h := range hosts {
+		line := ""
+		for _, c := range watched {
+			if d := now[h.Name][c] - s.counters[h.Name][c]; d != 0 {
+				line += fmt.Sprintf(" %s %d", c, d)
+			}
+		}
+		if line != "" {
+			s.v.Say("  TCP of %-7s%s", h.Name+":", line)
+		}
+	}
+	lost := map[string]int{}
+	for k, n := range by {
+		lost[FaultKind(k).String()] = n
+		s.v.Zero("flows lost by "+FaultKind(k).String(), n)
+	}
+	shorts := s.traffic.Shorts()
+	if shorts.Opened > 0 {
+		s.v.Must(shorts.Done == shorts.Opened, "short connections served", fmt.Sprint(shorts.Done), fmt.Sprint(shorts.Opened))
+		s.v.Say("short connections: %d, connect p50 %s p99 %s max %s, whole p50 %s max %s", shorts.Opened, ms(shorts.Connect.Quantile(0.5)),
+			ms(shorts.Connect.Quantile(0.99)), ms(shorts.Connect.Max), ms(shorts.Whole.Quantile(0.5)), ms(shorts.Whole.Max))
+	}
+	s.v.Figure("flows", len(flows))
+	s.v.Figure("octets", octetsOf(flows))
+	s.v.Figure("lost", s.traffic.LostTotal())
+	s.v.Figure("lost_by", lost)
+	s.v.Figure("short_connections", map[string]any{"opened": shorts.Opened, "done": shorts.Done,
+		"connect_ms": map[string]float64{"p99": millis(shorts.Connect.Quantile(0.99)), "max": millis(shorts.Connect.Max)}})
+	s.v.Figure("traffic_cores", s.traffic.CPU())
+}
+
+func (s *scene) sayKinds(flows []*Flow) {
+	var n, lost [kinds]int
+	var octets [kinds]uint64
+	var gap [kinds]time.Duration
+	for _, f := range flows {
+		n[f.Kind]++
+		octets[f.Kind] += f.Octets()
+		if len(f.Faults()) > 0 {
+			lost[f.Kind]++
+		}
+		gap[f.Kind] = max(gap[f.Kind], time.Duration(max(f.way[Up].gap.Load(), f.way[Down].gap.Load())))
+	}
+	for k := range Kind(kinds) {
+		if n[k] > 0 {
+			s.v.Say("  %-26v %5d flows %9.1f MB, longest gap %8.1f ms, lost %d", k, n[k], float64(octets[k])/1e6, millis(gap[k]), lost[k])
+		}
+	}
+}
+
+func octetsOf(flows []*Flow) uint64 {
+	var n uint64
+	for _, f := range flows {
+		n += f.Octets()
+	}
+	return n
+}
+
+// judgeStalls compares what clients and servers noticed of moves with the
+// noise of a time without any.
+func (s *scene) judgeStalls(st *stalls, made []Label) {
+	figure := map[string]map[string]float64{}
+	noise := st.by[Control].Max
+	s.v.Say("stalls: how late octets came, counted from when they were due to be sent")
+	for _, l := range append([]Label{Control}, made...) {
+		h := &st.by[l]
+		s.v.Say("  %-8v %7d samples, p50 %s p99 %s max %s", l, h.N, ms(h.Quantile(0.5)), ms(h.Quantile(0.99)), ms(h.Max))
+		for _, x := range st.worst[l][:min(3, len(st.worst[l]))] {
+			s.v.Say("           %s at %s: flow %d (%v) %v", ms(x.Took), x.When.Format("15:04:05.000"), x.Flow, x.Of, x.Way)
+		}
+		figure[l.String()] = map[string]float64{"p50": millis(h.Quantile(0.5)), "p99": millis(h.Quantile(0.99)), "max": millis(h.Max)}
+		if l == Control {
+			s.v.Must(h.N > 0, "stalls measured without events", fmt.Sprint(h.N), "more than 0")
+			continue
+		}
+		limit := max(2*noise, stallGoals[l])
+		s.v.Goal(h.Max <= limit, fmt.Sprintf("%v: longest stall", l), ms(h.Max),
+			fmt.Sprintf("at most %s (twice the noise %s, or %s)", ms(limit), ms(noise), ms(stallGoals[l])))
+	}
+	s.v.Figure("stall_ms", figure)
+}
+
+// judgeStatus looks at the counters that the product promises to keep at zero.
+func (s *scene) judgeStatus() {
+	st := s.mover.status(s.ctx)
+	if st == nil {
+		return
+	}
+	s.v.Zero("flows_reset_by_move_total", int(st.ResetByMove))
+	s.v.Zero("flows lost, by the product's own account", int(st.Lost+st.LostTotal))
+}
