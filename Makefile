@@ -33,7 +33,7 @@ bench: ## BENCH=tcp-echo [SHORT=1] [OUT=docs/benchmarks]: Holdfast beside haprox
 	@go run ./cmd/holdfast-bench -row $(BENCH) $(short) $(if $(OUT),-out $(OUT))
 
 lab: ## LAB=four-distances [SHORT=1] [SABOTAGE=drop-octet|rst-one|blind-relay|kill]
-	@go run ./cmd/holdfast-lab -lab $(LAB) $(short) $(sabotage)
+	@go run ./cmd/holdfast-lab -lab $(LAB) $(short) $(sabotage) $(LABFLAGS)
 
 generate: ## the Go code of internal/frozen/frozen.proto
 	@$(call protoc,.)
@@ -48,7 +48,8 @@ help: ## this list
 
 STAGES ?= build format vet lint current unit race fuzz sim lab sabotage bench
 
-# What CI runs. Each stage runs even when one before it failed: a person wants the whole
+# Of the lab, correctness decides here; goals of speed that were missed are
+# printed, for machines differ (make lab alone is strict). Each stage runs even when one before it failed: a person wants the whole
 # list. Only without a build there is nothing to go on with.
 test: ## all of the stages, with a summary; what CI runs
 	@if [[ -n "$${CI:-}" ]]; then .ci/deps; fi
@@ -56,7 +57,8 @@ test: ## all of the stages, with a summary; what CI runs
 	for stage in $(STAGES); do
 		printf '\n== %s\n' "$$stage"; t=$$SECONDS; verdict=ok
 		case $$stage in
-			lab|bench) args="SHORT=1" ;;
+			lab) args="SHORT=1 LABFLAGS=-figures-only" ;;
+			bench) args="SHORT=1" ;;
 			fuzz) args="FUZZTIME=5s" ;;
 			*) args="" ;;
 		esac
@@ -114,18 +116,21 @@ fuzz: ## FUZZTIME=10s: every fuzz target in turn
 sim: ## SEEDS=200: the deterministic world, one history for each seed
 	@go test -count=1 -json -run '^TestSeeds$$' ./internal/sim -seeds $(SEEDS) | $(tests)
 
-# A lab that cannot fail shows nothing: with each sabotage it must reach its
-# verdict, one JSON object as the last line, and the verdict must be a failure.
+# A lab that cannot fail shows nothing. With each sabotage it must come to a
+# verdict, and a figure of correctness must be false: that it was slow, or
+# could not go on, does not count.
 SABOTAGES = drop-octet rst-one blind-relay kill
 sabotage: ## each sabotage of the lab is noticed
 	@bad=0; out=$$(mktemp); trap 'rm -f "$$out"' EXIT
 	for s in $(SABOTAGES); do
-		if $(MAKE) --no-print-directory lab SHORT=1 SABOTAGE=$$s >"$$out" 2>&1; then
-			echo "-- $$s: NOT NOTICED"; tail -n 20 "$$out"; bad=1
-		elif ! grep -vE '^(make|exit status)' "$$out" | tail -n 1 | grep -q '^{.*}$$'; then
+		if $(MAKE) --no-print-directory lab SHORT=1 SABOTAGE=$$s LABFLAGS=-figures-only >"$$out" 2>&1; then
+			echo "-- $$s: NOT NOTICED"; tail -n 20 "$$out"; bad=1; continue
+		fi
+		failures=$$(sed -nE 's/^\{.*"failures":\[(.*)\],"figures_hold":.*$$/\1/p' "$$out" | sed -E 's/"the run: [^"]*"(,|$$)//g')
+		if [[ -z $$failures ]]; then
 			echo "-- $$s: the lab broke instead of judging:"; tail -n 20 "$$out"; bad=1
 		else
-			echo "-- $$s: noticed"
+			echo "-- $$s: noticed: $$failures" | cut -c1-160
 		fi
 	done
 	exit $$bad
