@@ -1,0 +1,540 @@
+package netadmin
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// Tuple names one leg of a flow as this host's socket sees it: Local is the
+// address that moves, Remote a client or an endpoint. Both are of one family.
+type Tuple struct{ Local, Remote netip.AddrPort }
+
+// String returns the tuple as "local-remote".
+func (t Tuple) String() string { return t.Local.String() + "-" + t.Remote.String() }
+
+func (t Tuple) check() error {
+	l, r := t.Local.Addr(), t.Remote.Addr()
+	if !l.IsValid() || !r.IsValid() || l.Is4() != r.Is4() || l.Is4In6() || r.Is4In6() ||
+		l.Zone() != "" || r.Zone() != "" || t.Local.Port() == 0 || t.Remote.Port() == 0 {
+		return fmt.Errorf("netadmin: tuple %v: not two ends of one family", t)
+	}
+	return nil
+}
+
+// Defaults of Config.
+const (
+	DefaultTable      = "holdfast"
+	DefaultHoldDevice = "hf-hold"
+	// DefaultMaxFrames and DefaultMaxBytes bound what is held, all tuples
+	// together. A flow holds at most its receive window: 16 flows with two
+	// legs and windows of 1 MiB come to half of it.
+	DefaultMaxFrames = 1 << 16
+	DefaultMaxBytes  = 64 << 20
+	// DefaultResolveTimeout bounds how long Divert looks for a peer's MAC.
+	DefaultResolveTimeout = 2 * time.Second
+)
+
+// Config of an Admin. Device is required, the zero value of the rest means
+// its default.
+type Config struct {
+	// Device is the network device by which clients, endpoints and the
+	// other hosts are reached.
+	Device string
+	// LocalDevices are devices by which endpoints on this host itself reach
+	// the addresses that move: the loopback device, and bridges to
+	// containers. Nil means "lo" alone.
+	LocalDevices []string
+	// HoldDevice is the name of the TAP device on which segments wait.
+	HoldDevice string
+	// Table is the name of our nftables tables; one Admin for each name.
+	Table string
+	// MaxFrames and MaxBytes bound what is held in all; what exceeds them is
+	// dropped and counted, and the sender's TCP repeats it.
+	MaxFrames int
+	MaxBytes  int64
+	// ResolveTimeout bounds the search for a peer's MAC address.
+	ResolveTimeout time.Duration
+	// Log gets one line for each sysctl changed and each leftover removed.
+	// Nil discards them.
+	Log *slog.Logger
+}
+
+func (c *Config) setDefaults() {
+	if c.LocalDevices == nil {
+		c.LocalDevices = []string{"lo"}
+	}
+	if c.HoldDevice == "" {
+		c.HoldDevice = DefaultHoldDevice
+	}
+	if c.Table == "" {
+		c.Table = DefaultTable
+	}
+	if c.MaxFrames == 0 {
+		c.MaxFrames = DefaultMaxFrames
+	}
+	if c.MaxBytes == 0 {
+		c.MaxBytes = DefaultMaxBytes
+	}
+	if c.ResolveTimeout == 0 {
+		c.ResolveTimeout = DefaultResolveTimeout
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+}
+
+// ErrClosed is returned after Close.
+var ErrClosed = errors.New("netadmin: closed")
+
+// Counters are totals since Open, but for the two that say now.
+type Counters struct {
+	HeldTuples    int   // tuples held now
+	HeldFrames    int   // frames held now
+	HeldBytes     int64 // octets held now
+	DivertTuples  int   // tuples diverted now
+	HeldTotal     uint64
+	Replayed      uint64
+	Dropped       uint64 // frames beyond MaxFrames or MaxBytes
+	Strays        uint64 // frames on the TAP device of no tuple of ours
+	DeviceDropped uint64 // frames the TAP device dropped since we read too slowly
+	Diverted      uint64 // segments sent on to a peer; a superframe counts as one
+	Looped        uint64 // segments dropped since they went round between hosts
+	Resets        uint64 // RST segments of this host that the guard stopped
+}
+
+// Admin holds and diverts the segments of tuples. Its methods may be called
+// from any goroutine; Open and Close from a thread in the network namespace
+// to be administered. Only Close ends what Admin set up.
+type Admin struct {
+	cfg   Config
+	nic   netlink.Link
+	route *netlink.Handle
+	tap   *tap
+	// UDP sockets that make the kernel resolve a peer; -1: no such family.
+	// Opened early, for the namespace is that of the thread that opens them.
+	ask4, ask6 int
+	sysctls    []sysctl // changed by us, in order
+	done       chan struct{}
+
+	// mu guards all below, the TAP device's queue and the nft connection:
+	// frames are read, sets changed and frames replayed one after another.
+	mu       sync.Mutex
+	rules    *rules
+	peers    map[netip.Addr]*peer
+	tuples   map[Tuple]*entry
+	released map[Tuple]time.Time // until when late frames are passed on
+	counters Counters
+	closed   bool
+}
+
+// entry is what is wanted for a tuple; at least one of both is set.
+type entry struct {
+	held   bool
+	frames [][]byte // in order of arrival; see tap for their form
+	peer   *peer    // diverted to
+}
+
+// verdict is where the segments of e go: held has precedence, so that a
+// tuple that comes back is not sent away while its socket is restored.
+func (e *entry) verdict() string {
+	switch {
+	case e == nil:
+		return ""
+	case e.held:
+		return chainHold
+	case e.peer != nil:
+		return e.peer.name
+	}
+	return ""
+}
+
+// lateFor is how long a frame of a released tuple that turns up in the TAP
+// device is still passed on: one that was on its way when the set changed.
+const lateFor = 2 * time.Second
+
+// Open prepares this network namespace: it removes what a predecessor of the
+// same Config.Table left behind, creates the tables and the TAP device, and
+// sets the sysctls that diverted segments need. On error nothing is left.
+func Open(cfg Config) (a *Admin, err error) {
+	cfg.setDefaults()
+	a = &Admin{
+		cfg: cfg, done: make(chan struct{}), ask4: -1, ask6: -1,
+		peers: map[netip.Addr]*peer{}, tuples: map[Tuple]*entry{}, released: map[Tuple]time.Time{},
+	}
+	defer func() {
+		if err != nil {
+			_ = a.teardown()
+			a = nil
+		}
+	}()
+	if a.route, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
+		return a, fmt.Errorf("netadmin: route netlink: %w", err)
+	}
+	if a.nic, err = a.route.LinkByName(cfg.Device); err != nil {
+		return a, fmt.Errorf("netadmin: device %s: %w", cfg.Device, err)
+	}
+	if len(a.nic.Attrs().HardwareAddr) != 6 {
+		return a, fmt.Errorf("netadmin: device %s: not an Ethernet", cfg.Device)
+	}
+	for _, s := range []struct {
+		domain int
+		fd     *int
+	}{{unix.AF_INET, &a.ask4}, {unix.AF_INET6, &a.ask6}} {
+		if fd, err := unix.Socket(s.domain, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0); err == nil {
+			*s.fd = fd
+		}
+	}
+	if a.rules, err = openRules(cfg); err != nil {
+		return a, err
+	}
+	if a.tap, err = openTap(a.route, cfg.HoldDevice); err != nil {
+		return a, err
+	}
+	if err = a.setSysctls(); err != nil {
+		return a, err
+	}
+	if err = a.tap.up(a.route); err != nil {
+		return a, err
+	}
+	if err = a.rules.create(a.tap.index); err != nil {
+		return a, err
+	}
+	go a.read()
+	return a, nil
+}
+
+// Close removes the rules, the device and the changes of sysctls. What is
+// held is dropped: Release first.
+func (a *Admin) Close() error {
+	a.mu.Lock()
+	if a.closed {
+		a.mu.Unlock()
+		return ErrClosed
+	}
+	a.closed = true
+	a.mu.Unlock()
+	err := a.teardown()
+	<-a.done
+	return err
+}
+
+func (a *Admin) teardown() error {
+	var errs []error
+	if a.rules != nil {
+		errs = append(errs, a.rules.remove())
+	}
+	if a.tap != nil {
+		errs = append(errs, a.tap.close())
+	}
+	errs = append(errs, a.restoreSysctls())
+	if a.route != nil {
+		a.route.Close()
+	}
+	for _, fd := range []int{a.ask4, a.ask6} {
+		if fd >= 0 {
+			_ = unix.Close(fd)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Hold makes the segments that arrive for ts wait in this process, and keeps
+// this host from answering them with a reset. It is called before a socket
+// of these tuples can exist here, and ended by Release or Drop. A tuple that
+// is diverted stays so for later, and is held until then. On error nothing
+// has changed.
+func (a *Admin) Hold(ts []Tuple) error {
+	if err := checkAll(ts); err != nil {
+		return err
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.change(ts, func(e *entry) { e.held = true })
+}
+
+// Release says that ts have sockets on this host now: their frames are
+// delivered in order, later ones take the usual way, and a Divert of them is
+// forgotten. It returns how many frames it delivered. On error the tuples
+// that are not released yet are still held, with the frames not delivered.
+func (a *Admin) Release(ts []Tuple) (frames int, err error) {
+	if err := checkAll(ts); err != nil {
+		return 0, err
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.closed {
+		return 0, ErrClosed
+	}
+	// What waits is delivered before the way is opened, so that the little
+	// that arrives in between is all that newer segments can overtake.
+	a.drain()
+	frames = a.replay(ts)
+	until := time.Now().Add(lateFor)
+	if err := a.change(ts, func(e *entry) { e.held, e.peer = false, nil }); err != nil {
+		return frames, err
+	}
+	for _, t := range ts {
+		a.released[t] = until
+	}
+	late := a.counters.Replayed
+	a.drain() // delivers, since they are released
+	return frames + int(a.counters.Replayed-late), nil
+}
+
+// Drop undoes Hold: the frames are forgotten. Another host owns the tuples
+// again, so make sure first that their segments no longer come here.
+func (a *Admin) Drop(ts []Tuple) error {
+	if err := checkAll(ts); err != nil {
+		return err
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.closed {
+		return ErrClosed
+	}
+	a.drain()
+	if err := a.change(ts, func(e *entry) { e.held = false }); err != nil {
+		return err
+	}
+	return nil
+}
+
+// Divert sends on to the host `to` whatever arrives for ts, be it by the
+// device or from this host's own endpoints, and keeps this host from
+// answering with a reset. `to` is on the same Ethernet segment; the first
+// call for it may take Config.ResolveTimeout. A tuple that is held is
+// diverted once it is dropped. On error nothing has changed.
+func (a *Admin) Divert(ts []Tuple, to netip.Addr) error {
+	if err := checkAll(ts); err != nil {
+		return err
+	}
+	at, err := a.resolve(to)
+	if err != nil {
+		return err
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.closed {
+		return ErrClosed
+	}
+	p, err := a.peer(to.Unmap(), at)
+	if err != nil {
+		return err
+	}
+	return a.change(ts, func(e *entry) { e.peer = p })
+}
+
+// Undivert ends Divert: this host is to have the segments of ts again.
+func (a *Admin) Undivert(ts []Tuple) error {
+	if err := checkAll(ts); err != nil {
+		return err
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.change(ts, func(e *entry) { e.peer = nil })
+}
+
+// Inject delivers one IP packet to this host's stack as if it had come from
+// the network.
+func (a *Admin) Inject(packet []byte) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.closed {
+		return ErrClosed
+	}
+	return a.tap.inject(packet)
+}
+
+// Counters returns the totals, those of the kernel included.
+func (a *Admin) Counters() (Counters, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.closed {
+		return a.counters, ErrClosed
+	}
+	c := a.counters
+	for _, e := range a.tuples {
+		if e.held {
+			c.HeldTuples++
+		}
+		if e.peer != nil {
+			c.DivertTuples++
+		}
+	}
+	if err := a.rules.read(&c); err != nil {
+		return c, err
+	}
+	link, err := a.route.LinkByIndex(a.tap.index)
+	if err != nil {
+		return c, fmt.Errorf("netadmin: device %s: %w", a.cfg.HoldDevice, err)
+	}
+	if s := link.Attrs().Statistics; s != nil {
+		c.DeviceDropped = s.TxDropped
+	}
+	return c, nil
+}
+
+func checkAll(ts []Tuple) error {
+	for _, t := range ts {
+		if err := t.check(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// change applies f to what is wanted for each of ts, and the difference to
+// the kernel, a bounded number of tuples in one transaction each. If one
+// fails, those before are undone; what cannot be undone is in the error.
+// It forgets the frames of tuples that are no longer held. a.mu is held.
+func (a *Admin) change(ts []Tuple, f func(*entry)) error {
+	if a.closed {
+		return ErrClosed
+	}
+	type step struct {
+		t        Tuple
+		was, now entry
+	}
+	steps := make([]step, 0, len(ts))
+	seen := make(map[Tuple]struct{}, len(ts))
+	for _, t := range ts {
+		if _, twice := seen[t]; twice {
+			continue
+		}
+		seen[t] = struct{}{}
+		s := step{t: t}
+		if e := a.tuples[t]; e != nil {
+			s.was, s.now = *e, *e
+		}
+		f(&s.now)
+		steps = append(steps, s)
+	}
+	apply := func(steps []step, back bool) error {
+		for i := range steps {
+			was, now := steps[i].was.verdict(), steps[i].now.verdict()
+			if back {
+				was, now = now, was
+			}
+			a.rules.queue(steps[i].t, was, now)
+		}
+		return a.rules.flush()
+	}
+	for at := 0; at < len(steps); at += tuplesPerFlush {
+		err := apply(steps[at:min(at+tuplesPerFlush, len(steps))], false)
+		if err == nil {
+			continue
+		}
+		for at -= tuplesPerFlush; at >= 0; at -= tuplesPerFlush {
+			if uerr := apply(steps[at:at+tuplesPerFlush], true); uerr != nil {
+				err = errors.Join(err, fmt.Errorf("undo: %w", uerr))
+			}
+		}
+		return err
+	}
+	for i := range steps {
+		s := &steps[i]
+		if s.was.held && !s.now.held {
+			a.forget(s.now.frames)
+			s.now.frames = nil
+		}
+		if s.now.held {
+			delete(a.released, s.t)
+		}
+		if !s.now.held && s.now.peer == nil {
+			delete(a.tuples, s.t)
+			continue
+		}
+		if e := a.tuples[s.t]; e != nil {
+			*e = s.now
+		} else {
+			a.tuples[s.t] = &s.now
+		}
+	}
+	return nil
+}
+
+func (a *Admin) forget(frames [][]byte) {
+	a.counters.HeldFrames -= len(frames)
+	for _, f := range frames {
+		a.counters.HeldBytes -= int64(len(f))
+	}
+}
+
+// setSysctls makes the kernel accept what takes a way that routing does not
+// know: on the TAP device everything, on Device segments between two
+// addresses of this host (a moved socket on another host talks to an
+// endpoint here from an address that this host still has).
+func (a *Admin) setSysctls() error {
+	ipv4 := "net/ipv4/conf/"
+	hold := a.cfg.HoldDevice
+	// The strictest of all and the device counts (include/linux/inetdevice.h:
+	// IN_DEV_MAXCONF). So all has to be 0 for the TAP device to be free of
+	// it; what it said goes to each other device.
+	all, err := readSysctl(ipv4 + "all/rp_filter")
+	if err != nil {
+		return err
+	}
+	if all != "0" {
+		devices, err := listSysctl(ipv4)
+		if err != nil {
+			return err
+		}
+		for _, d := range devices {
+			if d == "all" || d == hold {
+				continue
+			}
+			if err := a.setSysctl(ipv4+d+"/rp_filter", func(v string) string { return max(v, all) }); err != nil {
+				return err
+			}
+		}
+		if err := a.setSysctl(ipv4+"all/rp_filter", to("0")); err != nil {
+			return err
+		}
+	}
+	// Strict would drop a segment whose source is one of our own addresses,
+	// loose does not (net/ipv4/fib_frontend.c: __fib_validate_source).
+	loose := func(v string) string {
+		if v == "1" {
+			return "2"
+		}
+		return v
+	}
+	for _, s := range []struct {
+		path string
+		f    func(string) string
+	}{
+		{ipv4 + a.cfg.Device + "/rp_filter", loose},
+		{ipv4 + a.cfg.Device + "/accept_local", to("1")},
+		{ipv4 + hold + "/rp_filter", to("0")},
+		{ipv4 + hold + "/accept_local", to("1")},
+		{ipv4 + hold + "/arp_ignore", to("8")},
+	} {
+		if err := a.setSysctl(s.path, s.f); err != nil {
+			return err
+		}
+	}
+	// IPv6 has no such filters, but would give the device an address and
+	// look for routers.
+	ipv6 := "net/ipv6/conf/" + hold
+	if !existsSysctl(ipv6) {
+		return nil // no IPv6 on this host
+	}
+	for _, s := range [][2]string{{"disable_ipv6", "0"}, {"accept_ra", "0"}, {"addr_gen_mode", "1"}} {
+		if err := a.setSysctl(ipv6+"/"+s[0], to(s[1])); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func to(v string) func(string) string { return func(string) string { return v } }
+
+func macOf(hw net.HardwareAddr) (m [6]byte) { copy(m[:], hw); return m }

@@ -1,0 +1,132 @@
+package netadmin
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// peer is a host that segments are diverted to: an Ethernet address behind a
+// device, whichever family the segments are of.
+type peer struct {
+	addr  netip.Addr
+	name  string // of its chain
+	index int    // of the device it is behind
+	mac   [6]byte
+	from  [6]byte // of that device
+}
+
+// hop is where a peer was found.
+type hop struct {
+	index     int
+	mac, from [6]byte
+}
+
+// peer returns the peer of that address, after bringing its chain up to
+// date. Chains stay until Close; there are as many as there are hosts.
+// a.mu is held.
+func (a *Admin) peer(addr netip.Addr, h hop) (*peer, error) {
+	p := a.peers[addr]
+	if p != nil && p.index == h.index && p.mac == h.mac && p.from == h.from {
+		return p, nil
+	}
+	n := &peer{addr: addr, name: fmt.Sprintf("peer%d", len(a.peers)), index: h.index, mac: h.mac, from: h.from}
+	if p != nil {
+		n.name = p.name
+	}
+	if err := a.rules.addPeer(n); err != nil {
+		return nil, err
+	}
+	if p != nil {
+		*p = *n // its tuples follow it to the new address
+		return p, nil
+	}
+	a.peers[addr] = n
+	return n, nil
+}
+
+// resolve finds the Ethernet address of a host on the same segment, by the
+// kernel's neighbour table. If it is not there, a datagram to the discard
+// port (RFC 863) makes the kernel ask.
+func (a *Admin) resolve(to netip.Addr) (hop, error) {
+	fail := func(err error) (hop, error) { return hop{}, fmt.Errorf("netadmin: peer %v: %w", to, err) }
+	to = to.Unmap()
+	if !to.IsValid() || to.IsLoopback() || to.IsMulticast() || to.IsUnspecified() {
+		return fail(errors.New("not the address of another host"))
+	}
+	link := a.nic
+	if !to.IsLinkLocalUnicast() {
+		routes, err := a.route.RouteGet(to.AsSlice())
+		if err != nil {
+			return fail(err)
+		}
+		if len(routes) == 0 || len(routes[0].Gw) > 0 || routes[0].Type == unix.RTN_LOCAL {
+			return fail(errors.New("not a host on the same Ethernet segment"))
+		}
+		if routes[0].LinkIndex != link.Attrs().Index {
+			if link, err = a.route.LinkByIndex(routes[0].LinkIndex); err != nil {
+				return fail(err)
+			}
+		}
+	}
+	if len(link.Attrs().HardwareAddr) != 6 {
+		return fail(fmt.Errorf("device %s is not an Ethernet", link.Attrs().Name))
+	}
+	h := hop{index: link.Attrs().Index, from: macOf(link.Attrs().HardwareAddr)}
+	fam := netlink.FAMILY_V4
+	if to.Is6() {
+		fam = netlink.FAMILY_V6
+	}
+	deadline := time.Now().Add(a.cfg.ResolveTimeout)
+	for asked := false; ; {
+		neighs, err := a.route.NeighList(h.index, fam)
+		if err != nil {
+			return fail(err)
+		}
+		for _, n := range neighs {
+			ip, ok := netip.AddrFromSlice(n.IP)
+			known := n.State&(netlink.NUD_INCOMPLETE|netlink.NUD_FAILED) == 0 && len(n.HardwareAddr) == 6
+			if ok && ip.Unmap() == to && known {
+				h.mac = macOf(n.HardwareAddr)
+				return h, nil
+			}
+		}
+		if time.Now().After(deadline) {
+			return fail(fmt.Errorf("no answer to ARP or neighbour discovery within %v", a.cfg.ResolveTimeout))
+		}
+		if !asked {
+			if err := a.ask(to, h.index); err != nil {
+				return fail(err)
+			}
+			asked = true
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// ask makes the kernel look for a neighbour.
+func (a *Admin) ask(to netip.Addr, index int) error {
+	var sa unix.Sockaddr
+	fd := a.ask4
+	if to.Is4() {
+		sa = &unix.SockaddrInet4{Port: 9, Addr: to.As4()}
+	} else {
+		fd = a.ask6
+		s6 := &unix.SockaddrInet6{Port: 9, Addr: to.As16()}
+		if to.IsLinkLocalUnicast() {
+			s6.ZoneId = uint32(index)
+		}
+		sa = s6
+	}
+	if fd < 0 {
+		return errors.New("this host lacks its address family")
+	}
+	if err := unix.Sendto(fd, []byte{0}, unix.MSG_DONTWAIT, sa); err != nil {
+		return fmt.Errorf("ask for it: %w", err)
+	}
+	return nil
+}

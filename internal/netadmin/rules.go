@@ -1,0 +1,406 @@
+package netadmin
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+)
+
+// Two tables of one name. All rules in words:
+//
+//	table netdev holdfast {
+//	    map steer4 { saddr . sport . daddr . dport : verdict }    steer6 alike
+//	    chain in0 { hook ingress device eth0 priority -500; jump steer }
+//	    chain in1 { hook ingress device lo priority -500; jump steer }
+//	    chain steer { ip tcp: vmap @steer4; ip6 tcp: vmap @steer6 }
+//	    chain hold { counter held; dup to hf-hold; drop }
+//	    chain peer0 { ttl guard; ether daddr set PEER, saddr set OURS;
+//	                  counter diverted; dup to eth0; drop }
+//	}
+//	table inet holdfast {
+//	    set guard4 { saddr . sport . daddr . dport }              guard6 alike
+//	    chain out { hook output priority raw; tcp rst, daddr . dport .
+//	                saddr . sport in @guard4: counter resets; drop }
+//	}
+//
+// Why at ingress: behind it, early demultiplexing gives a segment to its
+// socket before any mark could route it elsewhere (net/ipv4/ip_input.c:
+// ip_rcv_finish_core). Why also on lo: an endpoint on this host reaches a
+// movable address by the loopback device, and no other hook sees it both in
+// time and with the whole set of rules; it also spares marks, routing rules
+// and the reordering of the local table. Why dup and drop, rather than fwd:
+// they do the same (net/netfilter/nf_dup_netdev.c), and the library that
+// speaks to the kernel knows only dup.
+const (
+	chainSteer = "steer"
+	chainHold  = "hold"
+
+	counterHeld     = "held"
+	counterDiverted = "diverted"
+	counterLooped   = "looped"
+	counterResets   = "resets"
+
+	// tuplesPerFlush bounds one transaction. A list of elements is one
+	// netlink attribute, whose length has 16 bits, and all of it must fit the
+	// socket's send buffer: 10,000 tuples at once are EMSGSIZE. 256 IPv6
+	// tuples that go from one peer to another take some 60 KB.
+	tuplesPerFlush = 256
+
+	objCounter = 1 // NFT_OBJECT_COUNTER, include/uapi/linux/netfilter/nf_tables.h
+
+	// Registers of four octets: NFT_REG32_00 is 8.
+	reg0 = unix.NFT_REG32_00
+)
+
+// family is what differs between IPv4 and IPv6.
+type family struct {
+	name               string
+	proto              byte // of skb->protocol, as nft compares it: NFPROTO_*
+	ethertype          uint16
+	addrType           nftables.SetDatatype
+	addrLen            uint32
+	offSaddr, offDaddr uint32 // in the IP header
+}
+
+var families = [2]family{
+	{"4", unix.NFPROTO_IPV4, unix.ETH_P_IP, nftables.TypeIPAddr, 4, 12, 16},
+	{"6", unix.NFPROTO_IPV6, unix.ETH_P_IPV6, nftables.TypeIP6Addr, 16, 8, 24},
+}
+
+func familyOf(t Tuple) int {
+	if t.Local.Addr().Is4() {
+		return 0
+	}
+	return 1
+}
+
+// rules speaks to the kernel's nf_tables.
+type rules struct {
+	cfg     Config
+	conn    *nftables.Conn
+	netdev  *nftables.Table
+	inet    *nftables.Table
+	steer   [2]*nftables.Set
+	guard   [2]*nftables.Set
+	created bool
+
+	// What flush will send.
+	del, add           [2][]nftables.SetElement
+	guardDel, guardAdd [2][]nftables.SetElement
+}
+
+func openRules(cfg Config) (*rules, error) {
+	r := &rules{
+		cfg:    cfg,
+		netdev: &nftables.Table{Family: nftables.TableFamilyNetdev, Name: cfg.Table},
+		inet:   &nftables.Table{Family: nftables.TableFamilyINet, Name: cfg.Table},
+	}
+	if err := r.dial(); err != nil {
+		return nil, err
+	}
+	tables, err := r.conn.ListTables()
+	if err != nil {
+		return nil, fmt.Errorf("netadmin: list nft tables: %w", err)
+	}
+	for _, t := range tables {
+		if t.Name == cfg.Table && (t.Family == r.netdev.Family || t.Family == r.inet.Family) {
+			cfg.Log.Info("removing the nft table of a predecessor", "table", t.Name)
+			r.conn.DelTable(&nftables.Table{Family: t.Family, Name: t.Name})
+		}
+	}
+	if err := r.conn.Flush(); err != nil {
+		return nil, fmt.Errorf("netadmin: remove old nft tables: %w", err)
+	}
+	return r, nil
+}
+
+func (r *rules) dial() (err error) {
+	if r.conn, err = nftables.New(nftables.AsLasting()); err != nil {
+		return fmt.Errorf("netadmin: nft netlink: %w", err)
+	}
+	return nil
+}
+
+// create makes everything in one transaction.
+func (r *rules) create(holdIndex int) error {
+	c := r.conn
+	c.AddTable(r.netdev)
+	c.AddTable(r.inet)
+	for _, n := range []string{counterHeld, counterDiverted, counterLooped} {
+		c.AddObj(&nftables.CounterObj{Table: r.netdev, Name: n})
+	}
+	c.AddObj(&nftables.CounterObj{Table: r.inet, Name: counterResets})
+	for i, f := range families {
+		key := nftables.MustConcatSetType(f.addrType, nftables.TypeInetService, f.addrType, nftables.TypeInetService)
+		r.steer[i] = &nftables.Set{Table: r.netdev, Name: "steer" + f.name, KeyType: key, IsMap: true,
+			DataType: nftables.TypeVerdict, Concatenation: true}
+		r.guard[i] = &nftables.Set{Table: r.inet, Name: "guard" + f.name, KeyType: key, Concatenation: true}
+		for _, s := range []*nftables.Set{r.steer[i], r.guard[i]} {
+			if err := c.AddSet(s, nil); err != nil {
+				return fmt.Errorf("netadmin: nft set %s: %w", s.Name, err)
+			}
+		}
+	}
+
+	hold := c.AddChain(&nftables.Chain{Table: r.netdev, Name: chainHold})
+	c.AddRule(&nftables.Rule{Table: r.netdev, Chain: hold, Exprs: append(
+		[]expr.Any{&expr.Objref{Type: objCounter, Name: counterHeld}}, dupTo(holdIndex)...)})
+
+	steer := c.AddChain(&nftables.Chain{Table: r.netdev, Name: chainSteer})
+	out := c.AddChain(&nftables.Chain{Table: r.inet, Name: "out", Type: nftables.ChainTypeFilter,
+		Hooknum: nftables.ChainHookOutput, Priority: nftables.ChainPriorityRaw})
+	for i, f := range families {
+		c.AddRule(&nftables.Rule{Table: r.netdev, Chain: steer, Exprs: append(
+			ethertypeTCP(f), append(loadKey(f, false),
+				&expr.Lookup{SourceRegister: reg0, SetName: r.steer[i].Name, SetID: r.steer[i].ID,
+					DestRegister: unix.NFT_REG_VERDICT, IsDestRegSet: true})...)})
+		c.AddRule(&nftables.Rule{Table: r.inet, Chain: out, Exprs: append(
+			[]expr.Any{
+				&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: reg0},
+				&expr.Cmp{Op: expr.CmpOpEq, Register: reg0, Data: []byte{f.proto}},
+				&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: reg0},
+				&expr.Cmp{Op: expr.CmpOpEq, Register: reg0, Data: []byte{unix.IPPROTO_TCP}},
+				&expr.Payload{Base: expr.PayloadBaseTransportHeader, Offset: 13, Len: 1, DestRegister: reg0},
+				&expr.Bitwise{SourceRegister: reg0, DestRegister: reg0, Len: 1, Mask: []byte{4 /* RST */}, Xor: []byte{0}},
+				&expr.Cmp{Op: expr.CmpOpNeq, Register: reg0, Data: []byte{0}},
+			}, append(loadKey(f, true),
+				&expr.Lookup{SourceRegister: reg0, SetName: r.guard[i].Name, SetID: r.guard[i].ID},
+				&expr.Objref{Type: objCounter, Name: counterResets},
+				&expr.Verdict{Kind: expr.VerdictDrop})...)})
+	}
+	for i, d := range append([]string{r.cfg.Device}, r.cfg.LocalDevices...) {
+		in := c.AddChain(&nftables.Chain{Table: r.netdev, Name: fmt.Sprintf("in%d", i), Type: nftables.ChainTypeFilter,
+			Hooknum: nftables.ChainHookIngress, Priority: nftables.ChainPriorityRef(-500), Device: d})
+		c.AddRule(&nftables.Rule{Table: r.netdev, Chain: in,
+			Exprs: []expr.Any{&expr.Verdict{Kind: expr.VerdictJump, Chain: chainSteer}}})
+	}
+	if err := c.Flush(); err != nil {
+		return fmt.Errorf("netadmin: create nft tables (kernel support for nf_tables netdev, dup and verdict maps is needed): %w", err)
+	}
+	r.created = true
+	return nil
+}
+
+// ethertypeTCP lets TCP of one family pass on.
+func ethertypeTCP(f family) []expr.Any {
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyPROTOCOL, Register: reg0},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: reg0, Data: binary.BigEndian.AppendUint16(nil, f.ethertype)},
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: reg0},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: reg0, Data: []byte{unix.IPPROTO_TCP}},
+	}
+}
+
+// loadKey puts the key of a tuple into consecutive registers: remote, then
+// local end. Of what arrives, remote is the source; of what leaves, the
+// destination.
+func loadKey(f family, leaving bool) []expr.Any {
+	remote, local := f.offSaddr, f.offDaddr
+	remotePort, localPort := uint32(0), uint32(2)
+	if leaving {
+		remote, local, remotePort, localPort = local, remote, localPort, remotePort
+	}
+	words := f.addrLen / 4
+	return []expr.Any{
+		&expr.Payload{Base: expr.PayloadBaseNetworkHeader, Offset: remote, Len: f.addrLen, DestRegister: reg0},
+		&expr.Payload{Base: expr.PayloadBaseTransportHeader, Offset: remotePort, Len: 2, DestRegister: reg0 + words},
+		&expr.Payload{Base: expr.PayloadBaseNetworkHeader, Offset: local, Len: f.addrLen, DestRegister: reg0 + words + 1},
+		&expr.Payload{Base: expr.PayloadBaseTransportHeader, Offset: localPort, Len: 2, DestRegister: reg0 + 2*words + 1},
+	}
+}
+
+// key is what loadKey loads for t.
+func key(t Tuple) []byte {
+	var k []byte
+	for _, a := range []struct {
+		addr []byte
+		port uint16
+	}{{t.Remote.Addr().AsSlice(), t.Remote.Port()}, {t.Local.Addr().AsSlice(), t.Local.Port()}} {
+		k = append(k, a.addr...)
+		k = binary.BigEndian.AppendUint16(k, a.port)
+		k = append(k, 0, 0)
+	}
+	return k
+}
+
+func dupTo(index int) []expr.Any {
+	return []expr.Any{
+		&expr.Immediate{Register: reg0, Data: binaryutil.NativeEndian.PutUint32(uint32(index))},
+		&expr.Dup{RegDev: reg0, IsRegDevSet: true},
+		&expr.Verdict{Kind: expr.VerdictDrop},
+	}
+}
+
+// Hop limits that mark a diverted segment. Should two hosts divert a tuple
+// to each other, nothing in Ethernet would end it; so each diversion takes
+// the next mark, and behind the last one the segment is dropped. No sender
+// starts near these values (they start at 64, 128 or 255, and no path is 50
+// hops long), and no receiver of ours looks at them.
+const (
+	hopFirst = 201
+	hopLast  = 199
+)
+
+// addPeer makes the chain of a peer, or replaces its rules.
+func (r *rules) addPeer(p *peer) error {
+	c := r.conn
+	ch := c.AddChain(&nftables.Chain{Table: r.netdev, Name: p.name})
+	c.FlushChain(ch)
+	send := c.AddChain(&nftables.Chain{Table: r.netdev, Name: p.name + "send"})
+	c.FlushChain(send)
+	gotoSend := &expr.Verdict{Kind: expr.VerdictGoto, Chain: send.Name}
+	for _, f := range families {
+		v4 := f.addrLen == 4
+		match := func(hop byte) []expr.Any {
+			e := ethertypeTCP(f)
+			off := uint32(7) // hop limit, RFC 8200, section 3
+			if v4 {
+				off = 8 // time to live, RFC 791, section 3.1
+			}
+			return append(e,
+				&expr.Payload{Base: expr.PayloadBaseNetworkHeader, Offset: off, Len: 1, DestRegister: reg0},
+				&expr.Cmp{Op: expr.CmpOpEq, Register: reg0, Data: []byte{hop}})
+		}
+		set := func(hop byte) []expr.Any {
+			if !v4 {
+				return []expr.Any{
+					&expr.Immediate{Register: reg0, Data: []byte{hop}},
+					&expr.Payload{OperationType: expr.PayloadWrite, Base: expr.PayloadBaseNetworkHeader, Offset: 7, Len: 1,
+						SourceRegister: reg0},
+				}
+			}
+			// The checksum is updated in units of two octets; the other one
+			// is the protocol, which is known.
+			return []expr.Any{
+				&expr.Immediate{Register: reg0, Data: []byte{hop, unix.IPPROTO_TCP}},
+				&expr.Payload{OperationType: expr.PayloadWrite, Base: expr.PayloadBaseNetworkHeader, Offset: 8, Len: 2,
+					SourceRegister: reg0, CsumType: expr.CsumTypeInet, CsumOffset: 10},
+			}
+		}
+		add := func(parts ...[]expr.Any) {
+			var all []expr.Any
+			for _, p := range parts {
+				all = append(all, p...)
+			}
+			c.AddRule(&nftables.Rule{Table: r.netdev, Chain: ch, Exprs: all})
+		}
+		add(match(hopLast), []expr.Any{
+			&expr.Objref{Type: objCounter, Name: counterLooped}, &expr.Verdict{Kind: expr.VerdictDrop}})
+		for hop := byte(hopLast + 1); hop <= hopFirst; hop++ {
+			add(match(hop), set(hop-1), []expr.Any{gotoSend})
+		}
+		add(ethertypeTCP(f), set(hopFirst), []expr.Any{gotoSend})
+	}
+	macs := append(append([]byte(nil), p.mac[:]...), p.from[:]...)
+	c.AddRule(&nftables.Rule{Table: r.netdev, Chain: send, Exprs: append([]expr.Any{
+		&expr.Immediate{Register: reg0, Data: macs},
+		&expr.Payload{OperationType: expr.PayloadWrite, Base: expr.PayloadBaseLLHeader, Offset: 0, Len: 12, SourceRegister: reg0},
+		&expr.Objref{Type: objCounter, Name: counterDiverted},
+	}, dupTo(p.index)...)})
+	if err := c.Flush(); err != nil {
+		return fmt.Errorf("netadmin: nft chain for peer %v: %w", p.addr, err)
+	}
+	return nil
+}
+
+// queue notes that the segments of t go to chain now instead of was; "" is
+// the usual way.
+func (r *rules) queue(t Tuple, was, now string) {
+	if was == now {
+		return
+	}
+	i, k := familyOf(t), key(t)
+	if was != "" {
+		r.del[i] = append(r.del[i], element(k, was))
+	}
+	if now != "" {
+		r.add[i] = append(r.add[i], element(k, now))
+	}
+	switch {
+	case was == "":
+		r.guardAdd[i] = append(r.guardAdd[i], nftables.SetElement{Key: k})
+	case now == "":
+		r.guardDel[i] = append(r.guardDel[i], nftables.SetElement{Key: k})
+	}
+}
+
+func element(key []byte, chain string) nftables.SetElement {
+	return nftables.SetElement{Key: key, VerdictData: &expr.Verdict{Kind: expr.VerdictGoto, Chain: chain}}
+}
+
+// flush sends what was queued as one transaction, and forgets it.
+func (r *rules) flush() error {
+	defer func() {
+		for i := range families {
+			r.del[i], r.add[i] = r.del[i][:0], r.add[i][:0]
+			r.guardDel[i], r.guardAdd[i] = r.guardDel[i][:0], r.guardAdd[i][:0]
+		}
+	}()
+	var errs []error
+	for i := range families {
+		if len(r.del[i]) > 0 {
+			errs = append(errs, r.conn.SetDeleteElements(r.steer[i], r.del[i]))
+		}
+		if len(r.add[i]) > 0 {
+			errs = append(errs, r.conn.SetAddElements(r.steer[i], r.add[i]))
+		}
+		if len(r.guardAdd[i]) > 0 {
+			errs = append(errs, r.conn.SetAddElements(r.guard[i], r.guardAdd[i]))
+		}
+		if len(r.guardDel[i]) > 0 {
+			errs = append(errs, r.conn.SetDeleteElements(r.guard[i], r.guardDel[i]))
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("netadmin: encode nft elements: %w", err)
+	}
+	if err := r.conn.Flush(); err != nil {
+		return fmt.Errorf("netadmin: change nft sets: %w", err)
+	}
+	return nil
+}
+
+// read adds the kernel's counters to c.
+func (r *rules) read(c *Counters) error {
+	for _, t := range []*nftables.Table{r.netdev, r.inet} {
+		objs, err := r.conn.GetObjects(t)
+		if err != nil {
+			return fmt.Errorf("netadmin: read nft counters: %w", err)
+		}
+		for _, o := range objs {
+			n, ok := o.(*nftables.CounterObj)
+			if !ok {
+				continue
+			}
+			switch n.Name {
+			case counterDiverted:
+				c.Diverted = n.Packets
+			case counterLooped:
+				c.Looped = n.Packets
+			case counterResets:
+				c.Resets = n.Packets
+			}
+		}
+	}
+	return nil
+}
+
+func (r *rules) remove() error {
+	if r.created {
+		r.conn.DelTable(r.netdev)
+		r.conn.DelTable(r.inet)
+	}
+	err := r.conn.Flush()
+	if cerr := r.conn.CloseLasting(); err == nil {
+		err = cerr
+	}
+	if err != nil {
+		return fmt.Errorf("netadmin: remove nft tables: %w", err)
+	}
+	return nil
+}
