@@ -52,20 +52,57 @@ func (l *Loop) drive(i uint32, s *slot) {
 	}
 }
 
+// interest is what a leg is watched for.
+func (g *leg) interest() sock.Ready {
+	r := sock.PeerShut
+	if !g.muted {
+		r |= sock.Readable
+	}
+	if g.outAlso {
+		r |= sock.Writable
+	}
+	return r
+}
+
 // watch registers a leg. What is ready already is reported at once, so nothing
 // that came since the last read is missed.
 func (l *Loop) watch(i uint32, s *slot, side flow.Side) {
 	g := &s.legs[side]
-	r := sock.Readable | sock.PeerShut
-	if g.outAlso = g.outAlso || !g.writable || (s.pending && side == flow.Backend); g.outAlso {
-		r |= sock.Writable
-	}
-	if e := l.k.Watch(g.fd, r, data(i, s, side)); e != 0 {
+	g.outAlso = g.outAlso || !g.writable || (s.pending && side == flow.Backend)
+	if e := l.k.Watch(g.fd, g.interest(), data(i, s, side)); e != 0 {
 		l.shared.Log.Warn("the kernel would not watch a leg", "flow", s.flow.ID(), "leg", side, "error", e)
 		l.fail(i, s, side)
 		return
 	}
 	g.watched = true
+}
+
+// rewatch brings the poller to what the leg is to be watched for now. What is
+// ready is reported again, so nothing is missed.
+func (l *Loop) rewatch(i uint32, s *slot, side flow.Side) {
+	if g := &s.legs[side]; g.watched {
+		_ = l.k.Rewatch(g.fd, g.interest(), data(i, s, side))
+	}
+}
+
+// mute stops reports of a leg that is known to be readable and is not read,
+// because the other leg takes nothing: each segment that comes would wake the
+// loop for nothing. The end of the leg is still reported.
+func (l *Loop) mute(i uint32, s *slot, side flow.Side) {
+	if g := &s.legs[side]; g.readable && !g.muted {
+		g.muted = true
+		l.rewatch(i, s, side)
+	}
+}
+
+// drained notes that nothing more can be read from a leg now.
+func (l *Loop) drained(i uint32, s *slot, side flow.Side) {
+	g := &s.legs[side]
+	g.readable = false
+	if g.muted {
+		g.muted = false
+		l.rewatch(i, s, side)
+	}
 }
 
 // fail treats a leg that cannot be watched like one that broke, next turn.
@@ -83,9 +120,9 @@ func (l *Loop) fail(i uint32, s *slot, side flow.Side) {
 func (l *Loop) exhausted(i uint32, s *slot, side flow.Side) {
 	g := &s.legs[side]
 	g.writable = false
-	if g.watched && !g.outAlso {
+	if !g.outAlso {
 		g.outAlso = true
-		_ = l.k.Rewatch(g.fd, sock.Readable|sock.PeerShut|sock.Writable, data(i, s, side))
+		l.rewatch(i, s, side)
 	}
 }
 
@@ -126,7 +163,7 @@ func (l *Loop) exchange(i uint32, s *slot, w *flow.Wants, budget *int) bool {
 			continue
 		}
 		if w.Read[side] && g.readable {
-			if l.read(s, side) {
+			if l.read(i, s, side) {
 				return true
 			}
 			continue
@@ -142,7 +179,7 @@ func (l *Loop) exchange(i uint32, s *slot, w *flow.Wants, budget *int) bool {
 }
 
 // read takes octets from a leg into the scratch and tells the flow.
-func (l *Loop) read(s *slot, side flow.Side) bool {
+func (l *Loop) read(i uint32, s *slot, side flow.Side) bool {
 	if s.flow.Unsettled() {
 		s.flow.Settle(&l.lender) // what lies in the scratch would be overwritten
 	}
@@ -150,7 +187,7 @@ func (l *Loop) read(s *slot, side flow.Side) bool {
 	n, e := l.k.Recv(g.fd, l.scratch)
 	switch {
 	case e == sock.Again:
-		g.readable = false
+		l.drained(i, s, side)
 		return false
 	case e != 0:
 		s.flow.Step(l.now, flow.Event{Kind: flow.Broke, Leg: side})
@@ -161,7 +198,7 @@ func (l *Loop) read(s *slot, side flow.Side) bool {
 		full := n == len(l.scratch)
 		if !full && !g.over {
 			// All that had come is read; more makes a new report (epoll(7)).
-			g.readable = false
+			l.drained(i, s, side)
 		}
 		l.Count.Octets[side] += uint64(n)
 		s.flow.Step(l.now, flow.Event{Kind: flow.Received, Leg: side, Octets: l.scratch[:n], Full: full})

@@ -220,7 +220,10 @@ func (l *Loop) handle() {
 			continue // of a flow that has left since
 		}
 		l.current = i
-		s.note(flow.Side(data&1), ev.Ready())
+		if side := flow.Side(data & 1); !s.note(side, ev.Ready()) {
+			l.mute(i, s, side)
+			continue
+		}
 		l.drive(i, s)
 	}
 	l.current = none

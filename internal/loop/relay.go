@@ -9,7 +9,7 @@ import (
 const (
 	pipeBytes = 256 << 10 // the most a flow may have in a pipe
 	pipesMax  = 256       // per loop: two descriptors each; beyond it bulk is copied
-	slackMax  = 32 << 10  // a transfer that gave less before it ran dry is no bulk
+	slackMax  = 8 << 10   // a transfer that gave less before it ran dry is no bulk
 	noPipe    = int16(-1)
 )
 
@@ -119,7 +119,7 @@ func (l *Loop) relay(i uint32, s *slot, side flow.Side, budget *int) bool {
 		n, e := l.k.Splice(from.fd, p.w, pipeBytes)
 		switch {
 		case e == sock.Again:
-			from.readable = false
+			l.drained(i, s, side)
 			told := tell()
 			l.slacken(s, side)
 			return told

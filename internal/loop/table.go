@@ -20,6 +20,7 @@ type leg struct {
 	pipe     int16 // octets from this leg on their way to the other; noPipe
 	watched  bool
 	outAlso  bool // watched for writing, too
+	muted    bool // not watched for reading: it would tell what is known
 	readable bool // a read may bring something
 	writable bool // a write may be taken
 	over     bool // FIN or worse was reported: read until it is found
@@ -40,9 +41,11 @@ type slot struct {
 	pending     bool // the backend leg is being dialled
 }
 
-// note remembers what the poller said of a leg.
-func (s *slot) note(side flow.Side, r sock.Ready) {
+// note remembers what the poller said of a leg and tells whether there was
+// anything in it that was not known.
+func (s *slot) note(side flow.Side, r sock.Ready) (news bool) {
 	g := &s.legs[side]
+	was := *g
 	if r&(sock.Readable|sock.PeerShut|sock.Hangup|sock.Failed) != 0 {
 		g.readable = true
 	}
@@ -55,6 +58,7 @@ func (s *slot) note(side flow.Side, r sock.Ready) {
 	if r&sock.Failed != 0 {
 		g.failed = true
 	}
+	return *g != was
 }
 
 const chunkSlots = 256
