@@ -6,6 +6,7 @@ import (
 	"flag"
 	"io"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -108,7 +109,7 @@ func TestModelName(t *testing.T) {
 // exampleResult has every field set, so that the golden file shows them all.
 func exampleResult() Result {
 	r := Result{Row: "tcp-echo", Title: "64 octets there and back, 64 connections", Unit: "us/op", Rounds: 3, Short: true,
-		Machine: Machine{CPU: "A CPU", CPUs: 2, Kernel: "6.18.0", Congestion: "cubic", Namespace: true, Go: "go1.26", Load: "0.10 0.20 0.30 1/80 99",
+		Machine: Machine{CPU: "A CPU", CPUs: 2, Kernel: "6.18.0", Congestion: "cubic", TimeWaits: "4096", Namespace: true, Go: "go1.26", Load: "0.10 0.20 0.30 1/80 99",
 			Versions: map[string]string{holdfast: "v1.0.0", haproxy: "2.6.12", nginx: "1.22.1"}},
 		Command: "go run ./cmd/holdfast-bench -row tcp-echo -short"}
 	sample := func(cpu, each time.Duration) loadResult {
@@ -303,6 +304,39 @@ func TestStreamCheck(t *testing.T) {
 			}
 		}
 	}
+}
+
+// The order for work reaches the admin socket as the contract has it, and a
+// refusal is an error.
+func TestAskBusy(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "admin.sock")
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	said := make(chan string, 1)
+	status := http.StatusOK
+	server := http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body) // compared below
+		said <- r.Method + " " + r.URL.Path + " " + string(body)
+		w.WriteHeader(status)
+	})}
+	ended := make(chan struct{})
+	go func() { defer close(ended); _ = server.Serve(l) }() // until Close
+	defer func() { _ = server.Close(); <-ended }()
+
+	order := busyOrder{Seconds: 3, Parses: 1000, ChecksPerSecond: 1000}
+	if err := askBusy(t.Context(), socket, order); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := <-said, `POST /v1/debug/busy {"seconds":3,"parses":1000,"checksPerSecond":1000}`; got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+	status = http.StatusNotFound
+	if err := askBusy(t.Context(), socket, order); err == nil || !strings.Contains(err.Error(), "404") {
+		t.Errorf("refused with 404: %v", err)
+	}
+	<-said
 }
 
 // startBackend starts a backend child for the time of a test.

@@ -14,6 +14,7 @@ type Machine struct {
 	CPUs       int               `json:"cpus"`
 	Kernel     string            `json:"kernel"`
 	Congestion string            `json:"congestion"` // the TCP congestion control in force
+	TimeWaits  string            `json:"time_waits"` // the most TIME-WAIT sockets that are kept
 	Namespace  bool              `json:"namespace"`  // a network namespace of the run's own
 	Go         string            `json:"go"`
 	Load       string            `json:"load"` // load averages before the run
@@ -27,6 +28,7 @@ func observeMachine(namespace bool) Machine {
 		CPUs:       runtime.NumCPU(),
 		Kernel:     readString("/proc/sys/kernel/osrelease"),
 		Congestion: readString("/proc/sys/net/ipv4/tcp_congestion_control"),
+		TimeWaits:  readString("/proc/sys/net/ipv4/tcp_max_tw_buckets"),
 		Namespace:  namespace,
 		Go:         runtime.Version(),
 		Load:       readString("/proc/loadavg"),
