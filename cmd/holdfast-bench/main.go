@@ -57,6 +57,9 @@ func command() int {
 	}
 	stop := make(chan os.Signal, 1)
 	signal.Notify(stop, syscall.SIGINT, syscall.SIGTERM)
+	// A reader that has gone away is an error of a write, and we still tidy
+	// up. Caught and not ignored: what is ignored, children inherit.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 	if err := bench.Measure(opt, os.Stdout, stop); err != nil {
 		return failed(err)
 	}

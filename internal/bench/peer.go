@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"syscall"
 	"text/template"
 )
 
@@ -41,6 +42,8 @@ type proxy struct {
 	// ready reports whether it says "ready:" on standard output; others are
 	// asked by connecting.
 	saysReady bool
+	// dying is what it gets should we be killed.
+	dying syscall.Signal
 }
 
 // programs finds the executables. Nothing is skipped: what is missing is an
@@ -60,16 +63,18 @@ func programs(names []string, binary string) (map[string]proxy, error) {
 	for _, name := range names {
 		switch name {
 		case holdfast:
-			found[name] = proxy{name: name, template: "holdfast.yaml", saysReady: true,
+			found[name] = proxy{name: name, template: "holdfast.yaml", saysReady: true, dying: syscall.SIGKILL,
 				command: func(config string) []string { return []string{binary, "run", "-c", config} }}
 		case haproxy:
 			p := need(haproxy)
-			found[name] = proxy{name: name, template: "haproxy.cfg",
+			found[name] = proxy{name: name, template: "haproxy.cfg", dying: syscall.SIGKILL,
 				// -db: stay in the foreground.
 				command: func(config string) []string { return []string{p, "-db", "-f", config} }}
 		case nginx:
 			p := need(nginx)
 			found[name] = proxy{name: name, template: "nginx.conf",
+				// A master that is killed leaves its workers behind.
+				dying: syscall.SIGTERM,
 				command: func(config string) []string {
 					// -e: the log of the time before the configuration is read.
 					return []string{p, "-e", filepath.Join(filepath.Dir(config), "nginx.err"), "-c", config}

@@ -34,12 +34,12 @@ const errTailBytes = 2000
 
 // start runs a program pinned to cpus. A child inherits the affinity of the
 // thread that forks it, so this thread goes there and comes back.
-func start(name string, command []string, env []string, stderr string, cpus []int) (*process, error) {
+// Should this process be killed, the child gets the signal dying.
+func start(name string, command, env []string, stderr string, cpus []int, dying syscall.Signal) (*process, error) {
 	cmd := exec.Command(command[0], command[1:]...)
 	cmd.Env = append(os.Environ(), env...)
-	// A group of its own: an interrupt from the terminal is ours to handle,
-	// and what a proxy leaves behind can be found. If we are killed, so is it.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	// A group of its own: an interrupt from the terminal is ours to handle.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: dying}
 	p := &process{name: name, cmd: cmd, stderr: stderr, lines: make(chan string, 64), done: make(chan struct{})}
 	errs, err := os.Create(stderr)
 	if err != nil {
@@ -98,7 +98,7 @@ func startChild(role string, spec any, stderr string, cpu int) (*process, error)
 	}
 	// One thread holds the only processor and shall not be interrupted.
 	env := []string{roleEnv + "=" + role, specEnv + "=" + string(b), "GODEBUG=asyncpreemptoff=1", "GOMAXPROCS=1"}
-	return start(role, []string{self}, env, stderr, []int{cpu})
+	return start(role, []string{self}, env, stderr, []int{cpu}, syscall.SIGKILL)
 }
 
 // pid is the id of the process.

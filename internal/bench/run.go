@@ -193,7 +193,7 @@ func (m *run) launch(s *side) error {
 	for i := range cpus {
 		cpus[i] = i
 	}
-	s.process, err = start(s.name, s.command(config), nil, filepath.Join(s.settings.Dir, "stderr"), cpus)
+	s.process, err = start(s.name, s.command(config), nil, filepath.Join(s.settings.Dir, "stderr"), cpus, s.dying)
 	if err != nil {
 		return err
 	}
