@@ -35,7 +35,9 @@ var layers = []lint.Layer{
 		"internal/loop", "internal/move", "internal/flow", "internal/balance", "internal/ledger", "internal/config",
 		"internal/sock", "internal/frozen", "internal/frozen/frozentest", "internal/netadmin", "tcprepair"}},
 	{Package: "internal/lab", Imports: []string{"internal/config", "internal/sock"}},
+	{Package: "internal/lab/mainjob", Imports: []string{"internal/config"}}, // apart: its world needs real users
 	{Package: "internal/bench", Imports: []string{"internal/config", "internal/sock"}},
+	{Package: "internal/demo"}, // the traffic of the command and of its test
 	{Package: "internal/lint/..."},
 
 	{Package: "."},
@@ -51,7 +53,7 @@ var owners = []lint.Owner{
 
 	// Links, addresses, rules: the privileged process, and those who build
 	// networks to test in.
-	{Import: "github.com/vishvananda/netlink", Packages: []string{"internal/netadmin", "internal/lab", "internal/bench"}},
+	{Import: "github.com/vishvananda/netlink", Packages: []string{"internal/netadmin", "internal/lab", "internal/lab/mainjob", "internal/bench"}},
 	{Import: "github.com/vishvananda/netns", Packages: []string{"internal/netadmin", "internal/lab", "internal/bench"}},
 	{Import: "github.com/google/nftables", Packages: []string{"internal/netadmin", "internal/lab", "internal/bench"}},
 
@@ -63,7 +65,7 @@ var owners = []lint.Owner{
 	{Import: "github.com/google/go-cmp", Tests: true},
 }
 
-var kernel = []string{"internal/sock", "tcprepair", "internal/netadmin", "internal/lab", "internal/bench"}
+var kernel = []string{"internal/sock", "tcprepair", "internal/netadmin", "internal/lab", "internal/lab/mainjob", "internal/bench"}
 
 // Facts come into these as arguments: no clock, no chance, no kernel, no
 // goroutine, no log. The planned ones are named as well.
