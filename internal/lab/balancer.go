@@ -67,6 +67,7 @@ type Status struct {
 	Flows      int               `json:"flows"`
 	ByState    map[string]int    `json:"flows_by_state"`
 	Moves      map[string]uint64 `json:"moves"`
+	Queued     map[string]int    `json:"queued"` // by backend
 	// Counters that must stay zero.
 	Lost        uint64 `json:"lost"`
 	LostTotal   uint64 `json:"flows_lost_total"`

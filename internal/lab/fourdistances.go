@@ -2,7 +2,6 @@ package lab
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -37,8 +36,8 @@ func fourDistances(ctx context.Context, o Options, out io.Writer, v *Verdict) er
 		return err
 	}
 	l := &longRun{scene: s, mix: mix}
-	err = errors.Join(l.openAll(), l.control("before the moves"))
-	if err == nil {
+	if err = l.openAll(); err == nil {
+		l.control("before the moves")
 		err = l.moveAll(made)
 	}
 	if err != nil {
@@ -74,9 +73,25 @@ type longRun struct {
 // churnEvery is the time between two short connections.
 const churnEvery = 25 * time.Millisecond
 
-// arrivalGap keeps the arrivals of flows that will queue apart, so that their
-// order is beyond doubt, though several loops accept.
-const arrivalGap = 25 * time.Millisecond
+// arrivalGap keeps the arrivals of flows that will queue apart.
+const arrivalGap = 10 * time.Millisecond
+
+// awaitArrival waits until n flows are in the balancer's queue, by its own
+// account if it gives one, so that their order is beyond doubt: a client is
+// connected before the balancer has accepted it, and several loops accept.
+func (l *longRun) awaitArrival(n int) error {
+	time.Sleep(arrivalGap)
+	return l.traffic.Await(5*time.Second, "flows to queue", func() (int, int) {
+		if l.balancer.Serving().Host.Backlog(l.to("queue")) != 0 {
+			return 0, n
+		}
+		st := l.mover.status(l.ctx)
+		if st == nil || st.Queued == nil {
+			return n, n
+		}
+		return st.Queued["queue"], n
+	})
+}
 
 func (l *longRun) openAll() error {
 	l.phase("opening %d flows", l.Flows)
@@ -105,7 +120,9 @@ func (l *longRun) openAll() error {
 			return err
 		}
 		l.queued = append(l.queued, f...)
-		time.Sleep(arrivalGap)
+		if err := l.awaitArrival(len(l.queued)); err != nil {
+			return err
+		}
 	}
 	l.flows = append(l.flows, l.queued...)
 	l.mover.standing = len(l.flows)
@@ -117,7 +134,7 @@ func (l *longRun) openAll() error {
 }
 
 // control measures the noise of this machine: everything runs, nothing moves.
-func (l *longRun) control(when string) error {
+func (l *longRun) control(when string) {
 	d := 8 * time.Second
 	if l.Short {
 		d = 3 * time.Second
@@ -127,7 +144,6 @@ func (l *longRun) control(when string) error {
 	l.traffic.During(Control)
 	time.Sleep(d)
 	l.traffic.During(Opening)
-	return nil
 }
 
 // moveUntil is when a short run stops to begin new rounds of moves.
@@ -250,6 +266,8 @@ func (l *longRun) judgeQueue() {
 	for i := 1; i < len(got); i++ {
 		if got[i].ID < got[i-1].ID {
 			overtaken++
+			l.v.Say("  queue: flow %d, opened at %s, was served at %s after flow %d, opened at %s, served at %s",
+				got[i].ID, at(got[i].Opened.Load()), at(got[i].Served.Load()), got[i-1].ID, at(got[i-1].Opened.Load()), at(got[i-1].Served.Load()))
 		}
 	}
 	most := int(l.doors["queue"].Most.Load())
@@ -280,3 +298,6 @@ func (l *longRun) judgeGoals(made []Label) {
 	}
 	l.v.Must(l.mover.whole >= least, "moves of every flow", fmt.Sprint(l.mover.whole), fmt.Sprintf("at least %d", least))
 }
+
+// at writes a moment of the traffic.
+func at(nanos int64) string { return fmt.Sprintf("%.4f s", float64(nanos)/1e9) }

@@ -84,7 +84,7 @@ func (b *Holdfast) config(i, variant int) string {
 	fmt.Fprintf(&s, "node: { name: %s, loops: 2, admin: { socket: %s } }\n", h.Name, filepath.Join(dir, h.Name+".sock"))
 	fmt.Fprintf(&s, "listeners:\n")
 	for _, v := range b.Services {
-		fmt.Fprintf(&s, "  %s: { vip: \"%v\", protocol: tcp, backend: %s, idleTimeout: %s, movable: true }\n", v.Name, v.VIP, v.Name, idle)
+		fmt.Fprintf(&s, "  %s: { vip: \"%v\", protocol: tcp, backend: %s, idleTimeout: %s, onChange: adopt, movable: true }\n", v.Name, v.VIP, v.Name, idle)
 	}
 	fmt.Fprintf(&s, "backends:\n")
 	for _, v := range b.Services {

@@ -243,7 +243,7 @@ func (h *Host) Unplug() error {
 // without TIME_WAIT and LISTEN. It is the kernel's own word on where a flow is.
 func (h *Host) TCPSockets(local netip.Addr) (map[int]int, error) {
 	count := map[int]int{}
-	err := h.eachSocket(local, func(_ uint16, state int) {
+	err := h.eachSocket(local, func(_ uint16, state, _ int) {
 		if state != tcpTimeWait && state != tcpListen {
 			count[state]++
 		}
@@ -254,10 +254,21 @@ func (h *Host) TCPSockets(local netip.Addr) (map[int]int, error) {
 // Listens says whether a socket of the host listens at the address.
 func (h *Host) Listens(at netip.AddrPort) bool {
 	found := false
-	err := h.eachSocket(at.Addr(), func(port uint16, state int) {
+	err := h.eachSocket(at.Addr(), func(port uint16, state, _ int) {
 		found = found || state == tcpListen && port == at.Port()
 	})
 	return err == nil && found
+}
+
+// Backlog is how many connections wait to be accepted at the address.
+func (h *Host) Backlog(at netip.AddrPort) int {
+	n := 0
+	_ = h.eachSocket(at.Addr(), func(port uint16, state, received int) {
+		if state == tcpListen && port == at.Port() {
+			n += received
+		}
+	})
+	return n
 }
 
 // States of include/net/tcp_states.h.
@@ -266,8 +277,9 @@ const (
 	tcpListen   = 10
 )
 
-// eachSocket calls f for each TCP socket with the local address.
-func (h *Host) eachSocket(local netip.Addr, f func(port uint16, state int)) error {
+// eachSocket calls f for each TCP socket with the local address. What has been
+// received is octets, or connections if the socket listens.
+func (h *Host) eachSocket(local netip.Addr, f func(port uint16, state, received int)) error {
 	file := "/proc/thread-self/net/tcp"
 	if local.Is6() {
 		file += "6"
@@ -281,9 +293,9 @@ func (h *Host) eachSocket(local netip.Addr, f func(port uint16, state int)) erro
 		defer func() { _ = table.Close() }()
 		s := bufio.NewScanner(table)
 		for s.Scan() {
-			// sl local_address rem_address st ...
+			// sl local_address rem_address st tx_queue:rx_queue ...
 			fields := strings.Fields(s.Text())
-			if len(fields) < 4 || !strings.HasPrefix(fields[1], want) {
+			if len(fields) < 5 || !strings.HasPrefix(fields[1], want) {
 				continue
 			}
 			port, err := strconv.ParseUint(fields[1][len(want):], 16, 16)
@@ -294,7 +306,12 @@ func (h *Host) eachSocket(local netip.Addr, f func(port uint16, state int)) erro
 			if err != nil {
 				return err
 			}
-			f(uint16(port), int(state))
+			_, rx, _ := strings.Cut(fields[4], ":")
+			received, err := strconv.ParseUint(rx, 16, 32)
+			if err != nil {
+				return err
+			}
+			f(uint16(port), int(state), int(received))
 		}
 		return s.Err()
 	})

@@ -191,6 +191,7 @@ func (s *scene) open(k Kind, n int, service string) []*Flow {
 
 // strike commits the sabotage, in mid-run.
 func (s *scene) strike() {
+	s.v.Figure("struck", s.Sabotage != "")
 	switch s.Sabotage {
 	case KillOne:
 		p := s.balancer.Serving()

@@ -42,7 +42,7 @@ type HAProxy struct {
 // Start runs it.
 func (b *HAProxy) Start(ctx context.Context) error {
 	var s strings.Builder
-	s.WriteString("global\n  maxconn 10000\n  nbthread 2\n")
+	s.WriteString("global\n  maxconn 5000\n  nbthread 2\n")
 	s.WriteString("defaults\n  mode tcp\n  timeout connect 30m\n  timeout client 1h\n  timeout server 1h\n  timeout queue 30m\n  option splice-auto\n")
 	for _, v := range b.Services {
 		fmt.Fprintf(&s, "listen %s\n  bind %v\n  server s1 %v", v.Name, v.VIP, v.To)
