@@ -93,6 +93,9 @@ func (f *Flow) Absorb(s Side, octets []byte, l *Lender) {
 	}
 	f.legs[s.Other()].received += uint64(len(octets))
 	h := &f.legs[s]
+	if h.broken {
+		return // they can go nowhere, as those that were due when it broke
+	}
 	due := h.due()
 	joined := make([]byte, 0, len(due)+len(octets))
 	joined = append(append(joined, due...), octets...)
