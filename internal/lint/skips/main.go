@@ -89,7 +89,9 @@ func run(in io.Reader, out io.Writer, module string, allowed map[string]string, 
 				fmt.Fprint(out, e.Output)
 			}
 		case e.Action == "output":
-			held[name] = append(held[name], e.Output)
+			if !strings.HasPrefix(e.Output, "=== ") { // RUN, PAUSE, CONT: only with -v
+				held[name] = append(held[name], e.Output)
+			}
 		case e.Action == "fail" && e.Test == "":
 			failedPackages++
 		case e.Test == "":
@@ -111,9 +113,7 @@ func run(in io.Reader, out io.Writer, module string, allowed map[string]string, 
 				unlisted++
 				fmt.Fprintf(out, "skip %s: not listed in internal/lint/skips/allowed.txt\n", name)
 				for _, o := range held[name] {
-					if !strings.HasPrefix(o, "===") {
-						fmt.Fprint(out, "    "+o)
-					}
+					fmt.Fprint(out, "    "+o)
 				}
 			}
 			delete(held, name)
