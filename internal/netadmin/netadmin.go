@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"runtime"
 	"sync"
 	"time"
 
@@ -160,6 +161,10 @@ func (e *entry) verdict() string {
 // device is still passed on: one that was on its way when the set changed.
 const lateFor = 2 * time.Second
 
+// replayRounds bounds how often Release delivers what came while it was
+// delivering; a fast sender could keep it busy for ever.
+const replayRounds = 32
+
 // Open prepares this network namespace: it removes what a predecessor of the
 // same Config.Table left behind, creates the tables and the TAP device, and
 // sets the sysctls that diverted segments need. On error nothing is left.
@@ -257,7 +262,7 @@ func (a *Admin) Hold(ts []Tuple) error {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.change(ts, func(e *entry) { e.held = true })
+	return a.change(ts, nil, func(e *entry) { e.held = true })
 }
 
 // Release says that ts have sockets on this host now: their frames are
@@ -273,20 +278,53 @@ func (a *Admin) Release(ts []Tuple) (frames int, err error) {
 	if a.closed {
 		return 0, ErrClosed
 	}
-	// What waits is delivered before the way is opened, so that the little
-	// that arrives in between is all that newer segments can overtake.
-	a.drain()
-	frames = a.replay(ts)
-	until := time.Now().Add(lateFor)
-	if err := a.change(ts, func(e *entry) { e.held, e.peer = false, nil }); err != nil {
-		return frames, err
+	// A segment that overtakes a held one makes a modern sender (RFC 8985)
+	// believe that all before it is lost, and send it again. So what waits
+	// is delivered before the way is opened; what that provokes the peer to
+	// send is still held, and delivered in turn, until little is left; and
+	// while the set changes, frames are passed on as they come.
+	begin := a.counters.Replayed
+	for range replayRounds {
+		a.drain()
+		if a.replay(ts) == 0 {
+			break
+		}
 	}
+	until := time.Now().Add(lateFor)
 	for _, t := range ts {
 		a.released[t] = until
 	}
-	late := a.counters.Replayed
-	a.drain() // delivers, since they are released
-	return frames + int(a.counters.Replayed-late), nil
+	err = a.change(ts, a.passOn, func(e *entry) { e.held, e.peer = false, nil })
+	a.drain()
+	if err != nil {
+		for _, t := range ts {
+			delete(a.released, t)
+		}
+	}
+	return int(a.counters.Replayed - begin), err
+}
+
+// passOn delivers frames of released tuples as they come, on another thread,
+// until the function it returns is called. a.mu is held by the caller, who
+// meanwhile leaves the tap, the tuples and the counters alone.
+func (a *Admin) passOn() (stop func()) {
+	quit, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			a.drain()
+			select {
+			case <-quit:
+				return
+			default:
+				runtime.Gosched()
+			}
+		}
+	}()
+	return func() {
+		close(quit)
+		<-done
+	}
 }
 
 // Drop undoes Hold: the frames are forgotten. Another host owns the tuples
@@ -301,10 +339,7 @@ func (a *Admin) Drop(ts []Tuple) error {
 		return ErrClosed
 	}
 	a.drain()
-	if err := a.change(ts, func(e *entry) { e.held = false }); err != nil {
-		return err
-	}
-	return nil
+	return a.change(ts, nil, func(e *entry) { e.held = false })
 }
 
 // Divert sends on to the host `to` whatever arrives for ts, be it by the
@@ -329,7 +364,7 @@ func (a *Admin) Divert(ts []Tuple, to netip.Addr) error {
 	if err != nil {
 		return err
 	}
-	return a.change(ts, func(e *entry) { e.peer = p })
+	return a.change(ts, nil, func(e *entry) { e.peer = p })
 }
 
 // Undivert ends Divert: this host is to have the segments of ts again.
@@ -339,7 +374,7 @@ func (a *Admin) Undivert(ts []Tuple) error {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.change(ts, func(e *entry) { e.peer = nil })
+	return a.change(ts, nil, func(e *entry) { e.peer = nil })
 }
 
 // Inject delivers one IP packet to this host's stack as if it had come from
@@ -395,7 +430,9 @@ func checkAll(ts []Tuple) error {
 // the kernel, a bounded number of tuples in one transaction each. If one
 // fails, those before are undone; what cannot be undone is in the error.
 // It forgets the frames of tuples that are no longer held. a.mu is held.
-func (a *Admin) change(ts []Tuple, f func(*entry)) error {
+// meanwhile, if not nil, is called before each transaction and what it returns
+// after it.
+func (a *Admin) change(ts []Tuple, meanwhile func() (stop func()), f func(*entry)) error {
 	if a.closed {
 		return ErrClosed
 	}
@@ -424,6 +461,9 @@ func (a *Admin) change(ts []Tuple, f func(*entry)) error {
 				was, now = now, was
 			}
 			a.rules.queue(steps[i].t, was, now)
+		}
+		if meanwhile != nil {
+			defer meanwhile()()
 		}
 		return a.rules.flush()
 	}

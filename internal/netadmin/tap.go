@@ -239,13 +239,13 @@ func (a *Admin) file(frame []byte) {
 		a.counters.Strays++ // the kernel's own: neighbour discovery and the like
 		return
 	}
+	if until, ok := a.released[t]; ok && time.Now().Before(until) {
+		a.send(frame)
+		return
+	}
 	e := a.tuples[t]
 	if e == nil || !e.held {
-		if until, ok := a.released[t]; ok && time.Now().Before(until) {
-			a.send(frame)
-		} else {
-			a.counters.Strays++
-		}
+		a.counters.Strays++
 		return
 	}
 	if a.counters.HeldFrames >= a.cfg.MaxFrames || a.counters.HeldBytes+int64(len(frame)) > a.cfg.MaxBytes {
