@@ -11,6 +11,19 @@ func Life(l *config.Listener) sock.Life {
 	return sock.Life{Idle: l.KeepaliveIdle, Interval: l.KeepaliveInterval, Count: l.KeepaliveCount, UserTimeout: l.UserTimeout}
 }
 
+// movableBuffer bounds the kernel's queues of legs that may move between hosts:
+// all that is queued goes over while the flow stands still. Left to itself the
+// kernel tunes a queue up to tens of MiB, which take seconds.
+const movableBuffer = 128 << 10
+
+// Buffer is the bound of a leg's queues in the kernel under l, 0 for none.
+func Buffer(l *config.Listener) int {
+	if l.Movable {
+		return movableBuffer
+	}
+	return 0
+}
+
 // MSS is the clamp of segment size under l, 0 for none.
 func MSS(l *config.Listener) int {
 	if l.Movable {

@@ -288,7 +288,7 @@ func (l *Loop) dial(i uint32, s *slot) bool {
 			l.dialFailed(s, e)
 			return true
 		}
-		*g = leg{fd: fd, pipe: noPipe, readable: true, writable: true}
+		*g = leg{fd: fd, pipe: noPipe, readable: !pending, writable: !pending}
 		s.pending = pending
 		if !pending {
 			s.flow.Step(l.now, flow.Event{Kind: flow.Dialed})
@@ -343,7 +343,7 @@ func (l *Loop) dialSpec(s *slot) sock.DialSpec {
 		}
 	}
 	if c := l.gen.Config.Cluster; c != nil && lis.Movable {
-		spec.MSS = movableMSS
+		spec.MSS, spec.Buffer = movableMSS, movableBuffer
 		if spec.Source.IsValid() {
 			spec.PortMin, spec.PortMax = c.SourcePortFirst, c.SourcePortLast
 		}

@@ -1,19 +1,809 @@
 package node
 
 import (
-	"encoding/json"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"sync"
+	"time"
 
 	"github.com/holdfast-lb/holdfast/internal/config"
+	"github.com/holdfast-lb/holdfast/internal/flow"
+	"github.com/holdfast-lb/holdfast/internal/frozen"
+	"github.com/holdfast-lb/holdfast/internal/loop"
+	"github.com/holdfast-lb/holdfast/internal/move"
+	"github.com/holdfast-lb/holdfast/internal/netadmin"
 	"github.com/holdfast-lb/holdfast/internal/sock"
+	"github.com/holdfast-lb/holdfast/tcprepair"
 )
 
-type hostSide struct{}
+// hostSide is what moves between hosts need: the kernel's rules, and the
+// listener where peers come. Both are there only with a cluster section.
+type hostSide struct {
+	admin    *netadmin.Admin
+	listener net.Listener
+	fd       sock.FD // of the listener, to hand on
+	arrivals sync.WaitGroup
 
-func (n *Node) startHost(c *config.Config, o Options) error { return nil }
-func (n *Node) stopHost()                                   {}
-func (n *Node) hostDescriptors() map[string]sock.FD         { return nil }
-func (n *Node) hostHeritage() json.RawMessage               { return nil }
-func (n *Node) hostCounters() map[string]uint64             { return nil }
+	// intake is held for reading while a batch comes in from a peer, and for
+	// writing to stop that for good, when this process hands itself over.
+	intake sync.RWMutex
+}
 
-// Migrate moves.
-func (n *Node) Migrate(to string) (*Report, error) { return nil, nil }
+// hostChunk is how many flows move to another host at once: each waits for its
+// whole batch.
+const hostChunk = 8
+
+// hostOctets bounds what a batch brings along in queues, unless one flow alone
+// has more.
+const hostOctets = 512 << 10
+
+// clusterKey is the name of the cluster's listener among inherited ones.
+const clusterKey = "cluster"
+
+func (n *Node) startHost(c *config.Config, o Options) error {
+	n.host.fd = sock.NoFD
+	if c.Cluster == nil {
+		return nil
+	}
+	if err := tcprepair.Probe(); err != nil {
+		return fmt.Errorf("node: cluster: flows cannot move between hosts: %w", err)
+	}
+	conf, err := clusterTLS(c.Cluster)
+	if err != nil {
+		return err
+	}
+	if n.host.admin, err = openAdmin(c.Cluster, o.HostHeritage, n.log); err != nil {
+		return fmt.Errorf("node: cluster: %w", err)
+	}
+	fd, ok := o.Inherited[clusterKey]
+	if !ok {
+		if fd, err = sock.Listen(sock.ListenSpec{Addr: c.Cluster.Listen, Backlog: 16}); err != nil {
+			return err
+		}
+	}
+	n.host.fd = fd
+	dup, err := fd.Dup()
+	if err != nil {
+		return err
+	}
+	// The file takes the duplicate, and the listener makes one of its own.
+	file := os.NewFile(uintptr(dup.Disown()), clusterKey)
+	n.host.listener, err = net.FileListener(file)
+	_ = file.Close()
+	if err != nil {
+		return fmt.Errorf("node: cluster: %w", err)
+	}
+	n.host.arrivals.Add(1)
+	go func() { // ended by stopHost
+		defer n.host.arrivals.Done()
+		n.welcome(tls.NewListener(n.host.listener, conf))
+	}()
+	return nil
+}
+
+func (n *Node) stopHost() {
+	if n.host.listener != nil {
+		_ = n.host.listener.Close()
+		n.host.arrivals.Wait()
+		n.host.fd.Close()
+	}
+	if n.host.admin != nil {
+		n.closeAdmin()
+	}
+}
+
+func (n *Node) hostDescriptors() map[string]sock.FD {
+	if n.host.fd < 0 {
+		return nil
+	}
+	return map[string]sock.FD{clusterKey: n.host.fd}
+}
+
+func (n *Node) hostCounters() map[string]uint64 {
+	if n.host.admin == nil {
+		return nil
+	}
+	c, err := n.host.admin.Counters()
+	if err != nil {
+		return nil
+	}
+	return map[string]uint64{
+		"held_tuples": uint64(c.HeldTuples), "held_frames": uint64(c.HeldFrames), "diverted_tuples": uint64(c.DivertTuples),
+		"held_segments_total": c.HeldTotal, "replayed_segments_total": c.Replayed, "diverted_segments_total": c.Diverted,
+		"dropped_segments_total": c.Dropped + c.DeviceDropped, "resets_stopped_total": c.Resets, "strays_total": c.Strays,
+	}
+}
+
+// clusterTLS makes the TLS configuration between peers: both sides show a
+// certificate that the cluster's own authority has signed for their name.
+func clusterTLS(c *config.Cluster) (*tls.Config, error) {
+	pair, err := tls.LoadX509KeyPair(c.Certificate, c.Key)
+	if err != nil {
+		return nil, fmt.Errorf("node: cluster.identity: %w", err)
+	}
+	pem, err := os.ReadFile(c.Trust)
+	if err != nil {
+		return nil, fmt.Errorf("node: cluster.identity.trust: %w", err)
+	}
+	trust := x509.NewCertPool()
+	if !trust.AppendCertsFromPEM(pem) {
+		return nil, fmt.Errorf("node: cluster.identity.trust: %s holds no certificate", c.Trust)
+	}
+	return &tls.Config{
+		MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{pair},
+		RootCAs: trust, ClientCAs: trust, ClientAuth: tls.RequireAndVerifyClientCert,
+		SessionTicketsDisabled: true,
+	}, nil
+}
+
+// candidate is a flow that may move, with the tuples of its legs.
+type candidate struct {
+	slot   uint32
+	id     uint64
+	tuples []netadmin.Tuple
+	queued int // octets in the kernel's queues, which go along
+}
+
+// Migrate moves every flow of movable listeners to the peer of that name. The
+// listener and its address stay here: what arrives for flows that have left is
+// sent on to the peer. A flow that cannot move is named in the report and goes
+// on here.
+func (n *Node) Migrate(to string) (*Report, error) {
+	n.change.Lock()
+	defer n.change.Unlock()
+	began := time.Now()
+	c := n.Config().Cluster
+	if c == nil {
+		return nil, errors.New("node: the configuration has no cluster section, so there is no other host; see docs/operate.md")
+	}
+	at, ok := c.Peers[to]
+	if !ok || to == n.Config().Node.Name {
+		return nil, fmt.Errorf("node: no other peer %q; there are: %v", to, c.SortedPeers())
+	}
+	conf, err := clusterTLS(c)
+	if err != nil {
+		return nil, err
+	}
+	conf.ServerName = to
+	dialer := net.Dialer{Timeout: answerTime}
+	dialer.SetMultipathTCP(false)
+	conn, err := tls.DialWithDialer(&dialer, "tcp", at.String(), conf)
+	if err != nil {
+		return nil, fmt.Errorf("node: peer %s: %w", to, err)
+	}
+	carrier := move.NewRemote(conn)
+	defer func() { _ = carrier.Close() }()
+	if err := carrier.SetTimeout(answerTime); err != nil {
+		return nil, err
+	}
+	if err := move.SendJSON(carrier, move.Hello, n.greeting()); err != nil {
+		return nil, err
+	}
+	m, err := move.Expect(carrier, move.Hello)
+	if err != nil {
+		return nil, fmt.Errorf("node: peer %s: %w", to, err)
+	}
+	var hello move.Greeting
+	if err := m.Into(&hello); err != nil {
+		return nil, err
+	}
+	if err := hello.Check(); err != nil {
+		return nil, err
+	}
+	g := &hostGiver{n: n, c: carrier, to: at.Addr(), r: newReport("host"), sent: map[config.Ref]bool{}, tries: map[uint64]int{}}
+	err = g.all()
+	n.totals.move(g.r)
+	if err != nil {
+		n.log.Error("migration ended early; what has not moved goes on here", "to", to, "flows", g.r.Flows, "lost", g.r.Lost, "error", err)
+		return nil, fmt.Errorf("node: after %d flows moved to %s, %d lost: %w", g.r.Flows, to, g.r.Lost, err)
+	}
+	_ = carrier.Send(move.Message{Kind: move.Done}) // a courtesy: the peer sees the end anyway
+	n.log.Info("migration done", "to", to, "flows", g.r.Flows, "refused", g.r.Refused, "lost", g.r.Lost, "took", time.Since(began))
+	return g.r.done(began), nil
+}
+
+// hostGiver is the giving side of one migration.
+type hostGiver struct {
+	n     *Node
+	c     *move.Remote
+	to    netip.Addr
+	r     *Report
+	sent  map[config.Ref]bool
+	tries map[uint64]int // times a flow could not move; triesMax: it stays
+}
+
+// triesMax is how often a flow is tried whose reason to stay should pass.
+const triesMax = 8
+
+func (g *hostGiver) all() error {
+	for {
+		found := 0
+		for _, l := range g.n.shared.Loops {
+			list := g.candidates(l)
+			found += len(list)
+			for len(list) > 0 {
+				k := g.together(list)
+				if err := g.batch(l, list[:k]); err != nil {
+					return err
+				}
+				list = list[k:]
+			}
+		}
+		if found == 0 {
+			return nil
+		}
+	}
+}
+
+// together is how many of the first in list move at once.
+func (g *hostGiver) together(list []candidate) int {
+	k, queued := 1, list[0].queued
+	for k < min(hostChunk, len(list)) {
+		// A flow that could not move before goes alone, so that it keeps no
+		// other from moving; one with much in its queues goes with few.
+		if queued += list[k].queued; queued > hostOctets || g.tries[list[0].id] > 0 || g.tries[list[k].id] > 0 {
+			break
+		}
+		k++
+	}
+	return k
+}
+
+// candidates are the loop's flows that may move and have not been refused.
+func (g *hostGiver) candidates(l *loop.Loop) (out []candidate) {
+	l.Ask(func(l *loop.Loop) {
+		for _, i := range l.Slots(0, func(f *flow.Flow) bool { return f.Listener().Movable && g.tries[f.ID()] < triesMax }) {
+			f := l.Flow(i)
+			client, backend := l.Leg(i, flow.Client), l.Leg(i, flow.Backend)
+			x := candidate{slot: i, id: f.ID(), tuples: []netadmin.Tuple{tuple(client)}, queued: sock.Queued(client)}
+			if f.State() == flow.Relaying {
+				x.tuples = append(x.tuples, tuple(backend))
+				x.queued += sock.Queued(backend)
+			}
+			out = append(out, x)
+		}
+	})
+	return out
+}
+
+func tuple(fd sock.FD) netadmin.Tuple {
+	return netadmin.Tuple{Local: sock.LocalAddr(fd), Remote: sock.PeerAddr(fd)}
+}
+
+// valid tells that the tuple is one of TCP with both ends known; a leg that
+// was reset a moment ago has no peer any more.
+func valid(ts []netadmin.Tuple) bool {
+	for _, t := range ts {
+		if !t.Local.IsValid() || !t.Remote.IsValid() {
+			return false
+		}
+	}
+	return true
+}
+
+// hostFlow is one flow of a batch, on the giving side.
+type hostFlow struct {
+	parked loop.Parked
+	tuples []netadmin.Tuple
+	saved  []*tcprepair.State // by descriptor; frozen sockets are in repair mode
+}
+
+// batch moves some flows of one loop. See package move for the steps and what
+// undoes each.
+func (g *hostGiver) batch(l *loop.Loop, list []candidate) error {
+	var tuples []netadmin.Tuple
+	ready := list[:0:0]
+	for _, x := range list {
+		if !valid(x.tuples) {
+			g.tries[x.id]++ // it is about to end
+			continue
+		}
+		ready = append(ready, x)
+		tuples = append(tuples, x.tuples...)
+	}
+	if len(ready) == 0 {
+		return nil
+	}
+	if err := move.SendJSON(g.c, move.Prepare, tuples); err != nil {
+		return err
+	}
+	if _, err := move.Expect(g.c, move.Held); err != nil {
+		return err
+	}
+	flows := g.park(l, ready)
+	frozenNow := func() (ts []netadmin.Tuple) {
+		for _, f := range flows {
+			ts = append(ts, f.tuples...)
+		}
+		return ts
+	}
+	if len(flows) > 0 {
+		// Divert before freezing: repair mode does not stop the stack.
+		if err := g.n.host.admin.Divert(frozenNow(), g.to); err != nil {
+			return g.undo(l, flows, err)
+		}
+		flows = g.freeze(l, flows)
+	}
+	if len(flows) == 0 {
+		return g.c.Send(move.Message{Kind: move.Abort})
+	}
+	parked := make([]loop.Parked, len(flows))
+	var objects []*frozen.Object
+	for i, f := range flows {
+		parked[i] = f.parked
+		objects = append(objects, g.n.registry.portable(f.parked.Frozen, g.sent)...)
+	}
+	batch := frozen.Batch{Objects: objects}
+	for _, p := range parked {
+		batch.Flows = append(batch.Flows, p.Frozen)
+	}
+	octets, err := batch.Encode()
+	if err != nil {
+		return g.undo(l, flows, err)
+	}
+	g.r.parked(parked)
+	if err = g.c.Send(move.Message{Kind: move.Offer, Body: octets}); err == nil {
+		_, err = move.Expect(g.c, move.Taken)
+	}
+	if err == nil {
+		err = verify(flows)
+	}
+	if err != nil {
+		why := err.Error()
+		var no *frozen.Refused
+		if errors.As(err, &no) {
+			why = no.What + ": " + no.Why
+		}
+		for _, f := range flows {
+			g.r.unpark(f.parked)
+			if g.tries[f.parked.Frozen.Id]++; g.tries[f.parked.Frozen.Id] == triesMax {
+				g.r.refuse(1, why)
+			}
+		}
+		if no != nil || errors.Is(err, tcprepair.ErrMoved) {
+			// Tried again, but not in the same company.
+			err = nil
+		}
+		return g.undo(l, flows, err)
+	}
+	// The point of no return: from here on these flows are the peer's.
+	commit := g.c.Send(move.Message{Kind: move.Commit})
+	for _, f := range flows {
+		for i, fd := range f.parked.FDs {
+			if i < len(f.saved) {
+				_ = tcprepair.Discard(fd.Disown()) // closes it, silently
+			} else {
+				fd.Close() // in SYN_SENT: the peer dials anew
+			}
+		}
+		if f.parked.Account != nil {
+			f.parked.Account.Release()
+		}
+		g.n.shared.Ledger.Listener(f.parked.Frozen.Listener.Name).Leave()
+		g.n.shared.Ledger.Node.Leave()
+	}
+	var a move.Adoption
+	if commit == nil {
+		var m move.Message
+		if m, commit = move.Expect(g.c, move.Adopted); commit == nil {
+			commit = m.Into(&a)
+		}
+	}
+	if commit != nil {
+		g.r.paused(nil, len(flows)) // whether they live nobody here can know
+		return fmt.Errorf("node: committed %d flows and heard nothing: %w", len(flows), commit)
+	}
+	// The hosts share no clock: the pause is from parking here until the peer
+	// has said that it serves, so it includes the way of that answer.
+	now := flow.Instant(sock.Monotonic())
+	var pauses []int64
+	for _, f := range flows {
+		pauses = append(pauses, int64(now-f.parked.Since))
+	}
+	g.r.paused(pauses, a.Lost)
+	return nil
+}
+
+// park takes the candidates out of their loop. One whose legs are no longer
+// those that were prepared goes back at once, for another batch.
+func (g *hostGiver) park(l *loop.Loop, list []candidate) (flows []*hostFlow) {
+	var back []loop.Parked
+	l.Ask(func(l *loop.Loop) {
+		for _, x := range list {
+			f := l.Flow(x.slot)
+			if f == nil || f.ID() != x.id {
+				continue
+			}
+			p, ok := l.Park(x.slot)
+			if !ok {
+				continue
+			}
+			h := &hostFlow{parked: p}
+			for i, fd := range p.FDs {
+				if i == 0 || flow.State(p.Frozen.State) == flow.Relaying {
+					h.tuples = append(h.tuples, tuple(fd))
+				}
+			}
+			if len(h.tuples) != len(x.tuples) || !valid(h.tuples) {
+				back = append(back, p)
+				continue
+			}
+			flows = append(flows, h)
+		}
+	})
+	g.returnToLoop(l, back)
+	return flows
+}
+
+// freeze puts the sockets into repair mode and their state into the frozen
+// flows. A flow that will not freeze goes back to its loop.
+func (g *hostGiver) freeze(l *loop.Loop, flows []*hostFlow) (frozenFlows []*hostFlow) {
+	for _, f := range flows {
+		if err := f.save(g.tries[f.parked.Frozen.Id] > triesMax/2); err != nil {
+			id := f.parked.Frozen.Id
+			var no *tcprepair.Unsupported
+			if errors.As(err, &no) && !no.Retry {
+				g.tries[id] = triesMax
+			} else {
+				g.tries[id]++
+			}
+			if g.tries[id] >= triesMax {
+				g.tries[id] = triesMax
+				g.r.refuse(1, err.Error())
+			}
+			if err := g.putBack(l, []*hostFlow{f}); err != nil {
+				g.n.log.Error("a flow that stays", "flow", id, "error", err)
+			}
+			continue
+		}
+		frozenFlows = append(frozenFlows, f)
+	}
+	return frozenFlows
+}
+
+// save freezes the flow's sockets. late allows what costs a retransmission.
+func (f *hostFlow) save(late bool) error {
+	z := f.parked.Frozen
+	legs := append([]*frozen.Leg{z.Client}, z.Legs...)
+	for i, fd := range f.parked.FDs {
+		if i > 0 && flow.State(z.State) != flow.Relaying {
+			continue // being dialled: the peer dials again
+		}
+		s, err := tcprepair.SaveWith(int(fd), tcprepair.SaveOptions{AllowOutOfOrder: late})
+		if err != nil {
+			return err
+		}
+		f.saved = append(f.saved, s)
+		if legs[i].Socket, err = s.AppendBinary(nil); err != nil {
+			return err
+		}
+		legs[i].Fd = 0
+	}
+	if flow.State(z.State) != flow.Relaying {
+		z.Legs = nil
+	}
+	return nil
+}
+
+// verify sees that the sockets are still what was offered.
+func verify(flows []*hostFlow) error {
+	for _, f := range flows {
+		for i, s := range f.saved {
+			if err := tcprepair.Verify(int(f.parked.FDs[i]), s); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// putBack gives flows that were not committed back to their loop: sockets
+// leave repair mode and segments come here again. The peer still holds them
+// and drops that when it hears of it.
+func (g *hostGiver) putBack(l *loop.Loop, flows []*hostFlow) error {
+	var err error
+	var tuples []netadmin.Tuple
+	var parked []loop.Parked
+	for _, f := range flows {
+		for i := range f.saved {
+			err = errors.Join(err, tcprepair.Resume(int(f.parked.FDs[i])))
+		}
+		f.saved = nil
+		z := f.parked.Frozen
+		z.Client.Socket = nil
+		if len(z.Legs) > 0 {
+			z.Legs[0].Socket = nil
+		} else if len(f.parked.FDs) > 1 {
+			z.Legs = []*frozen.Leg{{}} // being dialled
+		}
+		tuples = append(tuples, f.tuples...)
+		parked = append(parked, f.parked)
+	}
+	err = errors.Join(err, g.n.host.admin.Undivert(tuples))
+	g.returnToLoop(l, parked)
+	return err
+}
+
+// undo is putBack for a whole batch; the peer is told, unless something worse
+// than a refusal has happened: then it sees the end of the connection.
+func (g *hostGiver) undo(l *loop.Loop, flows []*hostFlow, err error) error {
+	if err = errors.Join(err, g.putBack(l, flows)); err != nil {
+		return err
+	}
+	return g.c.Send(move.Message{Kind: move.Abort})
+}
+
+func (g *hostGiver) returnToLoop(l *loop.Loop, parked []loop.Parked) {
+	if len(parked) == 0 {
+		return
+	}
+	p, err := loop.Pack(parked)
+	if err == nil {
+		err = g.n.takeBack(l, p, parked)
+	}
+	if err != nil {
+		g.n.log.Error("flows could not be given back to their loop", "flows", len(parked), "error", err)
+	}
+}
+
+// welcome serves peers that bring flows, until the listener is closed.
+func (n *Node) welcome(l net.Listener) {
+	for {
+		conn, err := l.Accept()
+		if err != nil {
+			if errors.Is(err, net.ErrClosed) {
+				return
+			}
+			n.log.Warn("the cluster's listener", "error", err)
+			time.Sleep(tickOfErrors)
+			continue
+		}
+		n.host.arrivals.Add(1)
+		go func() { // ends with the connection, which times out
+			defer n.host.arrivals.Done()
+			t := &hostTaker{n: n, c: move.NewRemote(conn)}
+			if err := t.serve(conn.(*tls.Conn)); err != nil {
+				n.log.Warn("a peer's migration ended early", "peer", t.peer, "error", err)
+			}
+			t.end()
+		}()
+	}
+}
+
+// tickOfErrors keeps a listener that fails from spinning.
+const tickOfErrors = 100 * time.Millisecond
+
+// hostTaker is the taking side of one migration.
+type hostTaker struct {
+	n      *Node
+	c      *move.Remote
+	peer   string
+	held   []netadmin.Tuple // of the batch that is under way
+	batch  *frozen.Batch
+	fds    []sock.FD
+	states []*tcprepair.State
+}
+
+func (t *hostTaker) serve(conn *tls.Conn) error {
+	if err := t.c.SetTimeout(answerTime); err != nil {
+		return err
+	}
+	if err := conn.Handshake(); err != nil {
+		return err
+	}
+	m, err := move.Expect(t.c, move.Hello)
+	if err != nil {
+		return err
+	}
+	var hello move.Greeting
+	if err := m.Into(&hello); err != nil {
+		return err
+	}
+	t.peer = hello.Node
+	c := t.n.Config().Cluster
+	if c == nil {
+		return errors.New("node: no cluster any more")
+	}
+	if _, ok := c.Peers[hello.Node]; !ok {
+		return t.refuse(&frozen.Refused{What: "peer " + hello.Node, Why: "not in cluster.peers here"})
+	}
+	if err := conn.ConnectionState().PeerCertificates[0].VerifyHostname(hello.Node); err != nil {
+		return t.refuse(&frozen.Refused{What: "peer " + hello.Node, Why: err.Error()})
+	}
+	if err := hello.Check(); err != nil {
+		return t.refuse(err)
+	}
+	if err := move.SendJSON(t.c, move.Hello, t.n.greeting()); err != nil {
+		return err
+	}
+	for {
+		m, err := t.c.Receive()
+		if err != nil {
+			return err
+		}
+		switch m.Kind {
+		case move.Prepare:
+			err = t.prepare(m)
+		case move.Offer:
+			err = t.offer(m)
+		case move.Commit:
+			err = t.commit()
+		case move.Abort:
+			err = t.abort()
+		case move.Done:
+			return nil
+		default:
+			err = fmt.Errorf("node: %v came out of turn", m.Kind)
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+func (t *hostTaker) refuse(why error) error {
+	r := move.Refusal{What: "batch", Why: why.Error()}
+	var no *frozen.Refused
+	if errors.As(why, &no) {
+		r = move.Refusal{What: no.What, Why: no.Why, Retry: no.Retry}
+	}
+	return move.SendJSON(t.c, move.Refuse, r)
+}
+
+// prepare holds the segments of what is to come.
+func (t *hostTaker) prepare(m move.Message) error {
+	if len(t.held) > 0 {
+		return errors.New("node: a batch is prepared while another is under way")
+	}
+	var ts []netadmin.Tuple
+	if err := m.Into(&ts); err != nil {
+		return err
+	}
+	if len(ts) > 2*hostChunk*4 {
+		return fmt.Errorf("node: %d tuples in one batch", len(ts))
+	}
+	t.n.host.intake.RLock()
+	t.n.mu.Lock()
+	leaving := t.n.leaving
+	t.n.mu.Unlock()
+	if leaving {
+		t.n.host.intake.RUnlock()
+		return t.refuse(&frozen.Refused{What: "host", Why: "an upgrade is under way there", Retry: true})
+	}
+	if err := t.n.host.admin.Hold(ts); err != nil {
+		t.n.host.intake.RUnlock()
+		return t.refuse(&frozen.Refused{What: "hold", Why: err.Error()})
+	}
+	t.held = ts
+	return t.c.Send(move.Message{Kind: move.Held})
+}
+
+// offer restores the sockets of a batch, quiet, and sees that each flow could
+// be thawed.
+func (t *hostTaker) offer(m move.Message) error {
+	if len(t.held) == 0 || t.batch != nil {
+		return errors.New("node: an offer that was not prepared")
+	}
+	batch, err := t.n.examine(m.Body, 0)
+	if err == nil {
+		err = t.restore(batch)
+	}
+	if err != nil {
+		t.discard()
+		return t.refuse(err)
+	}
+	t.batch = batch
+	return t.c.Send(move.Message{Kind: move.Taken})
+}
+
+func (t *hostTaker) restore(batch *frozen.Batch) error {
+	prepared := map[netadmin.Tuple]bool{}
+	for _, x := range t.held {
+		prepared[x] = true
+	}
+	for _, z := range batch.Flows {
+		for _, g := range append([]*frozen.Leg{z.Client}, z.Legs...) {
+			s := new(tcprepair.State)
+			if err := s.UnmarshalBinary(g.Socket); err != nil {
+				return &frozen.Refused{What: "socket", Why: err.Error()}
+			}
+			if !prepared[netadmin.Tuple{Local: s.Local, Remote: s.Remote}] {
+				return &frozen.Refused{What: "socket", Why: fmt.Sprintf("%v-%v was not prepared", s.Local, s.Remote)}
+			}
+			fd, err := tcprepair.Restore(s, tcprepair.Options{Inject: t.n.host.admin.Inject})
+			if err != nil {
+				return &frozen.Refused{What: "socket", Why: err.Error()}
+			}
+			t.fds, t.states = append(t.fds, sock.Own(fd)), append(t.states, s)
+			g.Fd, g.Socket = uint32(len(t.fds)), nil
+		}
+	}
+	return nil
+}
+
+// discard forgets sockets that were restored and not committed, silently.
+func (t *hostTaker) discard() {
+	for _, fd := range t.fds {
+		_ = tcprepair.Discard(fd.Disown())
+	}
+	t.fds, t.states, t.batch = nil, nil, nil
+}
+
+// commit makes the batch ours and serves it.
+func (t *hostTaker) commit() error {
+	if t.batch == nil {
+		return errors.New("node: a commit without an offer")
+	}
+	batch, fds, states, held := t.batch, t.fds, t.states, t.held
+	t.batch, t.fds, t.states = nil, nil, nil
+	rests := make([][]byte, len(fds))
+	for i, fd := range fds {
+		var err error
+		if rests[i], err = tcprepair.GoLive(int(fd), states[i]); err != nil {
+			// The socket is what it is; the loop will find out by using it.
+			t.n.log.Error("a restored socket would not go live", "error", err)
+		}
+	}
+	for _, z := range batch.Flows {
+		for _, g := range append([]*frozen.Leg{z.Client}, z.Legs...) {
+			// What the restored socket did not take back goes before all that
+			// was not sent: its order in the stream.
+			if rest := rests[g.Fd-1]; len(rest) > 0 {
+				g.Unsent = append(append([]byte(nil), rest...), g.Unsent...)
+				g.Sent -= uint64(len(rest))
+			}
+		}
+	}
+	// Tuples of flows that the giver kept after all are its own again.
+	var ours, others []netadmin.Tuple
+	restored := map[netadmin.Tuple]bool{}
+	for _, s := range states {
+		restored[netadmin.Tuple{Local: s.Local, Remote: s.Remote}] = true
+	}
+	for _, x := range held {
+		if restored[x] {
+			ours = append(ours, x)
+		} else {
+			others = append(others, x)
+		}
+	}
+	_, err := t.n.host.admin.Release(ours)
+	if len(others) > 0 {
+		err = errors.Join(err, t.n.host.admin.Drop(others))
+	}
+	t.held = nil
+	a := t.n.take(batch, fds, nil)
+	t.n.totals.arrive(len(batch.Flows) - a.Lost)
+	t.n.host.intake.RUnlock()
+	return errors.Join(err, move.SendJSON(t.c, move.Adopted, a))
+}
+
+// abort ends a batch that the giver keeps.
+func (t *hostTaker) abort() error {
+	t.discard()
+	if len(t.held) == 0 {
+		return nil
+	}
+	err := t.n.host.admin.Drop(t.held)
+	t.held = nil
+	t.n.host.intake.RUnlock()
+	return err
+}
+
+// end cleans up after a giver that is gone: what it had not committed it owns.
+func (t *hostTaker) end() {
+	_ = t.c.Close()
+	t.discard()
+	if len(t.held) > 0 {
+		if err := t.n.host.admin.Drop(t.held); err != nil {
+			t.n.log.Error("held tuples could not be dropped", "error", err)
+		}
+		t.held = nil
+		t.n.host.intake.RUnlock()
+	}
+}

@@ -211,7 +211,7 @@ func (n *Node) open(c *config.Config, old *loop.Generation, inherited map[string
 			}
 		}
 		x := &loop.Listening{Object: l, Backend: c.Backends[l.BackendName], Gate: n.shared.Ledger.Listener(name)}
-		spec := sock.ListenSpec{Addr: l.VIP, DualStack: l.DualStack, Backlog: l.Backlog, Life: loop.Life(l), MSS: loop.MSS(l)}
+		spec := sock.ListenSpec{Addr: l.VIP, DualStack: l.DualStack, Backlog: l.Backlog, Life: loop.Life(l), MSS: loop.MSS(l), Buffer: loop.Buffer(l)}
 		fd, ok := have[vipKey(l)]
 		var err error
 		if ok {

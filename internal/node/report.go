@@ -61,8 +61,8 @@ var carries = map[string]bool{
 	loop.KindToClient: true, loop.KindToBackend: true, loop.KindBothWays: true,
 }
 
-// back takes flows out of the report again that did not move.
-func (r *Report) back(p loop.Parked, why string) {
+// unpark takes a flow out of the report again that did not move.
+func (r *Report) unpark(p loop.Parked) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.Flows--
@@ -73,8 +73,6 @@ func (r *Report) back(p loop.Parked, why string) {
 	if p.Octets > 0 || carries[p.Kind] {
 		r.WithOctets--
 	}
-	r.Refused++
-	r.Reasons[why]++
 }
 
 func (r *Report) refuse(n int, why string) {

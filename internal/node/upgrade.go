@@ -88,6 +88,9 @@ func (n *Node) Upgrade(binary string) (*Report, error) {
 	n.mu.Lock()
 	n.successor = child.Process.Pid
 	n.mu.Unlock()
+	if n.host.listener != nil {
+		_ = n.host.listener.Close() // peers speak to the successor now
+	}
 	r.PID = child.Process.Pid
 	n.log.Info("upgrade done", "flows", r.Flows, "refused", r.Refused, "lost", r.Lost, "successor", r.PID, "took", time.Since(began))
 	return r.done(began), nil
@@ -122,9 +125,11 @@ func (n *Node) handOver(c move.Carrier, r *Report) error {
 	if err := c.SetTimeout(answerTime); err != nil {
 		return err
 	}
+	n.host.intake.Lock() // a batch from another host is taken whole, or refused
 	n.mu.Lock()
 	n.leaving = true
 	n.mu.Unlock()
+	n.host.intake.Unlock()
 	// Connections that arrive from here on wait in the shared queue until the
 	// successor accepts them; none is ever refused.
 	for _, l := range n.shared.Loops {
@@ -235,7 +240,8 @@ func (n *Node) giveBatch(c move.Carrier, l *loop.Loop, slots []uint32, r *Report
 		var no *frozen.Refused
 		if errors.As(err, &no) {
 			for _, p := range parked {
-				r.back(p, no.What+": "+no.Why)
+				r.unpark(p)
+				r.refuse(1, no.What+": "+no.Why)
 				refused[p.Frozen.Id] = true
 			}
 			return n.takeBack(l, parcel, parked)

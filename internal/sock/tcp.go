@@ -106,6 +106,7 @@ type ListenSpec struct {
 	Backlog   int
 	Life      Life // inherited by accepted sockets (net/ipv4/tcp_minisocks.c clones the options)
 	MSS       int  // clamp of the segment size, 0 = none; inherited too
+	Buffer    int  // octets of each queue of an accepted socket, 0 = the kernel tunes them
 }
 
 // Listen opens a listening socket. It is plain TCP, never MPTCP: a multipath
@@ -136,6 +137,10 @@ func Listen(s ListenSpec) (FD, error) {
 	}
 	if s.MSS > 0 {
 		set(unix.IPPROTO_TCP, unix.TCP_MAXSEG, s.MSS)
+	}
+	if s.Buffer > 0 {
+		set(unix.SOL_SOCKET, unix.SO_RCVBUF, s.Buffer)
+		set(unix.SOL_SOCKET, unix.SO_SNDBUF, s.Buffer)
 	}
 	if e == 0 {
 		e = s.Life.set(fd)
@@ -185,6 +190,7 @@ type DialSpec struct {
 	Source           netip.Addr // zero: the kernel's choice
 	PortMin, PortMax uint16     // range for the source port, 0 = the kernel's
 	MSS              int        // clamp of the segment size, 0 = none
+	Buffer           int        // octets of each queue, 0 = the kernel tunes them
 	Life             Life
 }
 
@@ -237,6 +243,14 @@ func (s *DialSpec) prepare(fd FD, family uintptr) Errno {
 	}
 	if s.MSS > 0 {
 		if e := setInt(fd, unix.IPPROTO_TCP, unix.TCP_MAXSEG, s.MSS); e != 0 {
+			return e
+		}
+	}
+	if s.Buffer > 0 {
+		if e := setInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, s.Buffer); e != 0 {
+			return e
+		}
+		if e := setInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, s.Buffer); e != 0 {
 			return e
 		}
 	}
@@ -304,6 +318,15 @@ func LocalAddr(fd FD) netip.AddrPort { return name(unix.SYS_GETSOCKNAME, fd) }
 
 // PeerAddr is the address of the socket's peer; zero when it has none.
 func PeerAddr(fd FD) netip.AddrPort { return name(unix.SYS_GETPEERNAME, fd) }
+
+// Queued is how many octets the kernel holds for the socket, in both queues:
+// received and not read (SIOCINQ), written and not acknowledged (SIOCOUTQ).
+func Queued(fd FD) int {
+	var in, out int32
+	_, _, _ = syscall.RawSyscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCINQ, uintptr(unsafe.Pointer(&in)))
+	_, _, _ = syscall.RawSyscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCOUTQ, uintptr(unsafe.Pointer(&out)))
+	return int(in) + int(out)
+}
 
 // FileLimit raises the soft limit of open files to the hard one and returns it.
 func FileLimit() (int, error) {
