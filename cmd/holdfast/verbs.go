@@ -30,7 +30,14 @@ type client struct {
 func newClient(c *cobra.Command) *client {
 	socket, _ := c.Flags().GetString("socket")
 	asJSON, _ := c.Flags().GetBool("json")
+	return clientOf(socket, asJSON)
+}
+
+// clientOf asks at socket. Each question has a connection of its own: the next
+// one may be for a successor.
+func clientOf(socket string, asJSON bool) *client {
 	return &client{socket: socket, json: asJSON, http: http.Client{Transport: &http.Transport{
+		DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return (&net.Dialer{}).DialContext(ctx, "unix", socket)
 		},
@@ -95,6 +102,15 @@ func (c *client) report(path string, request any, verb string) error {
 	if r.Plan != "" {
 		fmt.Print(r.Plan)
 	}
+	fmt.Println(reportLine(&r, verb))
+	if r.Lost > 0 {
+		return &exit{code: exitFailed}
+	}
+	return nil
+}
+
+// reportLine is what a move has done, without its plan.
+func reportLine(r *node.Report, verb string) string {
 	out := fmt.Sprintf("%s in %.1f ms: %d flows moved with %d octets", verb, r.Millis, r.Flows, r.Octets)
 	if r.Flows > 0 {
 		out += fmt.Sprintf(", pause p50 %.2f ms, p99 %.2f ms, max %.2f ms", r.Pause.P50/1000, r.Pause.P99/1000, r.Pause.Max/1000)
@@ -105,11 +121,7 @@ func (c *client) report(path string, request any, verb string) error {
 	for _, why := range sortedKeys(r.Reasons) {
 		out += fmt.Sprintf(", %d stayed (%s)", r.Reasons[why], why)
 	}
-	fmt.Printf("%s, %d lost\n", out, r.Lost)
-	if r.Lost > 0 {
-		return &exit{code: exitFailed}
-	}
-	return nil
+	return fmt.Sprintf("%s, %d lost", out, r.Lost)
 }
 
 func sortedKeys[V any](m map[string]V) []string {

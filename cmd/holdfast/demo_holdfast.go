@@ -1,0 +1,211 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/holdfast-lb/holdfast/internal/node"
+	"github.com/holdfast-lb/holdfast/internal/sock"
+)
+
+// demoHoldfast is the Holdfast of the demo: a child process, and later the
+// process that succeeded it.
+type demoHoldfast struct {
+	exe, dir     string
+	file, socket string
+	vip, server  string
+	client       *client
+	pid          int                 // that serves, as far as we know
+	known        map[int]*os.Process // all that have served
+	ended        bool
+}
+
+// startTime is how long Holdfast may take until it answers, stopTime until it
+// has ended.
+const (
+	startTime = 10 * time.Second
+	stopTime  = 5 * time.Second
+)
+
+// startDemoHoldfast runs this very program in front of server.
+func startDemoHoldfast(server string) (*demoHoldfast, error) {
+	exe, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	dir, err := os.MkdirTemp("", "holdfast-demo-")
+	if err != nil {
+		return nil, err
+	}
+	h := &demoHoldfast{
+		exe: exe, dir: dir, server: server, file: filepath.Join(dir, "holdfast.yaml"), socket: filepath.Join(dir, "admin.sock"),
+		known: map[int]*os.Process{},
+	}
+	h.client = clientOf(h.socket, false)
+	h.client.http.Timeout = time.Minute
+	if err := h.start(); err != nil {
+		return nil, errors.Join(err, h.end())
+	}
+	return h, nil
+}
+
+func (h *demoHoldfast) start() error {
+	var err error
+	if h.vip, err = freeAddress(); err != nil {
+		return err
+	}
+	if err = h.configure("1h"); err != nil {
+		return err
+	}
+	// A file, not a pipe: successors go on writing to it.
+	log, err := os.Create(h.log())
+	if err != nil {
+		return err
+	}
+	defer func() { _ = log.Close() }()
+	cmd := exec.Command(h.exe, "run", "-c", h.file)
+	cmd.Stdout, cmd.Stderr = log, log
+	sock.Apart(cmd) // Ctrl-C is for us; the flows end first
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	h.know(cmd.Process.Pid)
+	gone := make(chan struct{})
+	go func() { // ends with the child
+		_ = cmd.Wait()
+		close(gone)
+	}()
+	for deadline := time.Now().Add(startTime); ; time.Sleep(10 * time.Millisecond) {
+		if _, err = h.status(); err == nil {
+			return nil
+		}
+		select {
+		case <-gone:
+			return fmt.Errorf("demo: holdfast ended:\n%s", h.tail())
+		default:
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("demo: holdfast does not answer: %w\n%s", err, h.tail())
+		}
+	}
+}
+
+// freeAddress finds a port of loopback that nobody listens at.
+func freeAddress() (string, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", err
+	}
+	return l.Addr().String(), l.Close()
+}
+
+// configure writes the file. Two loops at least, so that there is something
+// to rebalance.
+func (h *demoHoldfast) configure(idle string) error {
+	loops := min(max(2, runtime.NumCPU()), 4)
+	text := fmt.Sprintf(`node: { name: demo, loops: %d, admin: { socket: %s } }
+listeners:
+  demo:
+    vip: %s
+    backend: server
+    idleTimeout: %s
+    onChange: adopt
+backends:
+  server: { endpoints: [ { name: s1, address: "%s" } ] }
+`, loops, h.socket, h.vip, idle, h.server)
+	return os.WriteFile(h.file, []byte(text), 0o600)
+}
+
+// status asks the process that serves now, and notes which one it is.
+func (h *demoHoldfast) status() (*node.Status, error) {
+	var s node.Status
+	if _, err := h.client.ask("/v1/status", nil, &s); err != nil {
+		return nil, err
+	}
+	h.know(s.PID)
+	return &s, nil
+}
+
+// know notes that the process with this identity serves now. It is held on to
+// at once, so that the number cannot come to mean another process.
+func (h *demoHoldfast) know(pid int) {
+	h.pid = pid
+	if h.known[pid] == nil {
+		if p, err := os.FindProcess(pid); err == nil {
+			h.known[pid] = p
+		}
+	}
+}
+
+func (h *demoHoldfast) log() string { return filepath.Join(h.dir, "log") }
+
+// tail is the end of what Holdfast has written.
+func (h *demoHoldfast) tail() string {
+	const lines = 10
+	text, _ := os.ReadFile(h.log())
+	all := strings.Split(strings.TrimSpace(string(text)), "\n")
+	return strings.Join(all[max(0, len(all)-lines):], "\n")
+}
+
+// end ends the process that serves, waits for all that have, and leaves
+// nothing behind. A second call does nothing.
+func (h *demoHoldfast) end() error {
+	if h.ended {
+		return nil
+	}
+	h.ended = true
+	deadline := time.Now().Add(stopTime)
+	// Another one may have taken over since we looked: whoever answers is told.
+	for time.Now().Before(deadline) {
+		_, err := h.status()
+		for _, p := range h.known {
+			if p.Pid == h.pid {
+				_ = p.Signal(syscall.SIGTERM)
+			}
+		}
+		if err != nil {
+			break
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	var left []string
+	for pid, p := range h.known {
+		if !gone(p, time.Until(deadline)) {
+			left = append(left, fmt.Sprint(pid))
+			_ = p.Kill()
+			gone(p, time.Second)
+		}
+	}
+	_ = os.RemoveAll(h.dir)
+	if len(left) > 0 {
+		return fmt.Errorf("demo: process %s did not end when told; killed", strings.Join(left, ", "))
+	}
+	return nil
+}
+
+// gone waits until p has ended, d at most. It need not be our child.
+func gone(p *os.Process, d time.Duration) bool {
+	for deadline := time.Now().Add(d); ; time.Sleep(10 * time.Millisecond) {
+		// A child of ours that has ended stays a zombie until we wait for it.
+		// Waiting for one that runs would block, or fail if it is no child.
+		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.Pid))
+		if err != nil {
+			return true
+		}
+		if _, after, ok := strings.Cut(string(stat), ") "); ok && strings.HasPrefix(after, "Z") {
+			_, _ = p.Wait()
+			return true
+		}
+		if time.Now().After(deadline) {
+			return false
+		}
+	}
+}

@@ -1,0 +1,115 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// The demo is the first thing that anybody sees: it makes its tour, loses
+// nothing, says so in its exit status, and leaves nothing behind.
+func TestDemo(t *testing.T) {
+	dir := t.TempDir()
+	cmd := holdfast(t, "demo", "--duration", "8s", "--flows", "60", "--json")
+	cmd.Env = append(cmd.Env, "TMPDIR="+dir)
+	var errs bytes.Buffer
+	cmd.Stderr = &errs
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("%v\n%s%s", err, out, errs.Bytes())
+	}
+	lines := strings.Split(strings.TrimSpace(string(out)), "\n")
+	var s demoSummary
+	if err := json.Unmarshal([]byte(lines[len(lines)-1]), &s); err != nil {
+		t.Fatalf("last line: %v\n%s", err, out)
+	}
+	if !s.OK || s.Lost != 0 || s.Wrong != 0 || len(s.Faults) != 0 {
+		t.Errorf("not ok: %+v", s)
+	}
+	if s.Seconds < 7.5 || s.Flows != 60 || s.Opened < 160 || s.RoundTrips < 500 || s.Octets < 10<<20 || s.P99 <= 0 {
+		t.Errorf("too little came through: %+v", s)
+	}
+	for _, distance := range []string{"config", "loop", "process"} {
+		if s.Moves[distance] != 1 || s.MovedFlows[distance] < 60 {
+			t.Errorf("%s: %d moves of %d flows, want one of all 60", distance, s.Moves[distance], s.MovedFlows[distance])
+		}
+	}
+	for _, want := range []string{"-- holdfast reload: ", "-- holdfast rebalance --all: ", "-- holdfast upgrade: ", " upgrade --socket " + dir} {
+		if !strings.Contains(string(out), want) {
+			t.Errorf("the tour does not say %q:\n%s", want, out)
+		}
+	}
+	leftNothing(t, dir)
+}
+
+// Ctrl-C after somebody in another terminal has upgraded: the process to end
+// is one that the demo did not start.
+func TestDemoEndsWhatItDidNotStart(t *testing.T) {
+	dir := t.TempDir()
+	cmd := holdfast(t, "demo", "--duration", "30s", "--flows", "20")
+	cmd.Env = append(cmd.Env, "TMPDIR="+dir)
+	pipe, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	out := bufio.NewScanner(pipe)
+	for out.Scan() && !strings.HasPrefix(out.Text(), "flows ") {
+	}
+	sockets, _ := filepath.Glob(dir + "/holdfast-demo-*/admin.sock")
+	if len(sockets) != 1 {
+		t.Fatalf("admin sockets: %q", sockets)
+	}
+	for range 2 {
+		if text, err := holdfast(t, "upgrade", "--socket", sockets[0]).CombinedOutput(); err != nil {
+			t.Fatalf("upgrade: %v\n%s", err, text)
+		}
+	}
+	if err := cmd.Process.Signal(syscall.SIGINT); err != nil {
+		t.Fatal(err)
+	}
+	last := ""
+	for out.Scan() {
+		last = out.Text()
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("%v: %s", err, last)
+	}
+	if !strings.HasPrefix(last, "done: ") || !strings.HasSuffix(last, "lost 0, wrong octets 0") {
+		t.Errorf("last line %q", last)
+	}
+	leftNothing(t, dir)
+}
+
+// leftNothing wants no file in dir, and no process that was told of one.
+func leftNothing(t *testing.T, dir string) {
+	t.Helper()
+	if left, _ := os.ReadDir(dir); len(left) != 0 {
+		t.Errorf("left behind: %v", left)
+	}
+	lines, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for deadline := time.Now().Add(2 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		var left []string
+		for _, name := range lines {
+			if b, err := os.ReadFile(name); err == nil && bytes.Contains(b, []byte(dir)) {
+				left = append(left, strconv.Quote(string(b)))
+			}
+		}
+		if len(left) == 0 {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Errorf("still running: %s", left)
+			return
+		}
+	}
+}

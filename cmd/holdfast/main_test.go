@@ -1,0 +1,31 @@
+package main
+
+import (
+	"os"
+	"os/exec"
+	"testing"
+)
+
+// asHoldfast in the environment makes the test binary the program itself, so
+// that tests run commands as people do, and under the race detector.
+const asHoldfast = "HOLDFAST_TEST_AS_MAIN"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(asHoldfast) != "" {
+		main()
+		return
+	}
+	os.Exit(m.Run())
+}
+
+// holdfast is a command with these arguments, not yet started.
+func holdfast(t *testing.T, args ...string) *exec.Cmd {
+	t.Helper()
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(t.Context(), exe, args...)
+	cmd.Env = append(os.Environ(), asHoldfast+"=1")
+	return cmd
+}
