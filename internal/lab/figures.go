@@ -57,6 +57,18 @@ func (v *Verdict) add(c check) {
 	}
 }
 
+// Wrong says whether a figure of correctness does not hold.
+func (v *Verdict) Wrong() bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	for _, c := range v.checks {
+		if !c.ok && !c.goal {
+			return true
+		}
+	}
+	return false
+}
+
 // Figure puts a number into the JSON object.
 func (v *Verdict) Figure(name string, value any) {
 	v.mu.Lock()

@@ -25,6 +25,7 @@ type Flow struct {
 	server  program
 
 	finish atomic.Bool // the lab wants it to end
+	doomed atomic.Bool // it is to be lost: its faults are none
 
 	// Moments since the traffic began, in nanoseconds; 0: not yet.
 	born                 atomic.Int64 // the client began to connect

@@ -52,9 +52,7 @@ func fourDistances(ctx context.Context, o Options, out io.Writer, v *Verdict) er
 		s.mover.Judge(v, made)
 		l.judgeGoals(made)
 	}
-	if err != nil || s.traffic.LostTotal() > 0 || len(s.mover.doubts) > 0 {
-		v.Say("-- logs of the balancer\n%s", s.balancer.Logs())
-	}
+	s.sayLogs()
 	return nil
 }
 
@@ -82,7 +80,7 @@ const arrivalGap = 10 * time.Millisecond
 func (l *longRun) awaitArrival(n int) error {
 	time.Sleep(arrivalGap)
 	return l.traffic.Await(5*time.Second, "flows to queue", func() (int, int) {
-		if l.balancer.Serving().Host.Backlog(l.to("queue")) != 0 {
+		if _, waiting := l.balancer.Serving().Host.Listens(l.to("queue")); waiting > 0 {
 			return 0, n
 		}
 		st := l.mover.status(l.ctx)
@@ -97,7 +95,7 @@ func (l *longRun) openAll() error {
 	l.phase("opening %d flows", l.Flows)
 	for k := range Kind(kinds) {
 		switch k {
-		case Queued, QueueHolder, Short:
+		case Queued, QueueHolder, Short, Silent:
 		case Dialing:
 			l.flows = append(l.flows, l.open(k, l.mix[k], "dial")...)
 		default:

@@ -1,12 +1,14 @@
 package lab
 
 import (
-	"bufio"
+	"encoding/hex"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"os"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -238,37 +240,13 @@ func (h *Host) Unplug() error {
 	return h.world.nl.LinkSetDown(l)
 }
 
-// TCPSockets counts the host's sockets that are connected and have the local
-// address, by state as the kernel numbers it (include/net/tcp_states.h),
-// without TIME_WAIT and LISTEN. It is the kernel's own word on where a flow is.
-func (h *Host) TCPSockets(local netip.Addr) (map[int]int, error) {
-	count := map[int]int{}
-	err := h.eachSocket(local, func(_ uint16, state, _ int) {
-		if state != tcpTimeWait && state != tcpListen {
-			count[state]++
-		}
-	})
-	return count, err
-}
-
-// Listens says whether a socket of the host listens at the address.
-func (h *Host) Listens(at netip.AddrPort) bool {
-	found := false
-	err := h.eachSocket(at.Addr(), func(port uint16, state, _ int) {
-		found = found || state == tcpListen && port == at.Port()
-	})
-	return err == nil && found
-}
-
-// Backlog is how many connections wait to be accepted at the address.
-func (h *Host) Backlog(at netip.AddrPort) int {
-	n := 0
-	_ = h.eachSocket(at.Addr(), func(port uint16, state, received int) {
-		if state == tcpListen && port == at.Port() {
-			n += received
-		}
-	})
-	return n
+// TCPSocket is a socket as the kernel lists it.
+type TCPSocket struct {
+	Local, Remote netip.AddrPort
+	State         int // include/net/tcp_states.h
+	// Received is octets nobody has read yet, or connections nobody has
+	// accepted yet if the socket listens.
+	Received int
 }
 
 // States of include/net/tcp_states.h.
@@ -277,55 +255,100 @@ const (
 	tcpListen   = 10
 )
 
-// eachSocket calls f for each TCP socket with the local address. What has been
-// received is octets, or connections if the socket listens.
-func (h *Host) eachSocket(local netip.Addr, f func(port uint16, state, received int)) error {
-	file := "/proc/thread-self/net/tcp"
-	if local.Is6() {
-		file += "6"
-	}
-	want := procAddr(local) + ":"
-	return h.Do(func() error {
-		table, err := os.Open(file)
-		if err != nil {
-			return err
+// TCPSockets lists the host's sockets, but those in TIME_WAIT. It is the
+// kernel's own word on where a flow is.
+func (h *Host) TCPSockets() ([]TCPSocket, error) {
+	var all []TCPSocket
+	err := h.Do(func() error {
+		for _, file := range []string{"/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"} {
+			b, err := os.ReadFile(file)
+			if err != nil {
+				return err
+			}
+			lines := strings.Split(strings.TrimSpace(string(b)), "\n")
+			for _, line := range lines[1:] {
+				x, err := parseTCPSocket(line)
+				if err != nil {
+					return fmt.Errorf("lab: %s: %q: %w", file, line, err)
+				}
+				if x.State != tcpTimeWait {
+					all = append(all, x)
+				}
+			}
 		}
-		defer func() { _ = table.Close() }()
-		s := bufio.NewScanner(table)
-		for s.Scan() {
-			// sl local_address rem_address st tx_queue:rx_queue ...
-			fields := strings.Fields(s.Text())
-			if len(fields) < 5 || !strings.HasPrefix(fields[1], want) {
-				continue
-			}
-			port, err := strconv.ParseUint(fields[1][len(want):], 16, 16)
-			if err != nil {
-				return err
-			}
-			state, err := strconv.ParseInt(fields[3], 16, 32)
-			if err != nil {
-				return err
-			}
-			_, rx, _ := strings.Cut(fields[4], ":")
-			received, err := strconv.ParseUint(rx, 16, 32)
-			if err != nil {
-				return err
-			}
-			f(uint16(port), int(state), int(received))
-		}
-		return s.Err()
+		return nil
 	})
+	return all, err
 }
 
-// procAddr writes an address as /proc/net/tcp does: each 32-bit word in the
-// host's order.
-func procAddr(a netip.Addr) string {
-	b := a.AsSlice()
-	var s strings.Builder
-	for i := 0; i < len(b); i += 4 {
-		fmt.Fprintf(&s, "%02X%02X%02X%02X", b[i+3], b[i+2], b[i+1], b[i])
+// Connected counts the host's connected sockets that f chooses, -1 if the
+// kernel does not tell.
+func (h *Host) Connected(f func(TCPSocket) bool) int {
+	all, err := h.TCPSockets()
+	if err != nil {
+		return -1
 	}
-	return s.String()
+	n := 0
+	for _, x := range all {
+		if x.State != tcpListen && f(x) {
+			n++
+		}
+	}
+	return n
+}
+
+// Listens says whether a socket of the host listens at the address, and how
+// many connections wait to be accepted there.
+func (h *Host) Listens(at netip.AddrPort) (yes bool, waiting int) {
+	all, _ := h.TCPSockets()
+	for _, x := range all {
+		if x.State == tcpListen && x.Local == at {
+			yes, waiting = true, waiting+x.Received
+		}
+	}
+	return yes, waiting
+}
+
+// parseTCPSocket reads a line of /proc/net/tcp or tcp6:
+// sl local_address rem_address st tx_queue:rx_queue ...
+func parseTCPSocket(line string) (x TCPSocket, err error) {
+	f := strings.Fields(line)
+	if len(f) < 5 {
+		return x, io.ErrUnexpectedEOF
+	}
+	if x.Local, err = parseProcAddr(f[1]); err != nil {
+		return x, err
+	}
+	if x.Remote, err = parseProcAddr(f[2]); err != nil {
+		return x, err
+	}
+	state, err := strconv.ParseUint(f[3], 16, 8)
+	if err != nil {
+		return x, err
+	}
+	_, rx, _ := strings.Cut(f[4], ":")
+	received, err := strconv.ParseUint(rx, 16, 32)
+	x.State, x.Received = int(state), int(received)
+	return x, err
+}
+
+// parseProcAddr reads an address as /proc/net/tcp writes it: each 32-bit word
+// in the host's order, then the port.
+func parseProcAddr(s string) (netip.AddrPort, error) {
+	addr, port, _ := strings.Cut(s, ":")
+	b, err := hex.DecodeString(addr)
+	if err != nil || len(b)%4 != 0 {
+		return netip.AddrPort{}, fmt.Errorf("address %q: %v", s, err)
+	}
+	for i := 0; i < len(b); i += 4 {
+		slices.Reverse(b[i : i+4])
+	}
+	a, ok := netip.AddrFromSlice(b)
+	p, err := strconv.ParseUint(port, 16, 16)
+	if err != nil || !ok {
+		return netip.AddrPort{}, fmt.Errorf("address %q: %v", s, err)
+	}
+	return netip.AddrPortFrom(a, uint16(p)), nil
 }
 
 // Counters returns the host's TCP counters of /proc/net/snmp and netstat:

@@ -23,12 +23,13 @@ const (
 	Queued                  // waits for a slot of a limited endpoint
 	QueueHolder             // holds such a slot
 	Short                   // connect, exchange, close
+	Silent                  // a few octets each, then none until the end
 	kinds       int  = iota // how many there are
 )
 
 var kindNames = [kinds]string{
 	"bulk-down", "bulk-up", "exchange", "idle", "half-closed-by-client", "half-closed-by-server",
-	"backpressured-to-client", "backpressured-to-backend", "dialing", "queued", "queue-holder", "short",
+	"backpressured-to-client", "backpressured-to-backend", "dialing", "queued", "queue-holder", "short", "silent",
 }
 
 func (k Kind) String() string {
@@ -108,6 +109,8 @@ func programsOf(k Kind, id uint32, h uint64, short bool) (client, server program
 			return slow, push
 		}
 		return push, slow
+	case Silent:
+		client, server = program{first: 10}, program{first: 20}
 	case Dialing:
 		client = program{first: 2000, burst: 500, every: jitter(3 * time.Second)}
 		server = program{first: 3000, burst: 500, every: jitter(200 * time.Millisecond)}
@@ -133,7 +136,7 @@ func programsOf(k Kind, id uint32, h uint64, short bool) (client, server program
 // the others wait for a peer that rests or for a slot.
 func (k Kind) measured() bool {
 	switch k {
-	case SlowClient, SlowServer, Dialing, Queued, Short:
+	case SlowClient, SlowServer, Dialing, Queued, Short, Silent:
 		return false
 	}
 	return true

@@ -26,6 +26,8 @@ type lab struct {
 // labs are all that there are, by name.
 var labs = map[string]lab{
 	"four-distances": {"flows of all kinds move at four distances: config, loop, process, host", fourDistances, 40 * time.Minute},
+	"seed-000":       {"the servers run on the host that is evacuated", seed000, 5 * time.Minute},
+	"vanished-peers": {"clients that vanish without a word are gone in time", vanishedPeers, 2 * time.Minute},
 }
 
 // Stages of a re-executed program.

@@ -164,19 +164,10 @@ func (m *mover) doubt(d Label, r *MoveReport, before, after Place, was, is *Stat
 	}
 }
 
-// sockets counts connected ones of the VIPs. One in TIME_WAIT is none.
+// sockets counts connected ones of the VIPs: client legs, and backend legs, for
+// they are dialled from there.
 func (m *mover) sockets(h *Host) int {
-	n := 0
-	for _, a := range []netip.Addr{vip4, vip6} {
-		states, err := h.TCPSockets(a)
-		if err != nil {
-			return -1
-		}
-		for _, k := range states {
-			n += k
-		}
-	}
-	return n
+	return h.Connected(func(x TCPSocket) bool { return x.Local.Addr() == vip4 || x.Local.Addr() == vip6 })
 }
 
 func eventually(patience time.Duration, f func() bool) bool {

@@ -325,3 +325,10 @@ func (s *scene) judgeStatus() {
 	s.v.Zero("flows_reset_by_move_total", int(st.ResetByMove))
 	s.v.Zero("flows lost, by the product's own account", int(st.Lost+st.LostTotal))
 }
+
+// sayLogs shows what the balancer wrote if anything was wrong.
+func (s *scene) sayLogs() {
+	if s.v.Wrong() {
+		s.v.Say("-- logs of the balancer\n%s", s.balancer.Logs())
+	}
+}

@@ -67,7 +67,10 @@ func (b *HAProxy) Start(ctx context.Context) error {
 // awaitListeners waits until connects to the services succeed.
 func awaitListeners(ctx context.Context, h *Host, p *Process, services []Service) error {
 	for _, s := range services {
-		for !h.Listens(s.VIP) {
+		for {
+			if yes, _ := h.Listens(s.VIP); yes {
+				break
+			}
 			if p.Ended() {
 				return fmt.Errorf("lab: %s ended:\n%s", p.Name, p.Tail(20))
 			}

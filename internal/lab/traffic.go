@@ -90,6 +90,9 @@ func (t *Traffic) over(f *Flow) {
 }
 
 func (t *Traffic) fault(f *Flow, k FaultKind, side string, err error) {
+	if f != nil && f.doomed.Load() {
+		return
+	}
 	x := Fault{Kind: k, Side: side, When: time.Now(), Err: err, During: Label(t.label.Load())}
 	first := true
 	if f != nil {
@@ -115,6 +118,13 @@ func (t *Traffic) Lost() ([faultKinds]int, []Fault) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.lost, append([]Fault(nil), t.faults...)
+}
+
+// Doom says that flows are to be lost: what happens to them is no fault.
+func (t *Traffic) Doom(flows []*Flow) {
+	for _, f := range flows {
+		f.doomed.Store(true)
+	}
 }
 
 // LostTotal is the number of flows that had a fault.
