@@ -51,7 +51,7 @@ var owners = []lint.Owner{
 	{Import: "github.com/spf13/cobra", Packages: []string{"cmd/..."}},
 	{Import: "google.golang.org/protobuf", Packages: []string{"internal/frozen/..."}, Tests: true},
 
-	// Links, addresses, rules: the privileged process, and those who build
+	// Links, addresses, rules: those who hold and divert, and those who build
 	// networks to test in.
 	{Import: "github.com/vishvananda/netlink", Packages: []string{"internal/netadmin", "internal/lab", "internal/lab/mainjob", "internal/bench"}},
 	{Import: "github.com/vishvananda/netns", Packages: []string{"internal/netadmin", "internal/lab", "internal/bench"}},
