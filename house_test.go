@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"strings"
 	"sync"
 	"testing"
 
@@ -87,17 +88,38 @@ func TestExamplesInDocumentsParse(t *testing.T) {
 			}
 		}
 	}
-	examples, err := filepath.Glob("examples/*.yaml")
+}
+
+// A command in a document names a lab or a row of the benches that exists.
+func TestLabsAndRowsInDocumentsExist(t *testing.T) {
+	named := regexp.MustCompile(`\b(LAB|BENCH)=([a-z0-9]+(?:-[a-z0-9]+)*)`)
+	source := map[string]string{}
+	for kind, dir := range map[string]string{"LAB": "internal/lab", "BENCH": "internal/bench"} {
+		files, err := filepath.Glob(dir + "/*.go")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range files {
+			text, err := os.ReadFile(f)
+			if err != nil {
+				t.Fatal(err)
+			}
+			source[kind] += string(text)
+		}
+	}
+	documents, err := filepath.Glob("docs/*/*.md")
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range examples {
+	for _, name := range append(documents, "Makefile", "README.md", "CONTRIBUTING.md", "ARCHITECTURE.md", "docs/limits.md", "docs/operate.md", "docs/rows.md") {
 		text, err := os.ReadFile(name)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, _, err := config.Parse(name, text, os.LookupEnv); err != nil {
-			t.Error(err)
+		for _, m := range named.FindAllStringSubmatch(string(text), -1) {
+			if m[2] != "x" && !strings.Contains(source[m[1]], `"`+m[2]+`"`) {
+				t.Errorf("%s: %s: there is none", name, m[0])
+			}
 		}
 	}
 }
