@@ -28,7 +28,9 @@
 // pass the network device, they pass lo; that is why Config.LocalDevices are
 // hooked as well. They go to the peer and come back by the network device,
 // where a packet between two addresses of this host must be accepted
-// (accept_local, set by Open).
+// (accept_local, set by Open). The endpoint may as well run on the host that
+// flows go to, which has the movable address on lo too: there, Divert to the
+// owner comes before the connection, and Hold takes its place when it moves.
 //
 // # Limits
 //
