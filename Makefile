@@ -118,7 +118,9 @@ sim: ## SEEDS=200: the deterministic world, one history for each seed
 	@go test -count=1 -json -run '^TestSeeds$$' ./internal/sim -seeds $(SEEDS) | $(tests)
 
 labs: ## LABS="...": every lab in turn
-	@for l in $(LABS); do echo "-- $$l"; $(MAKE) --no-print-directory lab LAB=$$l; done
+	@bad=0
+	for l in $(LABS); do echo "-- $$l"; $(MAKE) --no-print-directory lab LAB=$$l || bad=1; done
+	exit $$bad
 
 # A lab that cannot fail shows nothing. With each sabotage it must come to a
 # verdict, and a figure of correctness must be false: that it was slow, or
