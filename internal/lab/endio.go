@@ -307,8 +307,10 @@ func (x *end) fail(k FaultKind, err error) {
 		x.eng.opening--
 		defer x.eng.openNext()
 	}
-	x.close()
+	// First tell, then close: what the close does to the other end is a
+	// consequence, not the fault.
 	x.t.fault(x.flow, k, x.side.String(), err)
+	x.close()
 }
 
 func (x *end) close() {

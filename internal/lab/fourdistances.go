@@ -2,6 +2,7 @@ package lab
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -156,6 +157,7 @@ func (l *longRun) moveAll(made []Label) error {
 		rounds = 100
 	}
 	l.phase("moves: %v, %s", made, roundsText(rounds))
+	failed := map[Label]bool{}
 	for i := 0; ; i++ {
 		last := i == rounds-1
 		if rounds == 0 {
@@ -168,9 +170,18 @@ func (l *longRun) moveAll(made []Label) error {
 			if i == 1 && k == len(made)/2 {
 				l.strike()
 			}
-			if err := l.mover.Move(l.ctx, d); err != nil {
-				return err
+			if failed[d] {
+				continue
 			}
+			if err := l.mover.Move(l.ctx, d); err != nil {
+				// The other distances are worth a look still.
+				l.phase("   %v: no more of these: %v", d, err)
+				l.v.Must(false, d.String()+" moves", err.Error(), "no error")
+				failed[d] = true
+			}
+		}
+		if len(failed) == len(made) && len(made) > 0 {
+			return errors.New("lab: no distance works")
 		}
 		if len(made) == 0 {
 			l.strike()

@@ -17,6 +17,7 @@ import (
 type Traffic struct {
 	Seed  uint64
 	start time.Time
+	cpu   int64 // ownCPU at the start
 	label atomic.Int32
 
 	engines []*engine
@@ -44,7 +45,7 @@ const faultsKept = 200
 // NewTraffic returns traffic without flows. brief makes livelier ones.
 func NewTraffic(seed uint64, brief bool) *Traffic {
 	runtime.GOMAXPROCS(max(threadsMin, runtime.GOMAXPROCS(0)))
-	return &Traffic{Seed: seed, start: time.Now(), flows: map[uint32]*Flow{}, brief: brief}
+	return &Traffic{Seed: seed, start: time.Now(), cpu: ownCPU(), flows: map[uint32]*Flow{}, brief: brief}
 }
 
 func (t *Traffic) now() int64 { return int64(time.Since(t.start)) }
@@ -251,11 +252,16 @@ func (t *Traffic) Stalled() *stalls {
 	return all
 }
 
-// CPU is the share of one core that this process used since it began.
+// CPU is the share of one core that this process used since the traffic began.
 func (t *Traffic) CPU() float64 {
+	return float64(ownCPU()-t.cpu) / float64(time.Since(t.start))
+}
+
+// ownCPU is the time that processors spent on this process, in nanoseconds.
+func ownCPU() int64 {
 	var ru unix.Rusage
-	_ = unix.Getrusage(unix.RUSAGE_SELF, &ru)
-	return float64(ru.Utime.Nano()+ru.Stime.Nano()) / float64(time.Since(t.start))
+	_ = unix.Getrusage(unix.RUSAGE_SELF, &ru) // cannot fail for oneself
+	return ru.Utime.Nano() + ru.Stime.Nano()
 }
 
 // threadsMin is what the engines' locked threads and the lab itself need beside
