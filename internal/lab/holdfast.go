@@ -17,6 +17,9 @@ type Holdfast struct {
 	Binary   string
 	Services []Service
 	Nodes    []*Host // two of them, the owner first
+	// Cluster says whether flows may move between the nodes. It needs
+	// /dev/net/tun, which not everybody may open.
+	Cluster bool
 
 	nodes  map[string]*holdfastNode
 	active string
@@ -84,13 +87,16 @@ func (b *Holdfast) config(i, variant int) string {
 	fmt.Fprintf(&s, "node: { name: %s, loops: 2, admin: { socket: %s } }\n", h.Name, filepath.Join(dir, h.Name+".sock"))
 	fmt.Fprintf(&s, "listeners:\n")
 	for _, v := range b.Services {
-		fmt.Fprintf(&s, "  %s: { vip: \"%v\", protocol: tcp, backend: %s, idleTimeout: %s, onChange: adopt, movable: true }\n", v.Name, v.VIP, v.Name, idle)
+		fmt.Fprintf(&s, "  %s: { vip: \"%v\", protocol: tcp, backend: %s, idleTimeout: %s, onChange: adopt, movable: %v }\n", v.Name, v.VIP, v.Name, idle, b.Cluster)
 	}
 	fmt.Fprintf(&s, "backends:\n")
 	for _, v := range b.Services {
 		fmt.Fprintf(&s, "  %s:\n    balance: %s\n    connectTimeout: %s\n    source: vip\n", v.Name, balance, dial)
 		fmt.Fprintf(&s, "    limits: { connectionsPerEndpoint: %d, queue: %d, queueTime: 30m }\n", v.Slots, queue)
 		fmt.Fprintf(&s, "    endpoints: [ { name: s1, address: \"%v\" } ]\n", v.To)
+	}
+	if !b.Cluster {
+		return s.String()
 	}
 	fmt.Fprintf(&s, "cluster:\n  listen: %v:7443\n  device: eth0\n", h.V4)
 	fmt.Fprintf(&s, "  identity: { certificate: %[1]s/%[2]s.crt, key: %[1]s/%[2]s.key, trust: %[1]s/ca.crt }\n", dir, h.Name)

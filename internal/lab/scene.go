@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"slices"
 	"time"
 )
 
@@ -124,7 +125,7 @@ func (s *scene) cast(n1, n2 *Host) (Balancer, error) {
 	}
 	switch s.Balancer {
 	case "holdfast":
-		return &Holdfast{Binary: s.Binary, Services: s.services, Nodes: []*Host{n1, n2}}, nil
+		return &Holdfast{Binary: s.Binary, Services: s.services, Nodes: []*Host{n1, n2}, Cluster: slices.Contains(s.Distances, HostMove.String())}, nil
 	case "haproxy":
 		return &HAProxy{At: n1, Services: s.services}, nil
 	case "direct":

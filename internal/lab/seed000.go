@@ -11,6 +11,7 @@ import (
 // is evacuated. Its leg is local before the move and remote after it, and local
 // again when the flow comes back.
 func seed000(ctx context.Context, o Options, out io.Writer, v *Verdict) error {
+	o.Distances = []string{HostMove.String()}
 	n, moves := 200, 20
 	if o.Short {
 		n, moves = 60, 4

@@ -15,6 +15,7 @@ const vanishedIn = 25 * time.Second
 // Its flows, idle ones and ones with octets on the way, must be gone from the
 // balancer and from the servers in time, and no flow of anybody else with them.
 func vanishedPeers(ctx context.Context, o Options, out io.Writer, v *Verdict) error {
+	o.Distances = nil
 	ghosts := 50
 	if o.Flows > 0 {
 		ghosts = o.Flows
