@@ -134,7 +134,11 @@ func (l *Loop) accept(data uint64) {
 		return // it has left the configuration since
 	}
 	node := &l.shared.Ledger.Node
-	for range acceptsMax {
+	// The call that finds nothing more is spared where connections come one by
+	// one: only where they come in bursts more than one is asked for at once.
+	most := l.eager
+	l.eager = min(2*most, acceptsMax)
+	for range most {
 		if !node.Enter() {
 			l.pauseAccepting()
 			return
@@ -157,6 +161,8 @@ func (l *Loop) accept(data uint64) {
 		x.Gate.Leave()
 		node.Leave()
 		switch e {
+		case sock.Again:
+			l.eager = 1
 		case sock.Aborted, sock.Interrupted:
 			continue // it was reset while it waited; the next one may be well
 		case sock.ManyFiles, sock.ManyFilesIn, sock.NoBuffers, sock.NoMemory:

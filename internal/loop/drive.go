@@ -1,6 +1,8 @@
 package loop
 
 import (
+	"time"
+
 	"github.com/holdfast-lb/holdfast/internal/flow"
 	"github.com/holdfast-lb/holdfast/internal/ledger"
 	"github.com/holdfast-lb/holdfast/internal/sock"
@@ -44,11 +46,44 @@ func (l *Loop) drive(i uint32, s *slot) {
 			l.watch(i, s, side)
 		}
 	}
-	switch at, t := w.Deadline, &s.timer; {
+	at, t := w.Deadline, &s.timer
+	if !s.lively {
+		if at == 0 || at > s.flow.Born().Add(livelyAfter) {
+			at = max(l.now, s.flow.Born().Add(livelyAfter))
+		}
+	}
+	switch {
 	case at == 0:
 		l.disarm(i, t)
 	case t.bucket < 0 || at < t.at:
 		l.arm(i, t, at)
+	}
+}
+
+// livelyAfter is when a backend leg is told to look after its peer: five calls
+// that a flow which has ended by then is spared.
+const livelyAfter = time.Second
+
+// enliven does that, when the time has come and the leg is there.
+func (l *Loop) enliven(s *slot) {
+	if s.lively || s.flow.State() != flow.Relaying || l.now < s.flow.Born().Add(livelyAfter) {
+		return
+	}
+	s.lively = true
+	if s.flow.Endpoint().Unix == "" {
+		l.k.Enliven(s.legs[flow.Backend].fd, Life(s.flow.Listener()))
+	}
+}
+
+// hasten sees that what is sent to the backend does not wait for what was sent
+// before. The first octets go out at once anyway, and to a client all do: its
+// leg has the option from the listener.
+func (l *Loop) hasten(s *slot, side flow.Side) {
+	if side == flow.Backend && !s.prompt && s.flow.Sent(flow.Backend) > 0 {
+		s.prompt = true
+		if s.flow.Endpoint().Unix == "" {
+			l.k.NoDelay(s.legs[flow.Backend].fd)
+		}
 	}
 }
 
@@ -132,6 +167,7 @@ func (l *Loop) exchange(i uint32, s *slot, w *flow.Wants, budget *int) bool {
 		g := &s.legs[side]
 		if out := w.Out[side]; len(out) > 0 {
 			if g.writable {
+				l.hasten(s, side)
 				n, e := l.k.Send(g.fd, out)
 				switch {
 				case e == sock.Again:
@@ -269,7 +305,7 @@ func (l *Loop) letGo(s *slot) {
 	g := &s.legs[flow.Backend]
 	l.k.Close(g.fd)
 	*g = leg{fd: sock.NoFD, pipe: noPipe, readable: true, writable: true}
-	s.pending = false
+	s.pending, s.prompt, s.lively = false, false, false
 	s.account.Release()
 	s.account = nil
 }
@@ -308,11 +344,13 @@ func (l *Loop) dial(i uint32, s *slot) bool {
 	switch e := l.k.DialResult(g.fd); e {
 	case 0:
 		s.pending = false
-		g.writable, g.readable, g.over, g.failed = true, true, g.over && !g.failed, false
+		// What may have come already is reported: by now if the leg is watched,
+		// else when it will be.
+		g.writable, g.over, g.failed = true, g.over && !g.failed, false
 		s.flow.Step(l.now, flow.Event{Kind: flow.Dialed})
 		return true
 	case sock.InProgress:
-		g.writable, g.readable, g.over = false, true, false
+		g.writable, g.readable, g.over = false, false, false
 		return false
 	default:
 		l.dialFailed(s, e)
@@ -336,7 +374,7 @@ func (l *Loop) dialSpec(s *slot) sock.DialSpec {
 	if e.Unix != "" {
 		return sock.DialSpec{Unix: e.Unix}
 	}
-	spec := sock.DialSpec{Addr: e.Addr, Source: b.Source, Life: Life(lis)}
+	spec := sock.DialSpec{Addr: e.Addr, Source: b.Source}
 	if b.SourceVIP {
 		if spec.Source = lis.VIP.Addr(); spec.Source.IsUnspecified() {
 			spec.Source = sock.LocalAddr(s.legs[flow.Client].fd).Addr()

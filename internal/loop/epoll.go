@@ -85,6 +85,8 @@ func (k *Epoll) Pipe(size int) (r, w sock.FD, err error)           { return sock
 func (k *Epoll) ReadPipe(fd sock.FD, b []byte) (int, sock.Errno)   { return sock.Read(fd, b) }
 func (k *Epoll) Dial(s *sock.DialSpec) (sock.FD, bool, sock.Errno) { return sock.Dial(s) }
 func (k *Epoll) DialResult(fd sock.FD) sock.Errno                  { return sock.DialResult(fd) }
+func (k *Epoll) NoDelay(fd sock.FD)                                { sock.NoDelay(fd) }
+func (k *Epoll) Enliven(fd sock.FD, life sock.Life)                { sock.Enliven(fd, life) }
 func (k *Epoll) Shutdown(fd sock.FD)                               { fd.Shutdown() }
 func (k *Epoll) Close(fd sock.FD)                                  { fd.Close() }
 func (k *Epoll) CloseReset(fd sock.FD)                             { fd.CloseReset() }

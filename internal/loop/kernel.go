@@ -35,6 +35,8 @@ type Kernel interface {
 	ReadPipe(fd sock.FD, b []byte) (int, sock.Errno)
 	Dial(s *sock.DialSpec) (fd sock.FD, pending bool, e sock.Errno)
 	DialResult(fd sock.FD) sock.Errno
+	NoDelay(fd sock.FD)
+	Enliven(fd sock.FD, life sock.Life)
 	Shutdown(fd sock.FD)
 	Close(fd sock.FD)
 	CloseReset(fd sock.FD)

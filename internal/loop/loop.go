@@ -30,9 +30,9 @@ import (
 
 // Budgets of a turn: no flow, and no burst of connections, may eat a turn.
 const (
-	eventsMax  = 256       // events taken from the kernel at once
-	acceptsMax = 32        // connections accepted from one listener
-	octetsMax  = 512 << 10 // moved for one flow
+	eventsMax  = 256     // events taken from the kernel at once
+	acceptsMax = 32      // connections accepted from one listener
+	octetsMax  = 1 << 20 // moved for one flow
 )
 
 // Shared is what all loops of a node have in common. It is filled before the
@@ -42,6 +42,9 @@ type Shared struct {
 	Objects flow.Objects // finds every object that a flow of this node may name
 	Log     *slog.Logger
 	Loops   []*Loop
+	// Fixed: flows stay in their loops but for an explicit move, as while a
+	// process hands them over.
+	Fixed atomic.Bool
 	// NextID is the identity of the latest flow; each further one counts up.
 	NextID atomic.Uint64
 }
@@ -74,6 +77,7 @@ type Counters struct {
 	Panics      uint64
 	Turns       uint64
 	Relayed     uint64 // octets moved inside the kernel
+	Evened      uint64 // flows sent to another loop that had fewer
 }
 
 // Loop is one event loop. Make it with New; run it with Run, or with Turn.
@@ -87,6 +91,7 @@ type Loop struct {
 	open    bool // accepting
 	paused  bool // accepting waits for room or descriptors
 	retryAt flow.Instant
+	eager   int // connections to accept at the next wake-up
 	// Listeners by number, the numbers by name, and which sockets are watched.
 	listening []*Listening
 	numbers   map[string]int
@@ -111,7 +116,7 @@ type Loop struct {
 	current uint32
 	now     flow.Instant
 	busy    bool
-	balance flow.Instant // when to look next whether another loop has less to do
+	evenAt  flow.Instant // when to look next whether another loop has fewer flows
 	rng     *rand.Rand
 	stop    atomic.Bool
 	done    chan struct{}
@@ -125,7 +130,7 @@ func New(index int, k Kernel, s *Shared, seed uint64) *Loop {
 		waiting: map[uint32]*ledger.Waiter{}, books: map[string]*ledger.Backend{}, gates: map[string]*ledger.Gate{},
 		numbers: map[string]int{}, watched: map[sock.FD]bool{},
 		scratch: make([]byte, flow.BlockBytes), events: make([]sock.PollEvent, eventsMax),
-		current: none, rng: rand.New(rand.NewPCG(seed, uint64(index))), done: make(chan struct{}),
+		current: none, eager: 1, rng: rand.New(rand.NewPCG(seed, uint64(index))), done: make(chan struct{}),
 	}
 	l.now = k.Now()
 	l.wheel.last = tickOf(l.now)
@@ -163,6 +168,9 @@ func (l *Loop) Turn(wait bool) bool {
 		if l.paused && (d < 0 || d > tick) {
 			d = tick
 		}
+		if len(l.shared.Loops) > 1 && l.load.Load() > evenLeast && (d < 0 || d > evenEvery) {
+			d = evenEvery
+		}
 		// A loop that had much to do looks before it sleeps: a call that
 		// never waits is cheaper, and the scheduler need not be told.
 		if l.busy {
@@ -196,7 +204,43 @@ woken:
 	if l.paused && l.now >= l.retryAt {
 		l.resumeAccepting()
 	}
+	if l.now >= l.evenAt {
+		l.even()
+	}
 	return worked
+}
+
+// Flows move from a loop that has many to one that has few, a few at a time,
+// all day: the way that an upgrade and a migration take is never unused.
+const (
+	evenEvery = time.Second
+	evenMost  = 16 // flows at once: the turn that parks them delays all others
+	evenLeast = 32 // a difference that is not worth a move
+)
+
+// even sends flows to the loop that has the fewest, if this one has clearly
+// more. Of two loops only the fuller one acts, and it halves the difference,
+// so flows do not swing back.
+func (l *Loop) even() {
+	l.evenAt = l.now.Add(evenEvery)
+	to := l
+	for _, x := range l.shared.Loops {
+		if x.load.Load() < to.load.Load() {
+			to = x
+		}
+	}
+	mine, theirs := l.load.Load(), to.load.Load()
+	if mine-theirs <= max(evenLeast, mine/8) || l.shared.Fixed.Load() {
+		return
+	}
+	n := min(evenMost, int(mine-theirs)/2)
+	// From a random place on, so that no flow moves more often than others.
+	all := l.Slots(0, nil)
+	at := l.rng.IntN(len(all))
+	slots := append(all[at:], all[:at]...)[:n]
+	l.Count.Evened += uint64(len(l.SendTo(to, slots, nil)))
+	// Until they are even it goes on quickly, and others have their turns.
+	l.evenAt = l.now.Add(evenEvery / 64)
 }
 
 // handle works events off. It is one of the two places where a panic ends: it
@@ -265,6 +309,7 @@ func (l *Loop) expired(i uint32) {
 		if at := l.wants.Deadline; at != 0 && at <= l.now && !l.wants.Done {
 			s.flow.Step(l.now, flow.Event{Kind: flow.Expired})
 		}
+		l.enliven(s)
 		l.drive(i, s)
 	}()
 	l.current = none

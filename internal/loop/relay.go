@@ -96,6 +96,7 @@ func (l *Loop) relay(i uint32, s *slot, side flow.Side, budget *int) bool {
 			if !to.writable {
 				return tell()
 			}
+			l.hasten(s, side.Other())
 			n, e := l.k.Splice(p.r, to.fd, p.held)
 			if e == sock.Again {
 				l.exhausted(i, s, side.Other())

@@ -39,6 +39,8 @@ type slot struct {
 	live        bool
 	again       bool
 	pending     bool // the backend leg is being dialled
+	prompt      bool // the backend leg sends small segments at once
+	lively      bool // the backend leg finds out that its peer has vanished
 }
 
 // note remembers what the poller said of a leg and tells whether there was

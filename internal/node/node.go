@@ -112,7 +112,7 @@ func Start(o Options) (*Node, error) {
 		return nil, err
 	}
 	for vip, fd := range o.Inherited {
-		if !opened[vip] {
+		if !opened[vip] && (vip != clusterKey || c.Cluster == nil) {
 			o.Log.Info("an inherited listener is not in the configuration and is closed", "vip", vip)
 			fd.Close()
 		}

@@ -70,6 +70,7 @@ func (n *Node) counts() Totals {
 			t.Retries += c.Retries
 			t.Paused += c.AcceptPause
 			t.Lost += c.Lost
+			t.MovedFlows["loop"] += c.Evened
 		})
 	}
 	return t

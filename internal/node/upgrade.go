@@ -78,6 +78,7 @@ func (n *Node) Upgrade(binary string) (*Report, error) {
 		n.mu.Lock()
 		n.leaving = false
 		n.mu.Unlock()
+		n.shared.Fixed.Store(false)
 		for _, l := range n.shared.Loops {
 			l.Do(func(l *loop.Loop) { l.SetAccepting(true) })
 		}
@@ -130,6 +131,7 @@ func (n *Node) handOver(c move.Carrier, r *Report) error {
 	n.leaving = true
 	n.mu.Unlock()
 	n.host.intake.Unlock()
+	n.shared.Fixed.Store(true)
 	// Connections that arrive from here on wait in the shared queue until the
 	// successor accepts them; none is ever refused.
 	for _, l := range n.shared.Loops {

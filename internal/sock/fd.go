@@ -113,6 +113,19 @@ func (f FD) Close() {
 // a library). From now on the FD owns it.
 func Own(fd int) FD { return born(uintptr(fd)) }
 
+// Dup returns a descriptor of our own for the open file of one that is somebody
+// else's.
+func Dup(fd int) (FD, error) { return FD(fd).Dup() }
+
+// StreamPair makes two connected non-blocking stream sockets.
+func StreamPair() (a, b FD, err error) {
+	p, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return NoFD, NoFD, fmt.Errorf("sock: socketpair: %w", err)
+	}
+	return born(uintptr(p[0])), born(uintptr(p[1])), nil
+}
+
 // Disown lets go of the descriptor without closing it: the caller says, in a
 // comment beside the call, who owns it from now on.
 func (f FD) Disown() int {

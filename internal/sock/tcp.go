@@ -191,7 +191,6 @@ type DialSpec struct {
 	PortMin, PortMax uint16     // range for the source port, 0 = the kernel's
 	MSS              int        // clamp of the segment size, 0 = none
 	Buffer           int        // octets of each queue, 0 = the kernel tunes them
-	Life             Life
 }
 
 // Dial starts a non-blocking connection. pending tells that it is not yet
@@ -235,12 +234,6 @@ func Dial(s *DialSpec) (fd FD, pending bool, e Errno) {
 
 // prepare sets what must stand before connect.
 func (s *DialSpec) prepare(fd FD, family uintptr) Errno {
-	if e := setInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1); e != 0 {
-		return e
-	}
-	if e := s.Life.set(fd); e != 0 {
-		return e
-	}
 	if s.MSS > 0 {
 		if e := setInt(fd, unix.IPPROTO_TCP, unix.TCP_MAXSEG, s.MSS); e != 0 {
 			return e
@@ -276,6 +269,13 @@ func (s *DialSpec) prepare(fd FD, family uintptr) Errno {
 // DialResult tells how a pending connection ended: 0 established, [InProgress]
 // not yet, else the reason why not.
 func DialResult(fd FD) Errno {
+	// Only an established socket has a peer, so one call does in the good case.
+	var sa sockaddr
+	n := uint32(len(sa.raw))
+	_, _, e := syscall.RawSyscall(unix.SYS_GETPEERNAME, uintptr(fd), uintptr(unsafe.Pointer(&sa.raw)), uintptr(unsafe.Pointer(&n)))
+	if e != unix.ENOTCONN {
+		return e
+	}
 	v, e := getInt(fd, unix.SOL_SOCKET, unix.SO_ERROR)
 	if e != 0 {
 		return e
@@ -283,15 +283,17 @@ func DialResult(fd FD) Errno {
 	if v != 0 {
 		return Errno(v)
 	}
-	// SO_ERROR is 0 before the end, too; only an established socket has a peer.
-	var sa sockaddr
-	n := uint32(len(sa.raw))
-	_, _, e = syscall.RawSyscall(unix.SYS_GETPEERNAME, uintptr(fd), uintptr(unsafe.Pointer(&sa.raw)), uintptr(unsafe.Pointer(&n)))
-	if e == unix.ENOTCONN {
-		return InProgress
-	}
-	return e
+	return InProgress
 }
+
+// Enliven sets what finds out that the peer of a connected socket has vanished.
+func Enliven(fd FD, l Life) {
+	_ = l.set(fd) // a unix socket knows none of it, and its peer cannot vanish
+}
+
+// NoDelay makes small segments go out at once, though earlier ones are not
+// acknowledged yet (RFC 9293, section 3.7.4).
+func NoDelay(fd FD) { _ = setInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1) }
 
 func (s *sockaddr) addrPort() netip.AddrPort {
 	port := uint16(s.raw[2])<<8 | uint16(s.raw[3])
