@@ -46,11 +46,15 @@
 // A restored socket is in repair mode and has sent nothing. The kernel's
 // timers run all the same: a restored socket with unacknowledged octets or an
 // unacknowledged FIN retransmits after its first timeout (200 ms at the very
-// least), one in CLOSE_WAIT or LAST_ACK acknowledges the peer's FIN after the
-// delayed-ACK time (40 ms at the least), one in CLOSING does so at once. All
-// of these repeat what the saved socket had said or could have said, so they
-// do no harm should the move be undone; but whoever holds restored sockets
-// for long keeps their output guarded.
+// least); one in CLOSE_WAIT or LAST_ACK acknowledges the peer's FIN with the
+// kernel's next tick, one in CLOSING at once. All of these repeat what the
+// saved socket had said or could have said, so they do no harm should the
+// move be undone; but whoever holds restored sockets for long keeps their
+// output guarded.
+//
+// A saved socket still retransmits, which does no harm either. It sends
+// nothing new: Save closes its send window, since octets that left after they
+// were saved as unsent would be the end of the connection.
 //
 // # Privilege
 //

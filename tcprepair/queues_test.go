@@ -264,6 +264,62 @@ func TestVerifyMoved(t *testing.T) {
 	})
 }
 
+// Unsent octets that the socket could send at any time stay unsent while it
+// is saved, though the kernel tries: the socket is saved as soon as it is
+// written to, again and again, and watched for a while.
+func TestNothingNewWhileSaved(t *testing.T) {
+	eachFamily(t, func(t *testing.T, ours, peers netip.Addr) {
+		wantNoReset(t)
+		c := newConn(t, ours, peers, nil)
+		saved, unsent := 0, 0
+		for range 40 {
+			c.write(true, 1<<20)
+			c.drain(false)
+			s, err := Save(c.ours)
+			must(t, "Save", err)
+			saved++
+			if s.Unsent > 0 {
+				unsent++
+			}
+			// Acknowledgements do arrive here, so only what is sent counts.
+			n := c.peersRead
+			time.Sleep(3 * time.Millisecond)
+			c.drain(false)
+			if end := c.oursWrote - int(s.Unsent); c.peersRead > end {
+				t.Fatalf("the peer has %d octets (%d before), %d were sent when saved", c.peersRead, n, end)
+			}
+			must(t, "Resume", Resume(c.ours))
+		}
+		t.Logf("%d of %d times something was unsent", unsent, saved)
+		c.finish(true, true)
+	})
+}
+
+// Outside ESTABLISHED no probe follows a resumption; unsent octets that only
+// the closed window kept back leave all the same.
+func TestResumeHalfClosed(t *testing.T) {
+	eachFamily(t, func(t *testing.T, ours, peers netip.Addr) {
+		wantNoReset(t)
+		c := newConn(t, ours, peers, nil)
+		c.shutdown(false)
+		awaitTest(t, c.ours, CloseWait)
+		must(t, "TCP_REPAIR", setRepair(c.ours, unix.TCP_REPAIR_ON))
+		must(t, "close the window", setSendWindow(c.ours, 0))
+		must(t, "TCP_REPAIR", setRepair(c.ours, unix.TCP_REPAIR_OFF))
+		c.mustWrite(true, 5000)
+		s, err := Save(c.ours)
+		must(t, "Save", err)
+		if s.Unsent != 5000 {
+			t.Fatalf("%d octets unsent", s.Unsent)
+		}
+		must(t, "Resume", Resume(c.ours))
+		if k, err := readCounters2(c.ours); err != nil || k.unsent != 0 {
+			t.Errorf("%d octets unsent after Resume, %v", k.unsent, err)
+		}
+		c.finish(true, false)
+	})
+}
+
 // A refused move: both ends go on as if nothing had been.
 func TestResume(t *testing.T) {
 	eachFamily(t, func(t *testing.T, ours, peers netip.Addr) {

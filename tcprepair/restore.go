@@ -279,13 +279,14 @@ func fill(fd int, b []byte) error {
 // were never sent, and shuts down for writing if s had an unsent FIN. rest is
 // what did not fit, a part of s.SendQueue: the caller writes it when the
 // socket is writable, and then shuts down itself if s.FinUnsent is set.
+// SO_REUSEADDR is set, or a listener could not be opened on the same port.
 //
 // Whether it succeeds or not, fd is the caller's and no longer in repair mode
 // unless leaving it was what failed. Let held packets go only afterwards.
 func GoLive(fd int, s *State) (rest []byte, err error) {
 	rest = s.SendQueue[len(s.SendQueue)-int(s.Unsent):]
-	if err := Resume(fd); err != nil {
-		return rest, err
+	if err := leave(fd); err != nil {
+		return rest, prefixed(err)
 	}
 	for len(rest) > 0 {
 		n, err := unix.SendmsgN(fd, rest, nil, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)

@@ -27,6 +27,7 @@ type SaveOptions struct {
 // socket from now on. It reads until two readings agree, a bounded number of
 // times. On success fd stays in repair mode and belongs to the caller, who
 // ends it with Discard or revives it with Resume. On error fd is what it was.
+// It sends nothing new while saved, so it is saved again only after Resume.
 // Errors are *Unsupported, *NotPermitted, ErrMoved or the kernel's.
 func Save(fd int) (*State, error) { return SaveWith(fd, SaveOptions{}) }
 
@@ -82,15 +83,61 @@ func save(fd int, o SaveOptions) (*State, error) {
 			return nil, err
 		}
 	}
-	if err := s.readMoving(fd, o); err != nil {
+	window, err := readWindow(fd)
+	if err == nil {
+		if err = s.readMoving(fd, o, window.SendWindow); err != nil {
+			_ = setSendWindow(fd, window.SendWindow) // fails only where nothing is left to send
+		}
+	}
+	if err != nil {
 		if on == 0 {
-			if rerr := Resume(fd); rerr != nil {
+			if rerr := leave(fd); rerr != nil {
 				err = errors.Join(err, rerr)
+			} else {
+				_ = push(fd) // fails only where nothing is left to send
 			}
 		}
 		return nil, err
 	}
 	return s, nil
+}
+
+// setSendWindow changes what the peer is believed to let us send.
+func setSendWindow(fd int, octets uint32) error {
+	w, err := readWindow(fd)
+	if err != nil {
+		return err
+	}
+	w.SendWindow = min(octets, w.MaxWindow)
+	return writeWindow(fd, w)
+}
+
+// readStill reads the counters of a socket that can send nothing new. Repair
+// mode does not see to that: unsent octets leave when the device has room
+// again (TCP small queues), when the pacing timer fires, or as a tail loss
+// probe (net/ipv4/tcp_output.c: tcp_tsq_handler, tcp_send_loss_probe). If
+// they did after they were read as unsent, the peer would acknowledge what
+// the restored socket believes it has never sent; it would drop each such
+// acknowledgement and never get on. So the window is closed behind what is in
+// flight; retransmissions still pass.
+func readStill(fd int, sendWindow uint32) (c counters, err error) {
+	for range savesMax {
+		if c, err = readCounters(fd); err != nil {
+			return c, err
+		}
+		if c.window.SendWindow == c.closed(sendWindow) {
+			return c, nil
+		}
+		if err := setSendWindow(fd, c.closed(sendWindow)); err != nil {
+			return c, err
+		}
+	}
+	return c, fmt.Errorf("its window cannot be closed: %w", ErrMoved)
+}
+
+// closed is the send window of a saved socket whose window was sendWindow.
+func (c counters) closed(sendWindow uint32) uint32 {
+	return min(sendWindow, uint32(max(c.outQueue-c.unsent, 0)))
 }
 
 // readFixed reads what no packet changes.
@@ -179,9 +226,10 @@ func readCounters(fd int) (c counters, err error) {
 	return c, err
 }
 
-// readMoving reads what packets change, until it holds still.
-func (s *State) readMoving(fd int, o SaveOptions) error {
-	c, err := readCounters(fd)
+// readMoving reads what packets change, until it holds still. sendWindow is
+// the true one.
+func (s *State) readMoving(fd int, o SaveOptions, sendWindow uint32) error {
+	c, err := readStill(fd, sendWindow)
 	if err != nil {
 		return err
 	}
@@ -190,11 +238,12 @@ func (s *State) readMoving(fd int, o SaveOptions) error {
 		if err != nil {
 			return err
 		}
-		again, err := readCounters(fd)
+		again, err := readStill(fd, sendWindow)
 		if err != nil {
 			return err
 		}
 		if whole && again == c {
+			s.Window.SendWindow = sendWindow
 			return s.finish(fd, c, o)
 		}
 		c = again
@@ -334,9 +383,11 @@ func Verify(fd int, s *State) error {
 			unsent++
 		}
 	}
+	window := s.Window
+	window.SendWindow = c.closed(window.SendWindow) // see readStill
 	// See counters: equal counters leave nothing else that could differ.
 	if c.info.state != s.TCP || c.outQueue != out || c.unsent != unsent ||
-		c.inQueue != len(s.RecvQueue) || c.window != s.Window {
+		c.inQueue != len(s.RecvQueue) || c.window != window {
 		return fmt.Errorf("tcprepair: %v, now %v with %d to send, %d unsent, %d to read: %w",
 			s, c.info.state, c.outQueue, c.unsent, c.inQueue, ErrMoved)
 	}
@@ -345,14 +396,64 @@ func Verify(fd int, s *State) error {
 
 // Resume undoes Save: fd leaves repair mode and goes on where it was. In
 // ESTABLISHED the kernel sends a window probe, which makes the peer tell
-// what it has, so that nothing waits for a timeout. SO_REUSEADDR is set,
-// since leaving repair mode clears it (net/ipv4/tcp.c: do_tcp_setsockopt) and
-// a later listener on the same port would get EADDRINUSE.
+// what it has, so that nothing waits for a timeout. SO_REUSEADDR is set; see
+// GoLive.
 func Resume(fd int) error {
-	if err := setRepair(fd, unix.TCP_REPAIR_OFF); err != nil {
+	w, err := readWindow(fd)
+	if err != nil {
 		return prefixed(err)
 	}
-	return prefixed(setInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1, "SO_REUSEADDR"))
+	// Save had closed the window. The largest one that the peer ever offered
+	// takes its place until the peer's next segment says what is true; should
+	// that be less, the peer drops what exceeds it and says so. snd_wl1 is set
+	// as the kernel's own probe does, so that this next segment counts
+	// (net/ipv4/tcp_output.c: tcp_send_window_probe).
+	info, err := readInfo(fd)
+	if err != nil {
+		return prefixed(err)
+	}
+	if info.state.movable() {
+		if err := selectQueue(fd, queueRecv); err != nil {
+			return prefixed(err)
+		}
+		next, err := readSeq(fd)
+		if err != nil {
+			return prefixed(err)
+		}
+		w.SendWindow, w.SendWL1 = w.MaxWindow, next-1
+		if err := writeWindow(fd, w); err != nil {
+			return prefixed(err)
+		}
+	}
+	if err := leave(fd); err != nil {
+		return prefixed(err)
+	}
+	return prefixed(push(fd))
+}
+
+// push makes the kernel send what it tried to send while the window was
+// closed. Outside ESTABLISHED no probe provokes the segment that would, and
+// with nothing in flight no timer runs. Setting TCP_NODELAY pushes
+// (net/ipv4/tcp.c: __tcp_sock_set_nodelay).
+func push(fd int) error {
+	was, err := getInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, "TCP_NODELAY")
+	if err != nil {
+		return err
+	}
+	if err := setInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1, "TCP_NODELAY"); err != nil || was != 0 {
+		return err
+	}
+	return setInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 0, "TCP_NODELAY")
+}
+
+// leave leaves repair mode. That clears SO_REUSEADDR (net/ipv4/tcp.c:
+// do_tcp_setsockopt), and a later listener on the same port would get
+// EADDRINUSE; so it is set again.
+func leave(fd int) error {
+	if err := setRepair(fd, unix.TCP_REPAIR_OFF); err != nil {
+		return err
+	}
+	return setInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1, "SO_REUSEADDR")
 }
 
 // Discard ends the socket fd silently: no FIN, no RST. It makes sure of

@@ -50,6 +50,7 @@ func (c *conn) wantSame(s *State) {
 	c.t.Helper()
 	got, err := Save(c.ours)
 	must(c.t, "Save of the restored socket", err)
+	must(c.t, "window", writeWindow(c.ours, got.Window)) // as it was before Save
 	want := *s
 	// The unsent tail and the FIN behind it come with GoLive.
 	want.SendQueue, want.Unsent = s.unacked(), 0
@@ -66,6 +67,10 @@ func (c *conn) wantSame(s *State) {
 	}
 	if d := got.Timestamp - want.Timestamp; want.Timestamps && (d < timestampSlack || d > 5000*timestampSlack) {
 		c.t.Errorf("timestamp %d after %d", got.Timestamp, want.Timestamp)
+	}
+	if s.TCP.finReceived() && got.Window.RecvWup == s.RecvSeq {
+		// The kernel's tick has acknowledged the FIN meanwhile.
+		want.Window.RecvWup, want.Window.RecvWindow = got.Window.RecvWup, got.Window.RecvWindow
 	}
 	for _, x := range []*State{got, &want} {
 		x.Timestamp, x.RecvQueue, x.SendQueue, x.OutOfOrder, x.ECN = 0, nil, nil, false, false
