@@ -35,7 +35,7 @@ var layers = []lint.Layer{
 		"internal/loop", "internal/move", "internal/flow", "internal/balance", "internal/ledger", "internal/config",
 		"internal/sock", "internal/frozen", "internal/frozen/frozentest", "internal/netadmin", "tcprepair"}},
 	{Package: "internal/lab", Imports: []string{"internal/config", "internal/sock"}},
-	{Package: "internal/lab/mainjob", Imports: []string{"internal/config"}}, // apart: its world needs real users
+	{Package: "internal/lab/mainjob", Imports: []string{"internal/lab"}}, // apart: its world needs real users
 	{Package: "internal/bench", Imports: []string{"internal/config", "internal/sock"}},
 	{Package: "internal/demo"}, // the traffic of the command and of its test
 	{Package: "internal/lint/..."},

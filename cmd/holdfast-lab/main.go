@@ -8,6 +8,12 @@ import (
 	"os"
 
 	"github.com/holdfast-lb/holdfast/internal/lab"
+	"github.com/holdfast-lb/holdfast/internal/lab/mainjob"
 )
 
-func main() { os.Exit(lab.Main(os.Args[1:])) }
+func main() {
+	if status, mine := mainjob.Run(os.Args[1:]); mine {
+		os.Exit(status)
+	}
+	os.Exit(lab.Main(os.Args[1:]))
+}
