@@ -267,7 +267,9 @@ func (a *Admin) Hold(ts []Tuple) error {
 
 // Release says that ts have sockets on this host now: their frames are
 // delivered in order, later ones take the usual way, and a Divert of them is
-// forgotten. It returns how many frames it delivered. On error the tuples
+// forgotten. It returns how many frames it delivered. A peer that sends at
+// line rate may have a segment overtake those delivered last, which costs it
+// needless retransmissions and nothing else. On error the tuples
 // that are not released yet are still held, with the frames not delivered.
 func (a *Admin) Release(ts []Tuple) (frames int, err error) {
 	if err := checkAll(ts); err != nil {
