@@ -39,7 +39,8 @@ func fourDistances(ctx context.Context, o Options, out io.Writer, v *Verdict) er
 	l := &longRun{scene: s, mix: mix}
 	if err = l.openAll(); err == nil {
 		l.control("before the moves", o.Short)
-		if err = l.moveAll(made); err == nil && l.traffic.LostTotal() == 0 {
+		err = l.moveAll(made)
+		if err == nil && l.traffic.LostTotal() == 0 && (!o.Short || l.left(movesEnd) > 0) {
 			l.control("after them", o.Short)
 		}
 	}
@@ -152,6 +153,10 @@ func (l *longRun) control(when string, short bool) {
 // moveUntil is when a short run stops to begin new rounds of moves.
 const moveUntil = 23 * time.Second
 
+// movesEnd is when a short run makes no more moves at all, so that its flows
+// can finish and be judged.
+const movesEnd = 30 * time.Second
+
 // roundsMin is the least number of moves of each distance in a short run.
 const roundsMin = 3
 
@@ -176,6 +181,10 @@ func (l *longRun) moveAll(made []Label) error {
 			}
 			if failed[d] {
 				continue
+			}
+			if l.Short && l.left(movesEnd) < 0 {
+				l.phase("no time for more moves")
+				return nil // too few are a figure that does not hold
 			}
 			if err := l.mover.Move(l.ctx, d); err != nil {
 				// The other distances are worth a look still.

@@ -3,6 +3,7 @@ package lab
 import (
 	"context"
 	"fmt"
+	"net"
 	"net/netip"
 	"strings"
 	"time"
@@ -33,7 +34,9 @@ type mover struct {
 	states  map[string]int
 	pauses  [labels]pauses
 	millis  [labels]Histogram
-	doubts  []string // what the product said and the kernel did not
+	// emptyMayMove: the lab does not care how many flows have octets.
+	emptyMayMove bool
+	doubts       []string // what the product said and the kernel did not
 }
 
 // settleTime is how long after a move what goes wrong is still put down to it.
@@ -157,10 +160,28 @@ func (m *mover) doubt(d Label, r *MoveReport, before, after Place, was, is *Stat
 			m.doubtf("host: %s still has %d sockets", before.Host.Name, m.sockets(before.Host))
 		}
 		for _, a := range []netip.Addr{vip4, vip6} {
-			if mac, err := m.from.Neighbour(a); err != nil || mac != nil && mac.String() != after.Host.MAC.String() {
-				m.doubtf("host: %s believes %v at %v, %s is %v (%v)", m.from.Name, a, mac, after.Host.Name, after.Host.MAC, err)
-			}
+			m.doubtOwner(a, before.Host, after.Host)
 		}
+	}
+}
+
+// doubtOwner looks who has a VIP on its device, and whom the clients believe to
+// have it. Until they are told, each segment takes a detour.
+func (m *mover) doubtOwner(a netip.Addr, old, owner *Host) {
+	if yes, err := owner.HasAddress("eth0", a); err != nil || !yes {
+		m.doubtf("host: %s should own %v and has not got it on eth0 (%v)", owner.Name, a, err)
+	}
+	if yes, err := old.HasAddress("eth0", a); err != nil || yes {
+		m.doubtf("host: %s should own %v no longer and still has it on eth0 (%v)", old.Name, a, err)
+		return // nobody was told then, either
+	}
+	var mac net.HardwareAddr
+	told := eventually(leavePatience, func() bool {
+		mac, _ = m.from.Neighbour(a)
+		return mac == nil || mac.String() == owner.MAC.String()
+	})
+	if !told {
+		m.doubtf("host: %s believes %v at %v; it is at %s's %v", m.from.Name, a, mac, owner.Name, owner.MAC)
 	}
 }
 
@@ -247,7 +268,7 @@ func (m *mover) Judge(v *Verdict, made []Label) {
 	if moved > 0 {
 		share := float64(carried) / float64(moved)
 		v.Figure("with_octets_share", share)
-		v.Must(share >= 0.3, "moved flows with octets", fmt.Sprintf("%.1f %%", share*100), "at least 30 %")
+		v.Must(share >= 0.3 || m.emptyMayMove, "moved flows with octets", fmt.Sprintf("%.1f %%", share*100), "at least 30 %")
 	}
 }
 

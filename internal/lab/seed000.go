@@ -41,7 +41,7 @@ func seed000(ctx context.Context, o Options, out io.Writer, v *Verdict) error {
 	if err := s.traffic.AwaitEach(15*time.Second, "flows to be served", flows, func(f *Flow) bool { return f.Served.Load() != 0 }); err != nil {
 		v.Broken(err)
 	}
-	s.mover.standing = len(flows)
+	s.mover.standing, s.mover.emptyMayMove = len(flows), true
 	if s.saboteur != nil {
 		s.mover.standing--
 	}
