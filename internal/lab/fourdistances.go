@@ -44,7 +44,7 @@ func fourDistances(ctx context.Context, o Options, out io.Writer, v *Verdict) er
 			l.control("after them", o.Short)
 		}
 	}
-	if err != nil {
+	if err != nil && !errors.Is(err, errNoDistance) {
 		v.Broken(err)
 	}
 	l.finish(err != nil)
@@ -69,6 +69,7 @@ type longRun struct {
 	holders, queued []*Flow
 	early           int // queued flows that were served before a slot was free
 	draining        bool
+	broken          bool // there is little left to wait for
 	stopChurn       func(time.Duration) error
 }
 
@@ -194,7 +195,7 @@ func (l *longRun) moveAll(made []Label) error {
 			}
 		}
 		if len(failed) == len(made) && len(made) > 0 {
-			return errors.New("lab: no distance works")
+			return errNoDistance
 		}
 		if len(made) == 0 {
 			l.strike()
@@ -209,6 +210,9 @@ func (l *longRun) moveAll(made []Label) error {
 		}
 	}
 }
+
+// errNoDistance: each has failed, and the verdict has it already.
+var errNoDistance = errors.New("lab: no distance works")
 
 func roundsText(rounds int) string {
 	if rounds == 0 {
@@ -233,47 +237,50 @@ func (l *longRun) drainQueue() {
 	l.phase("queue: one slot is given free, %d flows wait for it", len(l.queued))
 	// They end one after another, and are standing flows no longer.
 	l.mover.standing -= len(l.queued) + 1
-	go l.traffic.Finish(l.patience(), l.holders[:1])
+	go l.traffic.Finish(8*time.Second, l.holders[:1])
 }
 
+// patience is how long the next step of the finish may take. All steps of a
+// short run together end before the run must: a figure that does not hold says
+// more than a run that is out of time.
 func (l *longRun) patience() time.Duration {
-	if l.Short {
-		return 8 * time.Second
+	switch {
+	case l.broken:
+		return 2 * time.Second
+	case l.Short:
+		return max(l.left(shortLimit-3*time.Second)/2, 500*time.Millisecond)
 	}
 	return 60 * time.Second
 }
 
 func (l *longRun) finish(broken bool) {
 	l.traffic.During(Closing)
-	patience := l.patience()
-	if broken || l.traffic.LostTotal() > len(l.flows)/2 {
-		patience = 2 * time.Second
-	}
+	l.broken = broken || l.traffic.LostTotal() > len(l.flows)/2
 	l.phase("finishing: the shut door opens, the queue runs off, all flows drain")
 	l.drainQueue()
 	if err := l.doors["dial"].Unshut(); err != nil {
 		l.v.Broken(err)
 	}
 	if l.stopChurn != nil {
-		if err := l.stopChurn(patience); err != nil {
+		if err := l.stopChurn(min(l.patience(), 4*time.Second)); err != nil {
 			l.v.Must(false, "short connections", err.Error(), "none left")
 		}
 	}
 	dialing := slices.DeleteFunc(slices.Clone(l.flows), func(f *Flow) bool { return f.Kind != Dialing })
-	dialPatience := patience
-	if !l.Short && !broken {
+	patience := l.patience()
+	if !l.Short && !l.broken {
 		// The next SYN may be two minutes away (RFC 6298's backoff).
-		dialPatience = 130 * time.Second
+		patience = 130 * time.Second
 	}
-	if err := l.traffic.AwaitEach(dialPatience, "dialing flows to be served", dialing, func(f *Flow) bool { return f.Served.Load() != 0 }); err != nil {
+	if err := l.traffic.AwaitEach(patience, "dialing flows to be served", dialing, func(f *Flow) bool { return f.Served.Load() != 0 }); err != nil {
 		l.phase("%v", err)
-	} else if !broken {
+	} else if !l.broken {
 		time.Sleep(time.Second) // they move octets for a while
 	}
-	if err := l.traffic.AwaitEach(patience, "queued flows to end", l.queued, func(f *Flow) bool { return f.Finished.Load() != 0 }); err != nil {
+	if err := l.traffic.AwaitEach(l.patience(), "queued flows to end", l.queued, func(f *Flow) bool { return f.Finished.Load() != 0 }); err != nil {
 		l.phase("%v", err)
 	}
-	l.traffic.Finish(patience, l.flows)
+	l.traffic.Finish(l.patience(), l.flows)
 	l.phase("all flows are over")
 }
 
