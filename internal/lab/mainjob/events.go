@@ -47,11 +47,13 @@ func (j *job) event(w when) error {
 	slept := j.session.begin(slowQuery)
 	j.now.Store(int32(w))
 	for _, b := range j.balancers {
+		j.stage.Store(fmt.Sprintf("%v %d of %s", w, j.events[w]+1, b.name))
 		if err := b.event(w); err != nil {
 			return fmt.Errorf("%s: %w", b.name, err)
 		}
 	}
 	j.events[w]++
+	j.stage.Store(fmt.Sprintf("the sessions after %v %d", w, j.events[w]))
 	time.AfterFunc(afterglow, func() { j.now.CompareAndSwap(int32(w), int32(quiet)) })
 	if got, err := slept(); err != nil || got != "slept" {
 		return fmt.Errorf("psql: a query under way: %q %w", got, orUnexpected(err))
@@ -73,13 +75,6 @@ func orUnexpected(err error) error {
 }
 
 func (j *job) progress() string {
-	s := &j.stalls
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	var longest time.Duration
-	for _, d := range s.longest {
-		longest = max(longest, d)
-	}
 	changes := 0
 	for _, w := range j.witnesses {
 		w.mu.Lock()
@@ -87,7 +82,7 @@ func (j *job) progress() string {
 		w.mu.Unlock()
 	}
 	return fmt.Sprintf("%d reloads, %d rebalances, %d upgrades of each Holdfast; identity changes %d; longest stall %.1f ms",
-		j.events[reload], j.events[rebal], j.events[upgrade], changes, millis(longest))
+		j.events[reload], j.events[rebal], j.events[upgrade], changes, millis(j.stalls.most()))
 }
 
 // judge writes what was found into the verdict.
@@ -125,6 +120,11 @@ func (j *job) judge() {
 	}
 	j.judgeBench()
 	j.judgeIperf()
+	if !j.v.holds() {
+		for _, b := range j.balancers {
+			j.v.say("log of %s:\n%s", b.process.name, b.process.tail())
+		}
+	}
 }
 
 func kill(pid int) { _ = unix.Kill(pid, unix.SIGKILL) }

@@ -33,11 +33,11 @@ type job struct {
 	messages   *channel
 
 	now     atomic.Int32 // a when
+	stage   atomic.Value // a string: where the run is
 	stalls  stalls
 	events  [whens]int
 	ending  chan struct{}
 	keeping sync.WaitGroup
-	errs    []string // of clients, at events
 }
 
 // pace is how a run is laid out in time.
@@ -98,6 +98,7 @@ func (j *job) run() error {
 		return err
 	}
 	j.v.say("waiting for the loads to end")
+	j.stage.Store("the end of the loads")
 	return j.await(j.bench, j.iperf)
 }
 

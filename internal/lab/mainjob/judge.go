@@ -60,15 +60,11 @@ func (j *job) judgeSession() {
 }
 
 func (j *job) judgeStalls() {
-	s := &j.stalls
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	longest, late, count := map[string]float64{}, map[string]int{}, 0
-	var most time.Duration
+	s := &j.stalls // complete: nobody asks any more
+	longest, late, count, most := map[string]float64{}, map[string]int{}, 0, s.most()
 	for w := range whens {
 		longest[w.String()], late[w.String()] = millis(s.longest[w]), s.late[w]
 		count += s.count[w]
-		most = max(most, s.longest[w])
 		j.v.say("redis PING, %-8s %5d of them, longest %8.2f ms, %d longer than %v", w.String()+":", s.count[w], millis(s.longest[w]), s.late[w], lateAfter)
 	}
 	j.v.figure("pings", count)

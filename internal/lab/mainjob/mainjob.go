@@ -180,6 +180,7 @@ func inside(o options) int {
 		v.broken(err)
 	} else {
 		j := &job{options: o, ctx: ctx, v: v}
+		j.stage.Store("the beginning")
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
@@ -187,12 +188,13 @@ func inside(o options) int {
 			if err := j.run(); err != nil {
 				v.broken(err)
 			}
+			j.stage.Store("judging")
 			j.judge()
 		}()
 		select {
 		case <-done:
 		case <-ctx.Done():
-			v.broken(fmt.Errorf("out of time after %v", time.Since(o.began).Round(time.Second)))
+			v.broken(fmt.Errorf("ended from outside or out of time after %v, at %s", time.Since(o.began).Round(time.Second), j.stage.Load()))
 		}
 	}
 	if v.conclude() {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"os"
+	"slices"
 	"sync"
 	"time"
 )
@@ -65,6 +66,13 @@ func (v *verdict) say(format string, args ...any) {
 	if !v.closed {
 		fmt.Printf("%6.1f s  %s\n", time.Since(v.began).Seconds(), fmt.Sprintf(format, args...))
 	}
+}
+
+// holds says whether every figure so far does.
+func (v *verdict) holds() bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return !slices.ContainsFunc(v.checks, func(c check) bool { return !c.ok })
 }
 
 // conclude prints the report and the JSON object, and says whether every

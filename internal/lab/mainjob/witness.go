@@ -80,6 +80,16 @@ type stalls struct {
 	late    [whens]int // that took longer than lateAfter
 }
 
+// most is the longest of all.
+func (s *stalls) most() (d time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, x := range s.longest {
+		d = max(d, x)
+	}
+	return d
+}
+
 // lateAfter is what a person does not notice and a program seldom does.
 const lateAfter = 10 * time.Millisecond
 
