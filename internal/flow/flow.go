@@ -121,8 +121,7 @@ type Flow struct {
 	endpoint *config.Endpoint `frozen:"endpoint"` // its slot is held from Secured on
 	legs     [2]half          `frozen:"client,legs"`
 	born     Instant          `frozen:"age_nanos"`
-	active   Instant          `frozen:"left_nanos"` // when octets last moved, while relaying
-	deadline Instant          `frozen:"left_nanos"` // of Queued and Dialing; 0 = none
+	at       Instant          `frozen:"left_nanos"` // relaying: when octets last moved; before: the deadline, 0 = none
 	place    uint64           `frozen:"place"`
 	tried    uint64           `frozen:"tried"`
 	moves    uint32           `frozen:"moves"`
@@ -135,7 +134,7 @@ type Flow struct {
 // to b.
 func New(now Instant, id uint64, l *config.Listener, b *config.Backend) Flow {
 	f := Flow{id: id, listener: l, backend: b, born: now, state: Queued}
-	f.deadline = after(now, b.QueueTime)
+	f.at = after(now, b.QueueTime)
 	return f
 }
 

@@ -44,10 +44,10 @@ func (f *Flow) Freeze(now Instant) (*frozen.Flow, error) {
 	if f.endpoint != nil {
 		out.Endpoint = ref(f.endpoint.Ref)
 	}
-	deadline := f.deadline
+	deadline := f.at
 	if f.state == Relaying {
 		out.Legs = []*frozen.Leg{f.legs[Backend].freeze()}
-		deadline = after(f.active, f.listener.IdleTimeout)
+		deadline = after(f.at, f.listener.IdleTimeout)
 	}
 	if deadline != 0 {
 		// 0 means none, so what has passed already is one nanosecond away.
@@ -93,7 +93,7 @@ func Thaw(now Instant, z *frozen.Flow, objects Objects) (Flow, error) {
 			return Flow{}, refused("leg", "octets or ends before a backend leg is connected")
 		}
 		if z.LeftNanos > 0 {
-			f.deadline = now + Instant(z.LeftNanos)
+			f.at = now + Instant(z.LeftNanos)
 		}
 	case Relaying:
 		if len(z.Legs) != 1 {
@@ -105,9 +105,9 @@ func Thaw(now Instant, z *frozen.Flow, objects Objects) (Flow, error) {
 		if err := f.checkHalves(); err != nil {
 			return Flow{}, err
 		}
-		f.active = now
+		f.at = now
 		if idle := f.listener.IdleTimeout; idle > 0 && z.LeftNanos > 0 {
-			f.active = now.Add(min(0, time.Duration(z.LeftNanos)-idle))
+			f.at = now.Add(min(0, time.Duration(z.LeftNanos)-idle))
 		}
 	}
 	return f, nil

@@ -79,7 +79,7 @@ func (f *Flow) queued(now Instant, e *Event) {
 	switch e.Kind {
 	case Secured:
 		f.endpoint = e.Endpoint
-		f.deadline = after(now, f.backend.ConnectTimeout)
+		f.at = after(now, f.backend.ConnectTimeout)
 		f.become(Dialing)
 	case Unavailable:
 		f.end(NoEndpoint)
@@ -99,7 +99,7 @@ func (f *Flow) queued(now Instant, e *Event) {
 func (f *Flow) dialing(now Instant, e *Event) {
 	switch e.Kind {
 	case Dialed:
-		f.active, f.deadline = now, 0
+		f.at = now
 		f.become(Relaying)
 	case DialFailed, Expired:
 		f.retry(now)
@@ -130,7 +130,7 @@ func (f *Flow) retry(now Instant) {
 		return
 	}
 	f.attempts++
-	f.deadline = after(now, f.backend.QueueTime)
+	f.at = after(now, f.backend.QueueTime)
 	f.become(Queued)
 }
 
@@ -144,7 +144,7 @@ func (f *Flow) relaying(now Instant, e *Event) {
 		}
 		to.buf, to.off = e.Octets, 0
 		leg.received += uint64(len(e.Octets))
-		f.active = now
+		f.at = now
 		if !e.Full {
 			leg.fulls, leg.bulk = 0, false
 		} else if leg.fulls++; leg.fulls >= bulkAfter {
@@ -156,18 +156,18 @@ func (f *Flow) relaying(now Instant, e *Event) {
 		}
 		leg.off += uint32(e.N)
 		leg.sent += uint64(e.N)
-		f.active = now
+		f.at = now
 	case Relayed:
 		leg.received += uint64(e.N)
 		f.legs[e.Leg.Other()].sent += uint64(e.N)
-		f.active = now
+		f.at = now
 		return
 	case Slackened:
 		leg.bulk = false
 		return
 	case Ended:
 		leg.ended, leg.bulk = true, false
-		f.active = now
+		f.at = now
 	case HasShut:
 		leg.shut = true
 	case Broke:

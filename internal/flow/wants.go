@@ -26,13 +26,13 @@ func (f *Flow) Wants(w *Wants) {
 		w.Out[Client], w.Out[Backend] = c.due(), b.due()
 		f.half(w, Client, c, b)
 		f.half(w, Backend, b, c)
-		w.Deadline = after(f.active, f.listener.IdleTimeout)
+		w.Deadline = after(f.at, f.listener.IdleTimeout)
 	case Queued:
 		w.Secure = true
-		w.Deadline = f.deadline
+		w.Deadline = f.at
 	case Dialing:
 		w.Dial = true
-		w.Deadline = f.deadline
+		w.Deadline = f.at
 	case Done:
 		w.Done = true
 		// Only a flow whose both sides said FIN may end by FIN: to a peer FIN

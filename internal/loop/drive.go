@@ -42,7 +42,7 @@ func (l *Loop) drive(i uint32, s *slot) {
 		s.flow.Settle(&l.lender)
 	}
 	for side := flow.Client; side <= flow.Backend; side++ {
-		if g := &s.legs[side]; !g.watched && g.fd >= 0 {
+		if g := &s.legs[side]; !g.has(watched) && g.fd >= 0 {
 			l.watch(i, s, side)
 		}
 	}
@@ -55,7 +55,7 @@ func (l *Loop) drive(i uint32, s *slot) {
 	switch {
 	case at == 0:
 		l.disarm(i, t)
-	case t.bucket < 0 || at < t.at:
+	case t.bucket < 0 || l.wheel.due(at) < t.at:
 		l.arm(i, t, at)
 	}
 }
@@ -90,10 +90,10 @@ func (l *Loop) hasten(s *slot, side flow.Side) {
 // interest is what a leg is watched for.
 func (g *leg) interest() sock.Ready {
 	r := sock.PeerShut
-	if !g.muted {
+	if !g.has(muted) {
 		r |= sock.Readable
 	}
-	if g.outAlso {
+	if g.has(outAlso) {
 		r |= sock.Writable
 	}
 	return r
@@ -103,19 +103,21 @@ func (g *leg) interest() sock.Ready {
 // that came since the last read is missed.
 func (l *Loop) watch(i uint32, s *slot, side flow.Side) {
 	g := &s.legs[side]
-	g.outAlso = g.outAlso || !g.writable || (s.pending && side == flow.Backend)
+	if !g.has(writable) || (s.pending && side == flow.Backend) {
+		g.is |= outAlso
+	}
 	if e := l.k.Watch(g.fd, g.interest(), data(i, s, side)); e != 0 {
 		l.shared.Log.Warn("the kernel would not watch a leg", "flow", s.flow.ID(), "leg", side, "error", e)
 		l.fail(i, s, side)
 		return
 	}
-	g.watched = true
+	g.is |= watched
 }
 
 // rewatch brings the poller to what the leg is to be watched for now. What is
 // ready is reported again, so nothing is missed.
 func (l *Loop) rewatch(i uint32, s *slot, side flow.Side) {
-	if g := &s.legs[side]; g.watched {
+	if g := &s.legs[side]; g.has(watched) {
 		_ = l.k.Rewatch(g.fd, g.interest(), data(i, s, side))
 	}
 }
@@ -124,8 +126,8 @@ func (l *Loop) rewatch(i uint32, s *slot, side flow.Side) {
 // because the other leg takes nothing: each segment that comes would wake the
 // loop for nothing. The end of the leg is still reported.
 func (l *Loop) mute(i uint32, s *slot, side flow.Side) {
-	if g := &s.legs[side]; g.readable && !g.muted {
-		g.muted = true
+	if g := &s.legs[side]; g.has(readable) && !g.has(muted) {
+		g.is |= muted
 		l.rewatch(i, s, side)
 	}
 }
@@ -133,17 +135,16 @@ func (l *Loop) mute(i uint32, s *slot, side flow.Side) {
 // drained notes that nothing more can be read from a leg now.
 func (l *Loop) drained(i uint32, s *slot, side flow.Side) {
 	g := &s.legs[side]
-	g.readable = false
-	if g.muted {
-		g.muted = false
+	g.is &^= readable
+	if g.has(muted) {
+		g.is &^= muted
 		l.rewatch(i, s, side)
 	}
 }
 
 // fail treats a leg that cannot be watched like one that broke, next turn.
 func (l *Loop) fail(i uint32, s *slot, side flow.Side) {
-	s.legs[side].failed, s.legs[side].over = true, true
-	s.legs[side].watched = true // not again
+	s.legs[side].is |= failed | over | watched // watched: it is not tried again
 	if !s.again {
 		s.again = true
 		l.again = append(l.again, i)
@@ -154,9 +155,9 @@ func (l *Loop) fail(i uint32, s *slot, side flow.Side) {
 // the report that there is room again.
 func (l *Loop) exhausted(i uint32, s *slot, side flow.Side) {
 	g := &s.legs[side]
-	g.writable = false
-	if !g.outAlso {
-		g.outAlso = true
+	g.is &^= writable
+	if !g.has(outAlso) {
+		g.is |= outAlso
 		l.rewatch(i, s, side)
 	}
 }
@@ -166,7 +167,7 @@ func (l *Loop) exchange(i uint32, s *slot, w *flow.Wants, budget *int) bool {
 	for side := flow.Client; side <= flow.Backend; side++ {
 		g := &s.legs[side]
 		if out := w.Out[side]; len(out) > 0 {
-			if g.writable {
+			if g.has(writable) {
 				l.hasten(s, side)
 				n, e := l.k.Send(g.fd, out)
 				switch {
@@ -198,15 +199,15 @@ func (l *Loop) exchange(i uint32, s *slot, w *flow.Wants, budget *int) bool {
 			}
 			continue
 		}
-		if w.Read[side] && g.readable {
+		if w.Read[side] && g.has(readable) {
 			if l.read(i, s, side) {
 				return true
 			}
 			continue
 		}
-		if g.failed && s.flow.Ended(side) {
+		if g.has(failed) && s.flow.Ended(side) {
 			// It has said FIN before, so reading will not tell.
-			g.failed = false
+			g.is &^= failed
 			s.flow.Step(l.now, flow.Event{Kind: flow.Broke, Leg: side})
 			return true
 		}
@@ -228,11 +229,11 @@ func (l *Loop) read(i uint32, s *slot, side flow.Side) bool {
 	case e != 0:
 		s.flow.Step(l.now, flow.Event{Kind: flow.Broke, Leg: side})
 	case n == 0:
-		g.readable = false
+		g.is &^= readable
 		s.flow.Step(l.now, flow.Event{Kind: flow.Ended, Leg: side})
 	default:
 		full := n == len(l.scratch)
-		if !full && !g.over {
+		if !full && !g.has(over) {
 			// All that had come is read; more makes a new report (epoll(7)).
 			l.drained(i, s, side)
 		}
@@ -247,7 +248,7 @@ func (l *Loop) secure(i uint32, s *slot) bool {
 	if s.account != nil { // an attempt has failed: what it held goes back
 		l.letGo(s)
 	}
-	if s.legs[flow.Client].failed {
+	if s.legs[flow.Client].has(failed) {
 		s.flow.Step(l.now, flow.Event{Kind: flow.Broke, Leg: flow.Client})
 		return true
 	}
@@ -304,7 +305,7 @@ func (l *Loop) served(token uint64) {
 func (l *Loop) letGo(s *slot) {
 	g := &s.legs[flow.Backend]
 	l.k.Close(g.fd)
-	*g = leg{fd: sock.NoFD, pipe: noPipe, readable: true, writable: true}
+	*g = leg{fd: sock.NoFD, pipe: noPipe, is: readable | writable}
 	s.pending, s.prompt, s.lively = false, false, false
 	s.account.Release()
 	s.account = nil
@@ -312,33 +313,33 @@ func (l *Loop) letGo(s *slot) {
 
 // dial opens the backend leg, or sees how far it is.
 func (l *Loop) dial(i uint32, s *slot) bool {
-	if s.legs[flow.Client].failed {
+	if s.legs[flow.Client].has(failed) {
 		s.flow.Step(l.now, flow.Event{Kind: flow.Broke, Leg: flow.Client})
 		return true
 	}
 	g := &s.legs[flow.Backend]
 	if g.fd < 0 {
-		spec := l.dialSpec(s)
-		fd, pending, e := l.k.Dial(&spec)
+		l.spec = l.dialSpec(s) // the loop's own: a pointer to a local one would be allocated
+		fd, pending, e := l.k.Dial(&l.spec)
 		if e != 0 {
 			l.dialFailed(s, e)
 			return true
 		}
-		*g = leg{fd: fd, pipe: noPipe, readable: !pending, writable: !pending}
-		s.pending = pending
-		if !pending {
+		*g = leg{fd: fd, pipe: noPipe}
+		if s.pending = pending; !pending {
+			g.is = readable | writable
 			s.flow.Step(l.now, flow.Event{Kind: flow.Dialed})
 			return true
 		}
 		// Over loopback the handshake is over before connect returns, though
 		// it does not say so; elsewhere this costs one call in vain.
-		if !spec.Addr.Addr().IsLoopback() {
+		if !l.spec.Addr.Addr().IsLoopback() {
 			return false
 		}
 	} else if !s.pending {
 		// A leg that came with a move: it may be connected by now.
 		s.pending = true
-	} else if !g.writable && !g.over {
+	} else if !g.has(writable) && !g.has(over) {
 		return false
 	}
 	switch e := l.k.DialResult(g.fd); e {
@@ -346,11 +347,14 @@ func (l *Loop) dial(i uint32, s *slot) bool {
 		s.pending = false
 		// What may have come already is reported: by now if the leg is watched,
 		// else when it will be.
-		g.writable, g.over, g.failed = true, g.over && !g.failed, false
+		g.is |= writable
+		if g.has(failed) {
+			g.is &^= over | failed
+		}
 		s.flow.Step(l.now, flow.Event{Kind: flow.Dialed})
 		return true
 	case sock.InProgress:
-		g.writable, g.readable, g.over = false, false, false
+		g.is &^= writable | readable | over
 		return false
 	default:
 		l.dialFailed(s, e)

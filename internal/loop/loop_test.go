@@ -147,7 +147,7 @@ func TestTurnAllocatesNothing(t *testing.T) {
 	}
 	t.Cleanup(b.Close)
 	l.k.Close(s.legs[flow.Backend].fd) // the pair takes the server's place
-	s.legs[flow.Backend] = leg{fd: a, pipe: noPipe, readable: true, writable: true}
+	s.legs[flow.Backend] = leg{fd: a, pipe: noPipe, is: readable | writable}
 	l.drive(l.Slots(1, nil)[0], s)
 	buf := make([]byte, 64)
 	through := func(from, to sock.FD) {

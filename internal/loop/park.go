@@ -77,9 +77,9 @@ func (l *Loop) Park(i uint32) (p Parked, ok bool) {
 	}
 	p.Kind, p.Since = l.kind(s), l.k.Now()
 	for side := flow.Client; side <= flow.Backend; side++ {
-		if g := &s.legs[side]; g.watched && g.fd >= 0 {
+		if g := &s.legs[side]; g.has(watched) && g.fd >= 0 {
 			_ = l.k.Unwatch(g.fd)
-			g.watched = false
+			g.is &^= watched
 		}
 	}
 	if w := l.waiting[i]; w != nil {

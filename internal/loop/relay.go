@@ -93,7 +93,7 @@ func (l *Loop) relay(i uint32, s *slot, side flow.Side, budget *int) bool {
 	}
 	for *budget > 0 {
 		if p.held > 0 {
-			if !to.writable {
+			if !to.has(writable) {
 				return tell()
 			}
 			l.hasten(s, side.Other())
@@ -113,7 +113,7 @@ func (l *Loop) relay(i uint32, s *slot, side flow.Side, budget *int) bool {
 			s.relayed = min(s.relayed, slackMax) + uint32(n)
 			continue
 		}
-		if !from.readable {
+		if !from.has(readable) {
 			l.slacken(s, side)
 			return tell()
 		}
@@ -131,7 +131,7 @@ func (l *Loop) relay(i uint32, s *slot, side flow.Side, budget *int) bool {
 			return true
 		case n == 0:
 			tell()
-			from.readable = false
+			from.is &^= readable
 			l.giveBack(from)
 			s.flow.Step(l.now, flow.Event{Kind: flow.Ended, Leg: side})
 			return true

@@ -16,16 +16,25 @@ const (
 
 // leg is what the loop knows of one side beyond what the flow knows.
 type leg struct {
-	fd       sock.FD
-	pipe     int16 // octets from this leg on their way to the other; noPipe
-	watched  bool
-	outAlso  bool // watched for writing, too
-	muted    bool // not watched for reading: it would tell what is known
-	readable bool // a read may bring something
-	writable bool // a write may be taken
-	over     bool // FIN or worse was reported: read until it is found
-	failed   bool // an error was reported
+	fd   sock.FD
+	pipe int16 // octets from this leg on their way to the other; noPipe
+	is   legState
 }
+
+// legState is a set of what is true of a leg: small, for there are many legs.
+type legState uint8
+
+const (
+	watched  legState = 1 << iota // by the poller
+	outAlso                       // watched for writing, too
+	muted                         // not watched for reading: it would tell what is known
+	readable                      // a read may bring something
+	writable                      // a write may be taken
+	over                          // FIN or worse was reported: read until it is found
+	failed                        // an error was reported
+)
+
+func (g *leg) has(x legState) bool { return g.is&x != 0 }
 
 // slot is a flow in the table. Slots are reused; the incarnation tells a late
 // event of an earlier tenant from one of the present.
@@ -49,24 +58,25 @@ func (s *slot) note(side flow.Side, r sock.Ready) (news bool) {
 	g := &s.legs[side]
 	was := *g
 	if r&(sock.Readable|sock.PeerShut|sock.Hangup|sock.Failed) != 0 {
-		g.readable = true
+		g.is |= readable
 	}
 	if r&(sock.Writable|sock.Hangup|sock.Failed) != 0 {
-		g.writable = true
+		g.is |= writable
 	}
 	if r&(sock.PeerShut|sock.Hangup|sock.Failed) != 0 {
-		g.over = true
+		g.is |= over
 	}
 	if r&sock.Failed != 0 {
-		g.failed = true
+		g.is |= failed
 	}
 	return *g != was
 }
 
-const chunkSlots = 256
+// chunkSlots makes a chunk fill the 64 KiB that the allocator gives for it.
+const chunkSlots = 273
 
 // table holds slots in chunks, so that they never move and memory grows by
-// steps of some 60 KiB.
+// steps of 64 KiB.
 type table struct {
 	chunks []*[chunkSlots]slot
 	free   []uint32
@@ -92,8 +102,8 @@ func (l *Loop) enter(f flow.Flow, client, backend sock.FD) (uint32, *slot) {
 	*s = slot{flow: f, incarnation: (s.incarnation + 1) & incarnationMask, live: true}
 	s.timer.bucket = -1
 	// Nothing is known of readiness yet, so everything is tried once.
-	s.legs[flow.Client] = leg{fd: client, pipe: noPipe, readable: true, writable: true}
-	s.legs[flow.Backend] = leg{fd: backend, pipe: noPipe, readable: true, writable: true}
+	s.legs[flow.Client] = leg{fd: client, pipe: noPipe, is: readable | writable}
+	s.legs[flow.Backend] = leg{fd: backend, pipe: noPipe, is: readable | writable}
 	l.load.Add(1)
 	return i, s
 }

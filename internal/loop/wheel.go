@@ -19,18 +19,26 @@ const (
 // timer is a slot's place in the wheel: links by slot number + 1, 0 is none.
 type timer struct {
 	prev, next uint32
-	bucket     int16 // -1: in no bucket
-	at         flow.Instant
+	at         uint32 // the tick by which it is due, counted from the wheel's first
+	bucket     int16  // -1: in no bucket
 }
 
 type wheel struct {
 	head [buckets]uint32
 	full [buckets / 64]uint64
-	last int64 // the tick up to which all has fired
+	base flow.Instant // the wheel's first tick began here
+	last int64        // the tick up to which all has fired
 	n    int
 }
 
-func tickOf(at flow.Instant) int64 { return int64(at) / int64(tick) }
+// tickOf is the tick within which at lies.
+func (w *wheel) tickOf(at flow.Instant) int64 { return int64(at-w.base) / int64(tick) }
+
+// due is the tick by whose beginning at has passed. 32 bits of ticks are more
+// than eight years; what is further away is looked at then.
+func (w *wheel) due(at flow.Instant) uint32 {
+	return uint32(min(max(0, w.tickOf(at))+1, 1<<32-1))
+}
 
 // arm puts slot i into the wheel for at, or moves it there.
 func (l *Loop) arm(i uint32, t *timer, at flow.Instant) {
@@ -39,8 +47,9 @@ func (l *Loop) arm(i uint32, t *timer, at flow.Instant) {
 	}
 	w := &l.wheel
 	// A deadline within the current tick fires with the next one.
-	b := int16(max(tickOf(at)+1, w.last+1) % buckets)
-	t.at, t.bucket, t.prev, t.next = at, b, 0, w.head[b]
+	t.at = w.due(at)
+	b := int16(max(int64(t.at), w.last+1) % buckets)
+	t.bucket, t.prev, t.next = b, 0, w.head[b]
 	if t.next != 0 {
 		l.at(t.next - 1).timer.prev = i + 1
 	}
@@ -70,7 +79,7 @@ func (l *Loop) disarm(i uint32, t *timer) {
 // expire fires what is due at now: each such slot is disarmed and given to do.
 func (l *Loop) expire(now flow.Instant, do func(i uint32)) {
 	w := &l.wheel
-	to := tickOf(now)
+	to := w.tickOf(now)
 	if to-w.last > buckets {
 		w.last = to - buckets // after a long sleep every bucket is seen once
 	}
@@ -79,7 +88,7 @@ func (l *Loop) expire(now flow.Instant, do func(i uint32)) {
 		for i := w.head[w.last%buckets]; i != 0; {
 			t := &l.at(i - 1).timer
 			next := t.next
-			if t.at <= now {
+			if int64(t.at) <= to {
 				l.disarm(i-1, t)
 				l.due = append(l.due, i-1)
 			}
@@ -106,7 +115,7 @@ func (l *Loop) untilNext(now flow.Instant) time.Duration {
 			continue
 		}
 		k += int64(bits.TrailingZeros64(word))
-		due := flow.Instant((w.last + k) * int64(tick))
+		due := w.base + flow.Instant((w.last+k)*int64(tick))
 		return max(0, time.Duration(due-now))
 	}
 	return tick * buckets
