@@ -92,7 +92,9 @@ type Listener struct {
 	// KeepaliveIdle 0 is no keepalive.
 	KeepaliveIdle, KeepaliveInterval time.Duration
 	KeepaliveCount                   int
-	// UserTimeout is TCP_USER_TIMEOUT of them (whole milliseconds); 0 is
+	// UserTimeout is how long a peer may acknowledge nothing of what it was sent,
+	// and no probe of a closed window, before it counts as vanished (the user
+	// timeout of RFC 9293, section 3.9.1, but for a peer that answers); 0 is
 	// the kernel's default.
 	UserTimeout time.Duration
 

@@ -8,7 +8,7 @@ import (
 
 // Life is how a leg under l finds out that its peer has vanished.
 func Life(l *config.Listener) sock.Life {
-	return sock.Life{Idle: l.KeepaliveIdle, Interval: l.KeepaliveInterval, Count: l.KeepaliveCount, UserTimeout: l.UserTimeout}
+	return sock.Life{Idle: l.KeepaliveIdle, Interval: l.KeepaliveInterval, Count: l.KeepaliveCount, Silence: l.UserTimeout}
 }
 
 // movableBuffer bounds the kernel's queues of legs that may move between hosts:

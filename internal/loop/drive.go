@@ -47,10 +47,8 @@ func (l *Loop) drive(i uint32, s *slot) {
 		}
 	}
 	at, t := w.Deadline, &s.timer
-	if !s.lively {
-		if at == 0 || at > s.flow.Born().Add(livelyAfter) {
-			at = max(l.now, s.flow.Born().Add(livelyAfter))
-		}
+	if look := l.lookAt(s); look != 0 && (at == 0 || look < at) {
+		at = look
 	}
 	switch {
 	case at == 0:
@@ -64,14 +62,38 @@ func (l *Loop) drive(i uint32, s *slot) {
 // that a flow which has ended by then is spared.
 const livelyAfter = time.Second
 
-// enliven does that, when the time has come and the leg is there.
-func (l *Loop) enliven(s *slot) {
-	if s.lively || s.flow.State() != flow.Relaying || l.now < s.flow.Born().Add(livelyAfter) {
+// lookAt is when the flow's legs are to be looked at next; 0 is never.
+func (l *Loop) lookAt(s *slot) flow.Instant {
+	if !s.lively {
+		return max(l.now, s.flow.Born().Add(livelyAfter))
+	}
+	if silence := s.flow.Listener().UserTimeout; silence > 0 {
+		return l.now.Add(silence / 8)
+	}
+	return 0
+}
+
+// look sees whether the peers of the flow's legs are still there. The kernel
+// does so for legs on which nothing is outstanding; for the others its answer
+// would be wrong (sock.Vanished).
+func (l *Loop) look(s *slot) {
+	if s.flow.State() != flow.Relaying || l.now < s.flow.Born().Add(livelyAfter) {
 		return
 	}
-	s.lively = true
-	if s.flow.Endpoint().Unix == "" {
-		l.k.Enliven(s.legs[flow.Backend].fd, Life(s.flow.Listener()))
+	unix := s.flow.Endpoint().Unix != ""
+	if !s.lively {
+		s.lively = true
+		if !unix {
+			l.k.Enliven(s.legs[flow.Backend].fd, Life(s.flow.Listener()))
+		}
+	}
+	silence := s.flow.Listener().UserTimeout
+	for side := flow.Client; side <= flow.Backend; side++ {
+		if silence > 0 && !(unix && side == flow.Backend) && l.k.Vanished(s.legs[side].fd, silence) {
+			l.Count.Vanished++
+			s.flow.Step(l.now, flow.Event{Kind: flow.Broke, Leg: side})
+			return
+		}
 	}
 }
 
@@ -144,7 +166,7 @@ func (l *Loop) drained(i uint32, s *slot, side flow.Side) {
 
 // fail treats a leg that cannot be watched like one that broke, next turn.
 func (l *Loop) fail(i uint32, s *slot, side flow.Side) {
-	s.legs[side].is |= failed | over | watched // watched: it is not tried again
+	s.legs[side].is |= failed | over | watched | deaf // watched: it is not tried again
 	if !s.again {
 		s.again = true
 		l.again = append(l.again, i)
@@ -193,6 +215,11 @@ func (l *Loop) exchange(i uint32, s *slot, w *flow.Wants, budget *int) bool {
 	}
 	for side := flow.Client; side <= flow.Backend; side++ {
 		g := &s.legs[side]
+		if g.has(deaf) {
+			g.is &^= deaf
+			s.flow.Step(l.now, flow.Event{Kind: flow.Broke, Leg: side})
+			return true
+		}
 		if w.Relay[side] && l.borrow(s, side) {
 			if l.relay(i, s, side, budget) {
 				return true
@@ -336,6 +363,9 @@ func (l *Loop) dial(i uint32, s *slot) bool {
 		if !l.spec.Addr.Addr().IsLoopback() {
 			return false
 		}
+	} else if g.has(deaf) {
+		l.dialFailed(s, sock.NoMemory)
+		return true
 	} else if !s.pending {
 		// A leg that came with a move: it may be connected by now.
 		s.pending = true

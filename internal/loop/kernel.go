@@ -37,6 +37,7 @@ type Kernel interface {
 	DialResult(fd sock.FD) sock.Errno
 	NoDelay(fd sock.FD)
 	Enliven(fd sock.FD, life sock.Life)
+	Vanished(fd sock.FD, silence time.Duration) bool
 	Shutdown(fd sock.FD)
 	Close(fd sock.FD)
 	CloseReset(fd sock.FD)

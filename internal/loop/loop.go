@@ -78,6 +78,7 @@ type Counters struct {
 	Turns       uint64
 	Relayed     uint64 // octets moved inside the kernel
 	Evened      uint64 // flows sent to another loop that had fewer
+	Vanished    uint64 // legs whose peer answered nothing any more
 }
 
 // Loop is one event loop. Make it with New; run it with Run, or with Turn.
@@ -322,7 +323,7 @@ func (l *Loop) expired(i uint32) {
 		if at := l.wants.Deadline; at != 0 && at <= l.now && !l.wants.Done {
 			s.flow.Step(l.now, flow.Event{Kind: flow.Expired})
 		}
-		l.enliven(s)
+		l.look(s)
 		l.drive(i, s)
 	}()
 	l.current = none

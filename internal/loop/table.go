@@ -32,6 +32,7 @@ const (
 	writable                      // a write may be taken
 	over                          // FIN or worse was reported: read until it is found
 	failed                        // an error was reported
+	deaf                          // the kernel would not watch it: nothing will be heard of it
 )
 
 func (g *leg) has(x legState) bool { return g.is&x != 0 }

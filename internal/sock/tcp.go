@@ -15,6 +15,7 @@ import (
 // Socket options that x/sys lacks.
 const (
 	ipLocalPortRange = 51 // IP_LOCAL_PORT_RANGE, include/uapi/linux/in.h, since 6.3
+	tcpRTOMax        = 44 // TCP_RTO_MAX_MS, include/uapi/linux/tcp.h, since 6.15
 )
 
 // sockaddr holds a sockaddr_in, sockaddr_in6 or sockaddr_un; it is built in
@@ -73,7 +74,9 @@ func getInt(fd FD, level, opt int) (int, Errno) {
 type Life struct {
 	Idle, Interval time.Duration // keepalive; whole seconds
 	Count          int
-	UserTimeout    time.Duration // TCP_USER_TIMEOUT (RFC 5482); whole milliseconds
+	// Silence is how long a peer may acknowledge nothing of what it was sent
+	// before [Vanished] finds it; here it bounds the pause between two tries.
+	Silence time.Duration
 }
 
 func (l Life) set(fd FD) Errno {
@@ -93,8 +96,10 @@ func (l Life) set(fd FD) Errno {
 			set(unix.IPPROTO_TCP, unix.TCP_KEEPCNT, l.Count)
 		}
 	}
-	if l.UserTimeout > 0 {
-		set(unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(l.UserTimeout/time.Millisecond))
+	if l.Silence > 0 {
+		// Without the option (before Linux 6.15) the kernel doubles the pause
+		// up to two minutes, and a vanished peer is found so much later.
+		_ = setInt(fd, unix.IPPROTO_TCP, tcpRTOMax, max(1000, int(l.Silence/(4*time.Millisecond))))
 	}
 	return first
 }
@@ -288,7 +293,30 @@ func DialResult(fd FD) Errno {
 
 // Enliven sets what finds out that the peer of a connected socket has vanished.
 func Enliven(fd FD, l Life) {
-	_ = l.set(fd) // a unix socket knows none of it, and its peer cannot vanish
+	_ = l.set(fd)
+}
+
+// triesVanished is how many tries in a row must go without an answer: one may
+// have been lost.
+const triesVanished = 2
+
+// Vanished tells that the peer of a TCP socket has acknowledged nothing for so
+// long, although it was asked again and again: octets are outstanding, or its
+// window is closed and probes of it stay without an answer. TCP_USER_TIMEOUT
+// is no substitute: it also ends connections whose peer answers every probe
+// and merely reads nothing (net/ipv4/tcp_timer.c, tcp_probe_timer).
+func Vanished(fd FD, silence time.Duration) bool {
+	var out int32
+	if _, _, e := syscall.RawSyscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCOUTQ, uintptr(unsafe.Pointer(&out))); e != 0 || out == 0 {
+		return false // nothing outstanding: keepalive looks after that
+	}
+	var ti unix.TCPInfo
+	n := uint32(unsafe.Sizeof(ti))
+	_, _, e := syscall.RawSyscall6(unix.SYS_GETSOCKOPT, uintptr(fd), unix.IPPROTO_TCP, unix.TCP_INFO, uintptr(unsafe.Pointer(&ti)), uintptr(unsafe.Pointer(&n)), 0)
+	if e != 0 || time.Duration(ti.Last_ack_recv)*time.Millisecond < silence {
+		return false
+	}
+	return ti.Retransmits >= triesVanished || ti.Probes >= triesVanished
 }
 
 // NoDelay makes small segments go out at once, though earlier ones are not
