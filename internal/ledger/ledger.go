@@ -58,8 +58,11 @@ func (e *Endpoint) AddForeign(n int64) {
 	for {
 		was := e.foreign.Load()
 		if e.foreign.CompareAndSwap(was, max(0, was+n)) {
-			return
+			break
 		}
+	}
+	if n < 0 {
+		e.wake()
 	}
 }
 
@@ -91,6 +94,7 @@ type Backend struct {
 	pick    Picker
 	ring    func(loop int, token uint64)
 	places  *atomic.Uint64
+	paused  *atomic.Int32
 
 	// mu guards all below.
 	mu        sync.Mutex
@@ -226,6 +230,9 @@ func raise(places *atomic.Uint64, seen uint64) {
 // take finds an endpoint with room and takes a slot, under mu: all takers of a
 // limited backend hold it, so the limit is exact.
 func (b *Backend) take(c *config.Backend, tried uint64) Grant {
+	if b.paused.Load() > 0 {
+		return Grant{}
+	}
 	accounts := b.accounts(c, true)
 	i := b.pick(c, accounts, b.cursor.Add(1)-1, tried)
 	if i < 0 {
@@ -271,6 +278,11 @@ func (b *Backend) remove(w *Waiter) {
 // Release gives a slot back; it goes to the oldest waiter of all loops.
 func (e *Endpoint) Release() {
 	e.inUse.Add(-1)
+	e.wake()
+}
+
+// wake grants what has become free.
+func (e *Endpoint) wake() {
 	if e.backend.waiting.Load() > 0 {
 		e.backend.mu.Lock()
 		e.backend.grant()
@@ -373,6 +385,7 @@ type Ledger struct {
 	// Node counts all client connections.
 	Node   Gate
 	places atomic.Uint64
+	paused atomic.Int32 // how many moves want nothing granted
 	pick   Picker
 	ring   func(loop int, token uint64)
 	open   func()
@@ -398,7 +411,7 @@ func (l *Ledger) Backend(name string) *Backend {
 	defer l.mu.Unlock()
 	b := l.backends[name]
 	if b == nil {
-		b = &Backend{Name: name, endpoints: map[string]*Endpoint{}, pick: l.pick, ring: l.ring, places: &l.places}
+		b = &Backend{Name: name, endpoints: map[string]*Endpoint{}, pick: l.pick, ring: l.ring, places: &l.places, paused: &l.paused}
 		l.backends[name] = b
 	}
 	return b
@@ -414,6 +427,49 @@ func (l *Ledger) Listener(name string) *Gate {
 		l.listeners[name] = g
 	}
 	return g
+}
+
+// Pause stops granting slots of limited endpoints: those that ask wait in their
+// queues. While flows go to another owner only that one grants, and what it
+// believes us to hold can only become less: so the two together never exceed
+// a limit. Resume ends it.
+func (l *Ledger) Pause() { l.paused.Add(1) }
+
+// Paused tells whether a Pause is in force.
+func (l *Ledger) Paused() bool { return l.paused.Load() > 0 }
+
+// Resume ends a Pause and grants what is free.
+func (l *Ledger) Resume() {
+	if l.paused.Add(-1) > 0 {
+		return
+	}
+	l.all(func(b *Backend) { b.grant() })
+}
+
+// Alone notes that no other process holds anything under our limits any more,
+// because it has ended or has handed all over: what was counted for it is free.
+func (l *Ledger) Alone() {
+	l.all(func(b *Backend) {
+		for _, e := range b.endpoints {
+			e.foreign.Store(0)
+		}
+		b.grant()
+	})
+}
+
+// all calls do for every backend, under its mu.
+func (l *Ledger) all(do func(*Backend)) {
+	l.mu.Lock()
+	list := make([]*Backend, 0, len(l.backends))
+	for _, b := range l.backends {
+		list = append(list, b)
+	}
+	l.mu.Unlock()
+	for _, b := range list {
+		b.mu.Lock()
+		do(b)
+		b.mu.Unlock()
+	}
 }
 
 // Held is what every endpoint's account holds, by full name; for the process

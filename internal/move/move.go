@@ -72,6 +72,9 @@ type Greeting struct {
 	Release  string `json:"release"`
 	Node     string `json:"node"`
 	PID      int    `json:"pid"`
+	// Held is what the giver holds at each endpoint, in connections: the taker
+	// counts it under its own limits until the move is over.
+	Held map[string]int64 `json:"held,omitempty"`
 }
 
 // Check refuses a side that speaks another language.

@@ -14,6 +14,7 @@ import (
 	"github.com/holdfast-lb/holdfast/internal/config"
 	"github.com/holdfast-lb/holdfast/internal/flow"
 	"github.com/holdfast-lb/holdfast/internal/frozen"
+	"github.com/holdfast-lb/holdfast/internal/ledger"
 	"github.com/holdfast-lb/holdfast/internal/loop"
 	"github.com/holdfast-lb/holdfast/internal/move"
 	"github.com/holdfast-lb/holdfast/internal/netadmin"
@@ -181,7 +182,12 @@ func (n *Node) Migrate(to string) (*Report, error) {
 	if err := carrier.SetTimeout(answerTime); err != nil {
 		return nil, err
 	}
-	if err := move.SendJSON(carrier, move.Hello, n.greeting()); err != nil {
+	// While flows are on their way only the peer grants what is limited.
+	n.shared.Ledger.Pause()
+	defer n.shared.Ledger.Resume()
+	mine := n.greeting()
+	mine.Held = n.shared.Ledger.Held()
+	if err := move.SendJSON(carrier, move.Hello, mine); err != nil {
 		return nil, err
 	}
 	m, err := move.Expect(carrier, move.Hello)
@@ -195,8 +201,11 @@ func (n *Node) Migrate(to string) (*Report, error) {
 	if err := hello.Check(); err != nil {
 		return nil, err
 	}
-	g := &hostGiver{n: n, c: carrier, to: at.Addr(), r: newReport("host"), sent: map[config.Ref]bool{}, tries: map[uint64]int{}}
+	g := &hostGiver{n: n, c: carrier, to: at.Addr(), r: newReport("host"), sent: map[config.Ref]bool{}, tries: map[uint64]int{}, left: map[*ledger.Endpoint]int64{}}
 	err = g.all()
+	for account, left := range g.left { // the peer's limits are its own now
+		account.AddForeign(-left)
+	}
 	n.totals.move(g.r)
 	if err != nil {
 		n.log.Error("migration ended early; what has not moved goes on here", "to", to, "flows", g.r.Flows, "lost", g.r.Lost, "error", err)
@@ -214,7 +223,8 @@ type hostGiver struct {
 	to    netip.Addr
 	r     *Report
 	sent  map[config.Ref]bool
-	tries map[uint64]int // times a flow could not move; triesMax: it stays
+	left  map[*ledger.Endpoint]int64 // connections that have gone
+	tries map[uint64]int             // times a flow could not move; triesMax: it stays
 }
 
 // triesMax is how often a flow is tried whose reason to stay should pass.
@@ -382,7 +392,8 @@ func (g *hostGiver) batch(l *loop.Loop, list []candidate) error {
 			}
 		}
 		if f.parked.Account != nil {
-			f.parked.Account.Release()
+			f.parked.Account.Forget(1) // nothing is free: the peer holds it
+			g.left[f.parked.Account]++
 		}
 		g.n.shared.Ledger.Listener(f.parked.Frozen.Listener.Name).Leave()
 		g.n.shared.Ledger.Node.Leave()
@@ -587,6 +598,7 @@ type hostTaker struct {
 	batch  *frozen.Batch
 	fds    []sock.FD
 	states []*tcprepair.State
+	shared map[string]int64 // what the giver still holds, by endpoint
 }
 
 func (t *hostTaker) serve(conn *tls.Conn) error {
@@ -617,6 +629,12 @@ func (t *hostTaker) serve(conn *tls.Conn) error {
 	}
 	if err := hello.Check(); err != nil {
 		return t.refuse(err)
+	}
+	if t.shared = hello.Held; t.shared == nil {
+		t.shared = map[string]int64{}
+	}
+	for name, held := range t.shared {
+		t.n.account(name).AddForeign(held)
 	}
 	if err := move.SendJSON(t.c, move.Hello, t.n.greeting()); err != nil {
 		return err
@@ -777,6 +795,11 @@ func (t *hostTaker) commit() error {
 		err = errors.Join(err, t.n.host.admin.Drop(others))
 	}
 	t.held = nil
+	for _, z := range batch.Flows {
+		if z.Endpoint != nil {
+			t.shared[z.Endpoint.Name]-- // take imports it
+		}
+	}
 	a := t.n.take(batch, fds, nil)
 	t.n.totals.arrive(len(batch.Flows) - a.Lost)
 	t.n.host.intake.RUnlock()
@@ -795,9 +818,15 @@ func (t *hostTaker) abort() error {
 	return err
 }
 
-// end cleans up after a giver that is gone: what it had not committed it owns.
+// end cleans up after a giver that is gone: what it had not committed it owns,
+// and each host's limits are its own again.
 func (t *hostTaker) end() {
 	_ = t.c.Close()
+	for name, held := range t.shared {
+		if held > 0 {
+			t.n.account(name).AddForeign(-held)
+		}
+	}
 	t.discard()
 	if len(t.held) > 0 {
 		if err := t.n.host.admin.Drop(t.held); err != nil {

@@ -79,6 +79,10 @@ func (n *Node) Upgrade(binary string) (*Report, error) {
 		n.leaving = false
 		n.mu.Unlock()
 		n.shared.Fixed.Store(false)
+		if n.shared.Ledger.Paused() {
+			n.shared.Ledger.Alone()
+			n.shared.Ledger.Resume()
+		}
 		for _, l := range n.shared.Loops {
 			l.Do(func(l *loop.Loop) { l.SetAccepting(true) })
 		}
@@ -113,6 +117,8 @@ func (n *Node) handOver(c move.Carrier, r *Report) error {
 	if err := hello.Check(); err != nil {
 		return err
 	}
+	// From here on only the successor grants what is limited.
+	n.shared.Ledger.Pause()
 	heritage, fds, err := n.heritage()
 	if err != nil {
 		return err
@@ -412,8 +418,8 @@ func (s *Succession) Run(settle func() error) error {
 				return err
 			}
 			n.totals.inherit(&t)
-			// What the predecessor still holds it keeps until it ends; it
-			// tells by closing, and then everything is ours.
+			// Flows that it keeps because we refused them count no longer.
+			n.shared.Ledger.Alone()
 			if err := settle(); err != nil {
 				return errors.Join(err, s.refuse(err))
 			}
