@@ -1,0 +1,247 @@
+package sim
+
+import (
+	"maps"
+	"slices"
+
+	"github.com/holdfast-lb/holdfast/internal/flow"
+	"github.com/holdfast-lb/holdfast/internal/ledger"
+	"github.com/holdfast-lb/holdfast/internal/loop"
+)
+
+// check looks at the world after a turn.
+func (w *World) check() {
+	if w.failed != nil {
+		return
+	}
+	if w.net.bad != nil {
+		w.fail("kernel: %v", w.net.bad)
+		return
+	}
+	for _, p := range w.peers {
+		if p.bad != nil {
+			w.fail("%v", p.bad)
+			return
+		}
+	}
+	owners := map[uint64]string{}
+	for id, p := range w.inFlight {
+		if !p.dead {
+			owners[id] = p.name + " (on its way)"
+		}
+	}
+	perEnd := map[string]int{}
+	for _, p := range w.procs {
+		if p.dead {
+			continue
+		}
+		for i, l := range p.shared.Loops {
+			if l.Count.Panics > 0 || l.Count.Lost > 0 {
+				w.fail("%s loop %d: %d panics, %d flows lost", p.name, i, l.Count.Panics, l.Count.Lost)
+				return
+			}
+			if n := l.Lent(); n > l.Load()*2*flow.BlockBytes {
+				w.fail("%s loop %d: %d octets lent to %d flows", p.name, i, n, l.Load())
+				return
+			}
+			w.checkFlows(p, l, owners, perEnd)
+		}
+	}
+}
+
+func (w *World) checkFlows(p *Proc, l *loop.Loop, owners map[uint64]string, perEnd map[string]int) {
+	for _, i := range l.Slots(0, nil) {
+		f := l.Flow(i)
+		if was := owners[f.ID()]; was != "" {
+			w.fail("flow %x has two owners: %s and %s", f.ID(), was, p.name)
+			return
+		}
+		owners[f.ID()] = p.name
+		client, backend := l.Leg(i, flow.Client), l.Leg(i, flow.Backend)
+		c := p.fds.sock(client, "look at the client leg")
+		if c == nil {
+			continue
+		}
+		if backend >= 0 {
+			if b := p.fds.sock(backend, "look at the backend leg"); b != nil {
+				c.mate, b.mate = b, c
+			}
+		}
+		if c.gone || c.held && w.inFlight[f.ID()] == nil {
+			w.fail("flow %x is in a table of %s, its socket has moved away", f.ID(), p.name)
+		}
+		for s := flow.Client; s <= flow.Backend; s++ {
+			if n := f.Unsent(s); n > flow.UnsentMax {
+				w.fail("flow %x holds %d octets for its %v", f.ID(), n, s)
+			}
+		}
+	}
+}
+
+// stuck wants, when nothing can happen but by the clock, that this is right.
+func (w *World) stuck() {
+	if w.failed != nil || w.net.bad != nil {
+		return
+	}
+	for _, p := range w.procs {
+		if p.dead {
+			continue
+		}
+		for _, l := range p.shared.Loops {
+			for _, i := range l.Slots(0, nil) {
+				w.stuckFlow(p, l, i)
+			}
+		}
+		w.stuckQueue(p)
+	}
+}
+
+func (w *World) stuckFlow(p *Proc, l *loop.Loop, i uint32) {
+	f := l.Flow(i)
+	legs := [2]*Sock{}
+	for s := flow.Client; s <= flow.Backend; s++ {
+		if fd := l.Leg(i, s); fd >= 0 {
+			legs[s] = p.fds.sock(fd, "look")
+		}
+	}
+	switch f.State() {
+	case flow.Dialing:
+		if b := legs[flow.Backend]; b != nil && (b.connected || b.dead) {
+			w.fail("lost wakeup: flow %x dials, its leg is connected %t dead %t", f.ID(), b.connected, b.dead)
+		}
+	case flow.Relaying:
+		for s := flow.Client; s <= flow.Backend; s++ {
+			from, to := legs[s], legs[s.Other()]
+			if from == nil || to == nil || to.dead {
+				continue
+			}
+			due := f.Unsent(s.Other())
+			switch {
+			case !to.roomy():
+			case due > 0:
+				w.fail("lost wakeup: flow %x: %d octets are due to the %v, which has room for %d", f.ID(), due, s.Other(), to.free())
+			case len(from.rcv) > 0:
+				w.fail("lost wakeup: flow %x: %d octets of the %v are not read, the other leg has room for %d", f.ID(), len(from.rcv), s, to.free())
+			case from.finIn && !f.Ended(s):
+				w.fail("lost wakeup: flow %x: FIN of the %v is not read", f.ID(), s)
+			case from.finIn && !to.finOut:
+				w.fail("flow %x: FIN of the %v is not handed on", f.ID(), s)
+			case from.dead:
+				w.fail("lost wakeup: flow %x: the %v has reset, nothing is due to the other leg", f.ID(), s)
+			}
+		}
+	}
+}
+
+func (w *World) stuckQueue(p *Proc) {
+	if p.leaving || p.arriving {
+		return
+	}
+	c := p.gen.Config
+	for _, b := range c.SortedBackends() {
+		book := p.shared.Ledger.Backend(b.Ref.Name)
+		if book.Waiting() == 0 {
+			continue
+		}
+		for _, e := range b.Endpoints {
+			if ledger.Room(b, book.Endpoint(e.Ref.Name)) && w.shape.broken == 0 {
+				w.fail("%s: %d flows wait for %s, endpoint %s has room (holds %d, foreign %d)", p.name, book.Waiting(), b.Ref.Name, e.Name, book.Endpoint(e.Ref.Name).InUse(), book.Endpoint(e.Ref.Name).Foreign())
+				return
+			}
+		}
+	}
+}
+
+// remains judges the end: nothing may be left, and every story must have ended
+// as it had to.
+func (w *World) remains() {
+	for _, p := range w.procs {
+		if p.dead {
+			continue
+		}
+		led := p.shared.Ledger
+		if n := led.Node.InUse(); n != 0 {
+			w.fail("%s: the node's gate holds %d at the end", p.name, n)
+		}
+		for _, name := range slices.Sorted(maps.Keys(p.gen.Listening)) {
+			if n := led.Listener(name).InUse(); n != 0 {
+				w.fail("%s: the gate of %s holds %d at the end", p.name, name, n)
+			}
+		}
+		for name, n := range led.Held() {
+			w.fail("%s: the account of %s holds %d at the end", p.name, name, n)
+		}
+		for _, s := range w.services {
+			if n := p.account("pool/" + s.name).Foreign(); n != 0 {
+				w.fail("%s: the account of %s counts %d of another process at the end, for ever", p.name, s.name, n)
+			}
+		}
+		if n := led.Backend("pool").Waiting(); n != 0 {
+			w.fail("%s: %d wait at the end", p.name, n)
+		}
+		want := len(p.gen.Listening)
+		for i, l := range p.shared.Loops {
+			if n := l.Lent(); n != 0 {
+				w.fail("%s loop %d: %d octets are lent at the end", p.name, i, n)
+			}
+			l.Free()
+			if n := len(p.kernels[i].watches); n > len(p.gen.Listening) {
+				w.fail("%s loop %d: %d descriptors are watched at the end", p.name, i, n)
+			}
+		}
+		if n := p.fds.count(); n != want {
+			w.fail("%s: %d descriptors are open at the end, %d listeners", p.name, n, want)
+		}
+		p.count()
+	}
+	w.explain()
+}
+
+// explain finds those who were reset though nothing that happened to them, and
+// no decision that was counted, says why.
+func (w *World) explain() {
+	e := &w.tally.Ended
+	decided := e[flow.NoEndpoint] + e[flow.QueueFull] + e[flow.QueueTimeout] + e[flow.IdleTimeout] + e[flow.Killed] + w.net.strays
+	unexplained := uint64(0)
+	var who *Peer
+	for _, p := range w.peers {
+		if !p.rst || p.excused != "" || p.reset {
+			continue
+		}
+		if o := p.across(); o != nil && (o.reset || o.excused != "") {
+			continue
+		}
+		if p.s.mate == nil && p.s.peer.mate == nil && p.peerKey == 0 && p.name[0] == 's' {
+			continue // its client may have gone before anything was said
+		}
+		unexplained++
+		who = p
+	}
+	for _, p := range w.peers {
+		if p.reset && p.across() == nil {
+			decided++ // it may have been anybody's
+		}
+	}
+	if unexplained > 2*decided {
+		w.fail("%d ends were reset and only %d decisions say why (ended by cause: %v); one is %v, across %v", unexplained, decided, *e, who, who.across())
+	}
+	if w.tally.Lost > 0 || w.tally.Panics > 0 {
+		w.fail("%d flows lost, %d panics", w.tally.Lost, w.tally.Panics)
+	}
+}
+
+// across is the peer at the other end of the flow, if that is known.
+func (p *Peer) across() *Peer {
+	if o := p.other(); o != nil {
+		return o
+	}
+	if m := p.s.peer.mate; m != nil && m.peer != nil && m.peer.owner != nil {
+		return m.peer.owner
+	}
+	for _, o := range p.net.peers {
+		if o.peerKey == p.key {
+			return o
+		}
+	}
+	return nil
+}

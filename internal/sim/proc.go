@@ -1,0 +1,317 @@
+package sim
+
+import (
+	"bytes"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/holdfast-lb/holdfast/internal/balance"
+	"github.com/holdfast-lb/holdfast/internal/config"
+	"github.com/holdfast-lb/holdfast/internal/frozen"
+	"github.com/holdfast-lb/holdfast/internal/ledger"
+	"github.com/holdfast-lb/holdfast/internal/loop"
+	"github.com/holdfast-lb/holdfast/internal/sock"
+)
+
+// Proc is one process of the balancer: what package node makes, over simulated
+// kernels and without goroutines.
+type Proc struct {
+	name     string
+	w        *World
+	host     *Host
+	fds      *FDs
+	kernels  []*Kernel
+	shared   *loop.Shared
+	objects  *registry
+	gen      *loop.Generation
+	source   string
+	log      *bytes.Buffer
+	dead     bool
+	leaving  bool // it hands everything over
+	arriving bool // it takes over
+	gave     bool // it has handed something over and is to end
+	tasks    []*task
+	// During a migration: what has left for, or come from, another host.
+	departed, arrived func(endpoint string)
+}
+
+// Host is a machine: it has VIPs and a process that serves them.
+type Host struct {
+	name string
+	proc *Proc
+}
+
+// newProc begins a process under the configuration in source; inherited
+// listeners by VIP are its own from now on.
+func (w *World) newProc(name string, h *Host, source string, inherited map[string]sock.FD, fds *FDs, firstID, generation uint64) (*Proc, error) {
+	c, _, err := config.Parse("sim.yaml", []byte(source), nil)
+	if err != nil {
+		return nil, err
+	}
+	p := &Proc{name: name, w: w, host: h, fds: fds, objects: &registry{map[config.Ref]any{}}, source: source, log: &bytes.Buffer{}}
+	p.shared = &loop.Shared{Objects: p.objects, Log: slog.New(slog.NewTextHandler(p.log, &slog.HandlerOptions{Level: slog.LevelError}))}
+	p.shared.NextID.Store(firstID)
+	p.shared.Ledger = ledger.New(balance.Pick,
+		func(loop int, token uint64) { p.shared.Loops[loop].Ring(token) },
+		func() {
+			for _, l := range p.shared.Loops {
+				l.Do(func(l *loop.Loop) { l.ResumeAccepting() })
+			}
+		})
+	if p.gen, err = p.open(c, nil, inherited, generation); err != nil {
+		return nil, err
+	}
+	for i := range w.loops {
+		k := &Kernel{net: w.net, fds: fds, noise: w.noise}
+		p.kernels = append(p.kernels, k)
+		p.shared.Loops = append(p.shared.Loops, loop.New(i, k, p.shared, w.net.rng.Uint64()))
+	}
+	p.setLimits(c)
+	p.objects.addConfig(c)
+	for _, l := range p.shared.Loops {
+		l.SetGeneration(p.gen)
+	}
+	w.procs = append(w.procs, p)
+	return p, nil
+}
+
+func (p *Proc) setLimits(c *config.Config) {
+	p.shared.Ledger.Node.SetMax(c.Node.ConnectionsMax)
+	for _, l := range c.SortedListeners() {
+		p.shared.Ledger.Listener(l.Ref.Name).SetMax(l.ConnectionsMax)
+	}
+	for _, b := range c.SortedBackends() {
+		p.shared.Ledger.Backend(b.Ref.Name).Govern(b)
+	}
+}
+
+// open makes the generation of c, as node.open does.
+func (p *Proc) open(c *config.Config, old *loop.Generation, inherited map[string]sock.FD, number uint64) (*loop.Generation, error) {
+	g := &loop.Generation{Number: number, Config: c, Listening: map[string]*loop.Listening{}}
+	have := maps.Clone(inherited)
+	if have == nil {
+		have = map[string]sock.FD{}
+	}
+	if old != nil {
+		for _, x := range old.Listening {
+			have[x.Object.VIP.String()] = x.FD
+		}
+	}
+	for _, l := range c.SortedListeners() {
+		name := l.Ref.Name
+		if old != nil {
+			if was := old.Listening[name]; was != nil && was.Object == l && was.Backend == c.Backends[l.BackendName] {
+				g.Listening[name] = was
+				continue
+			}
+		}
+		x := &loop.Listening{Object: l, Backend: c.Backends[l.BackendName], Gate: p.shared.Ledger.Listener(name)}
+		fd, ok := have[l.VIP.String()]
+		if !ok {
+			var err error
+			if fd, err = p.fds.listen(l.VIP, 64); err != nil {
+				return nil, err
+			}
+		}
+		x.FD = fd
+		g.Listening[name] = x
+	}
+	return g, nil
+}
+
+func (p *Proc) accepting(on bool) {
+	for _, l := range p.shared.Loops {
+		l.Do(func(l *loop.Loop) { l.SetAccepting(on) })
+	}
+}
+
+// account finds the ledger's account of an endpoint by its full name.
+func (p *Proc) account(endpoint string) *ledger.Endpoint {
+	backend, _, _ := strings.Cut(endpoint, "/")
+	return p.shared.Ledger.Backend(backend).Endpoint(endpoint)
+}
+
+func (p *Proc) flows() (n int) {
+	for _, l := range p.shared.Loops {
+		n += l.Load()
+	}
+	return n
+}
+
+// crash ends the process as SIGKILL does.
+func (p *Proc) crash() {
+	p.dead = true
+	for _, t := range p.tasks {
+		t.kill()
+	}
+	p.count()
+	p.closePollers()
+	p.fds.crash()
+}
+
+// closePollers is what the end of a process does to its epoll instances.
+func (p *Proc) closePollers() {
+	for _, k := range p.kernels {
+		for len(k.watches) > 0 {
+			k.watches[0].forget()
+		}
+	}
+}
+
+// exit is the orderly end of a process that has given all it had.
+func (p *Proc) exit() {
+	for _, l := range p.shared.Loops {
+		l.SetAccepting(false)
+		for _, i := range l.Slots(0, nil) {
+			l.Kill(i)
+		}
+		l.Turn(false)
+		l.Free()
+	}
+	for _, name := range slices.Sorted(maps.Keys(p.gen.Listening)) {
+		p.fds.close(p.gen.Listening[name].FD)
+	}
+	p.closePollers()
+	if n := p.fds.count(); n > 0 {
+		p.w.fail("%s ends and leaves %d descriptors open", p.name, n)
+	}
+	p.count()
+	p.dead = true
+	p.fds.dead = true
+}
+
+// count adds what the loops have counted to the world's.
+func (p *Proc) count() {
+	for _, l := range p.shared.Loops {
+		p.w.counted(&l.Count)
+	}
+}
+
+// registry is the table of objects of a process, as in package node.
+type registry struct{ objects map[config.Ref]any }
+
+func (r *registry) add(o any) {
+	put := func(ref config.Ref, o any) {
+		if r.objects[ref] == nil {
+			r.objects[ref] = o
+		}
+	}
+	switch o := o.(type) {
+	case *config.Listener:
+		put(o.Ref, o)
+	case *config.Backend:
+		put(o.Ref, o)
+		for _, e := range o.Endpoints {
+			put(e.Ref, e)
+		}
+	case *config.Endpoint:
+		put(o.Ref, o)
+	}
+}
+
+func (r *registry) addConfig(c *config.Config) {
+	for _, l := range c.Listeners {
+		r.add(l)
+	}
+	for _, b := range c.Backends {
+		r.add(b)
+	}
+}
+
+func (r *registry) Listener(name string, version uint64) *config.Listener {
+	o, _ := r.objects[config.Ref{Kind: config.ListenerKind, Name: name, Version: version}].(*config.Listener)
+	return o
+}
+
+func (r *registry) Backend(name string, version uint64) *config.Backend {
+	o, _ := r.objects[config.Ref{Kind: config.BackendKind, Name: name, Version: version}].(*config.Backend)
+	return o
+}
+
+func (r *registry) Endpoint(name string, version uint64) *config.Endpoint {
+	o, _ := r.objects[config.Ref{Kind: config.EndpointKind, Name: name, Version: version}].(*config.Endpoint)
+	return o
+}
+
+var frozenKinds = map[config.Kind]frozen.Object_Kind{
+	config.ListenerKind: frozen.Object_LISTENER,
+	config.BackendKind:  frozen.Object_BACKEND,
+	config.EndpointKind: frozen.Object_ENDPOINT,
+}
+
+// portable gives the objects that z names and that are not in sent.
+func (r *registry) portable(z *frozen.Flow, sent map[config.Ref]bool) (out []*frozen.Object) {
+	for _, x := range []struct {
+		kind config.Kind
+		ref  *frozen.Ref
+	}{{config.ListenerKind, z.Listener}, {config.BackendKind, z.Backend}, {config.EndpointKind, z.Endpoint}} {
+		if x.ref == nil {
+			continue
+		}
+		key := config.Ref{Kind: x.kind, Name: x.ref.Name, Version: x.ref.Version}
+		if sent[key] {
+			continue
+		}
+		if o, ok := r.objects[key].(interface{ Encode() []byte }); ok {
+			sent[key] = true
+			out = append(out, &frozen.Object{Kind: frozenKinds[x.kind], Name: key.Name, Version: key.Version, Encoding: o.Encode()})
+		}
+	}
+	return out
+}
+
+func (r *registry) receive(objects []*frozen.Object) error {
+	for _, o := range objects {
+		for kind, k := range frozenKinds {
+			if k != o.Kind {
+				continue
+			}
+			x, err := config.DecodeObject(kind, o.Name, o.Encoding)
+			if err != nil {
+				return &frozen.Refused{What: "object " + o.Name, Why: err.Error()}
+			}
+			r.add(x)
+			if r.objects[config.Ref{Kind: kind, Name: o.Name, Version: o.Version}] == nil {
+				return &frozen.Refused{What: "object " + o.Name, Why: "its contents are of another version"}
+			}
+		}
+	}
+	return nil
+}
+
+// adopting finds current objects by name, others by exact version.
+type adopting struct {
+	current *config.Config
+	exact   *registry
+}
+
+func (a adopting) Listener(name string, version uint64) *config.Listener {
+	if l := a.current.Listeners[name]; l != nil {
+		return l
+	}
+	return a.exact.Listener(name, version)
+}
+
+func (a adopting) Backend(name string, version uint64) *config.Backend {
+	if b := a.current.Backends[name]; b != nil {
+		return b
+	}
+	return a.exact.Backend(name, version)
+}
+
+func (a adopting) Endpoint(name string, version uint64) *config.Endpoint {
+	backend, short, _ := strings.Cut(name, "/")
+	if b := a.current.Backends[backend]; b != nil {
+		if e := b.Endpoint(short); e != nil {
+			return e
+		}
+	}
+	return a.exact.Endpoint(name, version)
+}
+
+func (p *Proc) String() string {
+	return fmt.Sprintf("%s flows %d fds %d dead %t", p.name, p.flows(), p.fds.count(), p.dead)
+}

@@ -1,0 +1,59 @@
+package sim
+
+import (
+	"flag"
+	"fmt"
+	"testing"
+)
+
+var (
+	seeds = flag.Int("seeds", 300, "how many histories TestSeeds lives through")
+	only  = flag.Uint64("seed", 0, "the one history to live through")
+)
+
+// scenario is what happens in the history of a seed.
+func scenario(seed uint64) Scenario {
+	sc := Scenario{Clients: 3 + int(seed%9), Rebalances: int(seed>>1) % 4, Reloads: int(seed>>2) % 3}
+	switch seed % 5 {
+	case 0:
+		sc.Upgrades = 2
+	case 1:
+		sc.Migrations = 2
+	case 2:
+		sc.Upgrades, sc.Crash = 3, true
+	case 3:
+		sc.Upgrades, sc.Migrations, sc.Limited = 1, 1, true
+	}
+	sc.Calm = seed%7 == 0
+	if seed%11 == 5 {
+		sc.FaultOdds = 300
+	}
+	return sc
+}
+
+func live(seed uint64) error {
+	sc := scenario(seed)
+	if err := NewWorld(seed, sc).Run(sc); err != nil {
+		return fmt.Errorf("seed %d: %w\nrerun: go test ./internal/sim -run TestSeeds -seed %d", seed, err, seed)
+	}
+	return nil
+}
+
+// Each seed is a history: traffic, moves at all distances, crashes, faults.
+func TestSeeds(t *testing.T) {
+	if *only != 0 {
+		if err := live(*only); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	n := *seeds
+	if testing.Short() {
+		n = min(n, 100)
+	}
+	for seed := range uint64(n) {
+		if err := live(seed + 1); err != nil {
+			t.Fatal(err)
+		}
+	}
+}

@@ -1,0 +1,518 @@
+package sim
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/holdfast-lb/holdfast/internal/flow"
+	"github.com/holdfast-lb/holdfast/internal/loop"
+)
+
+// World is everything: the network, hosts, processes, clients and servers.
+type World struct {
+	seed     uint64
+	net      *Net
+	hosts    []*Host
+	procs    []*Proc // all that ever were
+	peers    []*Peer
+	services []*service
+	shape    shape
+	loops    int
+	fdsMax   int
+	noise    bool
+	releases int
+	refusals int
+
+	inFlight map[uint64]*Proc // flows that are in no table: who owns them
+	tally    loop.Counters    // of processes that are no more
+	trace    []string
+	turns    int
+	failed   error
+	idle     int
+}
+
+// shape is what a seed makes of the configuration.
+type shape struct {
+	endpoints  int
+	perEnd     int // connections per endpoint, 0 = no limit
+	queue      int
+	listenMax  int
+	onChange   string
+	balance    string
+	idle       string
+	unix, loop bool // some endpoints are unix sockets, or on loopback
+	broken     int  // endpoints that refuse or swallow
+	revision   int
+	gone       int // endpoints left out of later revisions
+}
+
+// service is the server side of one endpoint.
+type service struct {
+	name     string
+	at       netip.AddrPort
+	unix     string
+	listener *Listener
+	n        int
+}
+
+// Scenario says what may happen besides traffic.
+type Scenario struct {
+	Reloads, Rebalances, Upgrades, Migrations int
+	Crash                                     bool // successors die
+	Clients                                   int
+	FailAt                                    int // the call of this number fails
+	FaultOdds                                 int
+	Calm                                      bool // no resets, no sleepers, no noise
+	Limited                                   bool
+}
+
+func (w *World) fail(format string, args ...any) {
+	if w.failed == nil {
+		w.failed = fmt.Errorf(format, args...)
+	}
+}
+
+const traceMax = 60
+
+// note adds to the trace of what has happened.
+func (w *World) note(format string, args ...any) {
+	if len(w.trace) == traceMax {
+		w.trace = append(w.trace[:0], w.trace[traceMax/2:]...)
+	}
+	w.trace = append(w.trace, fmt.Sprintf("%9v %s", time.Duration(w.net.now-flow.Instant(time.Hour)).Round(time.Millisecond), fmt.Sprintf(format, args...)))
+}
+
+func (w *World) counted(c *loop.Counters) {
+	for i, n := range c.Ended {
+		w.tally.Ended[i] += n
+	}
+	w.tally.Lost += c.Lost
+	w.tally.Panics += c.Panics
+	w.tally.Accepted += c.Accepted
+	w.tally.Adopted += c.Adopted
+	w.tally.Parked += c.Parked
+	w.tally.Relayed += c.Relayed
+}
+
+// NewWorld makes the world of a seed: one host, or two if flows migrate.
+func NewWorld(seed uint64, sc Scenario) *World {
+	w := &World{seed: seed, net: newNet(seed), inFlight: map[uint64]*Proc{}, fdsMax: 4000}
+	r := w.net.rng
+	w.loops = 1 + r.IntN(3)
+	w.noise = !sc.Calm && r.IntN(2) == 0
+	w.shape = shape{
+		endpoints: 1 + r.IntN(3), onChange: []string{"keep", "adopt", "close"}[r.IntN(3)], balance: []string{"least", "round-robin"}[r.IntN(2)],
+		idle: []string{"0s", "1h"}[r.IntN(2)], unix: r.IntN(4) == 0, loop: r.IntN(2) == 0,
+	}
+	if sc.Calm {
+		w.shape.onChange = "adopt"
+	}
+	if sc.Limited || r.IntN(2) == 0 {
+		w.shape.perEnd, w.shape.queue = 1+r.IntN(3), 50
+		if !sc.Calm && r.IntN(4) == 0 {
+			w.shape.queue = 1 + r.IntN(3)
+		}
+	}
+	if !sc.Calm && r.IntN(4) == 0 {
+		w.shape.broken = r.IntN(w.shape.endpoints)
+	}
+	if r.IntN(3) == 0 {
+		w.shape.listenMax = 2 + r.IntN(4)
+	}
+	for i := range w.shape.endpoints {
+		w.serve(i)
+	}
+	w.net.faults = Faults{At: sc.FailAt, Odds: sc.FaultOdds}
+	for i := range 1 + min(1, sc.Migrations) {
+		h := &Host{name: fmt.Sprintf("h%d", i+1)}
+		w.hosts = append(w.hosts, h)
+		p, err := w.newProc(h.name, h, w.yaml(), nil, newFDs(w.net, w.fdsMax), uint64(i+1)<<40, 1)
+		if err != nil {
+			panic(err)
+		}
+		h.proc = p
+		p.accepting(true)
+	}
+	// Where two hosts have opened the VIP, the first has the address.
+	for _, x := range w.hosts[0].proc.gen.Listening {
+		w.net.routes[x.Object.VIP] = w.hosts[0].proc.fds.get(x.FD, "route").listener
+	}
+	return w
+}
+
+// serve makes the server of endpoint i.
+func (w *World) serve(i int) {
+	s := &service{name: fmt.Sprintf("e%d", i)}
+	switch {
+	case w.shape.unix && i == 0:
+		s.unix = "/run/e0.sock"
+	case w.shape.loop:
+		s.at = netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, byte(10 + i)}), 7000)
+	default:
+		s.at = netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, 1, byte(10 + i)}), 7000)
+	}
+	s.listener = &Listener{at: s.at, backlog: 64}
+	if s.unix != "" {
+		w.net.unix[s.unix] = s.listener
+	} else {
+		w.net.routes[s.at] = s.listener
+		if i >= w.shape.endpoints-w.shape.broken {
+			w.net.behaviour[s.at] = behaviour(1 + w.net.rng.IntN(2))
+		}
+	}
+	w.services = append(w.services, s)
+}
+
+var vip = netip.MustParseAddrPort("10.0.0.5:80")
+
+// yaml is the configuration of the world's shape.
+func (w *World) yaml() string {
+	s := &w.shape
+	var b strings.Builder
+	fmt.Fprintf(&b, "node: { name: n, loops: %d, admin: { socket: /run/a.sock } }\n", w.loops)
+	fmt.Fprintf(&b, "listeners:\n  web: { vip: %q, backend: pool, idleTimeout: %s, onChange: %s", vip, s.idle, s.onChange)
+	if s.listenMax > 0 {
+		fmt.Fprintf(&b, ", connectionsMax: %d", s.listenMax)
+	}
+	fmt.Fprintf(&b, ", backlog: %d }\n", 100+s.revision)
+	fmt.Fprintf(&b, "backends:\n  pool:\n    balance: %s\n    connectTimeout: 2s\n    retry: { max: 4 }\n", s.balance)
+	if s.perEnd > 0 {
+		fmt.Fprintf(&b, "    limits: { connectionsPerEndpoint: %d, queue: %d, queueTime: 10m }\n", s.perEnd, s.queue)
+	}
+	b.WriteString("    endpoints:\n")
+	for _, e := range w.services[:s.endpoints-s.gone] {
+		address := e.at.String()
+		if e.unix != "" {
+			address = "unix:" + e.unix
+		}
+		fmt.Fprintf(&b, "      - { name: %s, address: %q }\n", e.name, address)
+	}
+	return b.String()
+}
+
+// client begins a client.
+func (w *World) client(calm bool) {
+	near, far := w.net.pair(netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, 1}), w.net.port()), vip)
+	_ = far
+	near.owner = w.peer(fmt.Sprintf("client-%d", len(w.peers)), near, calm)
+	w.net.connect(near, vip)
+}
+
+func (w *World) peer(name string, s *Sock, calm bool) *Peer {
+	r := w.net.rng
+	p := &Peer{name: name, net: w.net, s: s, key: r.Uint64() | 1, born: w.net.now}
+	sizes := []int{headLen, 200, 5000, 20000, 70000, 200000}
+	p.plan = plan{
+		total: headLen + r.IntN(1+sizes[r.IntN(len(sizes))]),
+		hold:  r.IntN(3) == 0,
+		gulp:  []int{100, 4000, 70000}[r.IntN(3)],
+		mouth: []int{100, 4000, 70000}[r.IntN(3)],
+	}
+	switch r.IntN(6) {
+	case 0:
+		p.plan.after = -1
+	case 1:
+		p.plan.after = headLen
+	}
+	if !calm {
+		p.plan.reset = r.IntN(8) == 0
+		if r.IntN(3) == 0 {
+			p.plan.sloth, p.plan.sleepMS = 1+r.IntN(20), 1+r.IntN(3000)
+		}
+	}
+	w.net.peers[p.key] = p
+	w.peers = append(w.peers, p)
+	return p
+}
+
+// servers accept what waits for them.
+func (w *World) serveAll(calm bool) bool {
+	any := false
+	for _, s := range w.services {
+		for len(s.listener.queue) > 0 {
+			x := s.listener.queue[0]
+			s.listener.queue = s.listener.queue[1:]
+			s.n++
+			x.owner = w.peer(fmt.Sprintf("server-%s-%d", s.name, s.n), x, calm)
+			if x.peer.excused != "" {
+				x.owner.excuse(x.peer.excused)
+			}
+			any = true
+		}
+	}
+	return any
+}
+
+// Run lets the history of the seed happen and judges it.
+func (w *World) Run(sc Scenario) error {
+	w.story(sc)
+	if w.failed == nil {
+		w.finish()
+	}
+	if w.failed == nil {
+		return nil
+	}
+	var b strings.Builder
+	fmt.Fprintf(&b, "%v\n", w.failed)
+	for _, line := range w.trace {
+		fmt.Fprintf(&b, "  %s\n", line)
+	}
+	for _, p := range w.procs {
+		fmt.Fprintf(&b, "  %v\n", p)
+		if p.log.Len() > 0 {
+			fmt.Fprintf(&b, "%.4000s\n", p.log.String())
+		}
+	}
+	for _, p := range w.peers {
+		if !p.closed {
+			fmt.Fprintf(&b, "  %v\n", p)
+		}
+	}
+	return fmt.Errorf("%s", b.String())
+}
+
+// story is the main part: traffic, and everything else as ordinary events.
+func (w *World) story(sc Scenario) {
+	r := w.net.rng
+	w.net.faults.on = true
+	events := sc.Clients + sc.Reloads + sc.Rebalances + sc.Upgrades + sc.Migrations
+	left := sc
+	for quiet := 0; w.failed == nil; {
+		if events > 0 && r.IntN(40) == 0 {
+			switch k := r.IntN(events); {
+			case k < left.Clients:
+				left.Clients--
+				w.client(sc.Calm)
+			case k < left.Clients+left.Reloads:
+				left.Reloads--
+				w.change()
+			case k < left.Clients+left.Reloads+left.Rebalances:
+				left.Rebalances--
+				if p := w.idleProc(0); p != nil {
+					w.note("%s: rebalance", p.name)
+					p.rebalance()
+				}
+			case k < left.Clients+left.Reloads+left.Rebalances+left.Upgrades:
+				left.Upgrades--
+				if p := w.idleProc(r.IntN(len(w.hosts))); p != nil {
+					var doom func(int) bool
+					if sc.Crash && r.IntN(2) == 0 {
+						at := 1 + r.IntN(8)
+						doom = func(n int) bool { return n == at }
+					}
+					w.note("%s: upgrade, doomed %t", p.name, doom != nil)
+					p.upgrade(doom)
+				}
+			default:
+				left.Migrations--
+				from := r.IntN(2)
+				if p, q := w.idleProc(from), w.idleProc(1-from); p != nil && q != nil {
+					w.note("%s: migrate to %s", p.name, q.name)
+					p.migrate(q)
+				}
+			}
+			events = left.Clients + left.Reloads + left.Rebalances + left.Upgrades + left.Migrations
+		}
+		if w.step(sc.Calm, false) {
+			quiet = 0
+		} else if quiet++; quiet > 30 {
+			if w.settled(sc.Calm, false) {
+				if events == 0 {
+					return
+				}
+				w.pass(time.Duration(1 + r.IntN(int(500*time.Millisecond))))
+			}
+			quiet = 0
+		}
+	}
+}
+
+// idleProc is the process of a host, if its control side is free.
+func (w *World) idleProc(host int) *Proc {
+	p := w.hosts[host].proc
+	if p.dead || p.leaving || p.gave {
+		return nil
+	}
+	for _, t := range p.tasks {
+		if !t.over {
+			return nil
+		}
+	}
+	return p
+}
+
+// change reloads a process with another configuration.
+func (w *World) change() {
+	r := w.net.rng
+	p := w.idleProc(r.IntN(len(w.hosts)))
+	if p == nil {
+		return
+	}
+	s := &w.shape
+	s.revision++
+	switch r.IntN(4) {
+	case 0:
+		if s.perEnd > 0 {
+			s.perEnd = s.perEnd%3 + 1
+		}
+	case 1:
+		s.gone = r.IntN(s.endpoints)
+	case 2:
+		if s.listenMax > 0 {
+			s.listenMax = 2 + r.IntN(4)
+		}
+	}
+	w.note("%s: reload, revision %d", p.name, s.revision)
+	p.reload(w.yaml())
+}
+
+// step does one thing, chosen by chance, and checks the world. It tells
+// whether there was anything to do.
+func (w *World) step(calm, last bool) bool {
+	r := w.net.rng
+	did := false
+	switch k := r.IntN(100); {
+	case k < 40:
+		p := w.procs[r.IntN(len(w.procs))]
+		if !p.dead {
+			did = w.turn(p, r.IntN(w.loops))
+		}
+	case k < 70:
+		if ready := w.net.ready(nil); len(ready) > 0 {
+			ready[r.IntN(len(ready))]()
+			did = true
+		}
+	case k < 92:
+		did = w.serveAll(calm)
+		if n := len(w.peers); n > 0 {
+			did = w.peers[r.IntN(n)].step(last) || did
+		}
+	case k < 98:
+		did = w.tasks()
+	default:
+		w.net.now = w.net.now.Add(time.Duration(1 + r.IntN(int(3*time.Millisecond))))
+	}
+	w.turns++
+	if w.turns%256 == 0 {
+		w.net.sweep()
+	}
+	return did
+}
+
+// turn is one turn of one loop, with a look at everything after it.
+func (w *World) turn(p *Proc, i int) bool {
+	did := p.shared.Loops[i].Turn(false)
+	if did || w.turns%16 == 0 {
+		w.check()
+	}
+	return did
+}
+
+// tasks steps one task of one process.
+func (w *World) tasks() bool {
+	for _, p := range w.procs {
+		if p.dead {
+			continue
+		}
+		for _, t := range p.tasks {
+			if t.step() {
+				if p.gave && t.over {
+					p.exit()
+				}
+				w.check()
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// settled does all that can be done without the clock, and then wants that
+// nothing that should go on stands still. It tells whether there was nothing.
+func (w *World) settled(calm, last bool) bool {
+	idle := 0
+	for range 100000 {
+		did := w.serveAll(calm)
+		for _, p := range w.procs {
+			if !p.dead {
+				for i := range w.loops {
+					did = w.turn(p, i) || did
+				}
+			}
+		}
+		for _, do := range w.net.ready(nil) {
+			do()
+			did = true
+			break
+		}
+		for k := range w.peers {
+			did = w.peers[k].step(last) || did
+		}
+		did = w.tasks() || did
+		if w.failed != nil || w.net.bad != nil {
+			w.check()
+			return true
+		}
+		if !did {
+			// Twice, since noise may hide the end of it.
+			if idle++; idle > 1 {
+				w.stuck()
+				return true
+			}
+		} else {
+			idle = 0
+			if !last {
+				return false
+			}
+		}
+	}
+	w.fail("the world never comes to rest")
+	return true
+}
+
+// pass lets time go by.
+func (w *World) pass(d time.Duration) {
+	for _, dl := range w.net.dials {
+		if dl.at > w.net.now {
+			d = min(d, time.Duration(dl.at-w.net.now))
+		}
+	}
+	w.net.now = w.net.now.Add(d)
+}
+
+// finish lets everybody say what is left and end, and then looks for anything
+// that remains.
+func (w *World) finish() {
+	w.net.faults.on = false
+	for round := 0; w.failed == nil; round++ {
+		w.settled(false, true)
+		open := 0
+		for _, p := range w.peers {
+			if !p.closed && !p.rst {
+				open++
+			}
+		}
+		if open == 0 && w.flows() == 0 {
+			break
+		}
+		if round > 400 {
+			w.fail("%d peers and %d flows never end", open, w.flows())
+			return
+		}
+		w.pass(time.Duration(1+round) * 50 * time.Millisecond)
+	}
+	if w.failed == nil {
+		w.remains()
+	}
+}
+
+func (w *World) flows() (n int) {
+	for _, p := range w.procs {
+		if !p.dead {
+			n += p.flows()
+		}
+	}
+	return n + len(w.inFlight)
+}
