@@ -72,6 +72,8 @@ type Waiter struct {
 	place      uint64
 	loop       int
 	token      uint64
+	of         *config.Backend // the version whose endpoints tried means
+	tried      uint64
 	granted    Grant
 	queued     bool
 	prev, next *Waiter
@@ -208,7 +210,7 @@ func (b *Backend) Secure(c *config.Backend, tried, place uint64, loop int, token
 	} else {
 		raise(b.places, place)
 	}
-	w := &Waiter{place: place, loop: loop, token: token, queued: true}
+	w := &Waiter{place: place, loop: loop, token: token, of: c, tried: tried, queued: true}
 	b.insert(w)
 	// Release counts down first and looks for waiters then; we are in the
 	// queue first and look for room then: one of the two sees the other.
@@ -300,15 +302,22 @@ func (b *Backend) Govern(c *config.Backend) {
 }
 
 func (b *Backend) grant() {
-	for b.head != nil && b.current != nil {
-		g := b.take(b.current, 0)
-		if g.Endpoint == nil {
-			return
+	for w := b.head; w != nil && b.current != nil; {
+		next, tried := w.next, uint64(0)
+		if w.of == b.current { // else the bits are of other endpoints
+			tried = w.tried
 		}
-		w := b.head
-		b.remove(w)
-		w.granted = g
-		b.ring(w.loop, w.token)
+		g := b.take(b.current, tried)
+		switch {
+		case g.Endpoint != nil:
+			b.remove(w)
+			w.granted = g
+			b.ring(w.loop, w.token)
+		case tried == 0:
+			return // no room for anybody
+		}
+		// What w has tried in vain may have room for the next.
+		w = next
 	}
 }
 
@@ -428,6 +437,12 @@ func (l *Ledger) Listener(name string) *Gate {
 	}
 	return g
 }
+
+// LastPlace is the last place in a queue that was given.
+func (l *Ledger) LastPlace() uint64 { return l.places.Load() }
+
+// PlacesAfter makes all places from now on come after one of another process.
+func (l *Ledger) PlacesAfter(last uint64) { raise(&l.places, last) }
 
 // Pause stops granting slots of limited endpoints: those that ask wait in their
 // queues. While flows go to another owner only that one grants, and what it
