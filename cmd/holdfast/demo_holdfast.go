@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -176,6 +177,15 @@ func (h *demoHoldfast) end() error {
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
+	// One that took over and was replaced before we ever looked is our child by
+	// now, if it has not ended.
+	for _, pid := range h.children() {
+		if h.known[pid] == nil {
+			if h.know(pid); h.known[pid] != nil {
+				_ = h.known[pid].Signal(syscall.SIGTERM)
+			}
+		}
+	}
 	var left []string
 	for pid, p := range h.known {
 		if !gone(p, time.Until(deadline)) {
@@ -189,6 +199,29 @@ func (h *demoHoldfast) end() error {
 		return fmt.Errorf("demo: process %s did not end when told; killed", strings.Join(left, ", "))
 	}
 	return nil
+}
+
+// children lists the processes that run our file and have us as their parent.
+func (h *demoHoldfast) children() (pids []int) {
+	stats, _ := filepath.Glob("/proc/[0-9]*/stat")
+	for _, name := range stats {
+		stat, err := os.ReadFile(name)
+		if err != nil {
+			continue // it has ended
+		}
+		// pid (name) state parent ...
+		_, after, _ := strings.Cut(string(stat), ") ")
+		fields := strings.Fields(after)
+		if len(fields) < 2 || fields[1] != strconv.Itoa(os.Getpid()) {
+			continue
+		}
+		line, _ := os.ReadFile(filepath.Join(filepath.Dir(name), "cmdline"))
+		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(name)))
+		if err == nil && strings.Contains(string(line), h.file) {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
 }
 
 // gone waits until p has ended, d at most. It need not be our child.

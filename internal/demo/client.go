@@ -110,6 +110,9 @@ func (t *Traffic) finish(f *flow, buf []byte, err error) {
 			err = fmt.Errorf("sent up %d, arrived %d; sent down %d, arrived %d", c.out.offset, s.in.offset, s.out.offset, c.in.offset)
 		}
 	}
+	if errors.Is(err, net.ErrClosed) { // by breakOff
+		err = fmt.Errorf("it did not run to its end in time; sent up %d, arrived down %d", c.out.offset, c.in.offset)
+	}
 	if err != nil {
 		t.lose(f, err)
 	}

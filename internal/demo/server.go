@@ -67,7 +67,7 @@ func (t *Traffic) answer(c net.Conn) {
 	if err == nil {
 		err = t.receiveRest(&f.server, make([]byte, chunk))
 	}
-	if err != nil {
+	if err != nil && !errors.Is(err, net.ErrClosed) { // by breakOff: the client tells
 		t.lose(f, fmt.Errorf("server: %w", err))
 	}
 }
