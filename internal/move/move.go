@@ -92,6 +92,7 @@ type Heritage struct {
 	File       string           `json:"file"`
 	Held       map[string]int64 `json:"held"` // connections per endpoint
 	LastID     uint64           `json:"last_id"`
+	LastPlace  uint64           `json:"last_place"`
 	Listeners  []string         `json:"listeners"` // VIPs, in the order of the descriptors
 	// Host is what the kernel side of moves between hosts needs to go on.
 	Host json.RawMessage `json:"host,omitempty"`

@@ -30,6 +30,12 @@ const (
 	processChunk = 16
 )
 
+// successorGap is how many identities, and places in queues, are left for what
+// the predecessor accepts after it has told its last ones, until its successor
+// serves. Without it two flows had one identity, and a connection that came
+// late stood in the queue before those that had waited.
+const successorGap = 1 << 24
+
 func (n *Node) greeting() move.Greeting {
 	return move.Greeting{Protocol: move.Protocol, Format: frozen.Format, Release: Release, Node: n.Config().Node.Name, PID: pid}
 }
@@ -168,7 +174,7 @@ func (n *Node) heritage() (move.Heritage, []sock.FD, error) {
 	n.mu.Lock()
 	g, source := n.gen, n.source
 	n.mu.Unlock()
-	h := move.Heritage{Generation: g.Number, Source: source, File: n.file, Held: n.shared.Ledger.Held(), LastID: n.shared.NextID.Load()}
+	h := move.Heritage{Generation: g.Number, Source: source, File: n.file, Held: n.shared.Ledger.Held(), LastID: n.shared.NextID.Load(), LastPlace: n.shared.Ledger.LastPlace()}
 	var fds []sock.FD
 	for _, x := range g.Listening {
 		h.Listeners = append(h.Listeners, vipKey(x.Object))
@@ -347,7 +353,7 @@ func Succeed(fd int, o Options) (*Succession, error) {
 		return nil, err
 	}
 	h := &s.heritage
-	o.Source, o.Quiet, o.FirstID, o.Generation = h.Source, true, h.LastID, h.Generation-1
+	o.Source, o.Quiet, o.FirstID, o.Generation = h.Source, true, h.LastID+successorGap, h.Generation-1
 	o.Inherited = map[string]sock.FD{}
 	for i, vip := range h.Listeners {
 		o.Inherited[vip] = m.FDs[i]
@@ -357,6 +363,7 @@ func Succeed(fd int, o Options) (*Succession, error) {
 		_ = move.SendJSON(s.carrier, move.Refuse, move.Refusal{What: "configuration", Why: err.Error()})
 		return nil, err
 	}
+	s.Node.shared.Ledger.PlacesAfter(h.LastPlace + successorGap)
 	for name, held := range h.Held {
 		s.Node.account(name).AddForeign(held)
 	}
