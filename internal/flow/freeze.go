@@ -68,7 +68,7 @@ func (h *half) freeze() *frozen.Leg {
 
 // Thaw picks a flow up at now. It holds to everything that the flow itself
 // would have ensured: what could not be is a [frozen.Refused] and never
-// becomes a flow. The result shares nothing with z.
+// becomes a flow. The flow takes z's octets over as they lie.
 func Thaw(now Instant, z *frozen.Flow, objects Objects) (Flow, error) {
 	f := Flow{
 		id: z.Id, state: State(z.State), place: z.Place, tried: z.Tried,
@@ -145,7 +145,9 @@ func (h *half) thaw(z *frozen.Leg) error {
 	h.ended, h.shut, h.broken = z.Ended, z.Shut, z.Broken
 	h.received, h.sent = z.Received, z.Sent
 	if len(z.Unsent) > 0 {
-		h.buf = append([]byte(nil), z.Unsent...) // Settle puts it into a block
+		// Cut to its length, it is not taken for one of the lender's blocks.
+		h.buf = z.Unsent[:len(z.Unsent):len(z.Unsent)]
+		h.lent = len(h.buf) > BlockBytes // a smaller one Settle puts into a block
 	}
 	return nil
 }

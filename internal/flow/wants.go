@@ -86,7 +86,7 @@ func (f *Flow) Settle(l *Lender) {
 
 // Absorb appends octets to what is due to the leg: those that a pipe held when
 // the flow was parked. They count as received from the other leg now, and as
-// sent when they are written. It copies octets.
+// sent when they are written. octets are the flow's from now on.
 func (f *Flow) Absorb(s Side, octets []byte, l *Lender) {
 	if len(octets) == 0 {
 		return

@@ -252,7 +252,8 @@ func (l *Loop) even() {
 	all := l.Slots(0, nil)
 	at := l.rng.IntN(len(all))
 	slots := append(all[at:], all[:at]...)[:n]
-	l.Count.Evened += uint64(len(l.SendTo(to, slots, nil)))
+	sent, _ := l.SendTo(to, slots, nil)
+	l.Count.Evened += uint64(len(sent))
 	// Until they are even it goes on quickly, and others have their turns.
 	l.evenAt = l.now.Add(evenEvery / 64)
 }

@@ -294,16 +294,33 @@ func legFDs(z *frozen.Flow, fds []sock.FD) (client, backend sock.FD, err error) 
 	return client, backend, err
 }
 
-// SendTo moves the flows of some slots to another loop: frozen, through its
-// mailbox. It must be called between turns.
-func (l *Loop) SendTo(to *Loop, slots []uint32, adopted func([]int64, int)) (sent []Parked) {
+// ParkMany parks the flows of some slots, from the first on, until they carry
+// octetsAtOnce: what one flow brings along all others of its batch wait for. It
+// tells how many slots it has dealt with, at least one.
+func (l *Loop) ParkMany(slots []uint32) (all []Parked, dealt int) {
+	octets := 0
 	for _, i := range slots {
+		if octets >= octetsAtOnce {
+			break
+		}
+		dealt++
 		if p, ok := l.Park(i); ok {
-			sent = append(sent, p)
+			all = append(all, p)
+			octets += p.Octets
 		}
 	}
+	return all, dealt
+}
+
+// octetsAtOnce bounds what a batch carries, unless one flow alone has more.
+const octetsAtOnce = 64 << 10
+
+// SendTo moves the flows of some slots to another loop: frozen, through its
+// mailbox. It must be called between turns; dealt is that of ParkMany.
+func (l *Loop) SendTo(to *Loop, slots []uint32, adopted func([]int64, int)) (sent []Parked, dealt int) {
+	sent, dealt = l.ParkMany(slots)
 	if len(sent) == 0 {
-		return nil
+		return nil, dealt
 	}
 	p, err := Pack(sent)
 	if err != nil { // larger than a batch may be: never, with UnsentMax and few flows
@@ -311,19 +328,15 @@ func (l *Loop) SendTo(to *Loop, slots []uint32, adopted func([]int64, int)) (sen
 	}
 	p.Adopted = adopted
 	to.Deliver(p)
-	return sent
+	return sent, dealt
 }
 
 // Remake thaws flows in their own loop under other objects: the configuration
 // changed and they follow it. Nothing is carried, and yet it is the same path.
-func (l *Loop) Remake(slots []uint32, objects flow.Objects, adopted func([]int64, int)) (remade []Parked) {
-	for _, i := range slots {
-		if p, ok := l.Park(i); ok {
-			remade = append(remade, p)
-		}
-	}
+func (l *Loop) Remake(slots []uint32, objects flow.Objects, adopted func([]int64, int)) (remade []Parked, dealt int) {
+	remade, dealt = l.ParkMany(slots)
 	if len(remade) == 0 {
-		return nil
+		return nil, dealt
 	}
 	p, err := Pack(remade)
 	if err != nil {
@@ -331,7 +344,7 @@ func (l *Loop) Remake(slots []uint32, objects flow.Objects, adopted func([]int64
 	}
 	p.Objects, p.Adopted = objects, adopted
 	l.unpack(p)
-	return remade
+	return remade, dealt
 }
 
 // AcceptRest takes what still waits at a listener that is to be closed.

@@ -37,7 +37,7 @@ type hostSide struct {
 
 // hostChunk is how many flows move to another host at once: each waits for its
 // whole batch.
-const hostChunk = 8
+const hostChunk = 4
 
 // hostOctets bounds what a batch brings along in queues, unless one flow alone
 // has more.
@@ -157,6 +157,9 @@ type candidate struct {
 func (n *Node) Migrate(to string) (*Report, error) {
 	n.change.Lock()
 	defer n.change.Unlock()
+	if err := n.inCharge(); err != nil {
+		return nil, err
+	}
 	began := time.Now()
 	c := n.Config().Cluster
 	if c == nil {

@@ -6,7 +6,6 @@ package node
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"hash/fnv"
 	"log/slog"
@@ -239,6 +238,17 @@ func vipKey(l *config.Listener) string {
 	return l.VIP.String()
 }
 
+// inCharge refuses what only the process that serves may do, once that is
+// another one. The caller holds change, so an upgrade is not half done.
+func (n *Node) inCharge() error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.successor != 0 {
+		return fmt.Errorf("node: this process has handed over to process %d; ask again, that one answers now", n.successor)
+	}
+	return nil
+}
+
 // Reload reads the file again and applies it.
 func (n *Node) Reload() (*Report, error) {
 	source, err := os.ReadFile(n.file)
@@ -255,12 +265,12 @@ func (n *Node) Apply(source []byte) (*Report, error) {
 	n.change.Lock()
 	defer n.change.Unlock()
 	began := time.Now()
-	n.mu.Lock()
-	old, leaving := n.gen, n.leaving
-	n.mu.Unlock()
-	if leaving {
-		return nil, errors.New("node: an upgrade is under way; try again when it is done")
+	if err := n.inCharge(); err != nil {
+		return nil, err
 	}
+	n.mu.Lock()
+	old := n.gen
+	n.mu.Unlock()
 	c, _, err := Parse(n.file, source)
 	if err != nil {
 		return nil, err
@@ -308,7 +318,7 @@ func (n *Node) retire(x *loop.Listening) {
 }
 
 // changeChunk bounds how many flows follow a change in one turn of their loop.
-const changeChunk = 32
+const changeChunk = 8
 
 // followChange lets the flows of one loop follow the configuration, as each
 // one's listener says it should.
@@ -333,8 +343,9 @@ func (n *Node) followChange(l *loop.Loop, g *loop.Generation, r *Report) {
 	for len(adopt) > 0 {
 		k := min(changeChunk, len(adopt))
 		l.Ask(func(l *loop.Loop) {
-			parked := l.Remake(adopt[:k], current, r.paused)
-			r.parked(parked)
+			var remade []loop.Parked
+			remade, k = l.Remake(adopt[:k], current, r.paused)
+			r.parked(remade)
 		})
 		adopt = adopt[k:]
 	}
@@ -355,6 +366,9 @@ func (n *Node) followChange(l *loop.Loop, g *loop.Generation, r *Report) {
 func (n *Node) Rebalance(all bool) (*Report, error) {
 	n.change.Lock()
 	defer n.change.Unlock()
+	if err := n.inCharge(); err != nil {
+		return nil, err
+	}
 	began := time.Now()
 	r := newReport("loop")
 	loops := n.shared.Loops
@@ -363,6 +377,9 @@ func (n *Node) Rebalance(all bool) (*Report, error) {
 		r.Reasons["the node has one loop"]++
 		return r.done(began), nil
 	}
+	// Loops shall not even themselves out meanwhile.
+	n.shared.Fixed.Store(true)
+	defer n.shared.Fixed.Store(false)
 	// What each loop has now is what moves, so that a flow moves once.
 	slots := make([][]uint32, len(loops))
 	total := 0
@@ -370,7 +387,6 @@ func (n *Node) Rebalance(all bool) (*Report, error) {
 		l.Ask(func(l *loop.Loop) { slots[i] = l.Slots(0, nil) })
 		total += len(slots[i])
 	}
-	var arrived sync.WaitGroup
 	for i, l := range loops {
 		mine := slots[i]
 		if !all {
@@ -386,21 +402,24 @@ func (n *Node) Rebalance(all bool) (*Report, error) {
 					}
 				}
 			}
-			arrived.Add(1)
+			// One batch at a time: flows that wait in a mailbox behind others
+			// are not served, those that are still in their loop are.
+			adopted := make(chan struct{})
 			l.Ask(func(l *loop.Loop) {
-				sent := l.SendTo(to, mine[:k], func(pauses []int64, lost int) {
+				var sent []loop.Parked
+				sent, k = l.SendTo(to, mine[:k], func(pauses []int64, lost int) {
 					r.paused(pauses, lost)
-					arrived.Done()
+					close(adopted)
 				})
-				if len(sent) == 0 {
-					arrived.Done()
-				}
 				r.parked(sent)
+				if len(sent) == 0 {
+					close(adopted)
+				}
 			})
+			<-adopted
 			mine = mine[k:]
 		}
 	}
-	arrived.Wait()
 	n.totals.move(r)
 	return r.done(began), nil
 }

@@ -27,7 +27,7 @@ const (
 	answerTime = 5 * time.Second
 	// processChunk is how many flows move to another process at once: each
 	// waits for its whole batch, and the loop for the freezing of it.
-	processChunk = 16
+	processChunk = 8
 )
 
 // successorGap is how many identities, and places in queues, are left for what
@@ -49,6 +49,9 @@ func (n *Node) greeting() move.Greeting {
 func (n *Node) Upgrade(binary string) (*Report, error) {
 	n.change.Lock()
 	defer n.change.Unlock()
+	if err := n.inCharge(); err != nil {
+		return nil, err
+	}
 	began := time.Now()
 	if binary == "" {
 		// The path as it is now, not /proc/self/exe: a new file may have been
@@ -206,11 +209,11 @@ func (n *Node) giveAll(c move.Carrier, r *Report) error {
 			})
 			found += len(slots)
 			for len(slots) > 0 {
-				k := min(processChunk, len(slots))
-				if err := n.giveBatch(c, l, slots[:k], r, sent, refused); err != nil {
+				dealt, err := n.giveBatch(c, l, slots[:min(processChunk, len(slots))], r, sent, refused)
+				if err != nil {
 					return err
 				}
-				slots = slots[k:]
+				slots = slots[dealt:]
 			}
 		}
 		if found == 0 {
@@ -219,24 +222,20 @@ func (n *Node) giveAll(c move.Carrier, r *Report) error {
 	}
 }
 
-// giveBatch moves the flows in some slots of one loop to the successor.
-func (n *Node) giveBatch(c move.Carrier, l *loop.Loop, slots []uint32, r *Report, sent map[config.Ref]bool, refused map[uint64]bool) error {
+// giveBatch moves the flows in some slots of one loop to the successor, and
+// tells how many of the slots it has dealt with. A slot may hold another flow
+// than when it was listed; that one is as welcome.
+func (n *Node) giveBatch(c move.Carrier, l *loop.Loop, slots []uint32, r *Report, sent map[config.Ref]bool, refused map[uint64]bool) (dealt int, err error) {
 	var parked []loop.Parked
-	l.Ask(func(l *loop.Loop) {
-		for _, i := range slots {
-			// The slot may hold another flow by now, that one is as welcome;
-			// but not one that was refused.
-			if f := l.Flow(i); f == nil || refused[f.ID()] {
-				continue
-			}
-			if p, ok := l.Park(i); ok {
-				parked = append(parked, p)
-			}
-		}
-	})
+	l.Ask(func(l *loop.Loop) { parked, dealt = l.ParkMany(slots) })
 	if len(parked) == 0 {
-		return nil
+		return dealt, nil
 	}
+	return dealt, n.give(c, l, parked, r, sent, refused)
+}
+
+// give moves flows that were parked to the successor, or back to their loop.
+func (n *Node) give(c move.Carrier, l *loop.Loop, parked []loop.Parked, r *Report, sent map[config.Ref]bool, refused map[uint64]bool) error {
 	var objects []*frozen.Object
 	for _, p := range parked {
 		objects = append(objects, n.registry.portable(p.Frozen, sent)...)

@@ -114,7 +114,7 @@ func (c Channel) Receive(buf []byte) (n int, fds []FD, err error) {
 }
 
 func timeout(err error) error {
-	if err == unix.EAGAIN {
+	if errors.Is(err, unix.EAGAIN) {
 		return os.ErrDeadlineExceeded
 	}
 	return err
