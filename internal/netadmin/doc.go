@@ -17,6 +17,9 @@
 // A's Divert stays until segments no longer arrive at A, that is, until the
 // address itself has moved; or until a Release on A, when the tuple is back.
 //
+// What several hosts dial from one movable address needs no order: Steer sends
+// answers to the host that has dialled, by ranges of ports.
+//
 // # What a host needs
 //
 // A movable address must be local to the host that restores a socket on it,

@@ -6,12 +6,14 @@ import (
 )
 
 // Heritage is what an Admin leaves to the one that follows it in another
-// process, so that diverted tuples stay diverted without a gap: for a moment
+// process, so that tuples stay diverted and ports steered without a gap: for a moment
 // both have rules of the same effect, under different names.
 type Heritage struct {
 	Table      string      `json:"table"`       // the heir takes another
 	HoldDevice string      `json:"hold_device"` // and another device
 	Diverted   []Diversion `json:"diverted"`
+	Here       []Tuple     `json:"here,omitempty"` // not steered away
+	Steered    *Steering   `json:"steered,omitempty"`
 	Sysctls    []Change    `json:"sysctls"` // changed, to be undone by the last
 }
 
@@ -19,6 +21,12 @@ type Heritage struct {
 type Diversion struct {
 	Tuple Tuple      `json:"tuple"`
 	To    netip.Addr `json:"to"`
+}
+
+// Steering is what was steered.
+type Steering struct {
+	Addrs  []netip.Addr `json:"addrs"`
+	Ranges []PortRange  `json:"ranges"`
 }
 
 // Change is one sysctl that was changed.
@@ -38,6 +46,12 @@ func (a *Admin) Heritage() Heritage {
 		if e.peer != nil {
 			h.Diverted = append(h.Diverted, Diversion{t, e.peer.addr})
 		}
+		if e.here != 0 {
+			h.Here = append(h.Here, t)
+		}
+	}
+	if s := &a.steering; len(s.ranges) > 0 {
+		h.Steered = &Steering{Addrs: s.addrs, Ranges: s.ranges}
 	}
 	for _, s := range a.sysctls {
 		if !strings.Contains(s.path, "/"+a.cfg.HoldDevice+"/") { // that goes with the device
@@ -56,6 +70,18 @@ func (a *Admin) Inherit(h Heritage) error {
 	}
 	for to, ts := range byPeer {
 		if err := a.Divert(ts, to); err != nil {
+			return err
+		}
+	}
+	// The exceptions come before the rule.
+	a.mu.Lock()
+	err := a.change(h.Here, nil, func(_ Tuple, e *entry) { e.here = a.serial() })
+	a.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	if h.Steered != nil {
+		if err := a.Steer(h.Steered.Addrs, h.Steered.Ranges); err != nil {
 			return err
 		}
 	}

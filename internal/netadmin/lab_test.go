@@ -212,10 +212,6 @@ func (l *lab) newHost(bridge *namespace, name string, n int) *host {
 }
 
 func addAddr(dev string, ip netip.Addr, single bool) error {
-	link, err := netlink.LinkByName(dev)
-	if err != nil {
-		return err
-	}
 	bits := 24
 	if ip.Is6() {
 		bits = 64
@@ -223,12 +219,24 @@ func addAddr(dev string, ip netip.Addr, single bool) error {
 	if single {
 		bits = ip.BitLen()
 	}
-	a, err := netlink.ParseAddr(fmt.Sprintf("%v/%d", ip, bits))
+	return withAddr(dev, netip.PrefixFrom(ip, bits), netlink.AddrAdd)
+}
+
+func delAddr(dev string, ip netip.Addr) error {
+	return withAddr(dev, netip.PrefixFrom(ip, ip.BitLen()), netlink.AddrDel)
+}
+
+func withAddr(dev string, p netip.Prefix, change func(netlink.Link, *netlink.Addr) error) error {
+	link, err := netlink.LinkByName(dev)
+	if err != nil {
+		return err
+	}
+	a, err := netlink.ParseAddr(p.String())
 	if err != nil {
 		return err
 	}
 	a.Flags = unix.IFA_F_NODAD // no second of waiting for duplicates
-	return netlink.AddrAdd(link, a)
+	return change(link, a)
 }
 
 func setProc(s string) error {

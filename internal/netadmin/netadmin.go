@@ -95,18 +95,19 @@ func (c *Config) setDefaults() {
 // ErrClosed is returned after Close.
 var ErrClosed = errors.New("netadmin: closed")
 
-// Counters are totals since Open, but for the two that say now.
+// Counters are totals since Open, but for those that say now.
 type Counters struct {
 	HeldTuples    int   // tuples held now
 	HeldFrames    int   // frames held now
 	HeldBytes     int64 // octets held now
 	DivertTuples  int   // tuples diverted now
+	HereTuples    int   // tuples of a peer's ports that are here now
 	HeldTotal     uint64
 	Replayed      uint64
 	Dropped       uint64 // frames beyond MaxFrames or MaxBytes
 	Strays        uint64 // frames on the TAP device of no tuple of ours
 	DeviceDropped uint64 // frames the TAP device dropped since we read too slowly
-	Diverted      uint64 // segments sent on to a peer; a superframe counts as one
+	Diverted      uint64 // segments sent on to a peer, steered ones too; a superframe counts as one
 	Looped        uint64 // segments dropped since they went round between hosts
 	Resets        uint64 // RST segments of this host that the guard stopped
 }
@@ -118,12 +119,19 @@ type Admin struct {
 	cfg   Config
 	nic   netlink.Link
 	route *netlink.Handle
+	diag  *netlink.Handle // lists sockets
 	tap   *tap
 	// UDP sockets that make the kernel resolve a peer; -1: no such family.
 	// Opened early, for the namespace is that of the thread that opens them.
 	ask4, ask6 int
 	sysctls    []sysctl // changed by us, in order
 	done       chan struct{}
+	quit       chan struct{} // closed by Close
+	tended     chan struct{} // closed when tend has ended
+
+	// steerMu lets one at a time change what is steered. It comes before mu,
+	// and is held while a peer is looked for, which mu must not be.
+	steerMu sync.Mutex
 
 	// mu guards all below, the TAP device's queue and the nft connection:
 	// frames are read, sets changed and frames replayed one after another.
@@ -132,15 +140,19 @@ type Admin struct {
 	peers    map[netip.Addr]*peer
 	tuples   map[Tuple]*entry
 	released map[Tuple]time.Time // until when late frames are passed on
-	counters Counters
-	closed   bool
+	steering steering            // written with steerMu held as well
+	// hereSerial is the last one given to an entry.
+	hereSerial uint64
+	counters   Counters
+	closed     bool
 }
 
-// entry is what is wanted for a tuple; at least one of both is set.
+// entry is what is wanted for a tuple; at least one is set.
 type entry struct {
 	held   bool
 	frames [][]byte // in order of arrival; see tap for their form
 	peer   *peer    // diverted to
+	here   uint64   // not 0: not steered away, see Steer
 }
 
 // verdict is where the segments of e go: held has precedence, so that a
@@ -153,6 +165,8 @@ func (e *entry) verdict() string {
 		return chainHold
 	case e.peer != nil:
 		return e.peer.name
+	case e.here != 0:
+		return verdictHere
 	}
 	return ""
 }
@@ -171,7 +185,7 @@ const replayRounds = 32
 func Open(cfg Config) (a *Admin, err error) {
 	cfg.setDefaults()
 	a = &Admin{
-		cfg: cfg, done: make(chan struct{}), ask4: -1, ask6: -1,
+		cfg: cfg, done: make(chan struct{}), quit: make(chan struct{}), tended: make(chan struct{}), ask4: -1, ask6: -1,
 		peers: map[netip.Addr]*peer{}, tuples: map[Tuple]*entry{}, released: map[Tuple]time.Time{},
 	}
 	defer func() {
@@ -182,6 +196,9 @@ func Open(cfg Config) (a *Admin, err error) {
 	}()
 	if a.route, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
 		return a, fmt.Errorf("netadmin: route netlink: %w", err)
+	}
+	if a.diag, err = netlink.NewHandle(unix.NETLINK_INET_DIAG); err != nil {
+		return a, fmt.Errorf("netadmin: diag netlink: %w", err)
 	}
 	if a.nic, err = a.route.LinkByName(cfg.Device); err != nil {
 		return a, fmt.Errorf("netadmin: device %s: %w", cfg.Device, err)
@@ -213,6 +230,7 @@ func Open(cfg Config) (a *Admin, err error) {
 		return a, err
 	}
 	go a.read()
+	go a.tend()
 	return a, nil
 }
 
@@ -226,6 +244,8 @@ func (a *Admin) Close() error {
 	}
 	a.closed = true
 	a.mu.Unlock()
+	close(a.quit)
+	<-a.tended // it uses what is closed next
 	err := a.teardown()
 	<-a.done
 	return err
@@ -242,6 +262,9 @@ func (a *Admin) teardown() error {
 	errs = append(errs, a.restoreSysctls())
 	if a.route != nil {
 		a.route.Close()
+	}
+	if a.diag != nil {
+		a.diag.Close()
 	}
 	for _, fd := range []int{a.ask4, a.ask6} {
 		if fd >= 0 {
@@ -262,15 +285,16 @@ func (a *Admin) Hold(ts []Tuple) error {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.change(ts, nil, func(e *entry) { e.held = true })
+	return a.change(ts, nil, func(_ Tuple, e *entry) { e.held = true })
 }
 
 // Release says that ts have sockets on this host now: their frames are
-// delivered in order, later ones take the usual way, and a Divert of them is
-// forgotten. It returns how many frames it delivered. A peer that sends at
-// line rate may have a segment overtake those delivered last, which costs it
-// needless retransmissions and nothing else. On error the tuples
-// that are not released yet are still held, with the frames not delivered.
+// delivered in order, later ones take the usual way, a Divert of them is
+// forgotten, and Steer leaves them alone as long as the sockets exist. It
+// returns how many frames it delivered. A peer that sends at line rate may
+// have a segment overtake those delivered last, which costs it needless
+// retransmissions and nothing else. On error the tuples that are not released
+// yet are still held, with the frames not delivered.
 func (a *Admin) Release(ts []Tuple) (frames int, err error) {
 	if err := checkAll(ts); err != nil {
 		return 0, err
@@ -296,7 +320,7 @@ func (a *Admin) Release(ts []Tuple) (frames int, err error) {
 	for _, t := range ts {
 		a.released[t] = until
 	}
-	err = a.change(ts, a.passOn, func(e *entry) { e.held, e.peer = false, nil })
+	err = a.change(ts, a.passOn, func(t Tuple, e *entry) { e.held, e.peer, e.here = false, nil, a.stays(t) })
 	a.drain()
 	if err != nil {
 		for _, t := range ts {
@@ -341,7 +365,7 @@ func (a *Admin) Drop(ts []Tuple) error {
 		return ErrClosed
 	}
 	a.drain()
-	return a.change(ts, nil, func(e *entry) { e.held = false })
+	return a.change(ts, nil, func(_ Tuple, e *entry) { e.held = false })
 }
 
 // Divert sends on to the host `to` whatever arrives for ts, be it by the
@@ -353,7 +377,7 @@ func (a *Admin) Divert(ts []Tuple, to netip.Addr) error {
 	if err := checkAll(ts); err != nil {
 		return err
 	}
-	at, err := a.resolve(to)
+	at, err := a.resolve(to, a.cfg.ResolveTimeout)
 	if err != nil {
 		return err
 	}
@@ -366,7 +390,7 @@ func (a *Admin) Divert(ts []Tuple, to netip.Addr) error {
 	if err != nil {
 		return err
 	}
-	return a.change(ts, nil, func(e *entry) { e.peer = p })
+	return a.change(ts, nil, func(_ Tuple, e *entry) { e.peer, e.here = p, 0 })
 }
 
 // Undivert ends Divert: this host is to have the segments of ts again.
@@ -376,7 +400,7 @@ func (a *Admin) Undivert(ts []Tuple) error {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.change(ts, nil, func(e *entry) { e.peer = nil })
+	return a.change(ts, nil, func(t Tuple, e *entry) { e.peer, e.here = nil, a.stays(t) })
 }
 
 // Inject delivers one IP packet to this host's stack as if it had come from
@@ -404,6 +428,9 @@ func (a *Admin) Counters() (Counters, error) {
 		}
 		if e.peer != nil {
 			c.DivertTuples++
+		}
+		if e.here != 0 {
+			c.HereTuples++
 		}
 	}
 	if err := a.rules.read(&c); err != nil {
@@ -434,7 +461,7 @@ func checkAll(ts []Tuple) error {
 // It forgets the frames of tuples that are no longer held. a.mu is held.
 // meanwhile, if not nil, is called before each transaction and what it returns
 // after it.
-func (a *Admin) change(ts []Tuple, meanwhile func() (stop func()), f func(*entry)) error {
+func (a *Admin) change(ts []Tuple, meanwhile func() (stop func()), f func(Tuple, *entry)) error {
 	if a.closed {
 		return ErrClosed
 	}
@@ -453,7 +480,7 @@ func (a *Admin) change(ts []Tuple, meanwhile func() (stop func()), f func(*entry
 		if e := a.tuples[t]; e != nil {
 			s.was, s.now = *e, *e
 		}
-		f(&s.now)
+		f(t, &s.now)
 		steps = append(steps, s)
 	}
 	apply := func(steps []step, back bool) error {
@@ -490,7 +517,7 @@ func (a *Admin) change(ts []Tuple, meanwhile func() (stop func()), f func(*entry
 		if s.now.held {
 			delete(a.released, s.t)
 		}
-		if !s.now.held && s.now.peer == nil {
+		if !s.now.held && s.now.peer == nil && s.now.here == 0 {
 			delete(a.tuples, s.t)
 			continue
 		}

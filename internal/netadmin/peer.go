@@ -52,7 +52,7 @@ func (a *Admin) peer(addr netip.Addr, h hop) (*peer, error) {
 // resolve finds the Ethernet address of a host on the same segment, by the
 // kernel's neighbour table. If it is not there, a datagram to the discard
 // port (RFC 863) makes the kernel ask.
-func (a *Admin) resolve(to netip.Addr) (hop, error) {
+func (a *Admin) resolve(to netip.Addr, patience time.Duration) (hop, error) {
 	fail := func(err error) (hop, error) { return hop{}, fmt.Errorf("netadmin: peer %v: %w", to, err) }
 	to = to.Unmap()
 	if !to.IsValid() || to.IsLoopback() || to.IsMulticast() || to.IsUnspecified() {
@@ -81,7 +81,7 @@ func (a *Admin) resolve(to netip.Addr) (hop, error) {
 	if to.Is6() {
 		fam = netlink.FAMILY_V6
 	}
-	deadline := time.Now().Add(a.cfg.ResolveTimeout)
+	deadline := time.Now().Add(patience)
 	for asked := false; ; {
 		neighs, err := a.route.NeighList(h.index, fam)
 		if err != nil {
@@ -96,7 +96,7 @@ func (a *Admin) resolve(to netip.Addr) (hop, error) {
 			}
 		}
 		if time.Now().After(deadline) {
-			return fail(fmt.Errorf("no answer to ARP or neighbour discovery within %v", a.cfg.ResolveTimeout))
+			return fail(fmt.Errorf("no answer to ARP or neighbour discovery within %v", patience))
 		}
 		if !asked {
 			if err := a.ask(to, h.index); err != nil {

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net/netip"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
@@ -17,7 +18,9 @@ import (
 //	    map steer4 { saddr . sport . daddr . dport : verdict }    steer6 alike
 //	    chain in0 { hook ingress device eth0 priority -500; jump steer }
 //	    chain in1 { hook ingress device lo priority -500; jump steer }
-//	    chain steer { ip tcp: vmap @steer4; ip6 tcp: vmap @steer6 }
+//	    set own4 { addr }                                         own6 alike
+//	    chain steer { ip tcp: vmap @steer4; ip6 tcp: vmap @steer6; goto ranges }
+//	    chain ranges { ip tcp, daddr in @own4, dport FIRST-LAST: goto peer0 } and so on
 //	    chain hold { counter held; dup to hf-hold; drop }
 //	    chain peer0 { ttl guard; ether daddr set PEER, saddr set OURS;
 //	                  counter diverted; dup to eth0; drop }
@@ -37,8 +40,12 @@ import (
 // they do the same (net/netfilter/nf_dup_netdev.c), and the library that
 // speaks to the kernel knows only dup.
 const (
-	chainSteer = "steer"
-	chainHold  = "hold"
+	chainSteer  = "steer"
+	chainRanges = "ranges"
+	chainHold   = "hold"
+
+	// verdictHere stands for a verdict in place of a chain's name: accept.
+	verdictHere = "here"
 
 	counterHeld     = "held"
 	counterDiverted = "diverted"
@@ -87,6 +94,9 @@ type rules struct {
 	inet    *nftables.Table
 	steer   [2]*nftables.Set
 	guard   [2]*nftables.Set
+	ranges  *nftables.Chain
+	owned   [2]*nftables.Set
+	own     map[netip.Addr]bool // what is in owned
 	created bool
 
 	// What flush will send.
@@ -140,7 +150,8 @@ func (r *rules) create(holdIndex int) error {
 		r.steer[i] = &nftables.Set{Table: r.netdev, Name: "steer" + f.name, KeyType: key, IsMap: true,
 			DataType: nftables.TypeVerdict, Concatenation: true}
 		r.guard[i] = &nftables.Set{Table: r.inet, Name: "guard" + f.name, KeyType: key, Concatenation: true}
-		for _, s := range []*nftables.Set{r.steer[i], r.guard[i]} {
+		r.owned[i] = &nftables.Set{Table: r.netdev, Name: "own" + f.name, KeyType: f.addrType}
+		for _, s := range []*nftables.Set{r.steer[i], r.guard[i], r.owned[i]} {
 			if err := c.AddSet(s, nil); err != nil {
 				return fmt.Errorf("netadmin: nft set %s: %w", s.Name, err)
 			}
@@ -152,6 +163,7 @@ func (r *rules) create(holdIndex int) error {
 		[]expr.Any{&expr.Objref{Type: objCounter, Name: counterHeld}}, dupTo(holdIndex)...)})
 
 	steer := c.AddChain(&nftables.Chain{Table: r.netdev, Name: chainSteer})
+	r.ranges = c.AddChain(&nftables.Chain{Table: r.netdev, Name: chainRanges})
 	out := c.AddChain(&nftables.Chain{Table: r.inet, Name: "out", Type: nftables.ChainTypeFilter,
 		Hooknum: nftables.ChainHookOutput, Priority: nftables.ChainPriorityRaw})
 	for i, f := range families {
@@ -173,6 +185,9 @@ func (r *rules) create(holdIndex int) error {
 				&expr.Objref{Type: objCounter, Name: counterResets},
 				&expr.Verdict{Kind: expr.VerdictDrop})...)})
 	}
+	// What no tuple of its own was found for.
+	c.AddRule(&nftables.Rule{Table: r.netdev, Chain: steer,
+		Exprs: []expr.Any{&expr.Verdict{Kind: expr.VerdictGoto, Chain: chainRanges}}})
 	for i, d := range append([]string{r.cfg.Device}, r.cfg.LocalDevices...) {
 		in := c.AddChain(&nftables.Chain{Table: r.netdev, Name: fmt.Sprintf("in%d", i), Type: nftables.ChainTypeFilter,
 			Hooknum: nftables.ChainHookIngress, Priority: nftables.ChainPriorityRef(-500), Device: d})
@@ -321,15 +336,21 @@ func (r *rules) queue(t Tuple, was, now string) {
 	if now != "" {
 		r.add[i] = append(r.add[i], element(k, now))
 	}
+	// What is here answers for itself, with a reset if need be.
+	guarded := func(chain string) bool { return chain != "" && chain != verdictHere }
 	switch {
-	case was == "":
+	case guarded(was) == guarded(now):
+	case guarded(now):
 		r.guardAdd[i] = append(r.guardAdd[i], nftables.SetElement{Key: k})
-	case now == "":
+	default:
 		r.guardDel[i] = append(r.guardDel[i], nftables.SetElement{Key: k})
 	}
 }
 
 func element(key []byte, chain string) nftables.SetElement {
+	if chain == verdictHere {
+		return nftables.SetElement{Key: key, VerdictData: &expr.Verdict{Kind: expr.VerdictAccept}}
+	}
 	return nftables.SetElement{Key: key, VerdictData: &expr.Verdict{Kind: expr.VerdictGoto, Chain: chain}}
 }
 
@@ -362,6 +383,45 @@ func (r *rules) flush() error {
 	if err := r.conn.Flush(); err != nil {
 		return fmt.Errorf("netadmin: change nft sets: %w", err)
 	}
+	return nil
+}
+
+// steerTo replaces what chain ranges says: which ports of own go to whom.
+func (r *rules) steerTo(own map[netip.Addr]bool, to []steered) error {
+	c := r.conn
+	c.FlushChain(r.ranges)
+	var elements [2][]nftables.SetElement
+	for a := range own {
+		i := 0
+		if a.Is6() {
+			i = 1
+		}
+		elements[i] = append(elements[i], nftables.SetElement{Key: a.AsSlice()})
+	}
+	for i, f := range families {
+		c.FlushSet(r.owned[i])
+		if len(elements[i]) == 0 {
+			continue
+		}
+		if err := c.SetAddElements(r.owned[i], elements[i]); err != nil {
+			return fmt.Errorf("netadmin: encode nft elements: %w", err)
+		}
+		for _, s := range to {
+			// Registers are compared octet by octet, so a port in the order of
+			// the network is in the order of numbers.
+			c.AddRule(&nftables.Rule{Table: r.netdev, Chain: r.ranges, Exprs: append(ethertypeTCP(f),
+				&expr.Payload{Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2, DestRegister: reg0},
+				&expr.Cmp{Op: expr.CmpOpGte, Register: reg0, Data: binary.BigEndian.AppendUint16(nil, s.first)},
+				&expr.Cmp{Op: expr.CmpOpLte, Register: reg0, Data: binary.BigEndian.AppendUint16(nil, s.last)},
+				&expr.Payload{Base: expr.PayloadBaseNetworkHeader, Offset: f.offDaddr, Len: f.addrLen, DestRegister: reg0},
+				&expr.Lookup{SourceRegister: reg0, SetName: r.owned[i].Name, SetID: r.owned[i].ID},
+				&expr.Verdict{Kind: expr.VerdictGoto, Chain: s.chain})})
+		}
+	}
+	if err := c.Flush(); err != nil {
+		return fmt.Errorf("netadmin: steer ports: %w", err)
+	}
+	r.own = own
 	return nil
 }
 
