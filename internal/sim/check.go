@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"cmp"
 	"maps"
 	"slices"
 
@@ -31,6 +32,7 @@ func (w *World) check() {
 		}
 	}
 	perEnd := map[string]int{}
+	w.lines = w.lines[:0]
 	for _, p := range w.procs {
 		if p.dead {
 			continue
@@ -47,6 +49,32 @@ func (w *World) check() {
 			w.checkFlows(p, l, owners, perEnd)
 		}
 	}
+	w.checkLimits(perEnd)
+}
+
+// inLine is a flow that waits.
+type inLine struct{ place, since uint64 }
+
+// checkLimits looks at what is bounded over all processes of a host. Between
+// hosts limits are each one's own, and a reload may lower one below what is
+// held already.
+func (w *World) checkLimits(perEnd map[string]int) {
+	if len(w.hosts) > 1 {
+		return
+	}
+	if w.shape.perEnd > 0 && w.shape.revision == 0 {
+		for name, n := range perEnd {
+			if n > w.shape.perEnd {
+				w.fail("%d connections are open to %s, the limit is %d", n, name, w.shape.perEnd)
+			}
+		}
+	}
+	slices.SortFunc(w.lines, func(a, b inLine) int { return cmp.Compare(a.place, b.place) })
+	for i := range w.lines[:max(0, len(w.lines)-1)] {
+		if a, b := w.lines[i], w.lines[i+1]; a.since > b.since {
+			w.fail("place %d, since turn %d, comes before place %d, since turn %d", a.place, a.since, b.place, b.since)
+		}
+	}
 }
 
 func (w *World) checkFlows(p *Proc, l *loop.Loop, owners map[uint64]string, perEnd map[string]int) {
@@ -57,6 +85,14 @@ func (w *World) checkFlows(p *Proc, l *loop.Loop, owners map[uint64]string, perE
 			return
 		}
 		owners[f.ID()] = p.name
+		if f.Place() != 0 && w.queuedAt[f.ID()] == 0 {
+			w.queuedAt[f.ID()] = uint64(w.turns)
+		}
+		if e := f.Endpoint(); e != nil {
+			perEnd[e.Ref.Name]++
+		} else if f.Place() != 0 {
+			w.lines = append(w.lines, inLine{f.Place(), w.queuedAt[f.ID()]})
+		}
 		client, backend := l.Leg(i, flow.Client), l.Leg(i, flow.Backend)
 		c := p.fds.sock(client, "look at the client leg")
 		if c == nil {

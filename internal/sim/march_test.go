@@ -21,7 +21,7 @@ var marches = []struct {
 // is (of the kernel, of the channel between processes), no flow has two
 // owners, no octet is wrong, nothing leaks, nothing hangs.
 func TestFailureMarch(t *testing.T) {
-	step := 1
+	step := *every
 	if testing.Short() {
 		step = 9
 	}

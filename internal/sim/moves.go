@@ -124,7 +124,7 @@ func (p *Proc) upgrade(doom func(sent int) bool) *task {
 		p.leaving = true
 		err := func() error {
 			p.shared.Ledger.Pause() // from here on only the successor grants what is limited
-			h := move.Heritage{Generation: p.gen.Number, Source: []byte(p.source), Held: p.shared.Ledger.Held(), LastID: p.shared.NextID.Load()}
+			h := move.Heritage{Generation: p.gen.Number, Source: []byte(p.source), Held: p.shared.Ledger.Held(), LastID: p.shared.NextID.Load(), LastPlace: p.shared.Ledger.LastPlace()}
 			var fds []sock.FD
 			for _, name := range slices.Sorted(maps.Keys(p.gen.Listening)) {
 				h.Listeners = append(h.Listeners, p.gen.Listening[name].Object.VIP.String())
@@ -316,7 +316,7 @@ func (w *World) succeed(name string, h *Host, c *carrier, out **Proc) error {
 		f.refs--
 		inherited[heir.Listeners[i]] = fd
 	}
-	p, err := w.newProc(name, h, string(heir.Source), inherited, c.fds, heir.LastID+idGap, heir.Generation)
+	p, err := w.newProc(name, h, string(heir.Source), inherited, c.fds, heir.LastID+successorGap, heir.Generation)
 	if err != nil {
 		return err
 	}
@@ -325,6 +325,7 @@ func (w *World) succeed(name string, h *Host, c *carrier, out **Proc) error {
 		p.account(name).AddForeign(heir.Held[name])
 	}
 	p.arriving = true
+	p.shared.Ledger.PlacesAfter(heir.LastPlace + successorGap)
 	if err := c.Send(move.Message{Kind: move.Ready}); err != nil {
 		p.crash()
 		return err
@@ -461,6 +462,6 @@ func (p *Proc) adopt(t *task, batch *frozen.Batch, fds []sock.FD, local bool) er
 	return nil
 }
 
-// idGap is node's idGap: identities that the predecessor may still give while
-// its successor starts.
-const idGap = 1 << 24
+// successorGap is node's: identities and places that the predecessor may still
+// give while its successor starts.
+const successorGap = 1 << 24

@@ -25,6 +25,8 @@ type World struct {
 	releases int
 	refusals int
 
+	queuedAt map[uint64]uint64 // the turn after which a flow was first seen with a place
+	lines    []inLine
 	inFlight map[uint64]*Proc // flows that are in no table: who owns them
 	tally    loop.Counters    // of processes that are no more
 	trace    []string
@@ -98,7 +100,7 @@ func (w *World) counted(c *loop.Counters) {
 
 // NewWorld makes the world of a seed: one host, or two if flows migrate.
 func NewWorld(seed uint64, sc Scenario) *World {
-	w := &World{seed: seed, net: newNet(seed), inFlight: map[uint64]*Proc{}, fdsMax: 4000}
+	w := &World{seed: seed, net: newNet(seed), inFlight: map[uint64]*Proc{}, queuedAt: map[uint64]uint64{}, fdsMax: 4000}
 	r := w.net.rng
 	w.loops = 1 + r.IntN(3)
 	w.noise = !sc.Calm && r.IntN(2) == 0
