@@ -75,6 +75,9 @@ type Greeting struct {
 	// Held is what the giver holds at each endpoint, in connections: the taker
 	// counts it under its own limits until the move is over.
 	Held map[string]int64 `json:"held,omitempty"`
+	// SourcePorts, the first and the last, are those from which this side
+	// dials when it dials from a movable address (remote).
+	SourcePorts [2]uint16 `json:"source_ports,omitzero"`
 }
 
 // Check refuses a side that speaks another language.

@@ -188,7 +188,7 @@ func (n *Node) Migrate(to string) (*Report, error) {
 	// While flows are on their way only the peer grants what is limited.
 	n.shared.Ledger.Pause()
 	defer n.shared.Ledger.Resume()
-	mine := n.greeting()
+	mine := n.hostGreeting()
 	mine.Held = n.shared.Ledger.Held()
 	if err := move.SendJSON(carrier, move.Hello, mine); err != nil {
 		return nil, err
@@ -203,6 +203,9 @@ func (n *Node) Migrate(to string) (*Report, error) {
 	}
 	if err := hello.Check(); err != nil {
 		return nil, err
+	}
+	if err := n.steer(hello, at.Addr()); err != nil {
+		return nil, fmt.Errorf("node: peer %s: %w", to, err)
 	}
 	g := &hostGiver{n: n, c: carrier, to: at.Addr(), r: newReport("host"), sent: map[config.Ref]bool{}, tries: map[uint64]int{}, left: map[*ledger.Endpoint]int64{}}
 	err = g.all()
@@ -639,7 +642,10 @@ func (t *hostTaker) serve(conn *tls.Conn) error {
 	for name, held := range t.shared {
 		t.n.account(name).AddForeign(held)
 	}
-	if err := move.SendJSON(t.c, move.Hello, t.n.greeting()); err != nil {
+	if err := t.n.steer(hello, c.Peers[hello.Node].Addr()); err != nil {
+		return t.refuse(err)
+	}
+	if err := move.SendJSON(t.c, move.Hello, t.n.hostGreeting()); err != nil {
 		return err
 	}
 	for {

@@ -4,8 +4,13 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"maps"
+	"net/netip"
+	"slices"
 
 	"github.com/holdfast-lb/holdfast/internal/config"
+	"github.com/holdfast-lb/holdfast/internal/frozen"
+	"github.com/holdfast-lb/holdfast/internal/move"
 	"github.com/holdfast-lb/holdfast/internal/netadmin"
 )
 
@@ -75,4 +80,61 @@ func (n *Node) closeAdmin() {
 	if err != nil {
 		n.log.Error("rules of the kernel could not be removed", "error", err)
 	}
+}
+
+// hostGreeting is the greeting between hosts: it says from which ports this one
+// dials when it dials from a movable address.
+func (n *Node) hostGreeting() move.Greeting {
+	g := n.greeting()
+	if c := n.Config().Cluster; c != nil {
+		g.SourcePorts = [2]uint16{c.SourcePortFirst, c.SourcePortLast}
+	}
+	return g
+}
+
+// steer sends answers to what the peer dials from movable addresses on to it,
+// as long as this host owns them. It is called before the first flow moves in
+// either direction: the peer may have to dial for it at once.
+func (n *Node) steer(peer move.Greeting, at netip.Addr) error {
+	c := n.Config()
+	first, last := peer.SourcePorts[0], peer.SourcePorts[1]
+	if c.Cluster == nil || first == 0 {
+		return nil // a release that did not say so
+	}
+	if first <= c.Cluster.SourcePortLast && c.Cluster.SourcePortFirst <= last {
+		return &frozen.Refused{What: "cluster.sourcePorts", Why: fmt.Sprintf("%d-%d of %s and %d-%d of %s overlap; each node needs ports of its own",
+			c.Cluster.SourcePortFirst, c.Cluster.SourcePortLast, c.Node.Name, first, last, peer.Node)}
+	}
+	addrs, ports := map[netip.Addr]bool{}, []uint16{}
+	for _, l := range c.Listeners {
+		// A VIP's own port is never steered, be it of a movable listener or not.
+		ports = append(ports, l.VIP.Port())
+		if !l.Movable {
+			continue
+		}
+		addrs[l.VIP.Addr()] = true
+		if b := c.Backends[l.BackendName]; b != nil && b.Source.IsValid() {
+			addrs[b.Source] = true
+		}
+	}
+	return n.host.admin.Steer(slices.Collect(maps.Keys(addrs)), without(first, last, ports, at))
+}
+
+// without splits the ports first to last, both included, around some others.
+func without(first, last uint16, others []uint16, to netip.Addr) (out []netadmin.PortRange) {
+	slices.Sort(others)
+	next := int(first) // may be one more than the highest port
+	for _, p := range slices.Compact(others) {
+		if int(p) < next || p > last {
+			continue
+		}
+		if int(p) > next {
+			out = append(out, netadmin.PortRange{First: uint16(next), Last: p - 1, To: to})
+		}
+		next = int(p) + 1
+	}
+	if next <= int(last) {
+		out = append(out, netadmin.PortRange{First: uint16(next), Last: last, To: to})
+	}
+	return out
 }
