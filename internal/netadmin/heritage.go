@@ -15,6 +15,8 @@ type Heritage struct {
 	Here       []Tuple     `json:"here,omitempty"` // not steered away
 	Steered    *Steering   `json:"steered,omitempty"`
 	Sysctls    []Change    `json:"sysctls"` // changed, to be undone by the last
+	// Reserved are the ports that were reserved before any of us.
+	Reserved *string `json:"reserved,omitempty"`
 }
 
 // Diversion is one diverted tuple.
@@ -41,7 +43,9 @@ type Change struct {
 func (a *Admin) Heritage() Heritage {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	h := Heritage{Table: a.cfg.Table, HoldDevice: a.cfg.HoldDevice}
+	a.unreserve() // for the heir adds to it, and must not see it written again
+	was := a.reserved.was
+	h := Heritage{Table: a.cfg.Table, HoldDevice: a.cfg.HoldDevice, Reserved: &was}
 	for t, e := range a.tuples {
 		if e.peer != nil {
 			h.Diverted = append(h.Diverted, Diversion{t, e.peer.addr})
@@ -92,6 +96,9 @@ func (a *Admin) Inherit(h Heritage) error {
 	}
 	a.mu.Lock()
 	a.sysctls = append(before, a.sysctls...)
+	if h.Reserved != nil {
+		a.reserved.was, a.reserved.stale = *h.Reserved, true
+	}
 	a.mu.Unlock()
 	return nil
 }
@@ -100,6 +107,7 @@ func (a *Admin) Inherit(h Heritage) error {
 func (a *Admin) Leave() error {
 	a.mu.Lock()
 	a.sysctls = nil
+	a.reserved.ports, a.reserved.stale = nil, false
 	a.mu.Unlock()
 	return a.Close()
 }

@@ -141,6 +141,7 @@ type Admin struct {
 	tuples   map[Tuple]*entry
 	released map[Tuple]time.Time // until when late frames are passed on
 	steering steering            // written with steerMu held as well
+	reserved reserve
 	// hereSerial is the last one given to an entry.
 	hereSerial uint64
 	counters   Counters
@@ -187,6 +188,7 @@ func Open(cfg Config) (a *Admin, err error) {
 	a = &Admin{
 		cfg: cfg, done: make(chan struct{}), quit: make(chan struct{}), tended: make(chan struct{}), ask4: -1, ask6: -1,
 		peers: map[netip.Addr]*peer{}, tuples: map[Tuple]*entry{}, released: map[Tuple]time.Time{},
+		reserved: reserve{ports: map[uint16]bool{}},
 	}
 	defer func() {
 		if err != nil {
@@ -221,6 +223,9 @@ func Open(cfg Config) (a *Admin, err error) {
 		return a, err
 	}
 	if err = a.setSysctls(); err != nil {
+		return a, err
+	}
+	if err = a.reserved.open(); err != nil {
 		return a, err
 	}
 	if err = a.tap.up(a.route); err != nil {
@@ -259,7 +264,7 @@ func (a *Admin) teardown() error {
 	if a.tap != nil {
 		errs = append(errs, a.tap.close())
 	}
-	errs = append(errs, a.restoreSysctls())
+	errs = append(errs, a.giveBack(), a.restoreSysctls())
 	if a.route != nil {
 		a.route.Close()
 	}
@@ -390,7 +395,11 @@ func (a *Admin) Divert(ts []Tuple, to netip.Addr) error {
 	if err != nil {
 		return err
 	}
-	return a.change(ts, nil, func(_ Tuple, e *entry) { e.peer, e.here = p, 0 })
+	if err := a.change(ts, nil, func(_ Tuple, e *entry) { e.peer, e.here = p, 0 }); err != nil {
+		return err
+	}
+	a.reserve(ts)
+	return nil
 }
 
 // Undivert ends Divert: this host is to have the segments of ts again.
@@ -510,6 +519,9 @@ func (a *Admin) change(ts []Tuple, meanwhile func() (stop func()), f func(Tuple,
 	}
 	for i := range steps {
 		s := &steps[i]
+		if s.was.peer != nil && s.now.peer == nil {
+			a.reserved.stale = true
+		}
 		if s.was.held && !s.now.held {
 			a.forget(s.now.frames)
 			s.now.frames = nil

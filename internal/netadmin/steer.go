@@ -302,7 +302,8 @@ func (a *Admin) sweep() error {
 	return a.change(gone, nil, func(_ Tuple, e *entry) { e.here = 0 })
 }
 
-// tend looks after what Steer has begun, until Close.
+// tend looks after what Steer has begun and what Divert has reserved, until
+// Close.
 func (a *Admin) tend() {
 	defer close(a.tended)
 	tick := time.NewTicker(steerRetry)
@@ -315,6 +316,11 @@ func (a *Admin) tend() {
 			return
 		case <-tick.C:
 		}
+		a.mu.Lock()
+		if !a.closed {
+			a.unreserve()
+		}
+		a.mu.Unlock()
 		var err error
 		due := time.Since(swept) >= steerSweep
 		a.steerMu.Lock()
