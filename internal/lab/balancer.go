@@ -68,6 +68,7 @@ type Status struct {
 	ByState    map[string]int    `json:"flows_by_state"`
 	Moves      map[string]uint64 `json:"moves"`
 	Queued     map[string]int    `json:"queued"` // by backend
+	Host       map[string]uint64 `json:"host"`   // of moves between hosts
 	// Counters that must stay zero.
 	Lost        uint64 `json:"lost"`
 	LostTotal   uint64 `json:"flows_lost_total"`

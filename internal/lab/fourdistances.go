@@ -43,6 +43,9 @@ func fourDistances(ctx context.Context, o Options, out io.Writer, v *Verdict) er
 		if err == nil && l.traffic.LostTotal() == 0 && (!o.Short || l.left(movesEnd) > 0) {
 			l.control("after them", o.Short)
 		}
+		if err == nil {
+			err = l.leaveOwner(made)
+		}
 	}
 	if err != nil && !errors.Is(err, errNoDistance) {
 		v.Broken(err)
@@ -173,7 +176,9 @@ func (l *longRun) moveAll(made []Label) error {
 		if rounds == 0 {
 			last = i+1 >= roundsMin && l.left(moveUntil) < 0
 		}
-		if last || rounds == 0 && i == roundsMin-1 {
+		// The queue runs off where the VIPs are not, if flows come there.
+		drain := last || rounds == 0 && i == roundsMin-1
+		if drain && (!slices.Contains(made, HostMove) || l.balancer.Serving().Host.Name != owner) {
 			l.drainQueue()
 		}
 		for k, d := range made {
@@ -193,6 +198,9 @@ func (l *longRun) moveAll(made []Label) error {
 				l.v.Must(false, d.String()+" moves", err.Error(), "no error")
 				failed[d] = true
 			}
+			if drain && d == HostMove {
+				l.drainQueue()
+			}
 		}
 		if len(failed) == len(made) && len(made) > 0 {
 			return errNoDistance
@@ -208,6 +216,30 @@ func (l *longRun) moveAll(made []Label) error {
 		if l.ctx.Err() != nil {
 			return l.ctx.Err()
 		}
+	}
+}
+
+// leaveOwner makes one more host move if the flows are on the owner of the VIPs:
+// then the door that was shut opens to a host that is not.
+func (l *longRun) leaveOwner(made []Label) error {
+	if !slices.Contains(made, HostMove) || l.mover.made[HostMove] == 0 || l.balancer.Serving().Host.Name != owner ||
+		l.Short && l.left(movesEnd) < 0 {
+		return nil
+	}
+	l.phase("one more move: what is not served yet shall be on another host than the owner of the VIPs")
+	return l.mover.Move(l.ctx, HostMove)
+}
+
+// sayServedOn tells on which hosts flows of a kind were served.
+func (l *longRun) sayServedOn(what string, flows []*Flow) {
+	on := map[string]int{}
+	for _, f := range flows {
+		if at := f.Served.Load(); at != 0 {
+			on[l.mover.hostOf(at).Name]++
+		}
+	}
+	for _, h := range sortedKeys(on) {
+		l.v.Say("%s: %d were served by %s", what, on[h], h)
 	}
 }
 
@@ -277,6 +309,8 @@ func (l *longRun) finish(broken bool) {
 	} else if !l.broken {
 		time.Sleep(time.Second) // they move octets for a while
 	}
+	l.sayServedOn("dialing flows", dialing)
+	l.sayServedOn("queued flows", l.queued)
 	if err := l.traffic.AwaitEach(l.patience(), "queued flows to end", l.queued, func(f *Flow) bool { return f.Finished.Load() != 0 }); err != nil {
 		l.phase("%v", err)
 	}

@@ -165,8 +165,13 @@ func (b *Holdfast) Serving() Place {
 
 // Status asks the node that serves.
 func (b *Holdfast) Status(ctx context.Context) (*Status, error) {
+	return b.StatusOf(ctx, b.active)
+}
+
+// StatusOf asks the node of a host.
+func (b *Holdfast) StatusOf(ctx context.Context, host string) (*Status, error) {
 	s := &Status{}
-	return s, b.verb(ctx, b.nodes[b.active], s, "status")
+	return s, b.verb(ctx, b.nodes[host], s, "status")
 }
 
 // Logs is the end of what both nodes wrote.

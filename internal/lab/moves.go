@@ -3,7 +3,6 @@ package lab
 import (
 	"context"
 	"fmt"
-	"net"
 	"net/netip"
 	"strings"
 	"time"
@@ -36,6 +35,7 @@ type mover struct {
 	millis  [labels]Histogram
 	// emptyMayMove: the lab does not care how many flows have octets.
 	emptyMayMove bool
+	stays        []stay   // since each move
 	doubts       []string // what the product said and the kernel did not
 }
 
@@ -48,6 +48,7 @@ const movePatience = 20 * time.Second
 // Move makes one move, looks whether it took place, and lets things settle.
 func (m *mover) Move(ctx context.Context, d Label) error {
 	before, statusBefore := m.balancer.Serving(), m.status(ctx)
+	there := m.legs(before.Host)
 	ctx, cancel := context.WithTimeout(ctx, movePatience)
 	defer cancel()
 	m.traffic.During(d)
@@ -55,9 +56,17 @@ func (m *mover) Move(ctx context.Context, d Label) error {
 	if err != nil {
 		return fmt.Errorf("lab: %v move %d: %w", d, m.made[d]+1, err)
 	}
+	after := m.balancer.Serving()
+	m.stays = append(m.stays, stay{m.traffic.now(), after.Host})
+	settling := m.who(ctx)
 	time.Sleep(settleTime)
+	settled := m.who(ctx)
 	m.account(d, r)
-	m.doubt(d, r, before, m.balancer.Serving(), statusBefore, m.status(ctx))
+	m.doubt(d, r, before, after, statusBefore, m.status(ctx))
+	if d == HostMove && after.Host != before.Host {
+		m.doubtLegs(before.Host, after.Host, there)
+		m.doubtWho(after.Host, settling, settled)
+	}
 	return nil
 }
 
@@ -150,45 +159,132 @@ func (m *mover) doubt(d Label, r *MoveReport, before, after Place, was, is *Stat
 	case HostMove:
 		if after.Host == before.Host {
 			m.doubtf("host: the flows are still on %s", after.Host.Name)
-			return
-		}
-		// Client legs alone are as many as the flows.
-		if n := m.sockets(after.Host); n < m.standing {
-			m.doubtf("host: %s has %d sockets for %d flows", after.Host.Name, n, m.standing)
-		}
-		if !eventually(leavePatience, func() bool { return m.sockets(before.Host) == 0 }) {
-			m.doubtf("host: %s still has %d sockets", before.Host.Name, m.sockets(before.Host))
-		}
-		for _, a := range []netip.Addr{vip4, vip6} {
-			m.doubtOwner(a, before.Host, after.Host)
 		}
 	}
 }
 
-// doubtOwner looks who has a VIP on its device, and whom the clients believe to
-// have it. Until they are told, each segment takes a detour.
-func (m *mover) doubtOwner(a netip.Addr, old, owner *Host) {
-	if yes, err := owner.HasAddress("eth0", a); err != nil || !yes {
-		m.doubtf("host: %s should own %v and has not got it on eth0 (%v)", owner.Name, a, err)
+// legs are the connected sockets of the VIPs: client legs, and backend legs,
+// for they are dialled from there.
+func (m *mover) legs(h *Host) map[TCPSocket]bool {
+	out := map[TCPSocket]bool{}
+	all, err := h.TCPSockets()
+	if err != nil {
+		m.doubtf("sockets of %s: %v", h.Name, err)
 	}
-	if yes, err := old.HasAddress("eth0", a); err != nil || yes {
-		m.doubtf("host: %s should own %v no longer and still has it on eth0 (%v)", old.Name, a, err)
-		return // nobody was told then, either
+	for _, x := range all {
+		if x.State != tcpListen && (x.Local.Addr() == vip4 || x.Local.Addr() == vip6) {
+			out[TCPSocket{Local: x.Local, Remote: x.Remote}] = true // in whatever state
+		}
 	}
-	var mac net.HardwareAddr
-	told := eventually(leavePatience, func() bool {
-		mac, _ = m.from.Neighbour(a)
-		return mac == nil || mac.String() == owner.MAC.String()
-	})
-	if !told {
-		m.doubtf("host: %s believes %v at %v; it is at %s's %v", m.from.Name, a, mac, owner.Name, owner.MAC)
+	return out
+}
+
+// both is how many of a are in b.
+func both(a, b map[TCPSocket]bool) (n int) {
+	for x := range a {
+		if b[x] {
+			n++
+		}
+	}
+	return n
+}
+
+// doubtLegs looks for the sockets of the flows that have moved. The former host
+// goes on to accept short connections, so it has others.
+func (m *mover) doubtLegs(from, to *Host, were map[TCPSocket]bool) {
+	// Client legs alone are as many as the flows.
+	if n := len(m.legs(to)); n < m.standing {
+		m.doubtf("host: %s has %d sockets for %d flows", to.Name, n, m.standing)
+	}
+	if !eventually(leavePatience, func() bool { return both(m.legs(from), were) == 0 }) {
+		m.doubtf("host: %s still has %d of its %d sockets", from.Name, both(m.legs(from), were), len(were))
+	}
+	if !eventually(leavePatience, func() bool { return both(m.legs(from), m.legs(to)) == 0 }) {
+		m.doubtf("host: %d connections have sockets on %s and on %s", both(m.legs(from), m.legs(to)), from.Name, to.Name)
 	}
 }
 
-// sockets counts connected ones of the VIPs: client legs, and backend legs, for
-// they are dialled from there.
-func (m *mover) sockets(h *Host) int {
-	return h.Connected(func(x TCPSocket) bool { return x.Local.Addr() == vip4 || x.Local.Addr() == vip6 })
+// who is what tells who serves at a moment.
+type who struct {
+	opened   int                          // short connections that clients began
+	accepted map[string]int64             // connections accepted, by host
+	account  map[string]map[string]uint64 // status.host, by host
+}
+
+// A stay is where flows are from a moment of the traffic on.
+type stay struct {
+	since int64
+	host  *Host
+}
+
+// hostOf is where flows were at a moment of the traffic.
+func (m *mover) hostOf(at int64) *Host {
+	host := m.world.Host(owner)
+	for _, s := range m.stays {
+		if s.since > at {
+			break
+		}
+		host = s.host
+	}
+	return host
+}
+
+// accountant gives the account of a host that need not be the one that serves.
+type accountant interface {
+	StatusOf(ctx context.Context, host string) (*Status, error)
+}
+
+// nodes are the hosts between which flows move; owner has the VIPs. They stay
+// there: what arrives for flows that have moved away is sent on.
+var nodes = []string{"n1", "n2"}
+
+const owner = "n1"
+
+func (m *mover) who(ctx context.Context) who {
+	w := who{opened: m.traffic.Shorts().Opened, accepted: map[string]int64{}, account: map[string]map[string]uint64{}}
+	for _, h := range nodes {
+		if c, err := m.world.Host(h).Counters(); err == nil {
+			w.accepted[h] = c["PassiveOpens"]
+		}
+		if b, ok := m.balancer.(accountant); ok {
+			if s, err := b.StatusOf(ctx, h); err == nil {
+				w.account[h] = s.Host
+			}
+		}
+	}
+	return w
+}
+
+// doubtWho looks who has the VIPs, whom the clients believe to have them, who
+// accepts their connections, and how the segments of flows that have moved away
+// get there.
+func (m *mover) doubtWho(to *Host, was, is who) {
+	for _, a := range []netip.Addr{vip4, vip6} {
+		for _, h := range nodes {
+			if yes, err := m.world.Host(h).HasAddress("eth0", a); err != nil || yes != (h == owner) {
+				m.doubtf("host: %s has %v on eth0: %v, it is %s's (%v)", h, a, yes, owner, err)
+			}
+		}
+		if mac, _ := m.from.Neighbour(a); mac != nil && mac.String() != m.world.Host(owner).MAC.String() {
+			m.doubtf("host: %s believes %v at %v; it is at %s's %v", m.from.Name, a, mac, owner, m.world.Host(owner).MAC)
+		}
+	}
+	for _, h := range nodes {
+		n := is.accepted[h] - was.accepted[h]
+		if h != owner && n != 0 || h == owner && n == 0 && is.opened-was.opened > 1 { // the last may be on its way
+			m.doubtf("host: %s accepted %d of %d short connections; %s has the VIPs", h, n, is.opened-was.opened, owner)
+		}
+	}
+	if to.Name == owner {
+		return
+	}
+	then, now := was.account[owner], is.account[owner]
+	if n := now["diverted_tuples"]; n < uint64(m.standing) {
+		m.doubtf("host: %s diverts %d tuples for %d flows", owner, n, m.standing)
+	}
+	if now["diverted_segments_total"] <= then["diverted_segments_total"] {
+		m.doubtf("host: %s diverted %d segments, and none since", owner, then["diverted_segments_total"])
+	}
 }
 
 func eventually(patience time.Duration, f func() bool) bool {
