@@ -80,8 +80,9 @@ func (l *Loop) watchListeners() {
 			continue
 		}
 		if e := l.k.WatchShared(x.FD, listenerBit|uint64(l.numbers[name])); e != 0 {
-			l.shared.Log.Error("the kernel would not watch a listener", "listener", name, "error", e)
-			continue
+			l.shared.Log.Error("the kernel would not watch a listener; accepting pauses", "listener", name, "error", e)
+			l.pauseAccepting() // which tries again
+			return
 		}
 		l.watched[x.FD] = true
 	}
