@@ -49,6 +49,13 @@
 // Large receive offload in hardware (LRO) makes packets that cannot be sent
 // on; GRO does not.
 //
+// A diverted tuple stays so until it is released or undiverted here: nobody
+// tells this host that its leg has ended elsewhere. Its port stays reserved as
+// long, and a host whose range of ports is used up by such legs cannot dial.
+//
+// A movable address is for flows alone: what other programs dial from it, from
+// a port in a range that is steered, is lost.
+//
 // After a crash the rules remain: held and diverted tuples stay silent until
 // the next Open, which removes them. Sysctls changed by a process that
 // crashed stay changed.
