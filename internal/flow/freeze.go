@@ -6,6 +6,7 @@ import (
 
 	"github.com/holdfast-lb/holdfast/internal/config"
 	"github.com/holdfast-lb/holdfast/internal/frozen"
+	"github.com/holdfast-lb/holdfast/internal/planted"
 )
 
 // UnsentMax bounds the octets due to one leg of a flow that is thawed: a pipe
@@ -23,7 +24,7 @@ type Objects interface {
 
 // Freeze puts f down: the portable form of all it is at now. The flow must be
 // at rest and not Done; its turn is over, so no octet of it lies in scratch.
-// The result shares nothing with f. Descriptors and sockets are added by the
+// The result refers to nothing of f that is still to change. Descriptors and sockets are added by the
 // carrier, which also tells the ledgers; neither is known here.
 func (f *Flow) Freeze(now Instant) (*frozen.Flow, error) {
 	if f.state == Done {
@@ -41,6 +42,9 @@ func (f *Flow) Freeze(now Instant) (*frozen.Flow, error) {
 		Moves:    f.moves,
 		Client:   f.legs[Client].freeze(),
 	}
+	planted.Zero(4, &out.Place)
+	planted.Zero(21, &out.Tried)
+	planted.Zero(29, &out.AgeNanos)
 	if f.endpoint != nil {
 		out.Endpoint = ref(f.endpoint.Ref)
 	}
@@ -59,11 +63,16 @@ func (f *Flow) Freeze(now Instant) (*frozen.Flow, error) {
 func ref(r config.Ref) *frozen.Ref { return &frozen.Ref{Name: r.Name, Version: r.Version} }
 
 func (h *half) freeze() *frozen.Leg {
-	return &frozen.Leg{
-		Ended: h.ended, Shut: h.shut, Broken: h.broken,
-		Unsent:   append([]byte(nil), h.due()...),
+	z := &frozen.Leg{
+		Ended: h.ended && !planted.Bug(1), Shut: h.shut && !planted.Bug(2), Broken: h.broken,
 		Received: h.received, Sent: h.sent,
 	}
+	if z.Unsent = h.due(); cap(h.buf) <= BlockBytes {
+		// A block goes back to its lender. What is larger is the flow's own and
+		// is never written again, so it is passed on as it lies.
+		z.Unsent = append([]byte(nil), z.Unsent...)
+	}
+	return z
 }
 
 // Thaw picks a flow up at now. It holds to everything that the flow itself
@@ -92,7 +101,7 @@ func Thaw(now Instant, z *frozen.Flow, objects Objects) (Flow, error) {
 		if len(z.Legs) > 1 || (len(z.Legs) == 1 && !virgin(z.Legs[0])) || !virgin(z.Client) {
 			return Flow{}, refused("leg", "octets or ends before a backend leg is connected")
 		}
-		if z.LeftNanos > 0 {
+		if z.LeftNanos > 0 && !planted.Bug(17) {
 			f.at = now + Instant(z.LeftNanos)
 		}
 	case Relaying:
@@ -143,7 +152,9 @@ func (h *half) thaw(z *frozen.Leg) error {
 		return refused("leg", "%d octets unsent, the limit is %d", len(z.Unsent), UnsentMax)
 	}
 	h.ended, h.shut, h.broken = z.Ended, z.Shut, z.Broken
+	planted.Cut(3, &z.Unsent)
 	h.received, h.sent = z.Received, z.Sent
+	planted.Zero(5, &h.received)
 	if len(z.Unsent) > 0 {
 		// Cut to its length, it is not taken for one of the lender's blocks.
 		h.buf = z.Unsent[:len(z.Unsent):len(z.Unsent)]

@@ -96,6 +96,7 @@ type world struct {
 	now     Instant
 	f       Flow
 	z       *frozen.Flow // what Freeze gave, to compare with
+	wanted  string       // and what it wanted then
 	lender  Lender
 	scratch [scratchBytes]byte
 	legs    [2]kern
@@ -395,6 +396,7 @@ func (w *world) Freeze() ([]byte, bool, error) {
 	if w.f.Unsettled() {
 		w.f.Settle(&w.lender)
 	}
+	w.wanted = w.wantsNow()
 	z, err := w.f.Freeze(w.now)
 	if err != nil {
 		return nil, false, err
@@ -416,6 +418,10 @@ func (w *world) Thaw(octets []byte) error {
 	if w.f, err = Thaw(w.now, batch.Flows[0], objects); err != nil {
 		return err
 	}
+	// It asks again for all that it waited for, and for nothing else.
+	if got := w.wantsNow(); got != w.wanted {
+		return fmt.Errorf("thawed it wants\n%s, before it wanted\n%s", got, w.wanted)
+	}
 	// What is put down again at once is what was picked up.
 	again, err := w.f.Freeze(w.now)
 	if err != nil {
@@ -427,6 +433,18 @@ func (w *world) Thaw(octets []byte) error {
 	w.z = nil
 	w.drive()
 	return nil
+}
+
+// wantsNow tells what the flow wants, without what may differ after a move:
+// whether it guesses that bulk goes on, and the clock of the deadline.
+func (w *world) wantsNow() string {
+	var x Wants
+	w.f.Wants(&x)
+	x.Relay = [2]bool{}
+	if x.Deadline != 0 {
+		x.Deadline = max(1, x.Deadline-w.now)
+	}
+	return fmt.Sprintf("%+v", x)
 }
 
 func (w *world) Observe() string {

@@ -25,9 +25,12 @@ type Refused struct {
 func (r *Refused) Error() string { return "frozen: " + r.What + ": " + r.Why }
 
 // Encode writes the batch for a carrier.
-func (b *Batch) Encode() ([]byte, error) {
+func (b *Batch) Encode() ([]byte, error) { return b.AppendTo(nil) }
+
+// AppendTo is Encode into the room behind out, if there is enough.
+func (b *Batch) AppendTo(out []byte) ([]byte, error) {
 	b.Format = Format
-	out, err := proto.Marshal(b)
+	out, err := proto.MarshalOptions{}.MarshalAppend(out, b)
 	if err != nil {
 		return nil, fmt.Errorf("frozen: encode: %w", err)
 	}

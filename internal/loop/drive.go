@@ -5,6 +5,7 @@ import (
 
 	"github.com/holdfast-lb/holdfast/internal/flow"
 	"github.com/holdfast-lb/holdfast/internal/ledger"
+	"github.com/holdfast-lb/holdfast/internal/planted"
 	"github.com/holdfast-lb/holdfast/internal/sock"
 )
 
@@ -38,7 +39,7 @@ func (l *Loop) drive(i uint32, s *slot) {
 			break
 		}
 	}
-	if s.flow.Unsettled() {
+	if s.flow.Unsettled() && !planted.Bug(16) {
 		s.flow.Settle(&l.lender)
 	}
 	for side := flow.Client; side <= flow.Backend; side++ {
@@ -158,7 +159,7 @@ func (l *Loop) mute(i uint32, s *slot, side flow.Side) {
 func (l *Loop) drained(i uint32, s *slot, side flow.Side) {
 	g := &s.legs[side]
 	g.is &^= readable
-	if g.has(muted) {
+	if g.has(muted) && !planted.Bug(26) {
 		g.is &^= muted
 		l.rewatch(i, s, side)
 	}
@@ -178,7 +179,7 @@ func (l *Loop) fail(i uint32, s *slot, side flow.Side) {
 func (l *Loop) exhausted(i uint32, s *slot, side flow.Side) {
 	g := &s.legs[side]
 	g.is &^= writable
-	if !g.has(outAlso) {
+	if !g.has(outAlso) && !planted.Bug(25) {
 		g.is |= outAlso
 		l.rewatch(i, s, side)
 	}
@@ -203,12 +204,17 @@ func (l *Loop) exchange(i uint32, s *slot, w *flow.Wants, budget *int) bool {
 						l.exhausted(i, s, side)
 					}
 					*budget -= n
+					if planted.Bug(14) {
+						n = len(out)
+					}
 					s.flow.Step(l.now, flow.Event{Kind: flow.Wrote, Leg: side, N: n})
 					return true
 				}
 			}
 		} else if w.Shut[side] {
-			l.k.Shutdown(g.fd)
+			if !planted.Bug(8) {
+				l.k.Shutdown(g.fd)
+			}
 			s.flow.Step(l.now, flow.Event{Kind: flow.HasShut, Leg: side})
 			return true
 		}
@@ -220,7 +226,7 @@ func (l *Loop) exchange(i uint32, s *slot, w *flow.Wants, budget *int) bool {
 			s.flow.Step(l.now, flow.Event{Kind: flow.Broke, Leg: side})
 			return true
 		}
-		if w.Relay[side] && l.borrow(s, side) {
+		if w.Relay[side] && (g.pipe != noPipe || g.has(readable)) && l.borrow(s, side) {
 			if l.relay(i, s, side, budget) {
 				return true
 			}
@@ -260,7 +266,7 @@ func (l *Loop) read(i uint32, s *slot, side flow.Side) bool {
 		s.flow.Step(l.now, flow.Event{Kind: flow.Ended, Leg: side})
 	default:
 		full := n == len(l.scratch)
-		if !full && !g.has(over) {
+		if !full && (!g.has(over) || planted.Bug(15)) {
 			// All that had come is read; more makes a new report (epoll(7)).
 			l.drained(i, s, side)
 		}
@@ -281,6 +287,9 @@ func (l *Loop) secure(i uint32, s *slot) bool {
 	}
 	if l.waiting[i] != nil {
 		return false
+	}
+	if planted.Bug(22) && s.flow.Moves() > 0 {
+		s.flow.SetPlace(0)
 	}
 	b := s.flow.Backend()
 	g, w, answer := l.book(b.Ref.Name).Secure(b, s.flow.Tried(), s.flow.Place(), l.index, data(i, s, flow.Client))
@@ -332,6 +341,9 @@ func (l *Loop) served(token uint64) {
 func (l *Loop) letGo(s *slot) {
 	g := &s.legs[flow.Backend]
 	l.k.Close(g.fd)
+	if planted.Bug(18) {
+		l.k.Close(g.fd)
+	}
 	*g = leg{fd: sock.NoFD, pipe: noPipe, is: readable | writable}
 	s.pending, s.prompt, s.lively = false, false, false
 	s.account.Release()
@@ -436,16 +448,18 @@ func (l *Loop) remove(i uint32, s *slot, abort [2]bool, cause flow.Cause) {
 		if g.pipe != noPipe {
 			l.pipes.discard(l.k, g.pipe)
 		}
-		if abort[side] {
+		if abort[side] && !planted.Bug(20) {
 			l.k.CloseReset(g.fd)
 		} else {
 			l.k.Close(g.fd)
 		}
 	}
-	if s.account != nil {
+	if s.account != nil && !planted.Bug(11) {
 		s.account.Release()
 	}
-	l.gate(s.flow.Listener().Ref.Name).Leave()
+	if !planted.Bug(28) {
+		l.gate(s.flow.Listener().Ref.Name).Leave()
+	}
 	l.shared.Ledger.Node.Leave()
 	l.Count.Ended[cause]++
 	s.flow.Drop(&l.lender)

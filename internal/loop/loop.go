@@ -25,6 +25,7 @@ import (
 	"github.com/holdfast-lb/holdfast/internal/config"
 	"github.com/holdfast-lb/holdfast/internal/flow"
 	"github.com/holdfast-lb/holdfast/internal/ledger"
+	"github.com/holdfast-lb/holdfast/internal/planted"
 	"github.com/holdfast-lb/holdfast/internal/sock"
 )
 
@@ -275,7 +276,7 @@ func (l *Loop) handle() {
 			continue
 		}
 		s := l.at(i)
-		if !s.live || s.incarnation != uint32(data>>32)&incarnationMask {
+		if !s.live || s.incarnation != uint32(data>>32)&incarnationMask && !planted.Bug(10) {
 			continue // of a flow that has left since
 		}
 		l.current = i

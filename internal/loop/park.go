@@ -1,9 +1,12 @@
 package loop
 
 import (
+	"sync"
+
 	"github.com/holdfast-lb/holdfast/internal/flow"
 	"github.com/holdfast-lb/holdfast/internal/frozen"
 	"github.com/holdfast-lb/holdfast/internal/ledger"
+	"github.com/holdfast-lb/holdfast/internal/planted"
 	"github.com/holdfast-lb/holdfast/internal/sock"
 )
 
@@ -82,11 +85,11 @@ func (l *Loop) Park(i uint32) (p Parked, ok bool) {
 			g.is &^= watched
 		}
 	}
-	if w := l.waiting[i]; w != nil {
+	if w := l.waiting[i]; w != nil && !planted.Bug(12) {
 		// It leaves the queue and keeps its place. What it was granted and has
 		// not heard of yet, it hears now.
 		delete(l.waiting, i)
-		if g := l.book(s.flow.Backend().Ref.Name).Withdraw(w); g.Endpoint != nil {
+		if g := l.book(s.flow.Backend().Ref.Name).Withdraw(w); g.Endpoint != nil && !planted.Bug(13) {
 			l.granted(s, g)
 		}
 	}
@@ -119,6 +122,9 @@ func (l *Loop) Park(i uint32) (p Parked, ok bool) {
 	}
 	s.flow.Drop(&l.lender)
 	l.Count.Parked++
+	if planted.Bug(6) {
+		return p, true
+	}
 	l.leave(i, s)
 	return p, true
 }
@@ -137,6 +143,7 @@ func (l *Loop) emptyPipe(s *slot, side flow.Side) bool {
 		got += n
 	}
 	p.held = 0
+	planted.Cut(7, &buf)
 	l.giveBack(g)
 	l.Count.Octets[side] += uint64(len(buf))
 	s.flow.Absorb(side.Other(), buf, &l.lender)
@@ -203,10 +210,15 @@ func Pack(all []Parked, objects ...*frozen.Object) (*Parcel, error) {
 		p.FDs = append(p.FDs, x.FDs...)
 		p.Since = append(p.Since, x.Since)
 	}
+	room, _ := encoded.Get().([]byte)
 	var err error
-	p.Octets, err = batch.Encode()
+	p.Octets, err = batch.AppendTo(room[:0])
 	return p, err
 }
+
+// encoded keeps the room of parcels that were unpacked, for the next ones: a
+// fresh quarter of a MiB costs more in page faults than in copying.
+var encoded sync.Pool
 
 // Deliver hands a parcel to the loop, from any thread. Flows bring the
 // endpoints' slots and the places at the gates that they hold: the ledger is
@@ -218,6 +230,8 @@ func (l *Loop) unpack(p *Parcel) {
 	now := l.k.Now()
 	l.now = now
 	batch, err := frozen.Decode(p.Octets)
+	encoded.Put(p.Octets) // decoding keeps no part of it
+	p.Octets = nil
 	if err != nil {
 		// Both ends of a mailbox are the same code; other carriers decode
 		// before they deliver.

@@ -2,6 +2,7 @@ package loop
 
 import (
 	"github.com/holdfast-lb/holdfast/internal/flow"
+	"github.com/holdfast-lb/holdfast/internal/planted"
 	"github.com/holdfast-lb/holdfast/internal/sock"
 )
 
@@ -94,6 +95,14 @@ func (l *Loop) relay(i uint32, s *slot, side flow.Side, budget *int) bool {
 	for *budget > 0 {
 		if p.held > 0 {
 			if !to.has(writable) {
+				if planted.Bug(19) && from.has(over) {
+					s.flow.Step(l.now, flow.Event{Kind: flow.Ended, Leg: side})
+					return true
+				}
+				if planted.Bug(27) {
+					from.is &^= readable
+					s.flow.Step(l.now, flow.Event{Kind: flow.Slackened, Leg: side})
+				}
 				return tell()
 			}
 			l.hasten(s, side.Other())
