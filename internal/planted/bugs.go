@@ -1,0 +1,83 @@
+//go:build planted
+
+// Package planted holds the bugs that are put into the code on purpose; this
+// is the build in which one of them can be there.
+package planted
+
+import (
+	"fmt"
+	"os"
+	"strings"
+)
+
+var current int
+
+// Bug tells whether bug n is there.
+func Bug(n int) bool { return n == current }
+
+// Zero forgets *p if bug n is there.
+func Zero[T any](n int, p *T) {
+	if Bug(n) {
+		*p = *new(T)
+	}
+}
+
+// Cut loses the last octet of *p if bug n is there.
+func Cut(n int, p *[]byte) {
+	if b := *p; Bug(n) && len(b) > 0 {
+		*p = b[:len(b)-1]
+	}
+}
+
+// Set chooses the bug; 0 is none.
+func Set(n int) { current = n }
+
+// All says what each bug is, by number from 1.
+var All = []string{
+	"",
+	"freeze forgets that a leg has ended",
+	"freeze forgets that FIN was sent",
+	"freeze loses the last unsent octet",
+	"freeze forgets the place in the queue",
+	"freeze forgets how much was received",
+	"a parked flow stays in the table: two owners",
+	"the tail of a pipe is lost when a flow is parked",
+	"FIN is said to be sent and is not",
+	"a socket is restored one sequence number off on the other host",
+	"an event's incarnation is not looked at",
+	"the slot at the endpoint is not released",
+	"a waiter is parked and stays in the queue",
+	"what was granted while a flow was parked is dropped",
+	"a short write is treated as a full one",
+	"a short read ends readiness with FIN pending",
+	"octets that lie in the scratch are not settled",
+	"thaw forgets the deadline",
+	"a descriptor is closed twice",
+	"the end of a spliced leg is told before the pipe is empty",
+	"RST becomes FIN",
+	"freeze forgets which endpoints were tried",
+	"a moved flow goes to the end of the queue",
+	"the ledger imports a connection twice",
+	"the giver forgets to end its account",
+	"the kernel is not asked for room after a short write",
+	"a muted leg stays muted",
+	"a bulk transfer whose pipe is full is not taken up again",
+	"the gate is not left when a flow ends",
+	"age is lost on a move",
+}
+
+// Record writes rows into the section of docs/planted-bugs.md that begins and
+// ends with the markers of its name.
+func Record(file, section string, rows []string) error {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return err
+	}
+	begin, end := "<!-- "+section+" -->\n", "<!-- end "+section+" -->"
+	head, rest, ok := strings.Cut(string(text), begin)
+	_, tail, ok2 := strings.Cut(rest, end)
+	if !ok || !ok2 {
+		return fmt.Errorf("planted: %s has no section %s", file, section)
+	}
+	return os.WriteFile(file, []byte(head+begin+strings.Join(rows, "\n")+"\n"+end+tail), 0o644)
+}

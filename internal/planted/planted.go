@@ -1,0 +1,17 @@
+//go:build !planted
+
+// Package planted holds the bugs that are put into the code on purpose, to see
+// that the tests find them: a test that has never failed proves little. A site
+// is one line, `if planted.Bug(7) { ... }`; without the build tag planted the
+// compiler removes it. docs/planted-bugs.md lists them, and what it took to
+// find each.
+package planted
+
+// Bug tells whether bug n is there: never, in this build.
+func Bug(int) bool { return false }
+
+// Zero forgets *p if bug n is there.
+func Zero[T any](int, *T) {}
+
+// Cut loses the last octet of *p if bug n is there.
+func Cut(int, *[]byte) {}
