@@ -16,6 +16,7 @@ import (
 	"sync/atomic"
 
 	"github.com/holdfast-lb/holdfast/internal/config"
+	"github.com/holdfast-lb/holdfast/internal/planted"
 )
 
 // Endpoint is the account of one endpoint.
@@ -43,6 +44,9 @@ func (e *Endpoint) CountError() { e.errors.Add(1) }
 // Import takes over n connections that come to us from the other process.
 func (e *Endpoint) Import(n int64) {
 	e.inUse.Add(n)
+	if planted.Bug(23) {
+		e.inUse.Add(n)
+	}
 	e.AddForeign(-n)
 }
 
@@ -50,6 +54,9 @@ func (e *Endpoint) Import(n int64) {
 // nothing of the limit becomes free, the other one holds them now.
 func (e *Endpoint) Forget(n int64) {
 	e.foreign.Add(n)
+	if planted.Bug(24) {
+		return
+	}
 	e.inUse.Add(-n)
 }
 
