@@ -564,3 +564,14 @@ func (k *Kernel) Vanished(fd sock.FD, _ time.Duration) bool {
 	k.fds.sock(fd, "look after the peer")
 	return false
 }
+
+// Threshold is SO_RCVLOWAT: no more than half of the buffer
+// (net/ipv4/tcp.c, tcp_set_rcvlowat), and it wakes who is readable by it.
+func (k *Kernel) Threshold(fd sock.FD, octets int) {
+	if s := k.fds.sock(fd, "threshold"); s != nil {
+		s.lowat = min(octets, s.rcvCap/2)
+		if len(s.rcv) > 0 && len(s.rcv) >= s.lowat {
+			s.wake(sock.Readable)
+		}
+	}
+}

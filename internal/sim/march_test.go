@@ -69,3 +69,18 @@ func TestHistoriesRepeat(t *testing.T) {
 		}
 	}
 }
+
+// A listener that the kernel would not watch once is watched later. Before, a
+// node with one loop never accepted again.
+func TestListenerIsWatchedAgain(t *testing.T) {
+	sc := Scenario{Clients: 3, FailAt: 1, Calm: true}
+	for seed := range uint64(20) {
+		w := NewWorld(seed, sc)
+		if err := w.Run(sc); err != nil {
+			t.Fatalf("seed %d: %v", seed, err)
+		}
+		if w.net.faults.Last != "watch" {
+			t.Fatalf("%q failed", w.net.faults.Last)
+		}
+	}
+}

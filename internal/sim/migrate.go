@@ -12,6 +12,7 @@ import (
 	"github.com/holdfast-lb/holdfast/internal/frozen"
 	"github.com/holdfast-lb/holdfast/internal/loop"
 	"github.com/holdfast-lb/holdfast/internal/move"
+	"github.com/holdfast-lb/holdfast/internal/planted"
 	"github.com/holdfast-lb/holdfast/internal/sock"
 )
 
@@ -56,6 +57,9 @@ func (w *World) restore(t *FDs, batch *frozen.Batch) (fds []sock.FD, err error) 
 			s := &Sock{
 				net: w.net, local: x.Local, remote: x.Remote, snd: x.Snd, una: x.Una, nxt: x.Una, rcv: x.Rcv, rcvNxt: x.RcvNxt,
 				sndCap: x.SndCap, rcvCap: x.RcvCap, finOut: x.FinOut, finIn: x.FinIn, connected: true, held: true,
+			}
+			if planted.Bug(9) {
+				s.una, s.nxt = s.una+1, s.nxt+1
 			}
 			s.file = &file{sock: s}
 			fd, ok := t.put(s.file)

@@ -89,6 +89,7 @@ type Sock struct {
 	rcv       []byte
 	rcvNxt    uint64
 	rcvCap    int
+	lowat     int  // readable from so many octets on
 	finOut    bool // our FIN stands behind snd
 	finSent   bool
 	finIn     bool // the peer's FIN has arrived
@@ -213,7 +214,7 @@ func (s *Sock) mask() (r sock.Ready) {
 	if !s.connected && !s.dead {
 		return r
 	}
-	if len(s.rcv) > 0 {
+	if len(s.rcv) > 0 && len(s.rcv) >= s.lowat {
 		r |= sock.Readable
 	}
 	switch {
@@ -310,7 +311,9 @@ func (s *Sock) deliver() {
 		p.rcv = append(p.rcv, seg...)
 		p.rcvNxt += uint64(len(seg))
 		s.nxt += skip + uint64(len(seg))
-		p.wake(sock.Readable)
+		if len(p.rcv) >= p.lowat {
+			p.wake(sock.Readable)
+		}
 		return
 	}
 	if s.finOut && !s.finSent {

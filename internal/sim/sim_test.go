@@ -24,8 +24,14 @@ func scenario(seed uint64) Scenario {
 		sc.Upgrades, sc.Crash = 3, true
 	case 3:
 		sc.Upgrades, sc.Migrations, sc.Limited = 1, 1, true
+	case 4: // a day of moves between loops
+		sc.Rebalances, sc.Limited = 12, seed%2 == 0
 	}
+	sc.Bulk = seed%3 == 1
 	sc.Calm = seed%7 == 0
+	if seed%40 == 13 {
+		sc.Flood, sc.Clients = true, 3
+	}
 	if seed%11 == 5 {
 		sc.FaultOdds = 300
 	}

@@ -22,15 +22,20 @@ type World struct {
 	loops    int
 	fdsMax   int
 	noise    bool
+	bulk     bool
+	flood    bool
 	releases int
 	refusals int
 
 	queuedAt map[uint64]uint64 // the turn after which a flow was first seen with a place
 	lines    []inLine
+	simmers  map[uint64]simmer
 	inFlight map[uint64]*Proc // flows that are in no table: who owns them
 	tally    loop.Counters    // of processes that are no more
 	trace    []string
 	turns    int
+	stalled  int // the loop of this number stands still, in all processes
+	stallEnd int // until this turn
 	failed   error
 	idle     int
 }
@@ -67,7 +72,9 @@ type Scenario struct {
 	FailAt                                    int // the call of this number fails
 	FaultOdds                                 int
 	Calm                                      bool // no resets, no sleepers, no noise
-	Limited                                   bool
+	Limited                                   bool // endpoints take few connections at once
+	Bulk                                      bool // more of the peers have much to say
+	Flood                                     bool // and some very much
 }
 
 func (w *World) fail(format string, args ...any) {
@@ -100,9 +107,10 @@ func (w *World) counted(c *loop.Counters) {
 
 // NewWorld makes the world of a seed: one host, or two if flows migrate.
 func NewWorld(seed uint64, sc Scenario) *World {
-	w := &World{seed: seed, net: newNet(seed), inFlight: map[uint64]*Proc{}, queuedAt: map[uint64]uint64{}, fdsMax: 4000}
+	w := &World{seed: seed, net: newNet(seed), inFlight: map[uint64]*Proc{}, queuedAt: map[uint64]uint64{}, simmers: map[uint64]simmer{}, fdsMax: 4000}
 	r := w.net.rng
 	w.loops = 1 + r.IntN(3)
+	w.bulk, w.flood = sc.Bulk, sc.Flood
 	w.noise = !sc.Calm && r.IntN(2) == 0
 	w.shape = shape{
 		endpoints: 1 + r.IntN(3), onChange: []string{"keep", "adopt", "close"}[r.IntN(3)], balance: []string{"least", "round-robin"}[r.IntN(2)],
@@ -206,11 +214,23 @@ func (w *World) peer(name string, s *Sock, calm bool) *Peer {
 	r := w.net.rng
 	p := &Peer{name: name, net: w.net, s: s, key: r.Uint64() | 1, born: w.net.now}
 	sizes := []int{headLen, 200, 5000, 20000, 70000, 200000}
+	if w.bulk && r.IntN(2) == 0 {
+		sizes = []int{200000, 400000}
+	}
+	if w.flood { // beyond what makes a stream of a transfer
+		sizes = []int{6 << 20, 200}
+	}
 	p.plan = plan{
 		total: headLen + r.IntN(1+sizes[r.IntN(len(sizes))]),
 		hold:  r.IntN(3) == 0,
 		gulp:  []int{100, 4000, 70000}[r.IntN(3)],
 		mouth: []int{100, 4000, 70000}[r.IntN(3)],
+	}
+	if p.plan.total > 1<<20 { // in sips this would take for ever
+		p.plan.gulp, p.plan.mouth = 70000, 70000
+		for _, x := range []*Sock{s, s.peer} {
+			x.sndCap, x.rcvCap = max(x.sndCap, 90<<10), max(x.rcvCap, 90<<10)
+		}
 	}
 	switch r.IntN(6) {
 	case 0:
@@ -281,8 +301,9 @@ func (w *World) story(sc Scenario) {
 	w.net.faults.on = true
 	events := sc.Clients + sc.Reloads + sc.Rebalances + sc.Upgrades + sc.Migrations
 	left := sc
+	pace := []int{20, 60, 250}[r.IntN(3)] // steps from one event to the next
 	for quiet := 0; w.failed == nil; {
-		if events > 0 && r.IntN(40) == 0 {
+		if events > 0 && r.IntN(pace) == 0 {
 			switch k := r.IntN(events); {
 			case k < left.Clients:
 				left.Clients--
@@ -377,9 +398,15 @@ func (w *World) step(calm, last bool) bool {
 	did := false
 	switch k := r.IntN(100); {
 	case k < 40:
-		p := w.procs[r.IntN(len(w.procs))]
-		if !p.dead {
-			did = w.turn(p, r.IntN(w.loops))
+		p, i := w.procs[r.IntN(len(w.procs))], r.IntN(w.loops)
+		if w.turns >= w.stallEnd && r.IntN(50) == 0 {
+			// One loop gets no processor for a while, and its mailbox fills.
+			w.stalled, w.stallEnd = i, w.turns+50+r.IntN(500)
+		}
+		if !p.dead && (i != w.stalled || w.turns >= w.stallEnd) {
+			did = w.turn(p, i)
+		} else {
+			did = !p.dead
 		}
 	case k < 70:
 		if ready := w.net.ready(nil); len(ready) > 0 {
