@@ -1,7 +1,5 @@
 //go:build planted
 
-// Package planted holds the bugs that are put into the code on purpose; this
-// is the build in which one of them can be there.
 package planted
 
 import (

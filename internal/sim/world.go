@@ -37,7 +37,6 @@ type World struct {
 	stalled  int // the loop of this number stands still, in all processes
 	stallEnd int // until this turn
 	failed   error
-	idle     int
 }
 
 // shape is what a seed makes of the configuration.
