@@ -87,6 +87,7 @@ func (k *Epoll) Dial(s *sock.DialSpec) (sock.FD, bool, sock.Errno) { return sock
 func (k *Epoll) DialResult(fd sock.FD) sock.Errno                  { return sock.DialResult(fd) }
 func (k *Epoll) NoDelay(fd sock.FD)                                { sock.NoDelay(fd) }
 func (k *Epoll) Enliven(fd sock.FD, life sock.Life)                { sock.Enliven(fd, life) }
+func (k *Epoll) Threshold(fd sock.FD, octets int)                  { sock.Threshold(fd, octets) }
 func (k *Epoll) Vanished(fd sock.FD, d time.Duration) bool         { return sock.Vanished(fd, d) }
 func (k *Epoll) Shutdown(fd sock.FD)                               { fd.Shutdown() }
 func (k *Epoll) Close(fd sock.FD)                                  { fd.Close() }

@@ -37,6 +37,9 @@ type Kernel interface {
 	DialResult(fd sock.FD) sock.Errno
 	NoDelay(fd sock.FD)
 	Enliven(fd sock.FD, life sock.Life)
+	// Threshold makes fd readable only from so many octets on. A kernel may
+	// report it earlier.
+	Threshold(fd sock.FD, octets int)
 	Vanished(fd sock.FD, silence time.Duration) bool
 	Shutdown(fd sock.FD)
 	Close(fd sock.FD)

@@ -104,6 +104,9 @@ type Loop struct {
 	due     []uint32
 	again   []uint32 // slots whose budget ran out, or that must be looked at
 	spare   []uint32 // again, while it is being worked off
+	simmers []uint32 // slots of streams that the clock looks at
+	stewing []uint32 // those that it is looking at
+	stirred flow.Instant
 	waiting map[uint32]*ledger.Waiter
 	books   map[string]*ledger.Backend
 	gates   map[string]*ledger.Gate
@@ -186,6 +189,9 @@ func (l *Loop) Turn(wait bool) bool {
 		if len(l.shared.Loops) > 1 && l.load.Load() > evenLeast && (d < 0 || d > evenEvery) {
 			d = evenEvery
 		}
+		if len(l.simmers) > 0 && (d < 0 || d > simmerTime) {
+			d = simmerTime
+		}
 		// A loop that had much to do looks before it sleeps: a call that
 		// never waits is cheaper, and the scheduler need not be told.
 		if l.busy {
@@ -219,6 +225,7 @@ woken:
 	if l.paused && l.now >= l.retryAt {
 		l.resumeAccepting()
 	}
+	l.stir()
 	if l.now >= l.evenAt {
 		l.even()
 	}

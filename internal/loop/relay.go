@@ -1,6 +1,8 @@
 package loop
 
 import (
+	"time"
+
 	"github.com/holdfast-lb/holdfast/internal/flow"
 	"github.com/holdfast-lb/holdfast/internal/planted"
 	"github.com/holdfast-lb/holdfast/internal/sock"
@@ -18,6 +20,7 @@ const (
 type pipe struct {
 	r, w sock.FD
 	held int // octets inside
+	gave int // octets that went through since it was borrowed
 }
 
 type pipes struct {
@@ -46,7 +49,7 @@ func (l *Loop) borrow(s *slot, side flow.Side) bool {
 	}
 	g.pipe = p.free[len(p.free)-1]
 	p.free = p.free[:len(p.free)-1]
-	s.relayed = 0
+	p.all[g.pipe].gave = 0
 	return true
 }
 
@@ -67,7 +70,7 @@ func (p *pipes) discard(k Kernel, i int16) {
 		if err != nil {
 			// The place stays unused until the process ends; bulk is copied
 			// when all places are.
-			*x = pipe{sock.NoFD, sock.NoFD, 0}
+			*x = pipe{r: sock.NoFD, w: sock.NoFD}
 			return
 		}
 		*x = pipe{r: r, w: w}
@@ -89,6 +92,7 @@ func (l *Loop) relay(i uint32, s *slot, side flow.Side, budget *int) bool {
 		}
 		l.Count.Octets[side] += uint64(moved)
 		l.Count.Relayed += uint64(moved)
+		s.keepsMoving(l.now, moved)
 		s.flow.Step(l.now, flow.Event{Kind: flow.Relayed, Leg: side, N: moved})
 		return true
 	}
@@ -119,11 +123,11 @@ func (l *Loop) relay(i uint32, s *slot, side flow.Side, budget *int) bool {
 			p.held -= n
 			moved += n
 			*budget -= n
-			s.relayed = min(s.relayed, slackMax) + uint32(n)
+			p.gave += n
 			continue
 		}
 		if !from.has(readable) {
-			l.slacken(s, side)
+			l.slacken(i, s, side)
 			return tell()
 		}
 		n, e := l.k.Splice(from.fd, p.w, pipeBytes)
@@ -131,7 +135,7 @@ func (l *Loop) relay(i uint32, s *slot, side flow.Side, budget *int) bool {
 		case e == sock.Again:
 			l.drained(i, s, side)
 			told := tell()
-			l.slacken(s, side)
+			l.slacken(i, s, side)
 			return told
 		case e != 0:
 			tell()
@@ -151,12 +155,103 @@ func (l *Loop) relay(i uint32, s *slot, side flow.Side, budget *int) bool {
 	return true
 }
 
-// slacken gives the empty pipe of a transfer that has run dry to others, and
-// sends the flow back to copying if it was too little for a pipe.
-func (l *Loop) slacken(s *slot, side flow.Side) {
-	few := s.relayed < slackMax
-	l.giveBack(&s.legs[side])
-	if few {
+// slacken gives the empty pipe of a transfer that has run dry to others. If it
+// was too little for a pipe the flow goes back to copying; if it is a stream
+// the leg simmers.
+func (l *Loop) slacken(i uint32, s *slot, side flow.Side) {
+	g := &s.legs[side]
+	few := l.pipes.all[g.pipe].gave < slackMax
+	l.giveBack(g)
+	switch {
+	case s.relayed >= streamBytes:
+		l.simmer(i, s, side)
+	case few:
 		s.flow.Step(l.now, flow.Event{Kind: flow.Slackened, Leg: side})
+	}
+}
+
+// A fast sender wakes the loop with every segment, and what the loop then moves
+// wakes the receiver: small change for dear wake-ups. So once a transfer has
+// shown to be a stream its leg is reported only when much has come. What is less
+// than that, the end of the stream above all, the clock finds: after a
+// millisecond the leg is looked at anyway, and if it has nothing it is no
+// stream any more. Measured with tcp-bulk: 226 KiB moved at each wake-up before.
+const (
+	streamBytes   = 4 << 20 // without a rest; what is shorter ends without delay
+	bulkThreshold = 1 << 20
+	simmerTime    = time.Millisecond
+	restMillis    = 2
+)
+
+// brew is how the bulk transfers of a flow are looked at.
+type brew uint8
+
+const (
+	thickClient  brew = 1 << iota // the client leg is reported from bulkThreshold on only
+	thickBackend                  // the backend leg is
+	simmering                     // in the list of those that the clock looks at
+)
+
+func thick(side flow.Side) brew { return thickClient << side }
+
+// keepsMoving notes what splice has moved. A rest begins the count anew.
+func (s *slot) keepsMoving(now flow.Instant, octets int) {
+	at := uint16(now / flow.Instant(time.Millisecond))
+	if at-s.relayedAt > restMillis {
+		s.relayed = 0
+	}
+	s.relayedAt = at
+	s.relayed = min(s.relayed, streamBytes) + uint32(octets)
+}
+
+// simmer leaves the leg to the threshold and the clock.
+func (l *Loop) simmer(i uint32, s *slot, side flow.Side) {
+	if s.brew&thick(side) == 0 {
+		s.brew |= thick(side)
+		l.k.Threshold(s.legs[side].fd, bulkThreshold)
+	}
+	if s.brew&simmering == 0 {
+		s.brew |= simmering
+		l.simmers = append(l.simmers, i)
+	}
+}
+
+// thin makes the leg readable from the first octet on again.
+func (l *Loop) thin(s *slot, side flow.Side) {
+	if s.brew&thick(side) != 0 {
+		s.brew &^= thick(side)
+		l.k.Threshold(s.legs[side].fd, 1)
+	}
+}
+
+// stir looks at all that simmers, when its time has come.
+func (l *Loop) stir() {
+	if len(l.simmers) == 0 || l.now-l.stirred < flow.Instant(simmerTime) {
+		return
+	}
+	l.stirred = l.now
+	l.simmers, l.stewing = l.stewing[:0], l.simmers
+	for _, i := range l.stewing {
+		s := l.at(i)
+		if !s.live || s.brew&simmering == 0 {
+			continue
+		}
+		s.brew &^= simmering
+		before := s.flow.Received(flow.Client) + s.flow.Received(flow.Backend)
+		for side := flow.Client; side <= flow.Backend; side++ {
+			if s.brew&thick(side) != 0 {
+				s.legs[side].is |= readable
+			}
+		}
+		l.guard(i)
+		switch {
+		case !s.live || s.brew == 0:
+		case s.flow.Received(flow.Client)+s.flow.Received(flow.Backend) == before:
+			l.thin(s, flow.Client)
+			l.thin(s, flow.Backend)
+		case s.brew&simmering == 0:
+			s.brew |= simmering
+			l.simmers = append(l.simmers, i)
+		}
 	}
 }

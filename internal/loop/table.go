@@ -45,7 +45,9 @@ type slot struct {
 	account     *ledger.Endpoint // whose slot the flow holds
 	timer       timer
 	incarnation uint32
-	relayed     uint32 // octets since the pipe was borrowed
+	relayed     uint32 // octets moved by splice without a rest
+	relayedAt   uint16 // when that last grew, in milliseconds of the loop's clock
+	brew        brew   // how its bulk transfers are looked at
 	live        bool
 	again       bool
 	pending     bool // the backend leg is being dialled

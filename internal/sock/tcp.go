@@ -319,6 +319,11 @@ func Vanished(fd FD, silence time.Duration) bool {
 	return ti.Retransmits >= triesVanished || ti.Probes >= triesVanished
 }
 
+// Threshold makes a socket readable only from so many octets on, or at its end
+// (SO_RCVLOWAT; net/ipv4/tcp.c, tcp_set_rcvlowat, bounds it by the queue). 1 is
+// what a socket begins with.
+func Threshold(fd FD, octets int) { _ = setInt(fd, unix.SOL_SOCKET, unix.SO_RCVLOWAT, octets) }
+
 // NoDelay makes small segments go out at once, though earlier ones are not
 // acknowledged yet (RFC 9293, section 3.7.4).
 func NoDelay(fd FD) { _ = setInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1) }
