@@ -7,8 +7,8 @@ import (
 )
 
 var (
-	seeds = flag.Int("seeds", 1000, "how many histories TestSeeds lives through")
-	every = flag.Int("march", 3, "TestFailureMarch fails each call whose number is a multiple of this, less one")
+	seeds = flag.Int("seeds", seedsDefault, "how many histories TestSeeds lives through")
+	every = flag.Int("march", marchDefault, "TestFailureMarch fails each call whose number is a multiple of this, less one")
 	only  = flag.Uint64("seed", 0, "the one history to live through")
 )
 

@@ -1,0 +1,8 @@
+//go:build !race
+
+package sim
+
+const (
+	seedsDefault = 1000
+	marchDefault = 3
+)
