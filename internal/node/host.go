@@ -165,6 +165,9 @@ func (n *Node) Migrate(to string) (*Report, error) {
 	if c == nil {
 		return nil, errors.New("node: the configuration has no cluster section, so there is no other host; see docs/operate.md")
 	}
+	if n.host.admin == nil {
+		return nil, errors.New("node: the cluster section came by a reload and takes effect with the next upgrade: holdfast upgrade")
+	}
 	at, ok := c.Peers[to]
 	if !ok || to == n.Config().Node.Name {
 		return nil, fmt.Errorf("node: no other peer %q; there are: %v", to, c.SortedPeers())

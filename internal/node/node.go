@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"os"
 	"runtime"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -279,6 +280,9 @@ func (n *Node) Apply(source []byte) (*Report, error) {
 	plan := config.Diff(old.Config, c)
 	r := newReport("config")
 	r.Plan = plan.String()
+	if later := takesUpgrade(plan); later != "" {
+		r.Plan += "! " + later + ": takes effect with the next upgrade\n"
+	}
 	if plan.Empty() {
 		r.Generation = old.Number
 		return r.done(began), nil
@@ -307,6 +311,24 @@ func (n *Node) Apply(source []byte) (*Report, error) {
 	n.totals.move(r)
 	n.log.Info("configuration applied", "generation", g.Number, "flows", r.Flows, "closed", r.Closed, "took", time.Since(began))
 	return r.done(began), nil
+}
+
+// takesUpgrade names what of a plan a running process cannot change in itself.
+// It is in force for the successor, which begins with this configuration.
+func takesUpgrade(p config.Plan) string {
+	var what []string
+	if p.Node != nil {
+		if p.Node.Old.Loops != p.Node.New.Loops {
+			what = append(what, "node.loops")
+		}
+		if p.Node.Old.AdminSocket != p.Node.New.AdminSocket {
+			what = append(what, "node.admin.socket")
+		}
+	}
+	if p.Cluster != nil {
+		what = append(what, "cluster")
+	}
+	return strings.Join(what, ", ")
 }
 
 // retire closes a listener that has left the configuration, after a last look
