@@ -80,6 +80,7 @@ func (l *Loop) Park(i uint32) (p Parked, ok bool) {
 	}
 	p.Kind, p.Since = l.kind(s), l.k.Now()
 	for side := flow.Client; side <= flow.Backend; side++ {
+		l.thin(s, side) // the threshold is the socket's, and would go along
 		if g := &s.legs[side]; g.has(watched) && g.fd >= 0 {
 			_ = l.k.Unwatch(g.fd)
 			g.is &^= watched
