@@ -570,6 +570,8 @@ func (k *Kernel) Vanished(fd sock.FD, _ time.Duration) bool {
 func (k *Kernel) Threshold(fd sock.FD, octets int) {
 	if s := k.fds.sock(fd, "threshold"); s != nil {
 		s.lowat = min(octets, s.rcvCap/2)
+		k.net.thresholds++
+		k.net.thickened = octets > 1
 		if len(s.rcv) > 0 && len(s.rcv) >= s.lowat {
 			s.wake(sock.Readable)
 		}

@@ -84,3 +84,24 @@ func TestListenerIsWatchedAgain(t *testing.T) {
 		}
 	}
 }
+
+// A leg that streams is reported from a threshold on only; that is a state of
+// the socket, so it goes along with a move to a loop that knows nothing of it.
+func TestStreamsMove(t *testing.T) {
+	sc := Scenario{Clients: 2, Flood: true, Calm: true, Chase: true}
+	seeds := uint64(40)
+	if testing.Short() {
+		seeds = 10
+	}
+	set := 0
+	for seed := range seeds {
+		w := NewWorld(seed, sc)
+		if err := w.Run(sc); err != nil {
+			t.Fatalf("seed %d: %v", seed, err)
+		}
+		set += w.net.thresholds
+	}
+	if set < 10 {
+		t.Errorf("a threshold was set %d times: no streams", set)
+	}
+}

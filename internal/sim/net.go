@@ -23,9 +23,11 @@ type Net struct {
 	nextPort  uint16
 	peers     map[uint64]*Peer // by the key of their stream
 
-	faults Faults
-	strays uint64 // connections that may end early while their flow is not known
-	bad    error  // the first thing that no program may do to a kernel
+	faults     Faults
+	thresholds int    // how often one was set
+	thickened  bool   // one was set a moment ago
+	strays     uint64 // connections that may end early while their flow is not known
+	bad        error  // the first thing that no program may do to a kernel
 }
 
 type behaviour uint8

@@ -24,6 +24,7 @@ type World struct {
 	noise    bool
 	bulk     bool
 	flood    bool
+	chase    bool
 	releases int
 	refusals int
 
@@ -74,6 +75,7 @@ type Scenario struct {
 	Limited                                   bool // endpoints take few connections at once
 	Bulk                                      bool // more of the peers have much to say
 	Flood                                     bool // and some very much
+	Chase                                     bool // flows move when they have become streams
 }
 
 func (w *World) fail(format string, args ...any) {
@@ -109,7 +111,7 @@ func NewWorld(seed uint64, sc Scenario) *World {
 	w := &World{seed: seed, net: newNet(seed), inFlight: map[uint64]*Proc{}, queuedAt: map[uint64]uint64{}, simmers: map[uint64]simmer{}, fdsMax: 4000}
 	r := w.net.rng
 	w.loops = 1 + r.IntN(3)
-	w.bulk, w.flood = sc.Bulk, sc.Flood
+	w.bulk, w.flood, w.chase = sc.Bulk, sc.Flood, sc.Chase
 	w.noise = !sc.Calm && r.IntN(2) == 0
 	w.shape = shape{
 		endpoints: 1 + r.IntN(3), onChange: []string{"keep", "adopt", "close"}[r.IntN(3)], balance: []string{"least", "round-robin"}[r.IntN(2)],
@@ -225,6 +227,9 @@ func (w *World) peer(name string, s *Sock, calm bool) *Peer {
 		gulp:  []int{100, 4000, 70000}[r.IntN(3)],
 		mouth: []int{100, 4000, 70000}[r.IntN(3)],
 	}
+	if w.chase { // all are streams, and none ends by itself
+		p.plan.total, p.plan.hold = p.plan.total+(5<<20), true
+	}
 	if p.plan.total > 1<<20 { // in sips this would take for ever
 		p.plan.gulp, p.plan.mouth = 70000, 70000
 		for _, x := range []*Sock{s, s.peer} {
@@ -301,6 +306,7 @@ func (w *World) story(sc Scenario) {
 	events := sc.Clients + sc.Reloads + sc.Rebalances + sc.Upgrades + sc.Migrations
 	left := sc
 	pace := []int{20, 60, 250}[r.IntN(3)] // steps from one event to the next
+	rests := 0
 	for quiet := 0; w.failed == nil; {
 		if events > 0 && r.IntN(pace) == 0 {
 			switch k := r.IntN(events); {
@@ -337,11 +343,20 @@ func (w *World) story(sc Scenario) {
 			}
 			events = left.Clients + left.Reloads + left.Rebalances + left.Upgrades + left.Migrations
 		}
+		if sc.Chase && w.net.thickened {
+			w.net.thickened = false
+			if p := w.idleProc(0); p != nil {
+				w.note("%s: rebalance in the middle of a stream", p.name)
+				p.rebalance()
+			}
+		}
 		if w.step(sc.Calm, false) {
 			quiet = 0
+			rests = 0
 		} else if quiet++; quiet > 30 {
 			if w.settled(sc.Calm, false) {
-				if events == 0 {
+				// What only the clock finds has to be found soon.
+				if rests++; events == 0 && rests > 4 {
 					return
 				}
 				w.pass(time.Duration(1 + r.IntN(int(500*time.Millisecond))))
@@ -420,7 +435,11 @@ func (w *World) step(calm, last bool) bool {
 	case k < 98:
 		did = w.tasks()
 	default:
-		w.net.now = w.net.now.Add(time.Duration(1 + r.IntN(int(3*time.Millisecond))))
+		tick := 3 * time.Millisecond
+		if w.flood { // a stream is one that never rests for so long
+			tick = 20 * time.Microsecond
+		}
+		w.net.now = w.net.now.Add(time.Duration(1 + r.IntN(int(tick))))
 	}
 	w.turns++
 	if w.turns%256 == 0 {
