@@ -41,8 +41,9 @@ func (e *NotPermitted) Unwrap() error { return e.Err }
 
 // prefixed puts the package's name before an error that does not bear it yet.
 func prefixed(err error) error {
-	switch err.(type) {
-	case nil, *Unsupported, *NotPermitted:
+	var no *Unsupported
+	var may *NotPermitted
+	if err == nil || errors.As(err, &no) || errors.As(err, &may) {
 		return err
 	}
 	return fmt.Errorf("tcprepair: %w", err)

@@ -37,7 +37,7 @@ const (
 // retryEINTR runs one kernel call until a signal no longer interrupts it.
 func retryEINTR(f func() error) error {
 	for {
-		if err := f(); err != unix.EINTR {
+		if err := f(); !errors.Is(err, unix.EINTR) {
 			return err
 		}
 	}

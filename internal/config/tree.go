@@ -50,7 +50,7 @@ func (r *report) load(src []byte) *yaml.Node {
 		return nil
 	}
 	var document yaml.Node
-	if err := loader.Load(&document); err == io.EOF {
+	if err := loader.Load(&document); errors.Is(err, io.EOF) {
 		r.fail(start, "", "the file is empty")
 		return nil
 	} else if err != nil {
@@ -60,7 +60,7 @@ func (r *report) load(src []byte) *yaml.Node {
 	var further yaml.Node
 	if err := loader.Load(&further); err == nil {
 		r.fail(at(&further), "", "a second document begins here; a file is one document")
-	} else if err != io.EOF {
+	} else if !errors.Is(err, io.EOF) {
 		r.syntax(src, err)
 	}
 	if document.Kind != yaml.DocumentNode || len(document.Content) != 1 {

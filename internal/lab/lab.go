@@ -43,11 +43,8 @@ const shortLimit = 43 * time.Second
 // every figure holds, 1 if not, 2 for a wrong argument.
 func Main(args []string) int {
 	if os.Getenv(stageEnv) == stageBlind {
-		if err := BlindMain(args, os.Stdout); err != nil {
-			_, _ = fmt.Fprintln(os.Stderr, err)
-			return 1
-		}
-		return 0
+		_, _ = fmt.Fprintln(os.Stderr, BlindMain(args, os.Stdout)) // it ends by an error only
+		return 1
 	}
 	o, name, err := parse(args)
 	if errors.Is(err, flag.ErrHelp) {

@@ -192,17 +192,16 @@ func (l *Loop) Turn(wait bool) bool {
 		if len(l.simmers) > 0 && (d < 0 || d > simmerTime) {
 			d = simmerTime
 		}
-		// A loop that had much to do looks before it sleeps: a call that
-		// never waits is cheaper, and the scheduler need not be told.
-		if l.busy {
-			if l.n = l.k.Wait(l.events, 0); l.n > 0 {
-				d = 0
-				goto woken
-			}
-		}
 	}
-	l.n = l.k.Wait(l.events, d)
-woken:
+	l.n = 0
+	if l.busy && d != 0 {
+		// A loop that had much to do looks before it sleeps: a call that never
+		// waits is cheaper, and the scheduler need not be told.
+		l.n = l.k.Wait(l.events, 0)
+	}
+	if l.n == 0 {
+		l.n = l.k.Wait(l.events, d)
+	}
 	l.next = 0
 	l.now = l.k.Now()
 	l.Count.Turns++

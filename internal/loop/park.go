@@ -211,7 +211,10 @@ func Pack(all []Parked, objects ...*frozen.Object) (*Parcel, error) {
 		p.FDs = append(p.FDs, x.FDs...)
 		p.Since = append(p.Since, x.Since)
 	}
-	room, _ := encoded.Get().([]byte)
+	var room []byte
+	if r, ok := encoded.Get().(*[]byte); ok {
+		room = *r
+	}
 	var err error
 	p.Octets, err = batch.AppendTo(room[:0])
 	return p, err
@@ -231,8 +234,9 @@ func (l *Loop) unpack(p *Parcel) {
 	now := l.k.Now()
 	l.now = now
 	batch, err := frozen.Decode(p.Octets)
-	encoded.Put(p.Octets) // decoding keeps no part of it
+	room := p.Octets
 	p.Octets = nil
+	encoded.Put(&room) // decoding has kept no part of it
 	if err != nil {
 		// Both ends of a mailbox are the same code; other carriers decode
 		// before they deliver.

@@ -118,7 +118,7 @@ func TestDrop(t *testing.T) {
 type mover struct {
 	t testing.TB
 	*stream
-	held, pause time.Duration
+	pause time.Duration
 }
 
 func (m *mover) move(from, to *host, fromAdmin, toAdmin *Admin, during func()) {
