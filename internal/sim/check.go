@@ -197,7 +197,14 @@ func (w *World) stuckQueue(p *Proc) {
 	c := p.gen.Config
 	for _, b := range c.SortedBackends() {
 		book := p.shared.Ledger.Backend(b.Ref.Name)
-		if book.Waiting() == 0 {
+		// One that has tried an endpoint in vain may wait for another, full one.
+		fresh := 0
+		for _, l := range p.shared.Loops {
+			fresh += len(l.Slots(0, func(f *flow.Flow) bool {
+				return f.State() == flow.Queued && f.Tried() == 0 && f.Backend().Ref.Name == b.Ref.Name
+			}))
+		}
+		if book.Waiting() == 0 || fresh == 0 {
 			continue
 		}
 		for _, e := range b.Endpoints {

@@ -490,7 +490,7 @@ func (w *World) tasks() bool {
 // nothing that should go on stands still. It tells whether there was nothing.
 func (w *World) settled(calm, last bool) bool {
 	idle := 0
-	for range 100000 {
+	for range 2000000 {
 		did := w.serveAll(calm)
 		for _, p := range w.procs {
 			if !p.dead {
