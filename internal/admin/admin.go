@@ -132,7 +132,7 @@ func (s *Server) flows(r *http.Request) (any, error) {
 	if err != nil && r.FormValue("max") != "" {
 		return nil, fmt.Errorf("admin: max: %q is not a number", r.FormValue("max"))
 	}
-	return s.node.Flows(limit), nil
+	return s.node.Flows(limit)
 }
 
 // ReloadRequest asks to apply a configuration; without Source the node's file

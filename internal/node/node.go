@@ -296,6 +296,10 @@ func (n *Node) Apply(source []byte) (*Report, error) {
 	n.mu.Lock()
 	n.gen, n.source = g, source
 	n.mu.Unlock()
+	// Flows stay in their loops, lest one comes to a loop that is done. What was
+	// sent before lies in a mailbox before what is asked below.
+	n.shared.Fixed.Store(true)
+	defer n.shared.Fixed.Store(false)
 	for _, l := range n.shared.Loops {
 		l.Ask(func(l *loop.Loop) { l.SetGeneration(g) })
 	}
@@ -305,7 +309,7 @@ func (n *Node) Apply(source []byte) (*Report, error) {
 		}
 	}
 	for _, l := range n.shared.Loops {
-		n.followChange(l, g, r)
+		n.followChange(l, g.Config, r)
 	}
 	r.Generation = g.Number
 	n.totals.move(r)
@@ -337,50 +341,6 @@ func (n *Node) retire(x *loop.Listening) {
 	n.shared.Loops[0].Ask(func(l *loop.Loop) { l.AcceptRest(x) })
 	x.FD.Close()
 	n.log.Info("listener closed", "listener", x.Object.Ref.Name, "vip", x.Object.VIP)
-}
-
-// changeChunk bounds how many flows follow a change in one turn of their loop.
-const changeChunk = 8
-
-// followChange lets the flows of one loop follow the configuration, as each
-// one's listener says it should.
-func (n *Node) followChange(l *loop.Loop, g *loop.Generation, r *Report) {
-	current := adopting{g.Config, n.registry}
-	var adopt, kill []uint32
-	l.Ask(func(l *loop.Loop) {
-		for _, i := range l.Slots(0, nil) {
-			f := l.Flow(i)
-			now := g.Config.Listeners[f.Listener().Ref.Name]
-			if now == nil || (now == f.Listener() && g.Config.Backends[f.Backend().Ref.Name] == f.Backend()) {
-				continue
-			}
-			switch now.OnChange {
-			case config.AdoptFlows:
-				adopt = append(adopt, i)
-			case config.CloseFlows:
-				kill = append(kill, i)
-			}
-		}
-	})
-	for len(adopt) > 0 {
-		k := min(changeChunk, len(adopt))
-		l.Ask(func(l *loop.Loop) {
-			var remade []loop.Parked
-			remade, k = l.Remake(adopt[:k], current, r.paused)
-			r.parked(remade)
-		})
-		adopt = adopt[k:]
-	}
-	for len(kill) > 0 {
-		k := min(changeChunk, len(kill))
-		l.Ask(func(l *loop.Loop) {
-			for _, i := range kill[:k] {
-				l.Kill(i)
-				r.Closed++
-			}
-		})
-		kill = kill[k:]
-	}
 }
 
 // Rebalance moves flows between loops: all of them to the next loop if all is

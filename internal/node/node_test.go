@@ -8,12 +8,14 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/holdfast-lb/holdfast/internal/config"
+	"github.com/holdfast-lb/holdfast/internal/loop"
 	"github.com/holdfast-lb/holdfast/internal/sock"
 )
 
@@ -148,6 +150,105 @@ func TestReloadFollowsOnChange(t *testing.T) {
 	}
 	if _, err := c.Read(make([]byte, 1)); err == nil || errors.Is(err, io.EOF) {
 		t.Errorf("a flow that the configuration ends reads %v, want a reset", err)
+	}
+}
+
+// flows waits until the node has so many, and lists them.
+func (r *running) flows(want int) []FlowStatus {
+	r.t.Helper()
+	for end := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
+		all, err := r.Flows(0)
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		if len(all) == want {
+			return all
+		}
+		if time.Now().After(end) {
+			r.t.Fatalf("%d flows, want %d", len(all), want)
+		}
+	}
+}
+
+// A flow that has taken the slot of one that was to be ended, or to adopt a
+// change, is let alone.
+func TestChangeLeavesNewTenantsAlone(t *testing.T) {
+	vip, server := free(t), echo(t)
+	one := func(listener string) string {
+		return strings.Replace(yaml(vip, server, listener, ""), "loops: 2", "loops: 1", 1)
+	}
+	for _, word := range []string{"close", "adopt"} {
+		r := start(t, one(""))
+		first := dial(t, vip)
+		says(t, first, "first")
+		c, _, err := Parse(r.file, []byte(one(", idleTimeout: 1h, onChange: "+word)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		l := r.shared.Loops[0]
+		adopt, kill := changed(l, c)
+		listed := append(adopt, kill...)
+		if len(listed) != 1 {
+			t.Fatalf("%s: %d flows are to follow, want 1", word, len(listed))
+		}
+		_ = first.Close()
+		r.flows(0)
+		second := dial(t, vip)
+		says(t, second, "second")
+		var slot uint32
+		l.Ask(func(l *loop.Loop) { slot = tenants(l, nil)[0].slot })
+		if slot != listed[0].slot {
+			t.Fatalf("%s: the second flow is in slot %d, so this proved nothing", word, slot)
+		}
+		report := newReport("config")
+		r.adoptChange(l, c, adopt, report)
+		killOld(l, c, kill, report)
+		if report.Flows != 0 || report.Closed != 0 {
+			t.Errorf("%s: %d flows adopted, %d closed, want none", word, report.Flows, report.Closed)
+		}
+		says(t, second, "still there")
+		r.Stop()
+	}
+}
+
+// The oldest flows of all loops are listed, in order.
+func TestFlowsOldestFirst(t *testing.T) {
+	vip, server := free(t), echo(t)
+	r := start(t, yaml(vip, server, "", ""))
+	var want []string
+	for i := range 6 {
+		c := dial(t, vip)
+		says(t, c, fmt.Sprint("flow ", i))
+		time.Sleep(20 * time.Millisecond) // more than a move takes from an age
+		want = append(want, c.LocalAddr().String())
+	}
+	if _, err := r.Rebalance(true); err != nil { // slots tell no age any more
+		t.Fatal(err)
+	}
+	loops := map[int]bool{}
+	for _, most := range []int{0, 1, 3, 6, 100} {
+		all, err := r.Flows(most)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, f := range all {
+			got = append(got, f.Client)
+			loops[f.Loop] = true
+		}
+		expect := want
+		if most > 0 {
+			expect = want[:min(most, len(want))]
+		}
+		if !slices.Equal(got, expect) {
+			t.Errorf("max %d: %v, want %v", most, got, expect)
+		}
+	}
+	if len(loops) != 2 {
+		t.Errorf("flows on %d loops, so this proved little", len(loops))
+	}
+	if _, err := r.Flows(-1); err == nil {
+		t.Error("a negative number of flows was listed")
 	}
 }
 

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"os"
@@ -133,39 +134,66 @@ type FlowStatus struct {
 	Loop       int     `json:"loop"`
 }
 
-// Flows lists up to max flows (0: all), oldest first.
-func (n *Node) Flows(max int) []FlowStatus {
-	var out []FlowStatus
+// Flows lists the max oldest flows (0: all), oldest first.
+func (n *Node) Flows(max int) ([]FlowStatus, error) {
+	if max < 0 {
+		return nil, fmt.Errorf("node: at most %d flows: want a number from 0, which is all", max)
+	}
+	type found struct {
+		tenant
+		on *loop.Loop
+	}
+	var all []found
 	for _, l := range n.shared.Loops {
 		l.Ask(func(l *loop.Loop) {
-			now := l.Now()
-			for _, i := range l.Slots(max, nil) {
-				f := l.Flow(i)
-				x := FlowStatus{
-					ID: fmt.Sprintf("f-%x", f.ID()), Listener: f.Listener().Ref.Name, Client: addr(sock.PeerAddr(l.Leg(i, flow.Client))),
-					Kind: l.Kind(i), AgeSeconds: float64(now-f.Born()) / 1e9, Moves: f.Moves(), Loop: l.Index(),
-					In: f.Received(flow.Client), Out: f.Sent(flow.Client), Unsent: f.Unsent(flow.Client) + f.Unsent(flow.Backend),
-				}
-				if e := f.Endpoint(); e != nil {
-					x.Endpoint = e.Ref.Name
-				}
-				out = append(out, x)
+			for _, t := range tenants(l, nil) {
+				all = append(all, found{t, l})
 			}
 		})
 	}
-	slices.SortFunc(out, func(a, b FlowStatus) int {
-		switch {
-		case a.AgeSeconds > b.AgeSeconds:
-			return -1
-		case a.AgeSeconds < b.AgeSeconds:
-			return 1
-		}
-		return 0
+	slices.SortFunc(all, func(a, b found) int {
+		return cmp.Or(cmp.Compare(a.born, b.born), cmp.Compare(a.id, b.id))
 	})
-	if max > 0 && len(out) > max {
-		out = out[:max]
+	if max == 0 {
+		max = len(all)
 	}
-	return out
+	// Flows that end or move meanwhile are made up for by the next ones.
+	byID := map[uint64]FlowStatus{}
+	looked := 0
+	for looked < len(all) && len(byID) < max {
+		next := all[looked:min(len(all), looked+max-len(byID))]
+		looked += len(next)
+		for _, l := range n.shared.Loops {
+			var list []tenant
+			for _, x := range next {
+				if x.on == l {
+					list = append(list, x.tenant)
+				}
+			}
+			inChunks(l, list, func(l *loop.Loop, t tenant, f *flow.Flow) { byID[t.id] = statusOf(l, t.slot, f) })
+		}
+	}
+	out := make([]FlowStatus, 0, len(byID))
+	for _, x := range all[:looked] {
+		if s, ok := byID[x.id]; ok {
+			out = append(out, s)
+			delete(byID, x.id)
+		}
+	}
+	return out, nil
+}
+
+// statusOf looks at the flow f in a slot, on the loop's thread.
+func statusOf(l *loop.Loop, slot uint32, f *flow.Flow) FlowStatus {
+	s := FlowStatus{
+		ID: fmt.Sprintf("f-%x", f.ID()), Listener: f.Listener().Ref.Name, Client: addr(sock.PeerAddr(l.Leg(slot, flow.Client))),
+		Kind: l.Kind(slot), AgeSeconds: float64(l.Now()-f.Born()) / 1e9, Moves: f.Moves(), Loop: l.Index(),
+		In: f.Received(flow.Client), Out: f.Sent(flow.Client), Unsent: f.Unsent(flow.Client) + f.Unsent(flow.Backend),
+	}
+	if e := f.Endpoint(); e != nil {
+		s.Endpoint = e.Ref.Name
+	}
+	return s
 }
 
 func addr(a netip.AddrPort) string {
