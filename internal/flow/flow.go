@@ -176,6 +176,9 @@ func (f *Flow) SetPlace(p uint64) { f.place = p }
 // Born is when the flow was accepted, on the runner's clock.
 func (f *Flow) Born() Instant { return f.born }
 
+// Still is for how long nothing has moved in a flow that is relaying.
+func (f *Flow) Still(now Instant) time.Duration { return time.Duration(now - f.at) }
+
 // Moves is how often the flow has been thawed.
 func (f *Flow) Moves() int { return int(f.moves) }
 

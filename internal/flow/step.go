@@ -176,7 +176,14 @@ func (f *Flow) relaying(now Instant, e *Event) {
 		leg.broken, leg.bulk = true, false
 		leg.off = uint32(len(leg.buf))
 	case Expired:
-		f.end(IdleTimeout)
+		switch {
+		case f.legs[Client].broken:
+			f.end(ClientReset)
+		case f.legs[Backend].broken:
+			f.end(BackendReset)
+		default:
+			f.end(IdleTimeout)
+		}
 		return
 	case Kill:
 		f.end(Killed)

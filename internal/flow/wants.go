@@ -1,5 +1,7 @@
 package flow
 
+import "time"
+
 // Wants is what a flow asks for at rest: levels, computed from its state
 // alone, never a queue of commands. A thawed flow asks again for all that it
 // waited for. The runner compares Wants with what is there and acts on the
@@ -27,6 +29,9 @@ func (f *Flow) Wants(w *Wants) {
 		f.half(w, Client, c, b)
 		f.half(w, Backend, b, c)
 		w.Deadline = after(f.at, f.listener.IdleTimeout)
+		if linger := f.at.Add(LingerMax); (c.broken || b.broken) && (w.Deadline == 0 || linger < w.Deadline) {
+			w.Deadline = linger
+		}
 	case Queued:
 		w.Secure = true
 		w.Deadline = f.at
@@ -41,6 +46,10 @@ func (f *Flow) Wants(w *Wants) {
 		w.Abort = [2]bool{abort, abort}
 	}
 }
+
+// LingerMax is how long the leg that is left of a reset flow may take nothing of
+// what came before the reset.
+const LingerMax = 10 * time.Second
 
 // half says what is wanted of the leg from, whose octets go to the leg to.
 func (f *Flow) half(w *Wants, side Side, from, to *half) {

@@ -76,7 +76,7 @@ func (l *Loop) SetAccepting(on bool) {
 
 func (l *Loop) watchListeners() {
 	for name, x := range l.gen.Listening {
-		if l.watched[x.FD] {
+		if l.watched[x.FD] || l.full[x.FD] {
 			continue
 		}
 		if e := l.k.WatchShared(x.FD, listenerBit|uint64(l.numbers[name])); e != 0 {
@@ -112,15 +112,26 @@ func (l *Loop) pauseAccepting() {
 	l.retryAt = l.now.Add(tick)
 }
 
+// pauseListener does so for one listener that has as many connections as it may
+// have; the others go on.
+func (l *Loop) pauseListener(x *Listening) {
+	l.Count.AcceptPause++
+	l.unwatchListener(x)
+	l.full[x.FD] = true
+	l.retryAt = l.now.Add(tick)
+}
+
 // ResumeAccepting ends a pause; the ledger calls for it when there is room.
 func (l *Loop) ResumeAccepting() { l.resumeAccepting() }
 
 func (l *Loop) resumeAccepting() {
-	if l.paused {
-		l.paused = false
-		if l.open {
-			l.watchListeners()
-		}
+	if !l.paused && len(l.full) == 0 {
+		return
+	}
+	l.paused = false
+	clear(l.full)
+	if l.open {
+		l.watchListeners()
 	}
 }
 
@@ -146,7 +157,7 @@ func (l *Loop) accept(data uint64) {
 		}
 		if !x.Gate.Enter() {
 			node.Leave()
-			l.pauseAccepting()
+			l.pauseListener(x)
 			return
 		}
 		fd, e := l.k.Accept(x.FD)

@@ -65,8 +65,16 @@ const livelyAfter = time.Second
 
 // lookAt is when the flow's legs are to be looked at next; 0 is never.
 func (l *Loop) lookAt(s *slot) flow.Instant {
-	if !s.lively {
+	switch state := s.flow.State(); {
+	case state == flow.Dialing && s.legs[flow.Backend].fd < 0:
+		return l.now.Add(tick) // a unix socket's backlog was full
+	case state != flow.Relaying:
+		return 0
+	case !s.lively:
 		return max(l.now, s.flow.Born().Add(livelyAfter))
+	}
+	if s.legs[flow.Client].has(failed) || s.legs[flow.Backend].has(failed) {
+		return l.now.Add(time.Second)
 	}
 	if silence := s.flow.Listener().UserTimeout; silence > 0 {
 		return l.now.Add(silence / 8)
@@ -89,9 +97,16 @@ func (l *Loop) look(s *slot) {
 		}
 	}
 	silence := s.flow.Listener().UserTimeout
+	still := s.flow.Still(l.now)
 	for side := flow.Client; side <= flow.Backend; side++ {
 		if silence > 0 && !(unix && side == flow.Backend) && l.k.Vanished(s.legs[side].fd, silence) {
 			l.Count.Vanished++
+			s.flow.Step(l.now, flow.Event{Kind: flow.Broke, Leg: side})
+			return
+		}
+		if s.legs[side].has(failed) && still >= flow.LingerMax {
+			// It was reset. What it said before is the other leg's due, but that
+			// one takes nothing.
 			s.flow.Step(l.now, flow.Event{Kind: flow.Broke, Leg: side})
 			return
 		}
@@ -112,7 +127,7 @@ func (l *Loop) hasten(s *slot, side flow.Side) {
 
 // interest is what a leg is watched for.
 func (g *leg) interest() sock.Ready {
-	r := sock.PeerShut
+	r := sock.PeerShut | sock.Urgent
 	if !g.has(muted) {
 		r |= sock.Readable
 	}
@@ -226,7 +241,7 @@ func (l *Loop) exchange(i uint32, s *slot, w *flow.Wants, budget *int) bool {
 			s.flow.Step(l.now, flow.Event{Kind: flow.Broke, Leg: side})
 			return true
 		}
-		if w.Relay[side] && (g.pipe != noPipe || g.has(readable)) && l.borrow(s, side) {
+		if w.Relay[side] && (g.pipe != noPipe || g.has(readable) && !g.has(urgent)) && l.borrow(s, side) {
 			if l.relay(i, s, side, budget) {
 				return true
 			}
@@ -266,7 +281,7 @@ func (l *Loop) read(i uint32, s *slot, side flow.Side) bool {
 		s.flow.Step(l.now, flow.Event{Kind: flow.Ended, Leg: side})
 	default:
 		full := n == len(l.scratch)
-		if !full && (!g.has(over) || planted.Bug(15)) {
+		if !full && (!g.has(over|urgent) || planted.Bug(15)) {
 			// All that had come is read; more makes a new report (epoll(7)).
 			l.drained(i, s, side)
 		}
@@ -360,6 +375,9 @@ func (l *Loop) dial(i uint32, s *slot) bool {
 	if g.fd < 0 {
 		l.spec = l.dialSpec(s) // the loop's own: a pointer to a local one would be allocated
 		fd, pending, e := l.k.Dial(&l.spec)
+		if e == sock.Again && l.spec.Unix != "" {
+			return false // its backlog is full: the clock tries again (lookAt)
+		}
 		if e != 0 {
 			l.dialFailed(s, e)
 			return true

@@ -98,6 +98,7 @@ type Loop struct {
 	listening []*Listening
 	numbers   map[string]int
 	watched   map[sock.FD]bool
+	full      map[sock.FD]bool // not watched, since its listener has no room
 
 	table   table
 	wheel   wheel
@@ -134,7 +135,7 @@ func New(index int, k Kernel, s *Shared, seed uint64) *Loop {
 	l := &Loop{
 		k: k, shared: s, index: index,
 		waiting: map[uint32]*ledger.Waiter{}, books: map[string]*ledger.Backend{}, gates: map[string]*ledger.Gate{},
-		numbers: map[string]int{}, watched: map[sock.FD]bool{},
+		numbers: map[string]int{}, watched: map[sock.FD]bool{}, full: map[sock.FD]bool{},
 		scratch: make([]byte, flow.BlockBytes), events: make([]sock.PollEvent, eventsMax),
 		current: none, eager: 1, rng: rand.New(rand.NewPCG(seed, uint64(index))), done: make(chan struct{}),
 	}
@@ -183,7 +184,7 @@ func (l *Loop) Turn(wait bool) bool {
 	d := time.Duration(0)
 	if wait && len(l.again) == 0 && !l.mail.full.Load() {
 		d = l.untilNext(l.now)
-		if l.paused && (d < 0 || d > tick) {
+		if (l.paused || len(l.full) > 0) && (d < 0 || d > tick) {
 			d = tick
 		}
 		if len(l.shared.Loops) > 1 && l.load.Load() > evenLeast && (d < 0 || d > evenEvery) {
@@ -221,7 +222,7 @@ func (l *Loop) Turn(wait bool) bool {
 	l.spare = again[:0]
 	l.readMail()
 	l.expire(l.now, l.expired)
-	if l.paused && l.now >= l.retryAt {
+	if (l.paused || len(l.full) > 0) && l.now >= l.retryAt {
 		l.resumeAccepting()
 	}
 	l.stir()

@@ -132,6 +132,13 @@ func (l *Loop) relay(i uint32, s *slot, side flow.Side, budget *int) bool {
 		}
 		n, e := l.k.Splice(from.fd, p.w, pipeBytes)
 		switch {
+		case from.has(urgent) && (e == sock.Again || e == 0 && n == 0):
+			// It stops before an urgent octet; reading goes on behind it.
+			tell()
+			l.giveBack(from)
+			l.thin(s, side)
+			s.flow.Step(l.now, flow.Event{Kind: flow.Slackened, Leg: side})
+			return true
 		case e == sock.Again:
 			l.drained(i, s, side)
 			told := tell()
@@ -143,10 +150,11 @@ func (l *Loop) relay(i uint32, s *slot, side flow.Side, budget *int) bool {
 			s.flow.Step(l.now, flow.Event{Kind: flow.Broke, Leg: side})
 			return true
 		case n == 0:
+			// Splice gives 0 at the end, and before an urgent octet whose report
+			// has not come yet. A read can tell.
 			tell()
-			from.is &^= readable
 			l.giveBack(from)
-			s.flow.Step(l.now, flow.Event{Kind: flow.Ended, Leg: side})
+			s.flow.Step(l.now, flow.Event{Kind: flow.Slackened, Leg: side})
 			return true
 		}
 		p.held += n

@@ -22,7 +22,7 @@ type leg struct {
 }
 
 // legState is a set of what is true of a leg: small, for there are many legs.
-type legState uint8
+type legState uint16
 
 const (
 	watched  legState = 1 << iota // by the poller
@@ -33,6 +33,7 @@ const (
 	over                          // FIN or worse was reported: read until it is found
 	failed                        // an error was reported
 	deaf                          // the kernel would not watch it: nothing will be heard of it
+	urgent                        // urgent octets came: a read stops before them, and so does splice
 )
 
 func (g *leg) has(x legState) bool { return g.is&x != 0 }
@@ -71,6 +72,9 @@ func (s *slot) note(side flow.Side, r sock.Ready) (news bool) {
 	}
 	if r&sock.Failed != 0 {
 		g.is |= failed
+	}
+	if r&sock.Urgent != 0 {
+		g.is |= urgent | readable
 	}
 	return *g != was
 }

@@ -20,8 +20,9 @@ const (
 	PeerShut  Ready = unix.EPOLLRDHUP // the peer has sent FIN
 	Failed    Ready = unix.EPOLLERR
 	Hangup    Ready = unix.EPOLLHUP
-	edge      Ready = 1 << 31 // EPOLLET
-	exclusive Ready = 1 << 28 // EPOLLEXCLUSIVE: wake one of many waiters
+	Urgent    Ready = unix.EPOLLPRI // octets marked urgent are in the queue (RFC 9293, section 3.8.5)
+	edge      Ready = 1 << 31       // EPOLLET
+	exclusive Ready = 1 << 28       // EPOLLEXCLUSIVE: wake one of many waiters
 )
 
 // PollEvent is struct epoll_event, whose layout differs between machines

@@ -133,6 +133,7 @@ func Listen(s ListenSpec) (FD, error) {
 	}
 	set(unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
 	set(unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
+	set(unix.SOL_SOCKET, unix.SO_OOBINLINE, 1) // accepted sockets inherit it; see DialSpec.prepare
 	if family == unix.AF_INET6 {
 		only := 1
 		if s.DualStack {
@@ -239,6 +240,11 @@ func Dial(s *DialSpec) (fd FD, pending bool, e Errno) {
 
 // prepare sets what must stand before connect.
 func (s *DialSpec) prepare(fd FD, family uintptr) Errno {
+	// An urgent octet stands in the stream like any other (RFC 6093, section 6);
+	// else the kernel would take it out, and it would be lost.
+	if e := setInt(fd, unix.SOL_SOCKET, unix.SO_OOBINLINE, 1); e != 0 {
+		return e
+	}
 	if s.MSS > 0 {
 		if e := setInt(fd, unix.IPPROTO_TCP, unix.TCP_MAXSEG, s.MSS); e != 0 {
 			return e
