@@ -22,10 +22,10 @@ func (t tenant) in(l *loop.Loop) *flow.Flow {
 	return nil
 }
 
-// tenants lists the flows of a loop for which want is true (nil: all), to look
-// at them a few at a time. It is called on the loop's thread.
-func tenants(l *loop.Loop, want func(f *flow.Flow) bool) []tenant {
-	slots := l.Slots(0, want)
+// tenants lists the flows of a loop, to look at them a few at a time. It is
+// called on the loop's thread.
+func tenants(l *loop.Loop) []tenant {
+	slots := l.Slots(0, nil)
 	out := make([]tenant, len(slots))
 	for k, i := range slots {
 		f := l.Flow(i)
@@ -73,14 +73,19 @@ func (n *Node) followChange(l *loop.Loop, c *config.Config, r *Report) {
 
 // changed lists the flows of a loop that adopt c and those that it ends.
 func changed(l *loop.Loop, c *config.Config) (adopt, kill []tenant) {
-	under := func(what config.Change) func(*flow.Flow) bool {
-		return func(f *flow.Flow) bool {
-			now := c.Listeners[f.Listener().Ref.Name]
-			return now != nil && now.OnChange == what && old(c, f)
+	var all []tenant
+	l.Ask(func(l *loop.Loop) { all = tenants(l) })
+	inChunks(l, all, func(_ *loop.Loop, t tenant, f *flow.Flow) {
+		now := c.Listeners[f.Listener().Ref.Name]
+		if now == nil || !old(c, f) {
+			return
 		}
-	}
-	l.Ask(func(l *loop.Loop) {
-		adopt, kill = tenants(l, under(config.AdoptFlows)), tenants(l, under(config.CloseFlows))
+		switch now.OnChange {
+		case config.AdoptFlows:
+			adopt = append(adopt, t)
+		case config.CloseFlows:
+			kill = append(kill, t)
+		}
 	})
 	return adopt, kill
 }

@@ -9,8 +9,10 @@ import (
 	"fmt"
 	"hash/fnv"
 	"log/slog"
+	"maps"
 	"os"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -18,6 +20,7 @@ import (
 
 	"github.com/holdfast-lb/holdfast/internal/balance"
 	"github.com/holdfast-lb/holdfast/internal/config"
+	"github.com/holdfast-lb/holdfast/internal/flow"
 	"github.com/holdfast-lb/holdfast/internal/ledger"
 	"github.com/holdfast-lb/holdfast/internal/loop"
 	"github.com/holdfast-lb/holdfast/internal/sock"
@@ -193,43 +196,69 @@ func (n *Node) open(c *config.Config, old *loop.Generation, inherited map[string
 	g := &loop.Generation{Number: number, Config: c, Listening: map[string]*loop.Listening{}}
 	used := map[string]bool{}
 	have := map[string]sock.FD{}
+	before := map[string]*config.Listener{} // which opened them
 	for vip, fd := range inherited {
 		have[vip] = fd
 	}
 	if old != nil {
 		for _, x := range old.Listening {
 			have[vipKey(x.Object)] = x.FD
+			before[vipKey(x.Object)] = x.Object
 		}
 	}
 	var fresh []sock.FD
+	var again []func() error // for open sockets: what c says of them
+	var undo []func()
+	fail := func(name string, err error) error {
+		for _, fd := range fresh {
+			fd.Close()
+		}
+		for _, f := range undo {
+			f()
+		}
+		return fmt.Errorf("node: listener %s: %w", name, err)
+	}
 	for name, l := range c.Listeners {
+		key := vipKey(l)
 		if old != nil {
-			if was := old.Listening[name]; was != nil && was.Object == l && was.Backend == c.Backends[l.BackendName] {
+			if was := old.Listening[name]; was != nil && was.Object.Ref == l.Ref && was.Backend.Ref == c.Backends[l.BackendName].Ref {
 				g.Listening[name] = was // untouched
-				used[vipKey(l)] = true
+				used[key] = true
 				continue
 			}
 		}
-		x := &loop.Listening{Object: l, Backend: c.Backends[l.BackendName], Gate: n.shared.Ledger.Listener(name)}
-		spec := sock.ListenSpec{Addr: l.VIP, DualStack: l.DualStack, Backlog: l.Backlog, Life: loop.Life(l), MSS: loop.MSS(l), Buffer: loop.Buffer(l)}
-		fd, ok := have[vipKey(l)]
-		var err error
+		fd, ok := have[key]
 		if ok {
-			err = sock.Relisten(fd, spec)
-			used[vipKey(l)] = true
-		} else if fd, err = sock.Listen(spec); err == nil {
+			used[key] = true
+			again = append(again, func() error {
+				if was := before[key]; was != nil {
+					undo = append(undo, func() { _ = sock.Relisten(fd, listenSpec(was)) })
+				}
+				if err := sock.Relisten(fd, listenSpec(l)); err != nil {
+					return fail(name, err)
+				}
+				return nil
+			})
+		} else {
+			var err error
+			if fd, err = sock.Listen(listenSpec(l)); err != nil {
+				return nil, nil, fail(name, err)
+			}
 			fresh = append(fresh, fd)
 		}
-		if err != nil {
-			for _, fd := range fresh {
-				fd.Close()
-			}
-			return nil, nil, fmt.Errorf("node: listener %s: %w", name, err)
+		g.Listening[name] = &loop.Listening{Object: l, Backend: c.Backends[l.BackendName], FD: fd, Gate: n.shared.Ledger.Listener(name)}
+	}
+	// Sockets that serve already are changed last, when nothing else can fail.
+	for _, f := range again {
+		if err := f(); err != nil {
+			return nil, nil, err
 		}
-		x.FD = fd
-		g.Listening[name] = x
 	}
 	return g, used, nil
+}
+
+func listenSpec(l *config.Listener) sock.ListenSpec {
+	return sock.ListenSpec{Addr: l.VIP, DualStack: l.DualStack, Backlog: l.Backlog, Life: loop.Life(l), MSS: loop.MSS(l), Buffer: loop.Buffer(l)}
 }
 
 func vipKey(l *config.Listener) string {
@@ -276,7 +305,7 @@ func (n *Node) Apply(source []byte) (*Report, error) {
 	if err != nil {
 		return nil, err
 	}
-	c = c.Reuse(old.Config)
+	c = n.registry.reuse(c).Reuse(old.Config)
 	plan := config.Diff(old.Config, c)
 	r := newReport("config")
 	r.Plan = plan.String()
@@ -434,20 +463,22 @@ func (n *Node) sweep(now time.Time) {
 	c := n.gen.Config
 	n.mu.Unlock()
 	n.registry.addConfig(now, c)
+	// Each object once: many flows name few.
+	named := map[any]bool{}
 	for _, l := range n.shared.Loops {
 		if n.stopped.Load() {
 			return
 		}
-		l.Ask(func(l *loop.Loop) {
-			for _, i := range l.Slots(0, nil) {
-				f := l.Flow(i)
-				n.registry.add(now, f.Listener(), f.Backend())
-				if e := f.Endpoint(); e != nil {
-					n.registry.add(now, e)
-				}
+		var list []tenant
+		l.Ask(func(l *loop.Loop) { list = tenants(l) })
+		inChunks(l, list, func(_ *loop.Loop, _ tenant, f *flow.Flow) {
+			named[f.Listener()], named[f.Backend()] = true, true
+			if e := f.Endpoint(); e != nil {
+				named[e] = true
 			}
 		})
 	}
+	n.registry.add(now, slices.Collect(maps.Keys(named))...)
 	n.registry.prune(now)
 }
 

@@ -196,7 +196,7 @@ func TestChangeLeavesNewTenantsAlone(t *testing.T) {
 		second := dial(t, vip)
 		says(t, second, "second")
 		var slot uint32
-		l.Ask(func(l *loop.Loop) { slot = tenants(l, nil)[0].slot })
+		l.Ask(func(l *loop.Loop) { slot = tenants(l)[0].slot })
 		if slot != listed[0].slot {
 			t.Fatalf("%s: the second flow is in slot %d, so this proved nothing", word, slot)
 		}
@@ -249,6 +249,30 @@ func TestFlowsOldestFirst(t *testing.T) {
 	}
 	if _, err := r.Flows(-1); err == nil {
 		t.Error("a negative number of flows was listed")
+	}
+}
+
+// A configuration that comes back finds its flows under its own objects.
+func TestReloadBackAndForth(t *testing.T) {
+	vip, server := free(t), echo(t)
+	a, b := yaml(vip, server, ", onChange: close", ", connectTimeout: 3s"), yaml(vip, server, ", idleTimeout: 1h", ", connectTimeout: 4s")
+	r := start(t, a)
+	c := dial(t, vip)
+	says(t, c, "under a")
+	object := r.Config().Listeners["web"]
+	r.reload(b)
+	if s := r.Status(); s.OnOld != 1 {
+		t.Errorf("under b: %d flows on old objects, want 1", s.OnOld)
+	}
+	if report := r.reload(a); report.Closed != 0 || report.Flows != 0 {
+		t.Errorf("back to a: %d closed, %d moved, want none", report.Closed, report.Flows)
+	}
+	says(t, c, "under a again")
+	if s := r.Status(); s.OnOld != 0 || s.Flows != 1 {
+		t.Errorf("back to a: %d of %d flows on old objects, want 0 of 1", s.OnOld, s.Flows)
+	}
+	if r.Config().Listeners["web"] != object {
+		t.Error("equal objects are not one")
 	}
 }
 

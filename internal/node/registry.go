@@ -69,6 +69,33 @@ func (r *registry) addConfig(now time.Time, c *config.Config) {
 	}
 }
 
+// reuse gives a config with the contents of c in which every object that is
+// registered in the same version is the registered one: so equal objects are
+// the same pointers, also with those of a generation before the last, under
+// which there may be flows.
+func (r *registry) reuse(c *config.Config) *config.Config {
+	known := &config.Config{Listeners: map[string]*config.Listener{}, Backends: map[string]*config.Backend{}}
+	for name, l := range c.Listeners {
+		if was := r.Listener(name, l.Ref.Version); was != nil {
+			known.Listeners[name] = was
+		}
+	}
+	for name, b := range c.Backends {
+		if was := r.Backend(name, b.Ref.Version); was != nil {
+			known.Backends[name] = was
+			continue
+		}
+		some := &config.Backend{}
+		for _, e := range b.Endpoints {
+			if was := r.Endpoint(e.Ref.Name, e.Ref.Version); was != nil {
+				some.Endpoints = append(some.Endpoints, was)
+			}
+		}
+		known.Backends[name] = some
+	}
+	return c.Reuse(known)
+}
+
 // prune forgets what nobody has named for a while and tells how many objects
 // are left.
 func (r *registry) prune(now time.Time) int {

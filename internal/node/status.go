@@ -97,7 +97,7 @@ func (n *Node) Status() *Status {
 			for _, i := range slots {
 				s.ByState[l.Kind(i)]++
 				f := l.Flow(i)
-				if g.Config.Listeners[f.Listener().Ref.Name] != f.Listener() || g.Config.Backends[f.Backend().Ref.Name] != f.Backend() {
+				if old(g.Config, f) {
 					s.OnOld++
 				}
 			}
@@ -146,7 +146,7 @@ func (n *Node) Flows(max int) ([]FlowStatus, error) {
 	var all []found
 	for _, l := range n.shared.Loops {
 		l.Ask(func(l *loop.Loop) {
-			for _, t := range tenants(l, nil) {
+			for _, t := range tenants(l) {
 				all = append(all, found{t, l})
 			}
 		})
