@@ -36,7 +36,7 @@ func demoCommand() *cobra.Command {
 		Long: "Starts a server, Holdfast and clients on loopback, checks every octet at both ends, and\n" +
 			"shows live figures while it reloads, rebalances and upgrades Holdfast.\n" +
 			"Ends by Ctrl-C; without a terminal, after 30s.",
-		Args: cobra.NoArgs,
+		Args: wants(0, 0, "no argument"),
 		RunE: func(c *cobra.Command, _ []string) error {
 			if flows < 10 || duration < 0 {
 				return &exit{exitUsage, fmt.Errorf("demo: --flows is at least 10, --duration is not negative")}

@@ -96,6 +96,12 @@ func leftNothing(t *testing.T, dir string) {
 	if left, _ := os.ReadDir(dir); len(left) != 0 {
 		t.Errorf("left behind: %v", left)
 	}
+	leftNothingRunning(t, dir)
+}
+
+// leftNothingRunning wants no process that was told of a file in dir.
+func leftNothingRunning(t *testing.T, dir string) {
+	t.Helper()
 	lines, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 	for deadline := time.Now().Add(2 * time.Second); ; time.Sleep(20 * time.Millisecond) {
 		var left []string

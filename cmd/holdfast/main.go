@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 )
 
 // Exit codes: 0 done, 1 failed, 2 usage, 3 refused (nothing changed).
@@ -38,14 +40,12 @@ func main() {
 		SilenceUsage:  true,
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
-	root.PersistentFlags().String("socket", defaultSocket, "admin socket of the running holdfast")
+	root.PersistentFlags().String("socket", socketDefault(), "admin socket of the running holdfast; $"+socketEnv+" sets the default")
 	root.PersistentFlags().Bool("json", false, "print JSON")
 	root.AddCommand(runCommand(), checkCommand(), statusCommand(), flowsCommand(), reloadCommand(),
 		rebalanceCommand(), upgradeCommand(), migrateCommand(), demoCommand(), versionCommand())
-	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
-		return &exit{exitUsage, fmt.Errorf("%w\nsee: %s --help", err, c.CommandPath())}
-	})
-	err := root.Execute()
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &exit{exitUsage, plain(err)} })
+	used, err := root.ExecuteC()
 	if err == nil {
 		return
 	}
@@ -55,7 +55,67 @@ func main() {
 		code = e.code
 	}
 	if text := err.Error(); text != "" {
+		if code == exitUsage {
+			text += "\nsee: " + used.CommandPath() + " --help"
+		}
 		fmt.Fprintln(os.Stderr, text)
 	}
 	os.Exit(code)
+}
+
+// plain says what is wrong with a flag in words that need no knowledge of Go.
+func plain(err error) error {
+	var value *pflag.InvalidValueError
+	if !errors.As(err, &value) {
+		return err
+	}
+	f := value.GetFlag()
+	want := "what is wanted here: " + f.Usage
+	switch f.Value.Type() {
+	case "int":
+		want = "a whole number"
+	case "duration":
+		want = "a duration such as 30s or 2m"
+	case "bool":
+		want = "true or false"
+	}
+	return fmt.Errorf("--%s: %q is not %s", f.Name, value.GetValue(), want)
+}
+
+// wants checks that a verb gets as many arguments as it can use; what says
+// which these are.
+func wants(least, most int, what string) cobra.PositionalArgs {
+	return func(c *cobra.Command, args []string) error {
+		if len(args) >= least && len(args) <= most {
+			return nil
+		}
+		got := "nothing was given"
+		if len(args) > 0 {
+			got = "got " + strings.Join(args, " ")
+		}
+		return &exit{exitUsage, fmt.Errorf("%s: wants %s; %s", c.Name(), what, got)}
+	}
+}
+
+// given is the file that a verb is told either by -c or as its argument.
+func given(verb, flag string, args []string) (string, error) {
+	switch {
+	case flag != "" && len(args) > 0:
+		return "", &exit{exitUsage, fmt.Errorf("%s: two files given: %s and %s", verb, flag, args[0])}
+	case flag != "":
+		return flag, nil
+	case len(args) > 0:
+		return args[0], nil
+	}
+	return "", &exit{exitUsage, fmt.Errorf("%s: wants a FILE; none was given", verb)}
+}
+
+// socketEnv names the admin socket for a whole session of a shell.
+const socketEnv = "HOLDFAST_SOCKET"
+
+func socketDefault() string {
+	if path := os.Getenv(socketEnv); path != "" {
+		return path
+	}
+	return defaultSocket
 }

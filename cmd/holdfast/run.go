@@ -1,8 +1,10 @@
 package main
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"os/signal"
@@ -31,9 +33,13 @@ func runCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "run -c FILE",
 		Short: "Run the load balancer",
-		Args:  cobra.NoArgs,
-		RunE: func(*cobra.Command, []string) error {
-			path, err := filepath.Abs(file)
+		Args:  wants(0, 1, "one FILE"),
+		RunE: func(_ *cobra.Command, args []string) error {
+			name, err := given("run", file, args)
+			if err != nil {
+				return err
+			}
+			path, err := filepath.Abs(name)
 			if err != nil {
 				return &exit{exitFailed, err}
 			}
@@ -46,7 +52,6 @@ func runCommand() *cobra.Command {
 	}
 	c.Flags().StringVarP(&file, "config", "c", "", "configuration file")
 	c.Flags().TextVar(&level, "log", slog.LevelInfo, "log level: debug, info, warn, error")
-	_ = c.MarkFlagRequired("config")
 	return c
 }
 
@@ -76,18 +81,21 @@ func run(file string, log *slog.Logger) error {
 		if err != nil {
 			return fmt.Errorf("holdfast: %s=%q: not a descriptor", node.InheritEnv, inherited)
 		}
-		s, err := node.Succeed(fd, options)
-		if err != nil {
-			return err
-		}
 		var server *admin.Server
-		err = s.Run(func() (err error) {
-			server, err = admin.Serve(s.Node, s.Node.Config().Node.AdminSocket, true, log)
+		s, err := node.Succeed(fd, options, func(n *node.Node) (err error) {
+			server, err = admin.Prepare(n, n.Config().Node.AdminSocket, log)
 			return err
 		})
 		if err != nil {
+			if server != nil {
+				server.Close(true)
+			}
+			return err
+		}
+		if err := s.Run(server.Publish); err != nil {
 			// The predecessor goes on with what it had not handed over; what
 			// it had, ends here.
+			server.Close(true)
 			s.Node.Stop()
 			return err
 		}
@@ -98,9 +106,12 @@ func run(file string, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	server, err := admin.Serve(n, n.Config().Node.AdminSocket, false, log)
+	server, err := admin.Serve(n, n.Config().Node.AdminSocket, log)
 	if err != nil {
 		n.Stop()
+		if errors.Is(err, fs.ErrPermission) || errors.Is(err, syscall.EROFS) {
+			err = fmt.Errorf("%w\nset node.admin.socket to a path you may write", err)
+		}
 		return err
 	}
 	return serve(n, server, signals, log)
@@ -115,12 +126,26 @@ func serve(n *node.Node, server *admin.Server, signals chan os.Signal, log *slog
 	}
 	fmt.Printf("ready: %d listeners, %d endpoints, generation %d, release %s, admin %s\n",
 		len(c.Listeners), endpoints, n.Generation(), node.Release, c.Node.AdminSocket)
+	// One reload at a time, and one more if it is asked for meanwhile; a signal
+	// to stop waits for none.
+	reloads := make(chan struct{}, 1)
+	defer close(reloads)
+	go func() { // ends with serve
+		for range reloads {
+			if _, err := n.Reload(); err != nil {
+				log.Error("reload refused; the configuration in force goes on", "error", err)
+			}
+		}
+	}()
+	left := server.Left
+	var empty chan struct{} // closed when a process that was replaced has nothing left
 	for {
 		select {
 		case s := <-signals:
 			if s == syscall.SIGHUP {
-				if _, err := n.Reload(); err != nil {
-					log.Error("reload refused; the configuration in force goes on", "error", err)
+				select {
+				case reloads <- struct{}{}:
+				default:
 				}
 				continue
 			}
@@ -128,49 +153,112 @@ func serve(n *node.Node, server *admin.Server, signals chan os.Signal, log *slog
 			server.Close(true)
 			n.Stop()
 			return nil
-		case <-server.Left:
+		case <-left:
 			// The successor has the admin socket's place; ours ends when the
 			// answer that told of the upgrade is out.
-			server.Drain()
-			if !n.WaitEmpty(drainMax) {
-				log.Warn("flows that the successor refused are ended", "after", drainMax)
-			}
+			left = nil
+			empty = make(chan struct{})
+			go func() { // ends within drainMax, or with the process
+				server.Drain()
+				if !n.WaitEmpty(drainMax) {
+					log.Warn("flows that the successor refused are ended", "after", drainMax)
+				}
+				close(empty)
+			}()
+		case <-empty:
 			n.Stop()
 			return nil
 		}
 	}
 }
 
+// checked is what `check --json` prints.
+type checked struct {
+	File      string    `json:"file"`
+	OK        bool      `json:"ok"`
+	Errors    []problem `json:"errors"`
+	Warnings  []problem `json:"warnings"`
+	Listeners int       `json:"listeners,omitempty"`
+	Backends  int       `json:"backends,omitempty"`
+	Endpoints int       `json:"endpoints,omitempty"`
+}
+
+// problem is one fault of a file, or one warning.
+type problem struct {
+	Line   int    `json:"line"`
+	Column int    `json:"column"`
+	Path   string `json:"path"`
+	Text   string `json:"text"`
+}
+
+func problems(all []config.Problem) []problem {
+	out := []problem{}
+	for _, p := range all {
+		out = append(out, problem{p.Line, p.Column, p.Path, p.Text})
+	}
+	return out
+}
+
 func checkCommand() *cobra.Command {
-	return &cobra.Command{
+	var file string
+	x := &cobra.Command{
 		Use:   "check FILE",
 		Short: "Check a configuration file",
-		Args:  cobra.ExactArgs(1),
-		RunE: func(_ *cobra.Command, args []string) error {
-			source, err := os.ReadFile(args[0])
+		Args:  wants(0, 1, "one FILE"),
+		RunE: func(c *cobra.Command, args []string) error {
+			name, err := given("check", file, args)
 			if err != nil {
-				return &exit{exitFailed, err}
+				return err
 			}
-			c, warnings, err := node.Parse(args[0], source)
-			for _, w := range warnings {
-				fmt.Fprintln(os.Stderr, w)
-			}
-			if err != nil {
-				return failed(err)
-			}
-			endpoints := 0
-			for _, b := range c.Backends {
-				endpoints += len(b.Endpoints)
-			}
-			fmt.Printf("%s: ok: %d listeners, %d backends, %d endpoints\n", args[0], len(c.Listeners), len(c.Backends), endpoints)
-			return nil
+			asJSON, _ := c.Flags().GetBool("json")
+			return check(name, asJSON)
 		},
 	}
+	x.Flags().StringVarP(&file, "config", "c", "", "configuration file, as for run")
+	return x
+}
+
+func check(name string, asJSON bool) error {
+	source, err := os.ReadFile(name)
+	if err != nil {
+		return &exit{exitFailed, err}
+	}
+	c, warnings, err := node.Parse(name, source)
+	result := checked{File: name, OK: err == nil, Errors: []problem{}, Warnings: problems(warnings)}
+	if err == nil {
+		result.Listeners, result.Backends = len(c.Listeners), len(c.Backends)
+		for _, b := range c.Backends {
+			result.Endpoints += len(b.Endpoints)
+		}
+	}
+	if asJSON {
+		var bad *config.Errors
+		if errors.As(err, &bad) {
+			result.Errors = problems(bad.Problems)
+		} else if err != nil {
+			result.Errors = []problem{{Text: err.Error()}}
+		}
+		if err := json.NewEncoder(os.Stdout).Encode(result); err != nil {
+			return &exit{exitFailed, err}
+		}
+		if !result.OK {
+			return &exit{code: exitRefused}
+		}
+		return nil
+	}
+	if len(warnings) > 0 {
+		fmt.Fprintln(os.Stderr, warnings)
+	}
+	if err != nil {
+		return failed(err)
+	}
+	fmt.Printf("%s: ok: %d listeners, %d backends, %d endpoints\n", name, result.Listeners, result.Backends, result.Endpoints)
+	return nil
 }
 
 func versionCommand() *cobra.Command {
 	return &cobra.Command{
-		Use: "version", Short: "Print the release", Args: cobra.NoArgs,
+		Use: "version", Short: "Print the release", Args: wants(0, 0, "no argument"),
 		Run: func(*cobra.Command, []string) { fmt.Println("holdfast", node.Release) },
 	}
 }

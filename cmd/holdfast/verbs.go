@@ -4,14 +4,17 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -61,7 +64,7 @@ func (c *client) ask(path string, request, out any) (told bool, err error) {
 	}
 	answer, err := c.http.Do(r)
 	if err != nil {
-		return false, &exit{exitFailed, fmt.Errorf("no holdfast answers at %s: %w\nstart one with: holdfast run -c FILE; name another socket with --socket", c.socket, err)}
+		return false, &exit{exitFailed, c.silent(err)}
 	}
 	defer func() { _ = answer.Body.Close() }()
 	b, err := io.ReadAll(answer.Body)
@@ -83,8 +86,10 @@ func (c *client) ask(path string, request, out any) (told bool, err error) {
 		return false, &exit{code, fmt.Errorf("refused: %s", p.Error)}
 	}
 	if c.json {
-		_, err = os.Stdout.Write(b)
-		return false, err
+		if _, err := os.Stdout.Write(b); err != nil {
+			return false, &exit{exitFailed, err}
+		}
+		return false, nil
 	}
 	if err := json.Unmarshal(b, out); err != nil {
 		return false, &exit{exitFailed, err}
@@ -92,8 +97,32 @@ func (c *client) ask(path string, request, out any) (told bool, err error) {
 	return true, nil
 }
 
+// silent says why nobody answers, and what to do about it.
+func (c *client) silent(err error) error {
+	var cause syscall.Errno
+	if errors.As(err, &cause) {
+		err = cause // without the request that nobody has typed
+	}
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		return fmt.Errorf("%s: %w: it answers only its owner; ask as the user that runs holdfast", c.socket, err)
+	case errors.Is(err, syscall.ENOENT), errors.Is(err, syscall.ECONNREFUSED):
+		return fmt.Errorf("no holdfast answers at %s: %w\nstart one with: holdfast run -c FILE; name another socket with --socket or $%s",
+			c.socket, err, socketEnv)
+	}
+	return fmt.Errorf("no answer from %s: %w", c.socket, err)
+}
+
 // report prints what a move has done.
 func (c *client) report(path string, request any, verb string) error {
+	before := 0
+	if path == "/v1/upgrade" && !c.json {
+		var s node.Status
+		if _, err := c.ask("/v1/status", nil, &s); err != nil {
+			return err
+		}
+		before = s.PID
+	}
 	var r node.Report
 	told, err := c.ask(path, request, &r)
 	if err != nil || !told {
@@ -102,7 +131,11 @@ func (c *client) report(path string, request any, verb string) error {
 	if r.Plan != "" {
 		fmt.Print(r.Plan)
 	}
-	fmt.Println(reportLine(&r, verb))
+	line := reportLine(&r, verb)
+	if before != 0 {
+		line = fmt.Sprintf("process %d -> %d; %s", before, r.PID, line)
+	}
+	fmt.Println(line)
 	if r.Lost > 0 {
 		return &exit{code: exitFailed}
 	}
@@ -137,7 +170,7 @@ func reloadCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "reload [FILE]",
 		Short: "Apply the configuration file again, or another one",
-		Args:  cobra.MaximumNArgs(1),
+		Args:  wants(0, 1, "one FILE at most"),
 		RunE: func(c *cobra.Command, args []string) error {
 			var q admin.ReloadRequest
 			if len(args) > 0 {
@@ -156,7 +189,7 @@ func rebalanceCommand() *cobra.Command {
 	x := &cobra.Command{
 		Use:   "rebalance",
 		Short: "Move flows between event loops until they are even",
-		Args:  cobra.NoArgs,
+		Args:  wants(0, 0, "no argument"),
 		RunE: func(c *cobra.Command, _ []string) error {
 			return newClient(c).report("/v1/rebalance", admin.RebalanceRequest{All: all}, "rebalanced")
 		},
@@ -170,7 +203,7 @@ func upgradeCommand() *cobra.Command {
 	x := &cobra.Command{
 		Use:   "upgrade",
 		Short: "Hand everything over to a new process: listeners and live flows",
-		Args:  cobra.NoArgs,
+		Args:  wants(0, 0, "no argument"),
 		RunE: func(c *cobra.Command, _ []string) error {
 			q := admin.UpgradeRequest{}
 			if binary != "" {
@@ -191,13 +224,15 @@ func migrateCommand() *cobra.Command {
 	x := &cobra.Command{
 		Use:   "migrate --to NODE",
 		Short: "Move the flows of movable listeners to another host",
-		Args:  cobra.NoArgs,
+		Args:  wants(0, 0, "no argument"),
 		RunE: func(c *cobra.Command, _ []string) error {
+			if to == "" {
+				return &exit{exitUsage, errors.New("migrate: wants --to NODE, a peer named in the configuration")}
+			}
 			return newClient(c).report("/v1/migrate", admin.MigrateRequest{To: to}, "migrated to "+to)
 		},
 	}
 	x.Flags().StringVar(&to, "to", "", "a peer named in the configuration")
-	_ = x.MarkFlagRequired("to")
 	return x
 }
 
@@ -205,17 +240,37 @@ func statusCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "status",
 		Short: "Show what the running holdfast is doing",
-		Args:  cobra.NoArgs,
+		Args:  wants(0, 0, "no argument"),
 		RunE: func(c *cobra.Command, _ []string) error {
-			var s node.Status
-			told, err := newClient(c).ask("/v1/status", nil, &s)
-			if err != nil || !told {
+			var s fullStatus
+			ok, err := newClient(c).ask("/v1/status", nil, &s)
+			if err != nil || !ok {
 				return err
 			}
-			printStatus(&s)
+			printStatus(&s.Status)
+			fmt.Println(s.descriptors())
 			return nil
 		},
 	}
+}
+
+// fullStatus is the answer to status, with fields that not every release gives.
+type fullStatus struct {
+	node.Status
+	Limit *int64 `json:"descriptors_limit"`
+	Room  *int64 `json:"room"`
+}
+
+// descriptors says how near the bound of open files is.
+func (s *fullStatus) descriptors() string {
+	out := fmt.Sprintf("  descriptors %d", s.Descriptors)
+	if s.Limit != nil {
+		out += fmt.Sprintf(" of %d", *s.Limit)
+	}
+	if s.Room != nil {
+		out += fmt.Sprintf(", room for %d flows", *s.Room)
+	}
+	return out + fmt.Sprintf(", accepting paused %dx", s.Paused)
 }
 
 func printStatus(s *node.Status) {
@@ -256,16 +311,30 @@ func flowsCommand() *cobra.Command {
 	x := &cobra.Command{
 		Use:   "flows",
 		Short: "List open flows, oldest first",
-		Args:  cobra.NoArgs,
+		Args:  wants(0, 0, "no argument"),
 		RunE: func(c *cobra.Command, _ []string) error {
+			if limit < 0 {
+				return &exit{exitUsage, fmt.Errorf("flows: --max is not negative; 0 is for all")}
+			}
 			var all []node.FlowStatus
-			told, err := newClient(c).ask(fmt.Sprintf("/v1/flows?max=%d", limit), nil, &all)
+			client := newClient(c)
+			told, err := client.ask(fmt.Sprintf("/v1/flows?max=%d", limit), nil, &all)
 			if err != nil || !told {
 				return err
 			}
 			for _, f := range all {
 				fmt.Printf("%s  %s %s -> %s  %s  %s  in %d  out %d  unsent %d  moved %dx  loop %d\n", f.ID, f.Listener, f.Client, f.Endpoint,
 					f.Kind, (time.Duration(f.AgeSeconds*1000) * time.Millisecond).String(), f.In, f.Out, f.Unsent, f.Moves, f.Loop)
+			}
+			if limit == 0 || len(all) < limit {
+				return nil
+			}
+			var s node.Status
+			if _, err := client.ask("/v1/status", nil, &s); err != nil {
+				return err
+			}
+			if more := s.Flows - len(all); more > 0 {
+				fmt.Printf("... and %d more; --max 0 lists all\n", more)
 			}
 			return nil
 		},
