@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"os"
 	"os/signal"
@@ -109,7 +108,7 @@ func run(file string, log *slog.Logger) error {
 	server, err := admin.Serve(n, n.Config().Node.AdminSocket, log)
 	if err != nil {
 		n.Stop()
-		if errors.Is(err, fs.ErrPermission) || errors.Is(err, syscall.EROFS) {
+		if errors.Is(err, os.ErrPermission) {
 			err = fmt.Errorf("%w\nset node.admin.socket to a path you may write", err)
 		}
 		return err

@@ -26,6 +26,8 @@ type Server struct {
 	log  *slog.Logger
 	http *http.Server
 	path string
+	at   string      // path, or until Publish a name beside it
+	own  os.FileInfo // of our socket, to know it again
 	// Left is closed when the node has been handed over to a successor.
 	Left chan struct{}
 }
@@ -35,17 +37,32 @@ type Problem struct {
 	Error string `json:"error"`
 }
 
-// Serve opens the unix socket at path, mode 0600, and serves until Close. With
-// replace the socket of a predecessor is put out of its place; else a socket
-// that answers is an error.
-func Serve(n *node.Node, path string, replace bool, log *slog.Logger) (*Server, error) {
+// Serve opens the unix socket at path, mode 0600, and serves until Close. A
+// socket there that answers is an error.
+func Serve(n *node.Node, path string, log *slog.Logger) (*Server, error) {
+	if err := sock.RemoveStale(path); err != nil {
+		return nil, fmt.Errorf("admin: %w", err)
+	}
+	s, err := Prepare(n, path, log)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.Publish(); err != nil {
+		s.Close(true)
+		return nil, err
+	}
+	return s, nil
+}
+
+// Prepare does all of Serve that may fail while a predecessor has the place: it
+// binds and serves beside path, where nobody looks, until Publish.
+func Prepare(n *node.Node, path string, log *slog.Logger) (*Server, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, fmt.Errorf("admin: %w", err)
 	}
-	if !replace {
-		if err := sock.RemoveStale(path); err != nil {
-			return nil, fmt.Errorf("admin: %w", err)
-		}
+	// Now, not when all has been handed over, is the time to say no.
+	if err := replaceable(path); err != nil {
+		return nil, err
 	}
 	// Bound beside its place and renamed into it, so that there is a socket at
 	// every instant and never one that others may open.
@@ -58,12 +75,12 @@ func Serve(n *node.Node, path string, replace bool, log *slog.Logger) (*Server, 
 		return nil, fmt.Errorf("admin: %w", err)
 	}
 	l.(*net.UnixListener).SetUnlinkOnClose(false)
-	if err := os.Rename(fresh, path); err != nil {
+	own, err := os.Lstat(fresh)
+	if err != nil {
 		_ = l.Close()
-		_ = os.Remove(fresh)
 		return nil, fmt.Errorf("admin: %w", err)
 	}
-	s := &Server{node: n, log: log, path: path, Left: make(chan struct{})}
+	s := &Server{node: n, log: log, path: path, at: fresh, own: own, Left: make(chan struct{})}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /v1/status", answer(func(*http.Request) (any, error) { return n.Status(), nil }))
 	mux.HandleFunc("GET /v1/flows", answer(s.flows))
@@ -81,11 +98,37 @@ func Serve(n *node.Node, path string, replace bool, log *slog.Logger) (*Server, 
 	return s, nil
 }
 
+// replaceable tells whether our socket may take the place at path: there is
+// nothing or another socket, never a file of somebody else's.
+func replaceable(path string) error {
+	st, err := os.Lstat(path)
+	if err == nil && st.Mode()&os.ModeSocket == 0 {
+		return fmt.Errorf("admin: %s exists and is not a socket", path)
+	}
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("admin: %w", err)
+	}
+	return nil
+}
+
+// Publish puts the socket into its place; a predecessor's loses it. After an
+// error it answers where it was prepared.
+func (s *Server) Publish() error {
+	if err := replaceable(s.path); err != nil {
+		return fmt.Errorf("%w; this process answers at %s", err, s.at)
+	}
+	if err := os.Rename(s.at, s.path); err != nil {
+		return fmt.Errorf("admin: %w; this process answers at %s", err, s.at)
+	}
+	s.at = s.path
+	return nil
+}
+
 // Close ends serving. The socket file goes only if it is still ours.
 func (s *Server) Close(remove bool) {
 	_ = s.http.Close()
-	if remove {
-		_ = os.Remove(s.path)
+	if st, err := os.Lstat(s.at); remove && err == nil && os.SameFile(st, s.own) {
+		_ = os.Remove(s.at)
 	}
 }
 

@@ -12,6 +12,9 @@
 package ledger
 
 import (
+	"maps"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 
@@ -350,9 +353,12 @@ func (b *Backend) Withdraw(w *Waiter) Grant {
 // Gate counts connections against a limit: of the node, or of a listener.
 type Gate struct {
 	inUse atomic.Int64
-	max   atomic.Int64 // 0 = none
-	shut  atomic.Bool  // somebody was turned away and wants to know when to come back
-	open  func()
+	// foreign are connections that another process still serves under the
+	// same limit, while it hands over to this one.
+	foreign atomic.Int64
+	max     atomic.Int64 // 0 = none
+	shut    atomic.Bool  // somebody was turned away and wants to know when to come back
+	open    func()
 }
 
 // SetMax changes the limit; 0 is none.
@@ -368,7 +374,7 @@ func (g *Gate) InUse() int64 { return g.inUse.Load() }
 // there may be one again.
 func (g *Gate) Enter() bool {
 	n := g.inUse.Add(1)
-	if limit := g.max.Load(); limit == 0 || n <= limit {
+	if limit := g.max.Load(); limit == 0 || n+g.foreign.Load() <= limit {
 		return true
 	}
 	g.shut.Store(true)
@@ -380,11 +386,35 @@ func (g *Gate) Enter() bool {
 // which were let in elsewhere.
 func (g *Gate) Admit() { g.inUse.Add(1) }
 
+// Import is Admit for a flow that AddForeign has counted.
+func (g *Gate) Import() {
+	g.inUse.Add(1) // first: the two together never seem less than they are
+	g.AddForeign(-1)
+}
+
+// AddForeign changes what another process holds under the limit. It never
+// falls below zero.
+func (g *Gate) AddForeign(n int64) {
+	for {
+		was := g.foreign.Load()
+		if g.foreign.CompareAndSwap(was, max(0, was+n)) {
+			break
+		}
+	}
+	if n < 0 {
+		g.tell(g.inUse.Load())
+	}
+}
+
 // Leave gives a place back.
 func (g *Gate) Leave() {
-	n := g.inUse.Add(-1)
+	g.tell(g.inUse.Add(-1))
+}
+
+// tell calls open if somebody waits and n places in use leave one.
+func (g *Gate) tell(n int64) {
 	if g.shut.Load() {
-		if limit := g.max.Load(); limit == 0 || n < limit {
+		if limit := g.max.Load(); limit == 0 || n+g.foreign.Load() < limit {
 			g.reopen()
 		}
 	}
@@ -477,6 +507,45 @@ func (l *Ledger) Alone() {
 		}
 		b.grant()
 	})
+	for _, g := range l.gates() {
+		g.foreign.Store(0)
+		g.tell(g.inUse.Load())
+	}
+}
+
+// gates are those of all listeners, by name, and the node's, which has none.
+func (l *Ledger) gates() map[string]*Gate {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	all := map[string]*Gate{"": &l.Node}
+	for name, g := range l.listeners {
+		all[name] = g
+	}
+	return all
+}
+
+// Places are the connections that each gate counts: by listener, and those of
+// the whole node under the empty name.
+func (l *Ledger) Places() map[string]int64 {
+	out := map[string]int64{}
+	for name, g := range l.gates() {
+		if n := g.InUse(); n != 0 {
+			out[name] = n
+		}
+	}
+	return out
+}
+
+// PlacesElsewhere notes the Places of another process, which hands over to
+// this one. Alone ends it.
+func (l *Ledger) PlacesElsewhere(places map[string]int64) {
+	for name, n := range places {
+		if name == "" {
+			l.Node.AddForeign(n)
+		} else {
+			l.Listener(name).AddForeign(n)
+		}
+	}
 }
 
 // all calls do for every backend, under its mu.
@@ -492,6 +561,15 @@ func (l *Ledger) all(do func(*Backend)) {
 		do(b)
 		b.mu.Unlock()
 	}
+}
+
+// Endpoints are all accounts of endpoints, in order of their names, configured
+// or not.
+func (l *Ledger) Endpoints() []*Endpoint {
+	var out []*Endpoint
+	l.all(func(b *Backend) { out = slices.AppendSeq(out, maps.Values(b.endpoints)) })
+	slices.SortFunc(out, func(a, b *Endpoint) int { return strings.Compare(a.Name, b.Name) })
+	return out
 }
 
 // Held is what every endpoint's account holds, by full name; for the process

@@ -33,6 +33,45 @@ type hostSide struct {
 	// intake is held for reading while a batch comes in from a peer, and for
 	// writing to stop that for good, when this process hands itself over.
 	intake sync.RWMutex
+
+	// conns guards open and closing: peers that are connected now.
+	conns   sync.Mutex
+	open    map[net.Conn]bool
+	closing bool
+}
+
+// peersMax bounds the connections of peers at one time, whether they have shown
+// a certificate or not.
+const peersMax = 16
+
+// arrived notes a peer's connection; false if none is taken any more.
+func (h *hostSide) arrived(c net.Conn) bool {
+	h.conns.Lock()
+	defer h.conns.Unlock()
+	if h.closing {
+		return false
+	}
+	if h.open == nil {
+		h.open = map[net.Conn]bool{}
+	}
+	h.open[c] = true
+	return true
+}
+
+func (h *hostSide) departed(c net.Conn) {
+	h.conns.Lock()
+	delete(h.open, c)
+	h.conns.Unlock()
+}
+
+// closePeers ends what peers are saying, so that nobody waits for them.
+func (h *hostSide) closePeers() {
+	h.conns.Lock()
+	defer h.conns.Unlock()
+	h.closing = true
+	for c := range h.open {
+		_ = c.Close()
+	}
 }
 
 // hostChunk is how many flows move to another host at once: each waits for its
@@ -82,7 +121,7 @@ func (n *Node) startHost(c *config.Config, o Options) error {
 	n.host.arrivals.Add(1)
 	go func() { // ended by stopHost
 		defer n.host.arrivals.Done()
-		n.welcome(tls.NewListener(n.host.listener, conf))
+		n.welcome(n.host.listener, conf)
 	}()
 	return nil
 }
@@ -90,6 +129,7 @@ func (n *Node) startHost(c *config.Config, o Options) error {
 func (n *Node) stopHost() {
 	if n.host.listener != nil {
 		_ = n.host.listener.Close()
+		n.host.closePeers()
 		n.host.arrivals.Wait()
 		n.host.fd.Close()
 	}
@@ -150,8 +190,9 @@ type candidate struct {
 	queued int // octets in the kernel's queues, which go along
 }
 
-// Migrate moves every flow of movable listeners to the peer of that name. The
-// listener and its address stay here: what arrives for flows that have left is
+// Migrate moves every flow of movable listeners that is here now to the peer of
+// that name. The listener and its address stay here, and so do the flows that
+// it accepts from now on: what arrives for flows that have left is
 // sent on to the peer. A flow that cannot move is named in the report and goes
 // on here.
 func (n *Node) Migrate(to string) (*Report, error) {
@@ -210,7 +251,7 @@ func (n *Node) Migrate(to string) (*Report, error) {
 	if err := n.steer(hello, at.Addr()); err != nil {
 		return nil, fmt.Errorf("node: peer %s: %w", to, err)
 	}
-	g := &hostGiver{n: n, c: carrier, to: at.Addr(), r: newReport("host"), sent: map[config.Ref]bool{}, tries: map[uint64]int{}, left: map[*ledger.Endpoint]int64{}}
+	g := &hostGiver{n: n, c: carrier, to: at.Addr(), r: newReport("host"), sent: map[config.Ref]bool{}, tries: map[uint64]int{}, left: map[*ledger.Endpoint]int64{}, began: flow.Instant(sock.Monotonic())}
 	err = g.all()
 	for account, left := range g.left { // the peer's limits are its own now
 		account.AddForeign(-left)
@@ -233,7 +274,8 @@ type hostGiver struct {
 	r     *Report
 	sent  map[config.Ref]bool
 	left  map[*ledger.Endpoint]int64 // connections that have gone
-	tries map[uint64]int             // times a flow could not move; triesMax: it stays
+	tries map[uint64]int             // times a flow could not move; triesMax: it stays, or has gone
+	began flow.Instant               // flows that came later stay, or there were no end of it
 }
 
 // triesMax is how often a flow is tried whose reason to stay should pass.
@@ -276,7 +318,9 @@ func (g *hostGiver) together(list []candidate) int {
 // candidates are the loop's flows that may move and have not been refused.
 func (g *hostGiver) candidates(l *loop.Loop) (out []candidate) {
 	l.Ask(func(l *loop.Loop) {
-		for _, i := range l.Slots(0, func(f *flow.Flow) bool { return f.Listener().Movable && g.tries[f.ID()] < triesMax }) {
+		for _, i := range l.Slots(0, func(f *flow.Flow) bool {
+			return f.Listener().Movable && g.tries[f.ID()] < triesMax && f.Born() <= g.began
+		}) {
 			f := l.Flow(i)
 			client, backend := l.Leg(i, flow.Client), l.Leg(i, flow.Backend)
 			x := candidate{slot: i, id: f.ID(), tuples: []netadmin.Tuple{tuple(client)}, queued: sock.Queued(client)}
@@ -393,6 +437,7 @@ func (g *hostGiver) batch(l *loop.Loop, list []candidate) error {
 	// The point of no return: from here on these flows are the peer's.
 	commit := g.c.Send(move.Message{Kind: move.Commit})
 	for _, f := range flows {
+		g.tries[f.parked.Frozen.Id] = triesMax // should it come back, it stays
 		for i, fd := range f.parked.FDs {
 			if i < len(f.saved) {
 				_ = tcprepair.Discard(fd.Disown()) // closes it, silently
@@ -451,6 +496,7 @@ func (g *hostGiver) park(l *loop.Loop, list []candidate) (flows []*hostFlow) {
 			}
 			if len(h.tuples) != len(x.tuples) || !valid(h.tuples) {
 				back = append(back, p)
+				g.tries[x.id]++
 				continue
 			}
 			flows = append(flows, h)
@@ -572,10 +618,13 @@ func (g *hostGiver) returnToLoop(l *loop.Loop, parked []loop.Parked) {
 }
 
 // welcome serves peers that bring flows, until the listener is closed.
-func (n *Node) welcome(l net.Listener) {
+func (n *Node) welcome(l net.Listener, conf *tls.Config) {
+	room := make(chan struct{}, peersMax)
 	for {
+		room <- struct{}{} // more peers wait in the kernel's queue
 		conn, err := l.Accept()
 		if err != nil {
+			<-room
 			if errors.Is(err, net.ErrClosed) {
 				return
 			}
@@ -583,11 +632,18 @@ func (n *Node) welcome(l net.Listener) {
 			time.Sleep(tickOfErrors)
 			continue
 		}
+		if !n.host.arrived(conn) {
+			_ = conn.Close()
+			<-room
+			continue // the listener is closed, or about to be
+		}
 		n.host.arrivals.Add(1)
-		go func() { // ends with the connection, which times out
+		go func() { // ends with the connection, which times out or is closed by stopHost
 			defer n.host.arrivals.Done()
-			t := &hostTaker{n: n, c: move.NewRemote(conn)}
-			if err := t.serve(conn.(*tls.Conn)); err != nil {
+			defer func() { n.host.departed(conn); <-room }()
+			secure := tls.Server(conn, conf)
+			t := &hostTaker{n: n, c: move.NewRemote(secure)}
+			if err := t.serve(secure); err != nil {
 				n.log.Warn("a peer's migration ended early", "peer", t.peer, "error", err)
 			}
 			t.end()
@@ -604,6 +660,8 @@ type hostTaker struct {
 	c      *move.Remote
 	peer   string
 	held   []netadmin.Tuple // of the batch that is under way
+	intake bool             // it holds the node's intake for reading
+	offers int              // since the last preparation
 	batch  *frozen.Batch
 	fds    []sock.FD
 	states []*tcprepair.State
@@ -612,6 +670,9 @@ type hostTaker struct {
 
 func (t *hostTaker) serve(conn *tls.Conn) error {
 	if err := t.c.SetTimeout(answerTime); err != nil {
+		return err
+	}
+	if err := conn.SetDeadline(time.Now().Add(answerTime)); err != nil {
 		return err
 	}
 	if err := conn.Handshake(); err != nil {
@@ -687,36 +748,45 @@ func (t *hostTaker) refuse(why error) error {
 
 // prepare holds the segments of what is to come.
 func (t *hostTaker) prepare(m move.Message) error {
-	if len(t.held) > 0 {
+	if t.intake {
 		return errors.New("node: a batch is prepared while another is under way")
 	}
 	var ts []netadmin.Tuple
 	if err := m.Into(&ts); err != nil {
 		return err
 	}
-	if len(ts) > 2*hostChunk*4 {
+	if len(ts) == 0 || len(ts) > 2*hostChunk*4 {
 		return fmt.Errorf("node: %d tuples in one batch", len(ts))
 	}
 	t.n.host.intake.RLock()
+	t.intake, t.offers = true, 0
 	t.n.mu.Lock()
 	leaving := t.n.leaving
 	t.n.mu.Unlock()
 	if leaving {
-		t.n.host.intake.RUnlock()
+		t.letIn()
 		return t.refuse(&frozen.Refused{What: "host", Why: "an upgrade is under way there", Retry: true})
 	}
 	if err := t.n.host.admin.Hold(ts); err != nil {
-		t.n.host.intake.RUnlock()
+		t.letIn()
 		return t.refuse(&frozen.Refused{What: "hold", Why: err.Error()})
 	}
 	t.held = ts
 	return t.c.Send(move.Message{Kind: move.Held})
 }
 
+// letIn ends the hold on the node's intake, if there is one.
+func (t *hostTaker) letIn() {
+	if t.intake {
+		t.intake = false
+		t.n.host.intake.RUnlock()
+	}
+}
+
 // offer restores the sockets of a batch, quiet, and sees that each flow could
 // be thawed.
 func (t *hostTaker) offer(m move.Message) error {
-	if len(t.held) == 0 || t.batch != nil {
+	if t.offers++; len(t.held) == 0 || t.offers > 1 {
 		return errors.New("node: an offer that was not prepared")
 	}
 	batch, err := t.n.examine(m.Body, 0)
@@ -741,6 +811,9 @@ func (t *hostTaker) restore(batch *frozen.Batch) error {
 			s := new(tcprepair.State)
 			if err := s.UnmarshalBinary(g.Socket); err != nil {
 				return &frozen.Refused{What: "socket", Why: err.Error()}
+			}
+			if len(g.Unsent)+int(s.Unsent) > flow.UnsentMax {
+				return &frozen.Refused{What: "leg", Why: fmt.Sprintf("%d octets unsent, the limit is %d", len(g.Unsent)+int(s.Unsent), flow.UnsentMax)}
 			}
 			if !prepared[netadmin.Tuple{Local: s.Local, Remote: s.Remote}] {
 				return &frozen.Refused{What: "socket", Why: fmt.Sprintf("%v-%v was not prepared", s.Local, s.Remote)}
@@ -786,6 +859,8 @@ func (t *hostTaker) commit() error {
 			if rest := rests[g.Fd-1]; len(rest) > 0 {
 				g.Unsent = append(append([]byte(nil), rest...), g.Unsent...)
 				g.Sent -= uint64(len(rest))
+				// A FIN comes after it: the loop shuts down again.
+				g.Shut = false
 			}
 		}
 	}
@@ -814,7 +889,7 @@ func (t *hostTaker) commit() error {
 	}
 	a := t.n.take(batch, fds, nil)
 	t.n.totals.arrive(len(batch.Flows) - a.Lost)
-	t.n.host.intake.RUnlock()
+	t.letIn()
 	return errors.Join(err, move.SendJSON(t.c, move.Adopted, a))
 }
 
@@ -826,7 +901,7 @@ func (t *hostTaker) abort() error {
 	}
 	err := t.n.host.admin.Drop(t.held)
 	t.held = nil
-	t.n.host.intake.RUnlock()
+	t.letIn()
 	return err
 }
 
@@ -845,6 +920,6 @@ func (t *hostTaker) end() {
 			t.n.log.Error("held tuples could not be dropped", "error", err)
 		}
 		t.held = nil
-		t.n.host.intake.RUnlock()
 	}
+	t.letIn()
 }

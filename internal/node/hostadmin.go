@@ -54,6 +54,26 @@ func openAdmin(c *config.Cluster, heritage json.RawMessage, log *slog.Logger) (*
 	return a, nil
 }
 
+// removeOtherRules removes what a successor that came to nothing has left in the
+// kernel beside our own rules.
+func (n *Node) removeOtherRules() {
+	c := n.Config().Cluster
+	if n.host.admin == nil || c == nil {
+		return
+	}
+	other := names[0]
+	if n.host.admin.Heritage().Table == other.table {
+		other = names[1]
+	}
+	old, err := netadmin.Open(netadmin.Config{Device: c.Device, Table: other.table, HoldDevice: other.device, Log: n.log})
+	if err == nil {
+		err = old.Leave() // what is the host's, not one table's, we still use
+	}
+	if err != nil {
+		n.log.Error("rules of a successor that is gone could not be removed", "table", other.table, "error", err)
+	}
+}
+
 // hostHeritage is what the successor's openAdmin needs.
 func (n *Node) hostHeritage() json.RawMessage {
 	if n.host.admin == nil {

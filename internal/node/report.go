@@ -6,6 +6,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/holdfast-lb/holdfast/internal/flow"
 	"github.com/holdfast-lb/holdfast/internal/loop"
 )
 
@@ -36,6 +37,7 @@ type Report struct {
 	// mu guards all above while a move runs: loops report from their threads.
 	mu     sync.Mutex
 	pauses []int64
+	given  int // flows that the other owner serves, or did until it died
 }
 
 func newReport(distance string) *Report {
@@ -133,13 +135,44 @@ type totals struct {
 }
 
 func (t *totals) inherit(from *Totals) {
-	if from != nil {
-		t.t = *from
-	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	for _, m := range []*map[string]uint64{&t.t.Ended, &t.t.Moves, &t.t.MovedFlows} {
 		if *m == nil {
 			*m = map[string]uint64{}
 		}
+	}
+	if from == nil {
+		return
+	}
+	// Added, not put in place: flows may have arrived from another host before
+	// the predecessor was done.
+	for _, m := range []struct{ to, from map[string]uint64 }{{t.t.Ended, from.Ended}, {t.t.Moves, from.Moves}, {t.t.MovedFlows, from.MovedFlows}} {
+		for name, k := range m.from {
+			m.to[name] += k
+		}
+	}
+	t.t.Accepted += from.Accepted
+	t.t.FromClients += from.FromClients
+	t.t.FromBackends += from.FromBackends
+	t.t.Relayed += from.Relayed
+	t.t.Arrived += from.Arrived
+	t.t.Left += from.Left
+	t.t.Retries += from.Retries
+	t.t.Paused += from.Paused
+	t.t.Lost += from.Lost
+	t.t.ResetByMove += from.ResetByMove
+}
+
+// aborted notes an upgrade that came to nothing, and what died with the new
+// process: those flows had left the loops, and it is known of none how it ended.
+func (t *totals) aborted(lost int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.t.Moves["process"]++
+	t.t.ResetByMove += uint64(lost)
+	if lost > 0 {
+		t.t.Ended[flow.Broken.String()] += uint64(lost)
 	}
 }
 

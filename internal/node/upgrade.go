@@ -1,12 +1,14 @@
 package node
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"os/exec"
+	"slices"
+	"syscall"
 	"time"
 
 	"github.com/holdfast-lb/holdfast/internal/config"
@@ -52,6 +54,9 @@ func (n *Node) Upgrade(binary string) (*Report, error) {
 	if err := n.inCharge(); err != nil {
 		return nil, err
 	}
+	if pid == 1 {
+		return nil, errors.New("node: as process 1 of a container it cannot be replaced: everything would end with it; start it under an init")
+	}
 	began := time.Now()
 	if binary == "" {
 		// The path as it is now, not /proc/self/exe: a new file may have been
@@ -78,26 +83,25 @@ func (n *Node) Upgrade(binary string) (*Report, error) {
 	if err != nil {
 		return nil, fmt.Errorf("node: start %s: %w", binary, err)
 	}
-	gone := make(chan error, 1)
-	go func() { gone <- child.Wait() }() // ends with the child; if we go first, init reaps it
+	gone := make(chan struct{})
+	go func() { // ends with the child; if we go first, init reaps it
+		_ = child.Wait() // how it ended is in its own log
+		close(gone)
+	}()
 	r := newReport("process")
-	if err := n.handOver(carrier, r); err != nil {
-		_ = child.Process.Kill()
-		<-gone
-		n.mu.Lock()
-		n.leaving = false
-		n.mu.Unlock()
-		n.shared.Fixed.Store(false)
-		if n.shared.Ledger.Paused() {
-			n.shared.Ledger.Alone()
-			n.shared.Ledger.Resume()
+	if done, err := n.handOver(carrier, r); err != nil {
+		if !done {
+			_ = child.Process.Kill()
+			<-gone
 		}
-		for _, l := range n.shared.Loops {
-			l.Do(func(l *loop.Loop) { l.SetAccepting(true) })
+		// Once all was handed over the other process is never killed: it has
+		// every flow. It says so late, or it has died of itself.
+		select {
+		case <-gone:
+			return nil, n.abort(r, err)
+		case <-time.After(settleTime):
 		}
-		n.log.Warn("upgrade aborted; this process goes on", "error", err, "lost", r.Lost)
-		n.totals.move(&Report{Distance: "process", Lost: r.Lost})
-		return nil, fmt.Errorf("node: upgrade aborted, this process goes on: %w", err)
+		n.log.Warn("the new process has everything and has not said so", "successor", child.Process.Pid, "error", err)
 	}
 	n.mu.Lock()
 	n.successor = child.Process.Pid
@@ -110,8 +114,59 @@ func (n *Node) Upgrade(binary string) (*Report, error) {
 	return r.done(began), nil
 }
 
-// handOver speaks the giver's part of the protocol from greeting to end.
-func (n *Node) handOver(c move.Carrier, r *Report) error {
+// abort goes on after a new process that has ended before it could take over.
+func (n *Node) abort(r *Report, err error) error {
+	n.mu.Lock()
+	n.leaving = false
+	n.mu.Unlock()
+	n.shared.Fixed.Store(false)
+	if n.shared.Ledger.Paused() {
+		n.shared.Ledger.Alone()
+		n.shared.Ledger.Resume()
+	}
+	for _, l := range n.shared.Loops {
+		l.Do(func(l *loop.Loop) { l.SetAccepting(true) })
+	}
+	r.paused(nil, r.given) // what it had taken died with it
+	n.totals.aborted(r.Lost)
+	n.removeOtherRules()
+	n.log.Warn("upgrade aborted; this process goes on", "error", err, "lost", r.Lost)
+	return fmt.Errorf("node: upgrade aborted, this process goes on; %d flows that the new one had taken are lost: %w", r.Lost, err)
+}
+
+// settleTime is how long a successor that fell silent after it was given all
+// may take to die of what silenced it.
+const settleTime = 2 * time.Second
+
+// handOver speaks the giver's part of the protocol from greeting to end. done
+// tells that the successor was told to go on alone; an error then means only
+// that it has not answered.
+func (n *Node) handOver(c move.Carrier, r *Report) (done bool, err error) {
+	if err := n.introduce(c); err != nil {
+		return false, err
+	}
+	if err := n.giveAll(c, r); err != nil {
+		return false, err
+	}
+	totals := n.counts()
+	totals.MovedFlows["process"] += uint64(r.Flows)
+	totals.Moves["process"]++
+	totals.ResetByMove += uint64(r.Lost)
+	if err := c.SetTimeout(startTime); err != nil {
+		return false, err
+	}
+	if err := move.SendJSON(c, move.Done, totals); err != nil {
+		return false, err // it was not delivered: a seqpacket message is taken whole or not
+	}
+	if _, err = move.Expect(c, move.Settled); err == nil {
+		n.totals.move(r)
+	}
+	return true, err
+}
+
+// introduce brings the successor to the point where it accepts new
+// connections in our place.
+func (n *Node) introduce(c move.Carrier) error {
 	if err := c.SetTimeout(startTime); err != nil {
 		return err
 	}
@@ -128,12 +183,17 @@ func (n *Node) handOver(c move.Carrier, r *Report) error {
 	}
 	// From here on only the successor grants what is limited.
 	n.shared.Ledger.Pause()
-	heritage, fds, err := n.heritage()
-	if err != nil {
+	heritage, fds := n.heritage()
+	// The kernel takes a limited number of descriptors with one message; those
+	// that do not fit come with more messages, which say nothing else.
+	first := min(len(fds), sock.RightsMax)
+	if err := move.SendJSON(c, move.Inherit, heritage, fds[:first]...); err != nil {
 		return err
 	}
-	if err := move.SendJSON(c, move.Inherit, heritage, fds...); err != nil {
-		return err
+	for rest := range slices.Chunk(fds[first:], sock.RightsMax) {
+		if err := c.Send(move.Message{Kind: move.Inherit, FDs: rest}); err != nil {
+			return err
+		}
 	}
 	if _, err := move.Expect(c, move.Ready); err != nil {
 		return err
@@ -152,28 +212,11 @@ func (n *Node) handOver(c move.Carrier, r *Report) error {
 	for _, l := range n.shared.Loops {
 		l.Ask(func(l *loop.Loop) { l.SetAccepting(false) })
 	}
-	if err := c.Send(move.Message{Kind: move.Accept}); err != nil {
-		return err
-	}
-	if err := n.giveAll(c, r); err != nil {
-		return err
-	}
-	n.totals.move(r)
-	totals, err := json.Marshal(n.counts())
-	if err != nil {
-		return err
-	}
-	if err := c.SetTimeout(startTime); err != nil {
-		return err
-	}
-	if err := c.Send(move.Message{Kind: move.Done, Body: totals}); err != nil {
-		return err
-	}
-	_, err = move.Expect(c, move.Settled)
-	return err
+	// What the gates count can only become less here, for nothing is accepted.
+	return move.SendJSON(c, move.Accept, n.shared.Ledger.Places())
 }
 
-func (n *Node) heritage() (move.Heritage, []sock.FD, error) {
+func (n *Node) heritage() (move.Heritage, []sock.FD) {
 	n.mu.Lock()
 	g, source := n.gen, n.source
 	n.mu.Unlock()
@@ -187,11 +230,8 @@ func (n *Node) heritage() (move.Heritage, []sock.FD, error) {
 		h.Listeners = append(h.Listeners, key)
 		fds = append(fds, fd)
 	}
-	if len(fds) > sock.RightsMax {
-		return h, nil, fmt.Errorf("%d listeners; %d can be handed over", len(fds), sock.RightsMax)
-	}
 	h.Host = n.hostHeritage()
-	return h, fds, nil
+	return h, fds
 }
 
 // giveAll moves the flows of all loops until none is left but refused ones.
@@ -285,6 +325,7 @@ func (n *Node) give(c move.Carrier, l *loop.Loop, parked []loop.Parked, r *Repor
 		return err
 	}
 	r.paused(a.Pauses, a.Lost)
+	r.given += len(parked) - a.Lost
 	for _, fd := range parcel.FDs {
 		fd.Close() // the successor has its own; nothing is sent
 	}
@@ -331,8 +372,9 @@ type Succession struct {
 }
 
 // Succeed greets the predecessor over fd, takes the heritage and begins a node
-// that does not accept yet.
-func Succeed(fd int, o Options) (*Succession, error) {
+// that does not accept yet. prepare does for that node whatever else may fail:
+// the predecessor hears that we are ready after it, and goes on if we are not.
+func Succeed(fd int, o Options, prepare func(*Node) error) (*Succession, error) {
 	s := &Succession{carrier: move.NewLocal(sock.ChannelFrom(sock.Own(fd))), log: o.Log}
 	if err := s.carrier.SetTimeout(startTime); err != nil {
 		return nil, err
@@ -345,98 +387,169 @@ func Succeed(fd int, o Options) (*Succession, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err = m.Into(&s.heritage); err == nil && len(m.FDs) != len(s.heritage.Listeners) {
-		err = fmt.Errorf("node: %d descriptors for %d listeners", len(m.FDs), len(s.heritage.Listeners))
-	}
-	if err != nil {
+	if err = m.Into(&s.heritage); err != nil {
 		return nil, err
 	}
 	h := &s.heritage
+	fds := m.FDs
+	for len(fds) < len(h.Listeners) {
+		more, err := move.Expect(s.carrier, move.Inherit)
+		if err != nil {
+			return nil, err
+		}
+		if len(more.FDs) == 0 {
+			break
+		}
+		fds = append(fds, more.FDs...)
+	}
+	if len(fds) != len(h.Listeners) {
+		return nil, fmt.Errorf("node: %d descriptors for %d listeners", len(fds), len(h.Listeners))
+	}
 	o.Source, o.Quiet, o.FirstID, o.Generation = h.Source, true, h.LastID+successorGap, h.Generation-1
 	o.Inherited = map[string]sock.FD{}
 	for i, vip := range h.Listeners {
-		o.Inherited[vip] = m.FDs[i]
+		o.Inherited[vip] = fds[i]
 	}
 	o.HostHeritage = h.Host
 	if s.Node, err = Start(o); err != nil {
 		_ = move.SendJSON(s.carrier, move.Refuse, move.Refusal{What: "configuration", Why: err.Error()})
 		return nil, err
 	}
+	if err := prepare(s.Node); err != nil {
+		_ = move.SendJSON(s.carrier, move.Refuse, move.Refusal{What: "start", Why: err.Error()})
+		s.Node.Stop()
+		return nil, err
+	}
 	s.Node.shared.Ledger.PlacesAfter(h.LastPlace + successorGap)
 	for name, held := range h.Held {
 		s.Node.account(name).AddForeign(held)
 	}
-	return s, s.carrier.Send(move.Message{Kind: move.Ready})
+	if err := s.carrier.Send(move.Message{Kind: move.Ready}); err != nil {
+		s.Node.Stop()
+		return nil, err
+	}
+	return s, nil
 }
 
-// Run takes flows until the predecessor is done. settle is called last, to
-// take over what only one process can hold: the admin socket.
+// Run takes flows until the predecessor is done, or has died after it let us
+// accept: then we own what was committed to us and go on alone. settle is
+// called last, to take over what only one process can hold: the place of the
+// admin socket. Flows do not depend on it, so its failure is only logged.
 func (s *Succession) Run(settle func() error) error {
 	defer func() { _ = s.carrier.Close() }()
 	n := s.Node
-	var offered *frozen.Batch
-	var fds []sock.FD
-	drop := func() {
-		for _, fd := range fds {
-			fd.Close()
-		}
-		offered, fds = nil, nil
-	}
-	defer drop()
+	var t taking
+	defer t.drop(sock.FD.Close)
 	for {
 		m, err := s.carrier.Receive()
-		if err != nil {
-			return fmt.Errorf("node: the predecessor is gone: %w", err)
+		if err == nil && m.Kind == move.Done {
+			return s.finish(m, settle)
 		}
-		switch m.Kind {
-		case move.Accept:
-			for _, l := range n.shared.Loops {
-				l.Do(func(l *loop.Loop) { l.SetAccepting(true) })
-			}
-		case move.Offer:
-			drop()
-			fds = m.FDs
-			if offered, err = n.examine(m.Body, len(m.FDs)); err != nil {
-				drop()
-				if err := s.refuse(err); err != nil {
-					return err
-				}
-				continue
-			}
-			if err := s.carrier.Send(move.Message{Kind: move.Taken}); err != nil {
-				return err
-			}
-		case move.Commit:
-			var since []int64
-			if err := m.Into(&since); err != nil || offered == nil || len(since) != len(offered.Flows) {
-				return fmt.Errorf("node: a commit without an offer that it fits (%v)", err)
-			}
-			a := n.take(offered, fds, since)
-			offered, fds = nil, nil
-			if err := move.SendJSON(s.carrier, move.Adopted, a); err != nil {
-				return err
-			}
-		case move.Abort:
-			drop()
-		case move.Done:
-			var t Totals
-			if err := m.Into(&t); err != nil {
-				return err
-			}
-			n.totals.inherit(&t)
-			// Flows that it keeps because we refused them count no longer.
+		if err == nil {
+			err = s.step(&t, m)
+		}
+		switch {
+		case err == nil:
+		case t.accepting && gone(err):
+			// What it had not committed has ended with it: not in peace.
+			t.drop(sock.FD.CloseReset)
+			n.totals.inherit(&Totals{Accepted: uint64(t.flows)}) // so that the counts balance
 			n.shared.Ledger.Alone()
-			if err := settle(); err != nil {
-				return errors.Join(err, s.refuse(err))
-			}
-			if err := s.carrier.Send(move.Message{Kind: move.Settled}); err != nil {
-				return err
-			}
-			n.log.Info("took over", "flows", n.flows(), "generation", s.heritage.Generation)
+			s.settle(settle)
+			n.log.Warn("the predecessor died while it handed over; this process goes on with what it had got", "flows", n.flows(), "error", err)
 			return nil
 		default:
-			return fmt.Errorf("node: %v came out of turn", m.Kind)
+			return fmt.Errorf("node: succession: %w", err)
 		}
+	}
+}
+
+// gone tells that the other end of a channel is closed.
+func gone(err error) bool {
+	return errors.Is(err, io.EOF) || errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET)
+}
+
+// taking is what a successor knows between two messages.
+type taking struct {
+	accepting bool // new connections are ours
+	offered   *frozen.Batch
+	fds       []sock.FD // of what is offered
+	flows     int       // that were committed to us
+}
+
+// drop gives up what was offered and not committed.
+func (t *taking) drop(end func(sock.FD)) {
+	for _, fd := range t.fds {
+		end(fd)
+	}
+	t.offered, t.fds = nil, nil
+}
+
+// step does what one message before Done asks for.
+func (s *Succession) step(t *taking, m move.Message) (err error) {
+	n := s.Node
+	switch m.Kind {
+	case move.Accept:
+		places := map[string]int64{}
+		if len(m.Body) > 0 { // a release that does not tell
+			if err := m.Into(&places); err != nil {
+				return err
+			}
+		}
+		n.shared.Ledger.PlacesElsewhere(places)
+		t.accepting = true
+		for _, l := range n.shared.Loops {
+			l.Do(func(l *loop.Loop) { l.SetAccepting(true) })
+		}
+		// From now on only its end would tell us to go on alone.
+		return s.carrier.SetTimeout(0)
+	case move.Offer:
+		t.drop(sock.FD.Close)
+		t.fds = m.FDs
+		if t.offered, err = n.examine(m.Body, len(m.FDs)); err != nil {
+			t.drop(sock.FD.Close)
+			return s.refuse(err)
+		}
+		return s.carrier.Send(move.Message{Kind: move.Taken})
+	case move.Commit:
+		var since []int64
+		if err := m.Into(&since); err != nil || t.offered == nil || len(since) != len(t.offered.Flows) {
+			return fmt.Errorf("node: a commit without an offer that it fits (%v)", err)
+		}
+		a := n.take(t.offered, t.fds, since)
+		t.flows += len(since)
+		t.offered, t.fds = nil, nil
+		return move.SendJSON(s.carrier, move.Adopted, a)
+	case move.Abort:
+		t.drop(sock.FD.Close)
+		return nil
+	}
+	return fmt.Errorf("node: %v came out of turn", m.Kind)
+}
+
+// finish makes this process the one that serves. Nothing that fails from here
+// on ends it: nobody else has the flows.
+func (s *Succession) finish(m move.Message, settle func() error) error {
+	n := s.Node
+	var t Totals
+	if err := m.Into(&t); err != nil {
+		n.log.Warn("the predecessor's counts are not readable and begin anew", "error", err)
+	} else {
+		n.totals.inherit(&t)
+	}
+	// Flows that it keeps because we refused them count no longer.
+	n.shared.Ledger.Alone()
+	s.settle(settle)
+	if err := s.carrier.Send(move.Message{Kind: move.Settled}); err != nil {
+		n.log.Warn("the predecessor has not heard that all is taken over", "error", err)
+	}
+	n.log.Info("took over", "flows", n.flows(), "generation", s.heritage.Generation)
+	return nil
+}
+
+func (s *Succession) settle(settle func() error) {
+	if err := settle(); err != nil {
+		s.Node.log.Warn("this process serves, but cannot be reached where its predecessor was", "error", err)
 	}
 }
 
@@ -478,8 +591,14 @@ func (n *Node) take(batch *frozen.Batch, fds []sock.FD, since []int64) move.Adop
 		if z.Endpoint != nil {
 			n.account(z.Endpoint.Name).Import(1)
 		}
-		n.shared.Ledger.Listener(z.Listener.Name).Admit()
-		n.shared.Ledger.Node.Admit()
+		listener, node := n.shared.Ledger.Listener(z.Listener.Name), &n.shared.Ledger.Node
+		if since != nil { // from a predecessor, which had counted them
+			listener.Import()
+			node.Import()
+		} else {
+			listener.Admit()
+			node.Admit()
+		}
 		raise(&n.shared.NextID, z.Id)
 	}
 	to := n.shared.Loops[0]
