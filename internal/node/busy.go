@@ -1,6 +1,7 @@
 package node
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"time"
@@ -27,7 +28,14 @@ func (n *Node) Busy(d time.Duration, parses, checksPerSecond int) (*BusyReport, 
 	r := &BusyReport{}
 	failed := make(chan int, 1)
 	checks := int(d.Seconds() * float64(checksPerSecond))
-	go func() { failed <- n.checkAll(current, checks, d) }() // ends after d
+	var all []*config.Endpoint
+	for _, b := range current.SortedBackends() {
+		all = append(all, b.Endpoints...)
+	}
+	if checks > 0 && len(all) == 0 {
+		return nil, errors.New("node: the configuration has no endpoint to check")
+	}
+	go func() { failed <- checkAll(all, checks, d) }() // ends after d
 	for i := range parses {
 		// Spread over the time, as changes are.
 		time.Sleep(time.Until(began.Add(d * time.Duration(i) / time.Duration(parses))))
@@ -45,12 +53,8 @@ func (n *Node) Busy(d time.Duration, parses, checksPerSecond int) (*BusyReport, 
 	return r, nil
 }
 
-// checkAll connects n times in d to the endpoints of c in turn.
-func (n *Node) checkAll(c *config.Config, times int, d time.Duration) (failed int) {
-	var all []*config.Endpoint
-	for _, b := range c.SortedBackends() {
-		all = append(all, b.Endpoints...)
-	}
+// checkAll connects a number of times in d to all endpoints in turn.
+func checkAll(all []*config.Endpoint, times int, d time.Duration) (failed int) {
 	began := time.Now()
 	for i := range times {
 		time.Sleep(time.Until(began.Add(d * time.Duration(i) / time.Duration(times))))

@@ -29,9 +29,23 @@ import (
 // Release is the version of this binary; set by the linker.
 var Release = "dev"
 
-// fdReserve is how many descriptors are kept free of flows: for the API,
-// moves, files, pipes of the loops and what the runtime needs.
-const fdReserve = 512
+// Descriptors that are kept free of flows: for the API, moves, files and what
+// the runtime needs, and for the pipes of each loop. Where few files may be
+// open, a quarter of them is kept.
+const (
+	fdReserve     = 512
+	fdReserveLoop = 512
+)
+
+// roomFew is how many flows a node should have room for at least, or it warns.
+const roomFew = 1000
+
+// roomFor is how many flows a process with so many open files and loops has
+// room for: each has two descriptors.
+func roomFor(files, loops int) (room, kept int) {
+	kept = min(fdReserve+loops*fdReserveLoop, files/4)
+	return max(1, (files-kept)/2), kept
+}
 
 // Options say how a node begins.
 type Options struct {
@@ -137,6 +151,9 @@ func Start(o Options) (*Node, error) {
 		n.shared.Loops = append(n.shared.Loops, loop.New(i, k, n.shared, uint64(time.Now().UnixNano())))
 	}
 	n.setLimits(c)
+	if room, kept := roomFor(n.fds, count); room < roomFew {
+		o.Log.Warn(fmt.Sprintf("room for %d flows: open files %d, %d kept free; raise LimitNOFILE or ulimit -n", room, n.fds, kept))
+	}
 	n.registry.addConfig(time.Now(), c)
 	n.gen = g
 	for _, l := range n.shared.Loops {
@@ -173,14 +190,18 @@ func (n *Node) reopen() {
 	}
 }
 
-// setLimits brings the ledger to what c says.
-func (n *Node) setLimits(c *config.Config) {
-	// Each flow has two descriptors and may borrow a pipe.
-	room := max(1, (n.fds-fdReserve)/2)
+// room is how many flows the node takes under c.
+func (n *Node) room(c *config.Config) int {
+	room, _ := roomFor(n.fds, len(n.shared.Loops))
 	if c.Node.ConnectionsMax > 0 {
 		room = min(room, c.Node.ConnectionsMax)
 	}
-	n.shared.Ledger.Node.SetMax(room)
+	return room
+}
+
+// setLimits brings the ledger to what c says.
+func (n *Node) setLimits(c *config.Config) {
+	n.shared.Ledger.Node.SetMax(n.room(c))
 	for name, l := range c.Listeners {
 		n.shared.Ledger.Listener(name).SetMax(l.ConnectionsMax)
 	}

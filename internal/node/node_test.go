@@ -222,7 +222,7 @@ func TestFlowsOldestFirst(t *testing.T) {
 		time.Sleep(20 * time.Millisecond) // more than a move takes from an age
 		want = append(want, c.LocalAddr().String())
 	}
-	if _, err := r.Rebalance(true); err != nil { // slots tell no age any more
+	if _, err := r.Rebalance(false); err != nil { // some to each loop
 		t.Fatal(err)
 	}
 	loops := map[int]bool{}
@@ -273,6 +273,47 @@ func TestReloadBackAndForth(t *testing.T) {
 	}
 	if r.Config().Listeners["web"] != object {
 		t.Error("equal objects are not one")
+	}
+}
+
+// An endpoint that has left the configuration is shown as long as it is in use.
+func TestStatusShowsRemovedEndpoints(t *testing.T) {
+	vip, server, other := free(t), echo(t), echo(t)
+	r := start(t, yaml(vip, server, "", ""))
+	c := dial(t, vip)
+	says(t, c, "before")
+	r.reload(strings.ReplaceAll(strings.Replace(yaml(vip, other, "", ""), "name: a", "name: b", 1), "app", "shop"))
+	want := []EndpointStatus{{Name: "shop/b", Address: other}, {Name: "app/a", Address: server, InUse: 1, Removed: true}}
+	if got := r.Status().Endpoints; !slices.Equal(got, want) {
+		t.Errorf("endpoints %+v, want %+v", got, want)
+	}
+	_ = c.Close()
+	r.flows(0)
+	if got := r.Status().Endpoints; !slices.Equal(got, want[:1]) {
+		t.Errorf("endpoints %+v, want %+v", got, want[:1])
+	}
+}
+
+// Few open files leave few for flows, but never none.
+func TestRoomFor(t *testing.T) {
+	for _, x := range []struct{ files, loops, room int }{
+		{1 << 20, 8, 1<<19 - 2304}, {20000, 2, 9232}, {4096, 8, 1536}, {1024, 4, 384}, {64, 1, 24}, {1, 1, 1},
+	} {
+		room, kept := roomFor(x.files, x.loops)
+		if room != x.room || 2*room+kept > max(2, x.files) {
+			t.Errorf("%d files, %d loops: room for %d flows with %d kept, want %d", x.files, x.loops, room, kept, x.room)
+		}
+	}
+}
+
+// Work for the control side needs something to check.
+func TestBusyWithoutEndpoints(t *testing.T) {
+	r := start(t, "node: { loops: 1 }\n")
+	if _, err := r.Busy(time.Millisecond, 1, 1000); err == nil {
+		t.Error("checks of no endpoint were made")
+	}
+	if report, err := r.Busy(time.Millisecond, 1, 0); err != nil || report.Parses != 1 {
+		t.Errorf("parses alone: %+v, %v", report, err)
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/holdfast-lb/holdfast/internal/flow"
+	"github.com/holdfast-lb/holdfast/internal/ledger"
 	"github.com/holdfast-lb/holdfast/internal/loop"
 	"github.com/holdfast-lb/holdfast/internal/sock"
 )
@@ -28,6 +29,8 @@ type Status struct {
 	ByState     map[string]int    `json:"flows_by_state"`
 	OnOld       int               `json:"flows_on_old_objects"`
 	Descriptors int64             `json:"descriptors"`
+	FilesMax    int               `json:"descriptors_limit"`
+	Room        int               `json:"room"` // flows that may be open at once
 	Lent        int               `json:"octets_lent"`
 	Listeners   []ListenerStatus  `json:"listeners"`
 	Endpoints   []EndpointStatus  `json:"endpoints"`
@@ -51,6 +54,8 @@ type EndpointStatus struct {
 	InUse   int64  `json:"in_use"`
 	Foreign int64  `json:"held_by_other_process,omitempty"`
 	Errors  uint64 `json:"errors"`
+	// Removed: it is in no configuration any more, but in use.
+	Removed bool `json:"removed,omitempty"`
 }
 
 // counts sums the totals with what the loops have counted.
@@ -85,8 +90,15 @@ func (n *Node) Status() *Status {
 	s := &Status{
 		Node: g.Config.Node.Name, Release: Release, PID: pid, Successor: successor, Generation: g.Number,
 		UpSeconds: time.Since(n.started).Seconds(), ByState: map[string]int{}, Queued: map[string]int{},
-		Descriptors: sock.Open(), Totals: n.counts(), Host: n.hostCounters(),
+		Descriptors: sock.Open(), FilesMax: n.fds, Room: n.room(g.Config), Totals: n.counts(), Host: n.hostCounters(),
 	}
+	configured := map[string]bool{}
+	for _, b := range g.Config.Backends {
+		for _, e := range b.Endpoints {
+			configured[e.Ref.Name] = true
+		}
+	}
+	leftovers := map[string]string{} // addresses of other endpoints
 	for _, l := range n.shared.Loops {
 		l.Ask(func(l *loop.Loop) {
 			slots := l.Slots(0, nil)
@@ -100,6 +112,9 @@ func (n *Node) Status() *Status {
 				if old(g.Config, f) {
 					s.OnOld++
 				}
+				if e := f.Endpoint(); e != nil && !configured[e.Ref.Name] {
+					leftovers[e.Ref.Name] = e.Address()
+				}
 			}
 		})
 	}
@@ -112,11 +127,21 @@ func (n *Node) Status() *Status {
 			s.Queued[b.Ref.Name] = w
 		}
 		for _, e := range b.Endpoints {
-			x := book.Endpoint(e.Ref.Name)
-			s.Endpoints = append(s.Endpoints, EndpointStatus{e.Ref.Name, e.Address(), x.InUse(), x.Foreign(), x.Errors()})
+			s.Endpoints = append(s.Endpoints, endpointStatus(book.Endpoint(e.Ref.Name), e.Address()))
+		}
+	}
+	for _, x := range n.shared.Ledger.Endpoints() {
+		if x.InUse() > 0 && !configured[x.Name] {
+			e := endpointStatus(x, leftovers[x.Name])
+			e.Removed = true
+			s.Endpoints = append(s.Endpoints, e)
 		}
 	}
 	return s
+}
+
+func endpointStatus(x *ledger.Endpoint, address string) EndpointStatus {
+	return EndpointStatus{Name: x.Name, Address: address, InUse: x.InUse(), Foreign: x.Foreign(), Errors: x.Errors()}
 }
 
 // FlowStatus is one flow as people see it: no octets, no secrets.
