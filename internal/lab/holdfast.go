@@ -75,15 +75,15 @@ func (b *Holdfast) Start(ctx context.Context) error {
 var sourcePorts = [2]string{"20000-39999", "40000-60999"}
 
 // config is what node i reads. Its two variants differ in objects that the
-// flows name, so that going from one to the other re-rules every flow; they do
+// flows name, so that going from one to the other re-rules every flow, and so do
+// the nodes: a flow that has come over is ruled anew by the next change. They do
 // not differ in what the lab measures.
 func (b *Holdfast) config(i, variant int) string {
 	var s strings.Builder
 	h, dir := b.Nodes[i], b.Nodes[0].world.Dir
-	idle, balance, dial, queue := "0s", "round-robin", "30m", 1000
-	if variant == 1 {
-		idle, balance, dial, queue = "1h", "least", "31m", 1001
-	}
+	which := 2*i + variant
+	idle, balance := fmt.Sprintf("%dh", which), [2]string{"round-robin", "least"}[variant]
+	dial, queue := fmt.Sprintf("%dm", 30+which), 1000+which
 	fmt.Fprintf(&s, "node: { name: %s, loops: 2, admin: { socket: %s } }\n", h.Name, filepath.Join(dir, h.Name+".sock"))
 	fmt.Fprintf(&s, "listeners:\n")
 	for _, v := range b.Services {
