@@ -52,6 +52,7 @@ var layers = []lint.Layer{
 var owners = []lint.Owner{
 	{Import: "go.yaml.in/yaml/v4", Packages: []string{"internal/config"}},
 	{Import: "github.com/spf13/cobra", Packages: []string{"cmd/..."}},
+	{Import: "github.com/spf13/pflag", Packages: []string{"cmd/..."}}, // cobra's flags; their errors are put in plain words
 	{Import: "google.golang.org/protobuf", Packages: []string{"internal/frozen/..."}, Tests: true},
 
 	// Links, addresses, rules: those who hold and divert, and those who build

@@ -99,7 +99,11 @@ func TestLabsAndRowsInDocumentsExist(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, f := range files {
+		below, err := filepath.Glob(dir + "/*/*.go")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range append(files, below...) {
 			text, err := os.ReadFile(f)
 			if err != nil {
 				t.Fatal(err)
@@ -111,7 +115,7 @@ func TestLabsAndRowsInDocumentsExist(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range append(documents, "Makefile", "README.md", "CONTRIBUTING.md", "ARCHITECTURE.md", "docs/limits.md", "docs/operate.md", "docs/rows.md") {
+	for _, name := range append(documents, "Makefile", "README.md", "CONTRIBUTING.md", "ARCHITECTURE.md", "docs/limits.md", "docs/operate.md", "docs/rows.md", "docs/configuration.md") {
 		text, err := os.ReadFile(name)
 		if err != nil {
 			t.Fatal(err)

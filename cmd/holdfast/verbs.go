@@ -7,14 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -99,14 +97,16 @@ func (c *client) ask(path string, request, out any) (told bool, err error) {
 
 // silent says why nobody answers, and what to do about it.
 func (c *client) silent(err error) error {
-	var cause syscall.Errno
+	var dial *net.OpError
+	unreached := errors.As(err, &dial) && dial.Op == "dial" // no such file, or nobody listens there
+	var cause *os.SyscallError
 	if errors.As(err, &cause) {
-		err = cause // without the request that nobody has typed
+		err = cause.Err // without the request that nobody has typed
 	}
 	switch {
-	case errors.Is(err, fs.ErrPermission):
+	case errors.Is(err, os.ErrPermission):
 		return fmt.Errorf("%s: %w: it answers only its owner; ask as the user that runs holdfast", c.socket, err)
-	case errors.Is(err, syscall.ENOENT), errors.Is(err, syscall.ECONNREFUSED):
+	case unreached:
 		return fmt.Errorf("no holdfast answers at %s: %w\nstart one with: holdfast run -c FILE; name another socket with --socket or $%s",
 			c.socket, err, socketEnv)
 	}
@@ -242,35 +242,15 @@ func statusCommand() *cobra.Command {
 		Short: "Show what the running holdfast is doing",
 		Args:  wants(0, 0, "no argument"),
 		RunE: func(c *cobra.Command, _ []string) error {
-			var s fullStatus
-			ok, err := newClient(c).ask("/v1/status", nil, &s)
-			if err != nil || !ok {
+			var s node.Status
+			told, err := newClient(c).ask("/v1/status", nil, &s)
+			if err != nil || !told {
 				return err
 			}
-			printStatus(&s.Status)
-			fmt.Println(s.descriptors())
+			printStatus(&s)
 			return nil
 		},
 	}
-}
-
-// fullStatus is the answer to status, with fields that not every release gives.
-type fullStatus struct {
-	node.Status
-	Limit *int64 `json:"descriptors_limit"`
-	Room  *int64 `json:"room"`
-}
-
-// descriptors says how near the bound of open files is.
-func (s *fullStatus) descriptors() string {
-	out := fmt.Sprintf("  descriptors %d", s.Descriptors)
-	if s.Limit != nil {
-		out += fmt.Sprintf(" of %d", *s.Limit)
-	}
-	if s.Room != nil {
-		out += fmt.Sprintf(", room for %d flows", *s.Room)
-	}
-	return out + fmt.Sprintf(", accepting paused %dx", s.Paused)
 }
 
 func printStatus(s *node.Status) {
@@ -304,6 +284,7 @@ func printStatus(s *node.Status) {
 		moves = append(moves, fmt.Sprintf("%s %d (%d flows)", k, s.Moves[k], s.MovedFlows[k]))
 	}
 	fmt.Printf("  moves    %s; flows reset by a move %d\n", strings.Join(moves, ", "), s.ResetByMove)
+	fmt.Printf("  descriptors %d of %d, room for %d flows, accepting paused %dx\n", s.Descriptors, s.FilesMax, s.Room, s.Paused)
 }
 
 func flowsCommand() *cobra.Command {
