@@ -159,6 +159,7 @@ func serve(n *node.Node, server *admin.Server, signals chan os.Signal, log *slog
 			empty = make(chan struct{})
 			go func() { // ends within drainMax, or with the process
 				server.Drain()
+				server.Close(true) // our file, if the successor's has another place
 				if !n.WaitEmpty(drainMax) {
 					log.Warn("flows that the successor refused are ended", "after", drainMax)
 				}

@@ -66,7 +66,7 @@ func Prepare(n *node.Node, path string, log *slog.Logger) (*Server, error) {
 	}
 	// Bound beside its place and renamed into it, so that there is a socket at
 	// every instant and never one that others may open.
-	fresh := fmt.Sprintf("%s.%d", path, os.Getpid())
+	fresh := node.PreparedSocket(path, os.Getpid())
 	_ = os.Remove(fresh)
 	old := sock.Umask(0o177)
 	l, err := net.Listen("unix", fresh)

@@ -54,8 +54,8 @@ func openAdmin(c *config.Cluster, heritage json.RawMessage, log *slog.Logger) (*
 	return a, nil
 }
 
-// removeOtherRules removes what a successor that came to nothing has left in the
-// kernel beside our own rules.
+// removeOtherRules removes what the other process of an upgrade, which is gone,
+// has left in the kernel beside our own rules.
 func (n *Node) removeOtherRules() {
 	c := n.Config().Cluster
 	if n.host.admin == nil || c == nil {
@@ -70,7 +70,7 @@ func (n *Node) removeOtherRules() {
 		err = old.Leave() // what is the host's, not one table's, we still use
 	}
 	if err != nil {
-		n.log.Error("rules of a successor that is gone could not be removed", "table", other.table, "error", err)
+		n.log.Error("rules of a process that is gone could not be removed", "table", other.table, "error", err)
 	}
 }
 

@@ -98,6 +98,7 @@ func (n *Node) Upgrade(binary string) (*Report, error) {
 		// every flow. It says so late, or it has died of itself.
 		select {
 		case <-gone:
+			_ = os.Remove(PreparedSocket(n.Config().Node.AdminSocket, child.Process.Pid)) // if it got that far
 			return nil, n.abort(r, err)
 		case <-time.After(settleTime):
 		}
@@ -113,6 +114,10 @@ func (n *Node) Upgrade(binary string) (*Report, error) {
 	n.log.Info("upgrade done", "flows", r.Flows, "refused", r.Refused, "lost", r.Lost, "successor", r.PID, "took", time.Since(began))
 	return r.done(began), nil
 }
+
+// PreparedSocket is where process pid binds its admin socket before it may have
+// its place at path.
+func PreparedSocket(path string, pid int) string { return fmt.Sprintf("%s.%d", path, pid) }
 
 // abort goes on after a new process that has ended before it could take over.
 func (n *Node) abort(r *Report, err error) error {
@@ -131,7 +136,10 @@ func (n *Node) abort(r *Report, err error) error {
 	n.totals.aborted(r.Lost)
 	n.removeOtherRules()
 	n.log.Warn("upgrade aborted; this process goes on", "error", err, "lost", r.Lost)
-	return fmt.Errorf("node: upgrade aborted, this process goes on; %d flows that the new one had taken are lost: %w", r.Lost, err)
+	if r.Lost > 0 {
+		return fmt.Errorf("node: upgrade aborted, this process goes on; %d flows that the new one had taken are lost: %w", r.Lost, err)
+	}
+	return fmt.Errorf("node: upgrade aborted, this process goes on: %w", err)
 }
 
 // settleTime is how long a successor that fell silent after it was given all
@@ -455,6 +463,7 @@ func (s *Succession) Run(settle func() error) error {
 			t.drop(sock.FD.CloseReset)
 			n.totals.inherit(&Totals{Accepted: uint64(t.flows)}) // so that the counts balance
 			n.shared.Ledger.Alone()
+			n.removeOtherRules()
 			s.settle(settle)
 			n.log.Warn("the predecessor died while it handed over; this process goes on with what it had got", "flows", n.flows(), "error", err)
 			return nil
