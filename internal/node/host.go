@@ -34,6 +34,10 @@ type hostSide struct {
 	// writing to stop that for good, when this process hands itself over.
 	intake sync.RWMutex
 
+	// guest: a predecessor still serves, and what is the whole host's, not one
+	// process's, is its own to undo. The node's mu guards it.
+	guest bool
+
 	// conns guards open and closing: peers that are connected now.
 	conns   sync.Mutex
 	open    map[net.Conn]bool
@@ -100,6 +104,7 @@ func (n *Node) startHost(c *config.Config, o Options) error {
 	if n.host.admin, err = openAdmin(c.Cluster, o.HostHeritage, n.log); err != nil {
 		return fmt.Errorf("node: cluster: %w", err)
 	}
+	n.host.guest = len(o.HostHeritage) > 0
 	fd, ok := o.Inherited[clusterKey]
 	if !ok {
 		if fd, err = sock.Listen(sock.ListenSpec{Addr: c.Cluster.Listen, Backlog: 16}); err != nil {

@@ -86,10 +86,19 @@ func (n *Node) hostHeritage() json.RawMessage {
 	return b
 }
 
-// closeAdmin ends the rules, unless a successor goes on with them.
+// alone notes that there is no predecessor any more.
+func (n *Node) alone() {
+	n.mu.Lock()
+	n.host.guest = false
+	n.mu.Unlock()
+	n.shared.Ledger.Alone()
+}
+
+// closeAdmin ends the rules; what both sides of an upgrade use stays if the
+// other one goes on.
 func (n *Node) closeAdmin() {
 	n.mu.Lock()
-	handed := n.successor != 0
+	handed := n.successor != 0 || n.host.guest
 	n.mu.Unlock()
 	err := error(nil)
 	if handed {

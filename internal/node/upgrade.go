@@ -462,7 +462,7 @@ func (s *Succession) Run(settle func() error) error {
 			// What it had not committed has ended with it: not in peace.
 			t.drop(sock.FD.CloseReset)
 			n.totals.inherit(&Totals{Accepted: uint64(t.flows)}) // so that the counts balance
-			n.shared.Ledger.Alone()
+			n.alone()
 			n.removeOtherRules()
 			s.settle(settle)
 			n.log.Warn("the predecessor died while it handed over; this process goes on with what it had got", "flows", n.flows(), "error", err)
@@ -547,7 +547,7 @@ func (s *Succession) finish(m move.Message, settle func() error) error {
 		n.totals.inherit(&t)
 	}
 	// Flows that it keeps because we refused them count no longer.
-	n.shared.Ledger.Alone()
+	n.alone()
 	s.settle(settle)
 	if err := s.carrier.Send(move.Message{Kind: move.Settled}); err != nil {
 		n.log.Warn("the predecessor has not heard that all is taken over", "error", err)
