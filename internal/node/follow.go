@@ -34,6 +34,22 @@ func tenants(l *loop.Loop) []tenant {
 	return out
 }
 
+// present gives the slots of those flows of the list that are still there and
+// for which want is true (nil: all), and with each slot how much of the list
+// is dealt with once that slot is; with the last one it is all of the list. It
+// is called on the loop's thread.
+func present(l *loop.Loop, list []tenant, want func(f *flow.Flow) bool) (slots []uint32, upTo []int) {
+	for k, t := range list {
+		if f := t.in(l); f != nil && (want == nil || want(f)) {
+			slots, upTo = append(slots, t.slot), append(upTo, k+1)
+		}
+	}
+	if len(upTo) > 0 {
+		upTo[len(upTo)-1] = len(list)
+	}
+	return slots, upTo
+}
+
 // lookChunk bounds how many flows are looked at in one turn of their loop.
 const lookChunk = 256
 
@@ -97,21 +113,13 @@ func (n *Node) adoptChange(l *loop.Loop, c *config.Config, list []tenant, r *Rep
 	for len(list) > 0 {
 		dealt := min(changeChunk, len(list))
 		l.Ask(func(l *loop.Loop) {
-			var slots []uint32
-			var upTo []int // by slot: how much of the list is dealt with then
-			for k, t := range list[:dealt] {
-				if f := t.in(l); f != nil && old(c, f) {
-					slots, upTo = append(slots, t.slot), append(upTo, k+1)
-				}
-			}
+			slots, upTo := present(l, list[:dealt], func(f *flow.Flow) bool { return old(c, f) })
 			if len(slots) == 0 {
 				return
 			}
 			remade, k := l.Remake(slots, current, r.paused)
 			r.parked(remade)
-			if k < len(slots) {
-				dealt = upTo[k-1]
-			}
+			dealt = upTo[k-1]
 		})
 		list = list[dealt:]
 	}

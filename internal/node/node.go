@@ -413,14 +413,14 @@ func (n *Node) Rebalance(all bool) (*Report, error) {
 	n.shared.Fixed.Store(true)
 	defer n.shared.Fixed.Store(false)
 	// What each loop has now is what moves, so that a flow moves once.
-	slots := make([][]uint32, len(loops))
+	flows := make([][]tenant, len(loops))
 	total := 0
 	for i, l := range loops {
-		l.Ask(func(l *loop.Loop) { slots[i] = l.Slots(0, nil) })
-		total += len(slots[i])
+		l.Ask(func(l *loop.Loop) { flows[i] = tenants(l) })
+		total += len(flows[i])
 	}
 	for i, l := range loops {
-		mine := slots[i]
+		mine := flows[i]
 		if !all {
 			mine = mine[:max(0, len(mine)-(total+len(loops)-1)/len(loops))]
 		}
@@ -438,11 +438,16 @@ func (n *Node) Rebalance(all bool) (*Report, error) {
 			// are not served, those that are still in their loop are.
 			adopted := make(chan struct{})
 			l.Ask(func(l *loop.Loop) {
-				var sent []loop.Parked
-				sent, k = l.SendTo(to, mine[:k], func(pauses []int64, lost int) {
+				slots, upTo := present(l, mine[:k], nil)
+				if len(slots) == 0 {
+					close(adopted)
+					return
+				}
+				sent, dealt := l.SendTo(to, slots, func(pauses []int64, lost int) {
 					r.paused(pauses, lost)
 					close(adopted)
 				})
+				k = upTo[dealt-1]
 				r.parked(sent)
 				if len(sent) == 0 {
 					close(adopted)
