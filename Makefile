@@ -124,7 +124,14 @@ planted: ## the tests find each bug that was put in on purpose, see docs/planted
 
 labs: ## LABS="...": every lab in turn
 	@bad=0
-	for l in $(LABS); do echo "-- $$l"; $(MAKE) --no-print-directory lab LAB=$$l || bad=1; done
+	for l in $(LABS); do
+		echo "-- $$l"; flags="$(LABFLAGS)"
+		if [[ $$l == main-job ]]; then # all of its figures are of correctness; its servers change their users
+			flags=
+			if ((EUID != 0)); then echo "skipped: it needs root"; [[ -z "$${CI:-}" ]] || bad=1; continue; fi
+		fi
+		$(MAKE) --no-print-directory lab LAB=$$l LABFLAGS="$$flags" || bad=1
+	done
 	exit $$bad
 
 # A lab that cannot fail shows nothing. With each sabotage it must come to a

@@ -270,6 +270,9 @@ func printStatus(s *node.Status) {
 	for _, k := range sortedKeys(s.ByState) {
 		states = append(states, fmt.Sprintf("%s %d", k, s.ByState[k]))
 	}
+	if states == nil {
+		states = []string{"none"}
+	}
 	fmt.Printf("  flows    %s; on old objects %d; by loop %v\n", strings.Join(states, ", "), s.OnOld, s.Loops)
 	var ended []string
 	sum := uint64(0)
