@@ -8,7 +8,6 @@ import (
 	"os"
 	"os/exec"
 	"slices"
-	"syscall"
 	"time"
 
 	"github.com/holdfast-lb/holdfast/internal/config"
@@ -475,7 +474,7 @@ func (s *Succession) Run(settle func() error) error {
 
 // gone tells that the other end of a channel is closed.
 func gone(err error) bool {
-	return errors.Is(err, io.EOF) || errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET)
+	return errors.Is(err, io.EOF) || errors.Is(err, sock.BrokenPipe) || errors.Is(err, sock.Reset)
 }
 
 // taking is what a successor knows between two messages.
