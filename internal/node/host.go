@@ -671,6 +671,8 @@ type hostTaker struct {
 	fds    []sock.FD
 	states []*tcprepair.State
 	shared map[string]int64 // what the giver still holds, by endpoint
+
+	pausing bool // the ledger grants nothing until the end
 }
 
 func (t *hostTaker) serve(conn *tls.Conn) error {
@@ -708,6 +710,10 @@ func (t *hostTaker) serve(conn *tls.Conn) error {
 	if t.shared = hello.Held; t.shared == nil {
 		t.shared = map[string]int64{}
 	}
+	// Until the move is over waiting flows come in any order, and one that came
+	// early must not be served before one that is still to come.
+	t.n.shared.Ledger.Pause()
+	t.pausing = true
 	for name, held := range t.shared {
 		t.n.account(name).AddForeign(held)
 	}
@@ -918,6 +924,10 @@ func (t *hostTaker) end() {
 		if held > 0 {
 			t.n.account(name).AddForeign(-held)
 		}
+	}
+	if t.pausing {
+		t.pausing = false
+		t.n.shared.Ledger.Resume()
 	}
 	t.discard()
 	if len(t.held) > 0 {

@@ -92,6 +92,9 @@ func (n *Node) alone() {
 	n.host.guest = false
 	n.mu.Unlock()
 	n.shared.Ledger.Alone()
+	if n.heir.Swap(false) {
+		n.shared.Ledger.Resume()
+	}
 }
 
 // closeAdmin ends the rules; what both sides of an upgrade use stays if the

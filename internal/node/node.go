@@ -89,7 +89,8 @@ type Node struct {
 	successor  int  // its pid, once it serves
 	stopLoops  sync.Once
 	stopped    atomic.Bool
-	background []func() // to be called at Stop
+	heir       atomic.Bool // flows of a predecessor are still to come
+	background []func()    // to be called at Stop
 }
 
 // Parse reads a configuration as the node would and lets the environment fill

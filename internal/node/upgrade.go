@@ -428,6 +428,10 @@ func Succeed(fd int, o Options, prepare func(*Node) error) (*Succession, error) 
 		return nil, err
 	}
 	s.Node.shared.Ledger.PlacesAfter(h.LastPlace + successorGap)
+	// Until all flows are here waiting ones come in any order, and one that came
+	// early must not be served before one that is still to come.
+	s.Node.heir.Store(true)
+	s.Node.shared.Ledger.Pause()
 	for name, held := range h.Held {
 		s.Node.account(name).AddForeign(held)
 	}
