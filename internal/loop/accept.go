@@ -122,9 +122,7 @@ func (l *Loop) pauseListener(x *Listening) {
 }
 
 // ResumeAccepting ends a pause; the ledger calls for it when there is room.
-func (l *Loop) ResumeAccepting() { l.resumeAccepting() }
-
-func (l *Loop) resumeAccepting() {
+func (l *Loop) ResumeAccepting() {
 	if !l.paused && len(l.full) == 0 {
 		return
 	}

@@ -223,7 +223,7 @@ func (l *Loop) Turn(wait bool) bool {
 	l.readMail()
 	l.expire(l.now, l.expired)
 	if (l.paused || len(l.full) > 0) && l.now >= l.retryAt {
-		l.resumeAccepting()
+		l.ResumeAccepting()
 	}
 	l.stir()
 	if l.now >= l.evenAt {

@@ -2,8 +2,6 @@ package sock
 
 import (
 	"fmt"
-	"runtime"
-	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -51,53 +49,12 @@ var made atomic.Int64
 // Open tells how many descriptors made by this package are still owned.
 func Open() int64 { return made.Load() }
 
-// trace records where descriptors were made when a test asks for it.
-var trace struct {
-	on atomic.Bool
-	// mu guards at.
-	mu sync.Mutex
-	at map[FD]string
-}
-
-// Trace turns recording of the birthplace of each descriptor on or off.
-func Trace(on bool) {
-	trace.mu.Lock()
-	trace.at = map[FD]string{}
-	trace.mu.Unlock()
-	trace.on.Store(on)
-}
-
-// Leaks returns the birthplaces of descriptors that are still open. Only
-// descriptors made while [Trace] was on are known.
-func Leaks() []string {
-	trace.mu.Lock()
-	defer trace.mu.Unlock()
-	var out []string
-	for fd, at := range trace.at {
-		out = append(out, fmt.Sprintf("fd %d made at %s", fd, at))
-	}
-	return out
-}
-
 func born(fd uintptr) FD {
 	made.Add(1)
-	if trace.on.Load() {
-		_, file, line, _ := runtime.Caller(2)
-		trace.mu.Lock()
-		trace.at[FD(fd)] = fmt.Sprintf("%s:%d", file, line)
-		trace.mu.Unlock()
-	}
 	return FD(fd)
 }
 
-func gone(fd FD) {
-	made.Add(-1)
-	if trace.on.Load() {
-		trace.mu.Lock()
-		delete(trace.at, fd)
-		trace.mu.Unlock()
-	}
-}
+func gone() { made.Add(-1) }
 
 // Close gives the descriptor back. Linux frees the number even when close
 // reports an error, so it is never called twice.
@@ -105,7 +62,7 @@ func (f FD) Close() {
 	if f < 0 {
 		return
 	}
-	gone(f)
+	gone()
 	_, _, _ = syscall.RawSyscall(unix.SYS_CLOSE, uintptr(f), 0, 0)
 }
 
@@ -129,7 +86,7 @@ func StreamPair() (a, b FD, err error) {
 // Disown lets go of the descriptor without closing it: the caller says, in a
 // comment beside the call, who owns it from now on.
 func (f FD) Disown() int {
-	gone(f)
+	gone()
 	return int(f)
 }
 

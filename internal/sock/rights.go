@@ -119,13 +119,3 @@ func timeout(err error) error {
 	}
 	return err
 }
-
-// MarkInherit lets the descriptor survive exec (it clears FD_CLOEXEC).
-func MarkInherit(f FD, on bool) error {
-	v := unix.FD_CLOEXEC
-	if on {
-		v = 0
-	}
-	_, err := unix.FcntlInt(uintptr(f), unix.F_SETFD, v)
-	return err
-}
