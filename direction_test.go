@@ -18,14 +18,15 @@ var layers = []lint.Layer{
 	{Package: "internal/planted"},
 	{Package: "internal/frozen/frozentest", Imports: []string{"internal/frozen"}},
 
+	{Package: "internal/h1", Imports: []string{"internal/frozen", "internal/planted"}}, // HTTP/1.x: heads, and the framing of bodies
 	{Package: "internal/sock", Imports: []string{"internal/frozen"}},
 	{Package: "internal/netadmin", Imports: []string{"tcprepair"}},
 	{Package: "internal/ledger", Imports: []string{"internal/config", "internal/planted"}},
 	{Package: "internal/balance", Imports: []string{"internal/config", "internal/ledger"}},
 	{Package: "internal/flow", Imports: []string{
-		"internal/config", "internal/balance", "internal/ledger", "internal/frozen", "internal/planted"}},
+		"internal/h1", "internal/config", "internal/balance", "internal/ledger", "internal/frozen", "internal/planted"}},
 	{Package: "internal/loop", Imports: []string{
-		"internal/flow", "internal/config", "internal/sock", "internal/ledger", "internal/balance", "internal/frozen", "internal/planted"}},
+		"internal/flow", "internal/h1", "internal/config", "internal/sock", "internal/ledger", "internal/balance", "internal/frozen", "internal/planted"}},
 	{Package: "internal/move", Imports: []string{"internal/frozen", "internal/sock"}},
 	{Package: "internal/node", Imports: []string{
 		"internal/loop", "internal/move", "internal/flow", "internal/balance", "internal/ledger", "internal/config",

@@ -77,8 +77,16 @@ type Listener struct {
 	VIP netip.AddrPort
 	// DualStack: the VIP is [::] and takes IPv4 clients, too.
 	DualStack bool
-	// BackendName is a key of Config.Backends.
+	// BackendName is a key of Config.Backends; "" of a listener for HTTP,
+	// whose routes name backends.
 	BackendName string
+	// Protocol is what clients speak.
+	Protocol Protocol
+	// Rules are those for HTTP; nil for TCP.
+	Rules *Rules
+	// ProxyFrom: connections from these addresses begin with a PROXY header,
+	// version 1 or 2, which says who the client is. Empty: none does.
+	ProxyFrom []netip.Prefix
 	// IdleTimeout ends a flow on which nothing moved for so long; 0 is never.
 	IdleTimeout time.Duration
 	// ConnectionsMax bounds the open flows; at the bound accepting waits and
@@ -128,6 +136,16 @@ type Backend struct {
 	// how long one waits at most.
 	QueueMax  int
 	QueueTime time.Duration
+
+	// ProxyHeader is sent first on each connection to an endpoint.
+	ProxyHeader ProxyHeader
+	// The rest is for HTTP. AnswerTimeout bounds the wait for the first octet
+	// of a response.
+	AnswerTimeout time.Duration
+	// IdleMax is how many idle connections to each endpoint a loop keeps for
+	// further requests, IdleTime for how long; 0 keeps none.
+	IdleMax  int
+	IdleTime time.Duration
 
 	// Endpoints are sorted by name; there is at least one.
 	Endpoints []*Endpoint

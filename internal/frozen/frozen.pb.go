@@ -92,6 +92,9 @@ const (
 	Flow_QUEUED            Flow_State = 1 // waits for room at an endpoint
 	Flow_DIALING           Flow_State = 2 // an endpoint is chosen, its leg not connected
 	Flow_RELAYING          Flow_State = 3 // octets move, in both halves or in one
+	Flow_READING           Flow_State = 5 // a head, or a PROXY header, is to come; or half of it is here
+	Flow_ANSWERING         Flow_State = 6 // an answer of our own is being sent
+	Flow_LINGERING         Flow_State = 7 // all is sent, FIN as well; what still comes is thrown away
 )
 
 // Enum value maps for Flow_State.
@@ -101,12 +104,18 @@ var (
 		1: "QUEUED",
 		2: "DIALING",
 		3: "RELAYING",
+		5: "READING",
+		6: "ANSWERING",
+		7: "LINGERING",
 	}
 	Flow_State_value = map[string]int32{
 		"STATE_UNSPECIFIED": 0,
 		"QUEUED":            1,
 		"DIALING":           2,
 		"RELAYING":          3,
+		"READING":           5,
+		"ANSWERING":         6,
+		"LINGERING":         7,
 	}
 )
 
@@ -330,13 +339,16 @@ type Flow struct {
 	Backend       *Ref                   `protobuf:"bytes,4,opt,name=backend,proto3" json:"backend,omitempty"`
 	Endpoint      *Ref                   `protobuf:"bytes,5,opt,name=endpoint,proto3" json:"endpoint,omitempty"` // chosen and its slot held; absent while queued
 	Client        *Leg                   `protobuf:"bytes,6,opt,name=client,proto3" json:"client,omitempty"`
-	Legs          []*Leg                 `protobuf:"bytes,7,rep,name=legs,proto3" json:"legs,omitempty"`                             // backend legs: at most one for TCP
-	LeftNanos     uint64                 `protobuf:"varint,8,opt,name=left_nanos,json=leftNanos,proto3" json:"left_nanos,omitempty"` // of the deadline; 0 = none is running
-	AgeNanos      uint64                 `protobuf:"varint,9,opt,name=age_nanos,json=ageNanos,proto3" json:"age_nanos,omitempty"`    // since it was accepted
-	Place         uint64                 `protobuf:"varint,10,opt,name=place,proto3" json:"place,omitempty"`                         // in the fair queue, while queued: older is smaller
-	Attempts      uint32                 `protobuf:"varint,11,opt,name=attempts,proto3" json:"attempts,omitempty"`                   // endpoints tried so far
-	Tried         uint64                 `protobuf:"varint,12,opt,name=tried,proto3" json:"tried,omitempty"`                         // bit i: endpoint i of the backend was tried
-	Moves         uint32                 `protobuf:"varint,13,opt,name=moves,proto3" json:"moves,omitempty"`                         // how often it has moved, at any distance
+	Legs          []*Leg                 `protobuf:"bytes,7,rep,name=legs,proto3" json:"legs,omitempty"`                                         // backend legs: at most one for TCP
+	LeftNanos     uint64                 `protobuf:"varint,8,opt,name=left_nanos,json=leftNanos,proto3" json:"left_nanos,omitempty"`             // of the deadline; 0 = none is running
+	AgeNanos      uint64                 `protobuf:"varint,9,opt,name=age_nanos,json=ageNanos,proto3" json:"age_nanos,omitempty"`                // since it was accepted
+	Place         uint64                 `protobuf:"varint,10,opt,name=place,proto3" json:"place,omitempty"`                                     // in the fair queue, while queued: older is smaller
+	Attempts      uint32                 `protobuf:"varint,11,opt,name=attempts,proto3" json:"attempts,omitempty"`                               // endpoints tried so far
+	Tried         uint64                 `protobuf:"varint,12,opt,name=tried,proto3" json:"tried,omitempty"`                                     // bit i: endpoint i of the backend was tried
+	Moves         uint32                 `protobuf:"varint,13,opt,name=moves,proto3" json:"moves,omitempty"`                                     // how often it has moved, at any distance
+	ClientAddress []byte                 `protobuf:"bytes,14,opt,name=client_address,json=clientAddress,proto3" json:"client_address,omitempty"` // as the client is known to be: 4 or 16 octets and 2 of the port, network order
+	// The client side's protocol. Absent means TCP alone.
+	H1            *H1 `protobuf:"bytes,16,opt,name=h1,proto3" json:"h1,omitempty"` // HTTP/1.x: the exchange under way, or none
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -462,6 +474,223 @@ func (x *Flow) GetMoves() uint32 {
 	return 0
 }
 
+func (x *Flow) GetClientAddress() []byte {
+	if x != nil {
+		return x.ClientAddress
+	}
+	return nil
+}
+
+func (x *Flow) GetH1() *H1 {
+	if x != nil {
+		return x.H1
+	}
+	return nil
+}
+
+// H1 is what joins the legs of a flow that speaks HTTP/1.x: one exchange of a
+// request and its response. What each leg's octets are is in the leg.
+type H1 struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Requests      uint64                 `protobuf:"varint,1,opt,name=requests,proto3" json:"requests,omitempty"` // begun on this flow so far
+	Method        uint32                 `protobuf:"varint,2,opt,name=method,proto3" json:"method,omitempty"`     // of the request under way: h1.Method
+	Minor         uint32                 `protobuf:"varint,3,opt,name=minor,proto3" json:"minor,omitempty"`       // of the client's HTTP/1.x
+	Status        uint32                 `protobuf:"varint,4,opt,name=status,proto3" json:"status,omitempty"`     // of the response whose body passes; 0 before its head
+	Route         uint32                 `protobuf:"varint,5,opt,name=route,proto3" json:"route,omitempty"`       // 1 + index among the listener's routes; 0 = none was chosen yet
+	Flags         uint32                 `protobuf:"varint,6,opt,name=flags,proto3" json:"flags,omitempty"`       // flow.exchangeFlags: append, never renumber
+	Replay        []byte                 `protobuf:"bytes,7,opt,name=replay,proto3" json:"replay,omitempty"`      // octets of the request that were sent, and may have to be sent again
+	Tunnel        bool                   `protobuf:"varint,8,opt,name=tunnel,proto3" json:"tunnel,omitempty"`     // octets pass as in TCP: an upgrade, or CONNECT
+	Greeting      bool                   `protobuf:"varint,9,opt,name=greeting,proto3" json:"greeting,omitempty"` // a PROXY header is still to come
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *H1) Reset() {
+	*x = H1{}
+	mi := &file_internal_frozen_frozen_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *H1) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*H1) ProtoMessage() {}
+
+func (x *H1) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_frozen_frozen_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use H1.ProtoReflect.Descriptor instead.
+func (*H1) Descriptor() ([]byte, []int) {
+	return file_internal_frozen_frozen_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *H1) GetRequests() uint64 {
+	if x != nil {
+		return x.Requests
+	}
+	return 0
+}
+
+func (x *H1) GetMethod() uint32 {
+	if x != nil {
+		return x.Method
+	}
+	return 0
+}
+
+func (x *H1) GetMinor() uint32 {
+	if x != nil {
+		return x.Minor
+	}
+	return 0
+}
+
+func (x *H1) GetStatus() uint32 {
+	if x != nil {
+		return x.Status
+	}
+	return 0
+}
+
+func (x *H1) GetRoute() uint32 {
+	if x != nil {
+		return x.Route
+	}
+	return 0
+}
+
+func (x *H1) GetFlags() uint32 {
+	if x != nil {
+		return x.Flags
+	}
+	return 0
+}
+
+func (x *H1) GetReplay() []byte {
+	if x != nil {
+		return x.Replay
+	}
+	return nil
+}
+
+func (x *H1) GetTunnel() bool {
+	if x != nil {
+		return x.Tunnel
+	}
+	return false
+}
+
+func (x *H1) GetGreeting() bool {
+	if x != nil {
+		return x.Greeting
+	}
+	return false
+}
+
+// Body is the framing of one body that passes (package h1).
+type Body struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Framing       uint32                 `protobuf:"varint,1,opt,name=framing,proto3" json:"framing,omitempty"` // h1.Framing
+	State         uint32                 `protobuf:"varint,2,opt,name=state,proto3" json:"state,omitempty"`     // of the machine: append, never renumber
+	Left          uint64                 `protobuf:"varint,3,opt,name=left,proto3" json:"left,omitempty"`       // octets of the length, or of the chunk, still to come
+	Content       uint64                 `protobuf:"varint,4,opt,name=content,proto3" json:"content,omitempty"` // octets of content that have passed
+	Digits        uint32                 `protobuf:"varint,5,opt,name=digits,proto3" json:"digits,omitempty"`   // of the chunk size read so far
+	Name          uint64                 `protobuf:"fixed64,6,opt,name=name,proto3" json:"name,omitempty"`      // of the name of a trailer field half read: its hash
+	Octets        uint32                 `protobuf:"varint,7,opt,name=octets,proto3" json:"octets,omitempty"`   // of framing or trailers that count against a limit
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Body) Reset() {
+	*x = Body{}
+	mi := &file_internal_frozen_frozen_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Body) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Body) ProtoMessage() {}
+
+func (x *Body) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_frozen_frozen_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Body.ProtoReflect.Descriptor instead.
+func (*Body) Descriptor() ([]byte, []int) {
+	return file_internal_frozen_frozen_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *Body) GetFraming() uint32 {
+	if x != nil {
+		return x.Framing
+	}
+	return 0
+}
+
+func (x *Body) GetState() uint32 {
+	if x != nil {
+		return x.State
+	}
+	return 0
+}
+
+func (x *Body) GetLeft() uint64 {
+	if x != nil {
+		return x.Left
+	}
+	return 0
+}
+
+func (x *Body) GetContent() uint64 {
+	if x != nil {
+		return x.Content
+	}
+	return 0
+}
+
+func (x *Body) GetDigits() uint32 {
+	if x != nil {
+		return x.Digits
+	}
+	return 0
+}
+
+func (x *Body) GetName() uint64 {
+	if x != nil {
+		return x.Name
+	}
+	return 0
+}
+
+func (x *Body) GetOctets() uint32 {
+	if x != nil {
+		return x.Octets
+	}
+	return 0
+}
+
 // Leg is one side of a flow.
 type Leg struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -473,13 +702,14 @@ type Leg struct {
 	Sent          uint64                 `protobuf:"varint,6,opt,name=sent,proto3" json:"sent,omitempty"`         // octets its kernel has taken
 	Socket        []byte                 `protobuf:"bytes,7,opt,name=socket,proto3" json:"socket,omitempty"`      // the TCP socket itself (tcprepair.State), between hosts only
 	Broken        bool                   `protobuf:"varint,8,opt,name=broken,proto3" json:"broken,omitempty"`     // the peer reset; the other leg still gets what came before
+	H1            *H1Leg                 `protobuf:"bytes,17,opt,name=h1,proto3" json:"h1,omitempty"`             // HTTP/1.x
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Leg) Reset() {
 	*x = Leg{}
-	mi := &file_internal_frozen_frozen_proto_msgTypes[4]
+	mi := &file_internal_frozen_frozen_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -491,7 +721,7 @@ func (x *Leg) String() string {
 func (*Leg) ProtoMessage() {}
 
 func (x *Leg) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_frozen_frozen_proto_msgTypes[4]
+	mi := &file_internal_frozen_frozen_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -504,7 +734,7 @@ func (x *Leg) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Leg.ProtoReflect.Descriptor instead.
 func (*Leg) Descriptor() ([]byte, []int) {
-	return file_internal_frozen_frozen_proto_rawDescGZIP(), []int{4}
+	return file_internal_frozen_frozen_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Leg) GetFd() uint32 {
@@ -563,6 +793,74 @@ func (x *Leg) GetBroken() bool {
 	return false
 }
 
+func (x *Leg) GetH1() *H1Leg {
+	if x != nil {
+		return x.H1
+	}
+	return nil
+}
+
+// H1Leg is the parser of one leg that speaks HTTP/1.x.
+type H1Leg struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Unread        []byte                 `protobuf:"bytes,1,opt,name=unread,proto3" json:"unread,omitempty"`    // octets that came and are not digested: half a head, or what follows a message
+	Scanned       uint32                 `protobuf:"varint,2,opt,name=scanned,proto3" json:"scanned,omitempty"` // of these, octets in which no head ends
+	Body          *Body                  `protobuf:"bytes,3,opt,name=body,proto3" json:"body,omitempty"`        // of the message that comes from this leg; absent: none is under way
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *H1Leg) Reset() {
+	*x = H1Leg{}
+	mi := &file_internal_frozen_frozen_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *H1Leg) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*H1Leg) ProtoMessage() {}
+
+func (x *H1Leg) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_frozen_frozen_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use H1Leg.ProtoReflect.Descriptor instead.
+func (*H1Leg) Descriptor() ([]byte, []int) {
+	return file_internal_frozen_frozen_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *H1Leg) GetUnread() []byte {
+	if x != nil {
+		return x.Unread
+	}
+	return nil
+}
+
+func (x *H1Leg) GetScanned() uint32 {
+	if x != nil {
+		return x.Scanned
+	}
+	return 0
+}
+
+func (x *H1Leg) GetBody() *Body {
+	if x != nil {
+		return x.Body
+	}
+	return nil
+}
+
 var File_internal_frozen_frozen_proto protoreflect.FileDescriptor
 
 const file_internal_frozen_frozen_proto_rawDesc = "" +
@@ -584,7 +882,7 @@ const file_internal_frozen_frozen_proto_rawDesc = "" +
 	"\bENDPOINT\x10\x03\"3\n" +
 	"\x03Ref\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
-	"\aversion\x18\x02 \x01(\x06R\aversion\"\xb6\x04\n" +
+	"\aversion\x18\x02 \x01(\x06R\aversion\"\xac\x05\n" +
 	"\x04Flow\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x06R\x02id\x124\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x1e.holdfast.frozen.v1.Flow.StateR\x05state\x123\n" +
@@ -600,13 +898,36 @@ const file_internal_frozen_frozen_proto_rawDesc = "" +
 	" \x01(\x04R\x05place\x12\x1a\n" +
 	"\battempts\x18\v \x01(\rR\battempts\x12\x14\n" +
 	"\x05tried\x18\f \x01(\x04R\x05tried\x12\x14\n" +
-	"\x05moves\x18\r \x01(\rR\x05moves\"E\n" +
+	"\x05moves\x18\r \x01(\rR\x05moves\x12%\n" +
+	"\x0eclient_address\x18\x0e \x01(\fR\rclientAddress\x12&\n" +
+	"\x02h1\x18\x10 \x01(\v2\x16.holdfast.frozen.v1.H1R\x02h1\"p\n" +
 	"\x05State\x12\x15\n" +
 	"\x11STATE_UNSPECIFIED\x10\x00\x12\n" +
 	"\n" +
 	"\x06QUEUED\x10\x01\x12\v\n" +
 	"\aDIALING\x10\x02\x12\f\n" +
-	"\bRELAYING\x10\x03J\x04\b\x10\x10 R\x02h1R\x02h2\"\xca\x01\n" +
+	"\bRELAYING\x10\x03\x12\v\n" +
+	"\aREADING\x10\x05\x12\r\n" +
+	"\tANSWERING\x10\x06\x12\r\n" +
+	"\tLINGERING\x10\aJ\x04\b\x11\x10 R\x02h2\"\xde\x01\n" +
+	"\x02H1\x12\x1a\n" +
+	"\brequests\x18\x01 \x01(\x04R\brequests\x12\x16\n" +
+	"\x06method\x18\x02 \x01(\rR\x06method\x12\x14\n" +
+	"\x05minor\x18\x03 \x01(\rR\x05minor\x12\x16\n" +
+	"\x06status\x18\x04 \x01(\rR\x06status\x12\x14\n" +
+	"\x05route\x18\x05 \x01(\rR\x05route\x12\x14\n" +
+	"\x05flags\x18\x06 \x01(\rR\x05flags\x12\x16\n" +
+	"\x06replay\x18\a \x01(\fR\x06replay\x12\x16\n" +
+	"\x06tunnel\x18\b \x01(\bR\x06tunnel\x12\x1a\n" +
+	"\bgreeting\x18\t \x01(\bR\bgreeting\"\xa8\x01\n" +
+	"\x04Body\x12\x18\n" +
+	"\aframing\x18\x01 \x01(\rR\aframing\x12\x14\n" +
+	"\x05state\x18\x02 \x01(\rR\x05state\x12\x12\n" +
+	"\x04left\x18\x03 \x01(\x04R\x04left\x12\x18\n" +
+	"\acontent\x18\x04 \x01(\x04R\acontent\x12\x16\n" +
+	"\x06digits\x18\x05 \x01(\rR\x06digits\x12\x12\n" +
+	"\x04name\x18\x06 \x01(\x06R\x04name\x12\x16\n" +
+	"\x06octets\x18\a \x01(\rR\x06octets\"\xf7\x01\n" +
 	"\x03Leg\x12\x0e\n" +
 	"\x02fd\x18\x01 \x01(\rR\x02fd\x12\x14\n" +
 	"\x05ended\x18\x02 \x01(\bR\x05ended\x12\x12\n" +
@@ -615,7 +936,12 @@ const file_internal_frozen_frozen_proto_rawDesc = "" +
 	"\breceived\x18\x05 \x01(\x04R\breceived\x12\x12\n" +
 	"\x04sent\x18\x06 \x01(\x04R\x04sent\x12\x16\n" +
 	"\x06socket\x18\a \x01(\fR\x06socket\x12\x16\n" +
-	"\x06broken\x18\b \x01(\bR\x06brokenJ\x04\b\x10\x10 R\x03tlsR\x02h1R\x02h2B1Z/github.com/holdfast-lb/holdfast/internal/frozenb\x06proto3"
+	"\x06broken\x18\b \x01(\bR\x06broken\x12)\n" +
+	"\x02h1\x18\x11 \x01(\v2\x19.holdfast.frozen.v1.H1LegR\x02h1J\x04\b\x10\x10\x11J\x04\b\x12\x10 R\x03tlsR\x02h2\"g\n" +
+	"\x05H1Leg\x12\x16\n" +
+	"\x06unread\x18\x01 \x01(\fR\x06unread\x12\x18\n" +
+	"\ascanned\x18\x02 \x01(\rR\ascanned\x12,\n" +
+	"\x04body\x18\x03 \x01(\v2\x18.holdfast.frozen.v1.BodyR\x04bodyB1Z/github.com/holdfast-lb/holdfast/internal/frozenb\x06proto3"
 
 var (
 	file_internal_frozen_frozen_proto_rawDescOnce sync.Once
@@ -630,7 +956,7 @@ func file_internal_frozen_frozen_proto_rawDescGZIP() []byte {
 }
 
 var file_internal_frozen_frozen_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_internal_frozen_frozen_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
+var file_internal_frozen_frozen_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
 var file_internal_frozen_frozen_proto_goTypes = []any{
 	(Object_Kind)(0), // 0: holdfast.frozen.v1.Object.Kind
 	(Flow_State)(0),  // 1: holdfast.frozen.v1.Flow.State
@@ -638,23 +964,29 @@ var file_internal_frozen_frozen_proto_goTypes = []any{
 	(*Object)(nil),   // 3: holdfast.frozen.v1.Object
 	(*Ref)(nil),      // 4: holdfast.frozen.v1.Ref
 	(*Flow)(nil),     // 5: holdfast.frozen.v1.Flow
-	(*Leg)(nil),      // 6: holdfast.frozen.v1.Leg
+	(*H1)(nil),       // 6: holdfast.frozen.v1.H1
+	(*Body)(nil),     // 7: holdfast.frozen.v1.Body
+	(*Leg)(nil),      // 8: holdfast.frozen.v1.Leg
+	(*H1Leg)(nil),    // 9: holdfast.frozen.v1.H1Leg
 }
 var file_internal_frozen_frozen_proto_depIdxs = []int32{
-	3, // 0: holdfast.frozen.v1.Batch.objects:type_name -> holdfast.frozen.v1.Object
-	5, // 1: holdfast.frozen.v1.Batch.flows:type_name -> holdfast.frozen.v1.Flow
-	0, // 2: holdfast.frozen.v1.Object.kind:type_name -> holdfast.frozen.v1.Object.Kind
-	1, // 3: holdfast.frozen.v1.Flow.state:type_name -> holdfast.frozen.v1.Flow.State
-	4, // 4: holdfast.frozen.v1.Flow.listener:type_name -> holdfast.frozen.v1.Ref
-	4, // 5: holdfast.frozen.v1.Flow.backend:type_name -> holdfast.frozen.v1.Ref
-	4, // 6: holdfast.frozen.v1.Flow.endpoint:type_name -> holdfast.frozen.v1.Ref
-	6, // 7: holdfast.frozen.v1.Flow.client:type_name -> holdfast.frozen.v1.Leg
-	6, // 8: holdfast.frozen.v1.Flow.legs:type_name -> holdfast.frozen.v1.Leg
-	9, // [9:9] is the sub-list for method output_type
-	9, // [9:9] is the sub-list for method input_type
-	9, // [9:9] is the sub-list for extension type_name
-	9, // [9:9] is the sub-list for extension extendee
-	0, // [0:9] is the sub-list for field type_name
+	3,  // 0: holdfast.frozen.v1.Batch.objects:type_name -> holdfast.frozen.v1.Object
+	5,  // 1: holdfast.frozen.v1.Batch.flows:type_name -> holdfast.frozen.v1.Flow
+	0,  // 2: holdfast.frozen.v1.Object.kind:type_name -> holdfast.frozen.v1.Object.Kind
+	1,  // 3: holdfast.frozen.v1.Flow.state:type_name -> holdfast.frozen.v1.Flow.State
+	4,  // 4: holdfast.frozen.v1.Flow.listener:type_name -> holdfast.frozen.v1.Ref
+	4,  // 5: holdfast.frozen.v1.Flow.backend:type_name -> holdfast.frozen.v1.Ref
+	4,  // 6: holdfast.frozen.v1.Flow.endpoint:type_name -> holdfast.frozen.v1.Ref
+	8,  // 7: holdfast.frozen.v1.Flow.client:type_name -> holdfast.frozen.v1.Leg
+	8,  // 8: holdfast.frozen.v1.Flow.legs:type_name -> holdfast.frozen.v1.Leg
+	6,  // 9: holdfast.frozen.v1.Flow.h1:type_name -> holdfast.frozen.v1.H1
+	9,  // 10: holdfast.frozen.v1.Leg.h1:type_name -> holdfast.frozen.v1.H1Leg
+	7,  // 11: holdfast.frozen.v1.H1Leg.body:type_name -> holdfast.frozen.v1.Body
+	12, // [12:12] is the sub-list for method output_type
+	12, // [12:12] is the sub-list for method input_type
+	12, // [12:12] is the sub-list for extension type_name
+	12, // [12:12] is the sub-list for extension extendee
+	0,  // [0:12] is the sub-list for field type_name
 }
 
 func init() { file_internal_frozen_frozen_proto_init() }
@@ -668,7 +1000,7 @@ func file_internal_frozen_frozen_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_internal_frozen_frozen_proto_rawDesc), len(file_internal_frozen_frozen_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   5,
+			NumMessages:   8,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
