@@ -19,12 +19,13 @@ var layers = []lint.Layer{
 	{Package: "internal/frozen/frozentest", Imports: []string{"internal/frozen"}},
 
 	{Package: "internal/h1", Imports: []string{"internal/frozen", "internal/planted"}}, // HTTP/1.x: heads, and the framing of bodies
+	{Package: "internal/proxyproto"}, // the header that says whom a proxy speaks for
 	{Package: "internal/sock", Imports: []string{"internal/frozen"}},
 	{Package: "internal/netadmin", Imports: []string{"tcprepair"}},
 	{Package: "internal/ledger", Imports: []string{"internal/config", "internal/planted"}},
 	{Package: "internal/balance", Imports: []string{"internal/config", "internal/ledger"}},
 	{Package: "internal/flow", Imports: []string{
-		"internal/h1", "internal/config", "internal/balance", "internal/ledger", "internal/frozen", "internal/planted"}},
+		"internal/h1", "internal/proxyproto", "internal/config", "internal/balance", "internal/ledger", "internal/frozen", "internal/planted"}},
 	{Package: "internal/loop", Imports: []string{
 		"internal/flow", "internal/h1", "internal/config", "internal/sock", "internal/ledger", "internal/balance", "internal/frozen", "internal/planted"}},
 	{Package: "internal/move", Imports: []string{"internal/frozen", "internal/sock"}},
@@ -76,7 +77,7 @@ var kernel = []string{"internal/sock", "tcprepair", "internal/netadmin", "intern
 // goroutine, no log. The planned ones are named as well.
 var machines = []string{
 	"internal/flow", "internal/balance", "internal/config",
-	"internal/h1", "internal/h2", "internal/tlsrec",
+	"internal/h1", "internal/h2", "internal/tlsrec", "internal/proxyproto",
 }
 
 func TestDirection(t *testing.T) {
