@@ -160,4 +160,6 @@ type Head struct {
 	Trailers bool // TE names trailers
 
 	fields [FieldsMost]Field
+	first  [names]uint8 // of each known name, 1 + the index of its first field; 0 is none
+	count  [names]uint8
 }
