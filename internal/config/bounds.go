@@ -40,6 +40,22 @@ func (b durationBound) check(d time.Duration) error {
 	return nil
 }
 
+// sizeBound is a range of octets, both ends included.
+type sizeBound struct {
+	min, max uint64
+	zero     string // what 0 means; "" if 0 is not allowed
+}
+
+func (b sizeBound) check(n uint64) error {
+	switch {
+	case n >= b.min && n <= b.max, n == 0 && b.zero != "":
+		return nil
+	case b.zero != "":
+		return fmt.Errorf("must be %s to %s, or 0 for %s", sizeText(b.min), sizeText(b.max), b.zero)
+	}
+	return fmt.Errorf("must be %s to %s", sizeText(b.min), sizeText(b.max))
+}
+
 // The bounds of the file, which hold for decoded objects as well.
 var (
 	loopsBound       = intBound{1, 256}
@@ -57,10 +73,43 @@ var (
 	keepaliveIdleBound     = durationBound{min: time.Second, max: 32767 * time.Second, zero: "off", grain: time.Second}
 	keepaliveIntervalBound = durationBound{min: time.Second, max: 32767 * time.Second, grain: time.Second}
 	userTimeoutBound       = durationBound{min: time.Millisecond, max: 24 * time.Hour, zero: "the kernel's default", grain: time.Millisecond}
+
+	// Offsets into a head are 16 bits, and it is held in one block of 16 KiB
+	// with room for so many fields: internal/h1.
+	lineBound   = sizeBound{min: 256, max: 16 << 10}
+	headBound   = sizeBound{min: 1 << 10, max: 16 << 10}
+	fieldsBound = intBound{1, 128}
+	bodyBound   = sizeBound{min: 1, max: 1 << 50, zero: "no bound"}
+	statusBound = intBound{200, 599}
+	weightBound = intBound{0, 1000}
+	idleBound   = intBound{0, 10_000}
+
+	headerTimeoutBound    = durationBound{min: time.Millisecond, max: time.Hour}
+	bodyTimeoutBound      = durationBound{min: time.Millisecond, max: 24 * time.Hour}
+	keepaliveTimeoutBound = durationBound{min: time.Millisecond, max: 24 * time.Hour, zero: "one request for each connection"}
+	tunnelTimeoutBound    = durationBound{min: time.Millisecond, max: 365 * 24 * time.Hour, zero: "never"}
+	answerTimeoutBound    = durationBound{min: time.Millisecond, max: 24 * time.Hour}
+	idleTimeBound         = durationBound{min: time.Millisecond, max: time.Hour, zero: "no reuse"}
 )
 
 const (
 	endpointsMax = 4096 // of one backend
+
+	routesMax   = 1024 // of one listener
+	sharesMax   = 64   // backends of one route
+	prefixesMax = 1024 // of one list of networks
+	editsMax    = 64   // fields that a route changes in requests, and as many in responses
+
+	// What a route adds to a head has to fit behind it into a block.
+	editOctetsMax = 4 << 10
+	// An answer of our own is made in one block with its head.
+	respondMax = 8 << 10
+
+	tokenMax = 256
+	valueMax = 4 << 10
+	pathMax  = 4 << 10
+	hostMax  = 253 // RFC 1035, section 2.3.4, without the length and the root
+	regexMax = 1 << 10
 
 	// sourcePortMin: lower ports are for services and need a capability.
 	sourcePortMin = 1024

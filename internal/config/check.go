@@ -28,7 +28,7 @@ func (l *Listener) check() error {
 	if err := first([]fieldCheck{
 		{"name", checkName(l.Ref.Name)},
 		{"vip", checkAddrPort(l.VIP, true)},
-		{"backend", checkName(l.BackendName)},
+		{"proxyProtocol.from", checkPrefixes(l.ProxyFrom)},
 		{"idleTimeout", idleTimeoutBound.check(l.IdleTimeout)},
 		{"connectionsMax", connectionsBound.check(l.ConnectionsMax)},
 		{"backlog", backlogBound.check(l.Backlog)},
@@ -38,6 +38,24 @@ func (l *Listener) check() error {
 		{"userTimeout", userTimeoutBound.check(l.UserTimeout)},
 	}); err != nil {
 		return err
+	}
+	switch {
+	case l.Protocol == TCP && l.Rules != nil:
+		return fmt.Errorf("routes: are not for tcp")
+	case l.Protocol == TCP:
+		if err := checkName(l.BackendName); err != nil {
+			return fmt.Errorf("backend: %w", err)
+		}
+	case l.Protocol != HTTP:
+		return fmt.Errorf("%v: no such protocol", l.Protocol)
+	case l.Rules == nil:
+		return fmt.Errorf("routes: there is none")
+	case l.BackendName != "" || l.IdleTimeout != 0:
+		return fmt.Errorf("backend, idleTimeout: are for tcp; http has routes and timeouts of its own")
+	default:
+		if err := l.Rules.check(); err != nil {
+			return err
+		}
 	}
 	if l.DualStack != isDualStack(l.VIP) {
 		return fmt.Errorf("dualStack: %v does not go with the VIP %v", l.DualStack, l.VIP)
@@ -56,8 +74,14 @@ func (b *Backend) check() error {
 		{"limits.connectionsPerEndpoint", connectionsBound.check(b.ConnectionsPerEndpoint)},
 		{"limits.queue", queueBound.check(b.QueueMax)},
 		{"limits.queueTime", queueTimeBound.check(b.QueueTime)},
+		{"answerTimeout", answerTimeoutBound.check(b.AnswerTimeout)},
+		{"reuse.idle", idleBound.check(b.IdleMax)},
+		{"reuse.time", idleTimeBound.check(b.IdleTime)},
 	}); err != nil {
 		return err
+	}
+	if b.ProxyHeader != NoProxyHeader && b.IdleMax > 0 {
+		return fmt.Errorf("reuse.idle: %d, but proxyProtocol makes each connection one client's", b.IdleMax)
 	}
 	if b.Source.IsValid() {
 		if b.SourceVIP {

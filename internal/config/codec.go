@@ -2,6 +2,7 @@ package config
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/json"
@@ -22,12 +23,36 @@ import (
 // field present. So both sides of a move, which may run different releases,
 // compute the same version from the same contents.
 //
-// A field that a later release adds gets `omitzero`, and its zero value means
-// what was done before: then versions made by older releases stay as they
-// are. A release that does not know a field refuses the object.
+// A field that a later release adds gets `omitzero` (a list `omitempty`), and
+// leaving it out means what was done before: then versions made by older
+// releases stay as they are. A release that does not know a field refuses the
+// object.
 
 // objectMax bounds an encoded object, in octets.
 const objectMax = 1 << 20
+
+// What these fields of a backend mean if they are not there. They are as they
+// were when the fields came, whatever the defaults of the file become.
+const (
+	absentAnswerTimeout = 60 * time.Second
+	absentIdleMax       = 64
+	absentIdleTime      = 30 * time.Second
+)
+
+// unless gives nil for what is meant by leaving it out.
+func unless[T comparable](absent, v T) *T {
+	if v == absent {
+		return nil
+	}
+	return &v
+}
+
+func otherwise[T any](absent T, v *T) T {
+	if v == nil {
+		return absent
+	}
+	return *v
+}
 
 type listenerSpec struct {
 	Kind              string         `json:"kind"`
@@ -44,6 +69,9 @@ type listenerSpec struct {
 	UserTimeout       time.Duration  `json:"userTimeoutNanos"`
 	OnChange          string         `json:"onChange"`
 	Movable           bool           `json:"movable"`
+	Protocol          string         `json:"protocol,omitzero"` // "" is tcp
+	ProxyFrom         []netip.Prefix `json:"proxyFrom,omitempty"`
+	Rules             *rulesSpec     `json:"rules,omitzero"`
 }
 
 type backendSpec struct {
@@ -58,6 +86,10 @@ type backendSpec struct {
 	QueueMax               int            `json:"queueMax"`
 	QueueTime              time.Duration  `json:"queueTimeNanos"`
 	Endpoints              []endpointSpec `json:"endpoints"`
+	ProxyHeader            string         `json:"proxyHeader,omitzero"` // "" is none
+	AnswerTimeout          *time.Duration `json:"answerTimeoutNanos,omitzero"`
+	IdleMax                *int           `json:"idleMax,omitzero"`
+	IdleTime               *time.Duration `json:"idleTimeNanos,omitzero"`
 }
 
 type endpointSpec struct {
@@ -69,14 +101,22 @@ type endpointSpec struct {
 }
 
 func (l *Listener) spec() any {
-	return listenerSpec{
+	s := listenerSpec{
 		Kind: ListenerKind.String(), Name: l.Ref.Name,
 		VIP: l.VIP, DualStack: l.DualStack, Backend: l.BackendName,
 		IdleTimeout: l.IdleTimeout, ConnectionsMax: l.ConnectionsMax, Backlog: l.Backlog,
 		KeepaliveIdle: l.KeepaliveIdle, KeepaliveInterval: l.KeepaliveInterval,
 		KeepaliveCount: l.KeepaliveCount, UserTimeout: l.UserTimeout,
 		OnChange: l.OnChange.String(), Movable: l.Movable,
+		ProxyFrom: l.ProxyFrom,
 	}
+	if l.Protocol != TCP {
+		s.Protocol = l.Protocol.String()
+	}
+	if l.Rules != nil {
+		s.Rules = l.Rules.spec()
+	}
+	return s
 }
 
 func (b *Backend) spec() any {
@@ -85,7 +125,13 @@ func (b *Backend) spec() any {
 		Balance: b.Balance.String(), ConnectTimeout: b.ConnectTimeout, RetryMax: b.RetryMax,
 		SourceVIP: b.SourceVIP, Source: b.Source,
 		ConnectionsPerEndpoint: b.ConnectionsPerEndpoint, QueueMax: b.QueueMax, QueueTime: b.QueueTime,
-		Endpoints: []endpointSpec{},
+		Endpoints:     []endpointSpec{},
+		AnswerTimeout: unless(absentAnswerTimeout, b.AnswerTimeout),
+		IdleMax:       unless(absentIdleMax, b.IdleMax),
+		IdleTime:      unless(absentIdleTime, b.IdleTime),
+	}
+	if b.ProxyHeader != NoProxyHeader {
+		s.ProxyHeader = b.ProxyHeader.String()
 	}
 	for _, e := range b.Endpoints {
 		s.Endpoints = append(s.Endpoints, e.spec().(endpointSpec))
@@ -133,8 +179,12 @@ func (b *Backend) Encode() []byte { return encode(b.spec()) }
 // Encode gives the portable form of e, for [DecodeObject].
 func (e *Endpoint) Encode() []byte { return encode(e.spec()) }
 
-// seal fills in the Ref of l, whose other fields are complete.
+// seal fills in the Ref of l, whose other fields are complete, and what its
+// rules have computed once.
 func (l *Listener) seal(name string) {
+	if l.Rules != nil {
+		l.Rules.seal()
+	}
 	l.Ref = Ref{Kind: ListenerKind, Name: name}
 	l.Ref.Version = version(canonical(l.spec()))
 }
@@ -241,12 +291,22 @@ func decodeListener(data []byte) (*Listener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("onChange: %w", err)
 	}
+	protocol, err := fromWord(protocolWords, cmp.Or(s.Protocol, TCP.String()))
+	if err != nil {
+		return nil, fmt.Errorf("protocol: %w", err)
+	}
 	l := &Listener{
 		VIP: s.VIP, DualStack: s.DualStack, BackendName: s.Backend,
 		IdleTimeout: s.IdleTimeout, ConnectionsMax: s.ConnectionsMax, Backlog: s.Backlog,
 		KeepaliveIdle: s.KeepaliveIdle, KeepaliveInterval: s.KeepaliveInterval,
 		KeepaliveCount: s.KeepaliveCount, UserTimeout: s.UserTimeout,
 		OnChange: Change(change), Movable: s.Movable,
+		Protocol: Protocol(protocol), ProxyFrom: s.ProxyFrom,
+	}
+	if s.Rules != nil {
+		if l.Rules, err = s.Rules.rules(); err != nil {
+			return nil, err
+		}
 	}
 	l.seal(s.Name)
 	return l, nil
@@ -264,10 +324,18 @@ func decodeBackend(data []byte) (*Backend, error) {
 	if err != nil {
 		return nil, fmt.Errorf("balance: %w", err)
 	}
+	proxy, err := fromWord(proxyWords, cmp.Or(s.ProxyHeader, NoProxyHeader.String()))
+	if err != nil {
+		return nil, fmt.Errorf("proxyHeader: %w", err)
+	}
 	b := &Backend{
 		Balance: Balance(balance), ConnectTimeout: s.ConnectTimeout, RetryMax: s.RetryMax,
 		SourceVIP: s.SourceVIP, Source: s.Source,
 		ConnectionsPerEndpoint: s.ConnectionsPerEndpoint, QueueMax: s.QueueMax, QueueTime: s.QueueTime,
+		ProxyHeader:   ProxyHeader(proxy),
+		AnswerTimeout: otherwise(absentAnswerTimeout, s.AnswerTimeout),
+		IdleMax:       otherwise(absentIdleMax, s.IdleMax),
+		IdleTime:      otherwise(absentIdleTime, s.IdleTime),
 	}
 	for _, e := range s.Endpoints {
 		if e.Kind != EndpointKind.String() {

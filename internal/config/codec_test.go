@@ -23,6 +23,7 @@ func listener() *Listener {
 func backend() *Backend {
 	b := &Backend{
 		ConnectTimeout: 5 * time.Second, RetryMax: 2, QueueMax: 1000, QueueTime: 10 * time.Second,
+		AnswerTimeout: 60 * time.Second, IdleMax: 64, IdleTime: 30 * time.Second,
 		Endpoints: []*Endpoint{endpoint("db1"), endpoint("db2")},
 	}
 	b.seal("primary")
@@ -62,6 +63,8 @@ func TestEveryFieldCounts(t *testing.T) {
 		"Source":    netip.MustParseAddr("10.0.0.7"),
 		"Unix":      "/run/app.sock",
 		"Endpoints": []*Endpoint{endpoint("db1")},
+		"ProxyFrom": []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")},
+		"Rules":     rules(),
 	}
 	change := func(v reflect.Value, name string) {
 		if to, ok := elsewhere[name]; ok {
@@ -88,7 +91,11 @@ func TestEveryFieldCounts(t *testing.T) {
 	// Fields that cannot change alone, with what changes beside them.
 	beside := map[string]func(any){
 		"Listener.DualStack": func(o any) { o.(*Listener).VIP = netip.MustParseAddrPort("[::]:5432") },
-		"Endpoint.Unix":      func(o any) { o.(*Endpoint).Addr = netip.AddrPort{} },
+		"Listener.Protocol":  func(o any) { l := o.(*Listener); l.Rules, l.BackendName, l.IdleTimeout = rules(), "", 0 },
+		"Listener.Rules":     func(o any) { l := o.(*Listener); l.Protocol, l.BackendName, l.IdleTimeout = HTTP, "", 0 },
+		// A connection that says who its client is, is not kept.
+		"Backend.ProxyHeader": func(o any) { o.(*Backend).IdleMax = 0 },
+		"Endpoint.Unix":       func(o any) { o.(*Endpoint).Addr = netip.AddrPort{} },
 	}
 	// Fields that are part of the name: another one is another object.
 	named := map[string]bool{"Endpoint.Backend": true, "Endpoint.Name": true}

@@ -21,4 +21,21 @@ const (
 	defaultRetryMax       = 2
 	defaultQueueMax       = 1000
 	defaultQueueTime      = 10 * time.Second
+
+	defaultAnswerTimeout = 60 * time.Second
+	defaultIdleMax       = 64
+	defaultIdleTime      = 30 * time.Second
+
+	defaultHeadMax          = 16 << 10
+	defaultLineMax          = 8 << 10 // or what a head may have, if that is less
+	defaultFieldsMax        = 100
+	defaultHeaderTimeout    = 10 * time.Second
+	defaultBodyTimeout      = 30 * time.Second
+	defaultKeepaliveTimeout = 60 * time.Second
+	defaultTunnelTimeout    = time.Hour
+
+	defaultWeight = 1
+	// The method stays, and nobody remembers the answer.
+	defaultRedirectStatus = 307
+	defaultType           = "text/plain; charset=utf-8"
 )

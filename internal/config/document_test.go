@@ -19,10 +19,17 @@ func TestEveryKeyIsDocumented(t *testing.T) {
 		sections[name] = body
 	}
 	for section, groups := range map[string]map[string][]string{
-		"node":      {"node.": nodeKeys, "node.admin.": {"socket"}},
-		"listeners": {"": listenerKeys, "keepalive.": keepaliveKeys},
-		"backends":  {"": backendKeys, "retry.": {"max"}, "limits.": limitsKeys, "endpoints[].": endpointKeys},
-		"cluster":   {"cluster.": clusterKeys, "cluster.identity.": identityKeys},
+		"node": {"node.": nodeKeys, "node.admin.": {"socket"}},
+		"listeners": {
+			"": listenerKeys, "keepalive.": keepaliveKeys, "proxyProtocol.": proxyKeys,
+			"http.": httpKeys, "http.limits.": httpLimitsKeys, "http.timeouts.": httpTimeoutsKeys,
+			"routes[].": routeKeys, "routes[].match.": matchKeys, "routes[].match.path.": pathKeys,
+			"routes[].match.header.NAME.": valueKeys, "routes[].backends[].": weightedKeys,
+			"routes[].redirect.": redirectKeys, "routes[].respond.": respondKeys, "routes[].rewrite.": rewriteKeys,
+			"routes[].headers.": headersKeys, "routes[].headers.request.": editKeys,
+		},
+		"backends": {"": backendKeys, "retry.": {"max"}, "limits.": limitsKeys, "reuse.": reuseKeys, "endpoints[].": endpointKeys},
+		"cluster":  {"cluster.": clusterKeys, "cluster.identity.": identityKeys},
 	} {
 		if !slices.Contains(rootKeys, section) {
 			t.Errorf("%s is no section of the file", section)
@@ -39,6 +46,24 @@ func TestEveryKeyIsDocumented(t *testing.T) {
 	for _, section := range rootKeys {
 		if sections[section] == "" {
 			t.Errorf("no section %s", section)
+		}
+	}
+}
+
+// A configuration in the document is one that a reader will copy.
+func TestDocumentParses(t *testing.T) {
+	text, err := os.ReadFile("../../docs/configuration.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	blocks := strings.Split(string(text), "```yaml\n")[1:]
+	if len(blocks) == 0 {
+		t.Fatal("no configuration found")
+	}
+	for _, block := range blocks {
+		src, _, _ := strings.Cut(block, "```")
+		if _, warnings, err := Parse("docs/configuration.md", []byte(src), nil); err != nil || len(warnings) > 0 {
+			t.Errorf("%s\n%v\n%v", src, err, warnings)
 		}
 	}
 }

@@ -51,7 +51,13 @@ type Rules struct {
 	KeepaliveTimeout time.Duration
 	// TunnelTimeout: without octets, after an upgrade or CONNECT; 0 is never.
 	TunnelTimeout time.Duration
+
+	names []string // of BackendNames
 }
+
+// BackendNames gives the names of all backends that routes name, sorted, each
+// once. Nobody may change it.
+func (r *Rules) BackendNames() []string { return r.names }
 
 // ForwardedFields says how a backend is told whom we speak for. Append-only.
 type ForwardedFields uint8
@@ -74,17 +80,26 @@ type Route struct {
 	Match Match
 
 	// Backends share the requests by weight; there is one with a weight above 0.
+	// They are sorted by name.
 	Backends []Weighted
 	Redirect *Redirect
 	Respond  *Respond
 
 	// Rewrite changes the path; nil leaves it.
 	Rewrite *Rewrite
-	// Request and Response are edits of fields, in order.
+	// Request and Response are edits of fields, in order: first what removes,
+	// then what sets, then what adds. None is of a field for framing or for
+	// one hop; Host may be set in a request.
 	Request, Response []Edit
 	// AnswerTimeout replaces the backend's; 0 does not.
 	AnswerTimeout time.Duration
+
+	weight int // of all Backends
 }
+
+// Weight is the sum of the weights of the backends; 0 of a route that answers
+// by itself.
+func (r *Route) Weight() int { return r.weight }
 
 // Match is what a request must be like. The zero value matches all.
 type Match struct {
@@ -101,6 +116,9 @@ type Match struct {
 	Headers       []Pair         // all of them
 	Query         []Pair         // all of them; names and values as they were sent
 }
+
+// ByPath tells whether m looks at the path.
+func (m *Match) ByPath() bool { return m.Exact != "" || m.Prefix != "" || m.Regex != nil }
 
 // Pair is a name and what its value must be.
 type Pair struct {
@@ -131,12 +149,13 @@ type Respond struct {
 }
 
 // Rewrite changes the path of the target: Prefix replaces the prefix that the
-// route matched; or Regex (what it matches) is replaced by Replacement, with $1
-// and so on.
+// route matched, and a path of which nothing is left then is "/"; or a path
+// that Regex matches is replaced by Replacement, in the form of
+// [regexp.Regexp.Expand]. A path that Regex does not match stays.
 type Rewrite struct {
 	Prefix      string // with HasPrefix
 	HasPrefix   bool
-	Regex       *regexp.Regexp
+	Regex       *regexp.Regexp // anchored at both ends
 	Replacement string
 }
 

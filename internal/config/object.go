@@ -112,6 +112,15 @@ type Listener struct {
 	Movable bool
 }
 
+// Names gives the names of all backends that l uses, sorted, each once. Nobody
+// may change it.
+func (l *Listener) Names() []string {
+	if l.Rules != nil {
+		return l.Rules.BackendNames()
+	}
+	return []string{l.BackendName}
+}
+
 // Backend is a named set of endpoints with one policy. It is immutable, and
 // so is the slice.
 type Backend struct {

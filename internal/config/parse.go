@@ -12,13 +12,14 @@ var (
 	rootKeys     = []string{"node", "listeners", "backends", "cluster"}
 	nodeKeys     = []string{"name", "loops", "connectionsMax", "admin"}
 	listenerKeys = []string{"vip", "protocol", "backend", "idleTimeout", "connectionsMax", "backlog",
-		"keepalive", "userTimeout", "onChange", "movable"}
+		"keepalive", "userTimeout", "onChange", "movable", "routes", "http", "proxyProtocol"}
 	keepaliveKeys = []string{"idle", "interval", "count"}
-	backendKeys   = []string{"balance", "connectTimeout", "retry", "source", "limits", "endpoints"}
-	limitsKeys    = []string{"connectionsPerEndpoint", "queue", "queueTime"}
-	endpointKeys  = []string{"name", "address"}
-	clusterKeys   = []string{"listen", "device", "identity", "sourcePorts", "peers"}
-	identityKeys  = []string{"certificate", "key", "trust"}
+	backendKeys   = []string{"balance", "connectTimeout", "retry", "source", "limits", "endpoints",
+		"proxyProtocol", "answerTimeout", "reuse"}
+	limitsKeys   = []string{"connectionsPerEndpoint", "queue", "queueTime"}
+	endpointKeys = []string{"name", "address"}
+	clusterKeys  = []string{"listen", "device", "identity", "sourcePorts", "peers"}
+	identityKeys = []string{"certificate", "key", "trust"}
 )
 
 // Parse makes a Config of src, the text of a file. The name of the file is
@@ -43,7 +44,9 @@ func Parse(file string, src []byte, lookup func(string) (string, bool)) (*Config
 type (
 	listenerSite struct {
 		*section
-		l *Listener
+		l      *Listener
+		uses   []use       // of backends
+		routes []routeSite // those of l.Rules
 	}
 	endpointSite struct {
 		*section
@@ -96,10 +99,16 @@ func (r *reader) config(src []byte) *Config {
 	}
 	for _, site := range d.listeners {
 		site.l.seal(site.l.Ref.Name)
+		if n := len(site.l.Encode()); n > objectMax {
+			site.r.fail(site.place, site.path, "its form for moves has %d octets; at most %d are taken", n, objectMax)
+		}
 		c.Listeners[site.l.Ref.Name] = site.l
 	}
 	for _, site := range d.backends {
 		site.b.seal(site.b.Ref.Name)
+		if n := len(site.b.Encode()); n > objectMax {
+			site.r.fail(site.place, site.path, "its form for moves has %d octets; at most %d are taken", n, objectMax)
+		}
 		c.Backends[site.b.Ref.Name] = site.b
 	}
 	return c
@@ -140,13 +149,23 @@ func (r *reader) listener(e entry) listenerSite {
 		l.VIP = s.addrPort("vip", true)
 		l.DualStack = isDualStack(l.VIP)
 	}
-	if t, ok := s.scalar("protocol"); ok && t.value != "tcp" {
-		s.fail("protocol", "%q: only tcp is supported by this release", clip(t.value))
+	site := listenerSite{section: s, l: l}
+	before := len(r.problems)
+	l.Protocol = Protocol(s.choice("protocol", uint8(TCP), protocolWords))
+	switch known := len(r.problems) == before; {
+	case l.Protocol == HTTP:
+		site.http()
+	case known || s.has("backend"):
+		site.tcp(known)
 	}
-	if s.require("backend", "web") {
-		l.BackendName = s.checked("backend", "", checkName)
+	if s.has("proxyProtocol") {
+		p := s.section("proxyProtocol", proxyKeys...)
+		l.ProxyFrom = p.prefixes("from")
+		p.require("from", "[10.0.0.0/8]")
+		if n := len(l.ProxyFrom); n > prefixesMax {
+			p.fail("from", "%d networks; at most %d are taken", n, prefixesMax)
+		}
 	}
-	l.IdleTimeout = s.duration("idleTimeout", defaultIdleTimeout, idleTimeoutBound)
 	l.ConnectionsMax = s.integer("connectionsMax", 0, connectionsBound)
 	l.Backlog = s.integer("backlog", defaultBacklog, backlogBound)
 
@@ -158,7 +177,23 @@ func (r *reader) listener(e entry) listenerSite {
 
 	l.OnChange = Change(s.choice("onChange", uint8(KeepFlows), changeWords))
 	l.Movable = s.boolean("movable", false)
-	return listenerSite{s, l}
+	return site
+}
+
+// tcp reads what only a listener for TCP has. If the protocol is not known,
+// what is for another one may be right.
+func (l *listenerSite) tcp(known bool) {
+	if l.require("backend", "web") {
+		if l.l.BackendName = l.checked("backend", "", checkName); l.l.BackendName != "" {
+			l.uses = append(l.uses, use{l.section, "backend", l.l.BackendName})
+		}
+	}
+	l.l.IdleTimeout = l.duration("idleTimeout", defaultIdleTimeout, idleTimeoutBound)
+	for _, key := range []string{"routes", "http"} {
+		if known && l.has(key) {
+			l.fail(key, "is for protocol: http, and this listener is for tcp")
+		}
+	}
 }
 
 func (r *reader) backend(e entry) backendSite {
@@ -174,11 +209,29 @@ func (r *reader) backend(e entry) backendSite {
 	b.QueueMax = limits.integer("queue", defaultQueueMax, queueBound)
 	b.QueueTime = limits.duration("queueTime", defaultQueueTime, queueTimeBound)
 
+	b.ProxyHeader = ProxyHeader(s.choice("proxyProtocol", uint8(NoProxyHeader), proxyWords))
+	b.AnswerTimeout = s.duration("answerTimeout", defaultAnswerTimeout, answerTimeoutBound)
+	s.reuse(b)
+
 	site := backendSite{s, b, byKernel, nil}
 	if s.require("endpoints", "[ { address: 10.0.0.31:5432 } ]") {
 		site.endpoints = r.endpoints(s, b)
 	}
 	return site
+}
+
+func (s *section) reuse(b *Backend) {
+	reuse := s.section("reuse", reuseKeys...)
+	b.IdleMax = reuse.integer("idle", defaultIdleMax, idleBound)
+	b.IdleTime = reuse.duration("time", defaultIdleTime, idleTimeBound)
+	if b.ProxyHeader == NoProxyHeader {
+		return
+	}
+	// Such a connection says who its client is, so it is of no use to another.
+	if reuse.has("idle") && b.IdleMax > 0 {
+		reuse.fail("idle", "must be 0, for proxyProtocol makes each connection one client's")
+	}
+	b.IdleMax = 0
 }
 
 func (r *reader) endpoints(s *section, b *Backend) []endpointSite {

@@ -89,7 +89,7 @@ func (p Plan) listenerLines() *planLines {
 		l.add(r.Ref.Name, "- listener %s %v", r.Ref.Name, r.VIP)
 	}
 	for _, c := range p.ListenersChanged {
-		l.add(c.New.Ref.Name, "~ listener %s: %s", c.New.Ref.Name, listenerFields.changes(c.Old, c.New))
+		l.add(c.New.Ref.Name, "~ listener %s: %s", c.New.Ref.Name, listenerChanges(c.Old, c.New))
 	}
 	return &l
 }
@@ -143,7 +143,9 @@ func (f fields[T]) changes(old, new *T) string {
 
 var listenerFields = fields[Listener]{
 	{"vip", func(l *Listener) string { return l.VIP.String() }},
-	{"backend", func(l *Listener) string { return l.BackendName }},
+	{"protocol", func(l *Listener) string { return l.Protocol.String() }},
+	{"backend", func(l *Listener) string { return printable(l.BackendName) }},
+	{"proxyProtocol.from", func(l *Listener) string { return prefixesText(l.ProxyFrom) }},
 	{"idleTimeout", func(l *Listener) string { return durationText(l.IdleTimeout) }},
 	{"connectionsMax", func(l *Listener) string { return fmt.Sprint(l.ConnectionsMax) }},
 	{"backlog", func(l *Listener) string { return fmt.Sprint(l.Backlog) }},
@@ -163,6 +165,10 @@ var backendFields = fields[Backend]{
 	{"limits.connectionsPerEndpoint", func(b *Backend) string { return fmt.Sprint(b.ConnectionsPerEndpoint) }},
 	{"limits.queue", func(b *Backend) string { return fmt.Sprint(b.QueueMax) }},
 	{"limits.queueTime", func(b *Backend) string { return durationText(b.QueueTime) }},
+	{"proxyProtocol", func(b *Backend) string { return b.ProxyHeader.String() }},
+	{"answerTimeout", func(b *Backend) string { return durationText(b.AnswerTimeout) }},
+	{"reuse.idle", func(b *Backend) string { return fmt.Sprint(b.IdleMax) }},
+	{"reuse.time", func(b *Backend) string { return durationText(b.IdleTime) }},
 }
 
 var endpointFields = fields[Endpoint]{

@@ -13,7 +13,7 @@ import (
 
 const (
 	sourceMax = 4 << 20 // octets of a file
-	depthMax  = 32      // levels of mappings and lists; the deepest of ours is the sixth
+	depthMax  = 32      // levels of mappings and lists; the deepest of ours is the ninth
 )
 
 // place is where something stands in the file.
@@ -210,3 +210,6 @@ func join(path, key string) string {
 	}
 	return path + "." + key
 }
+
+// index appends the place in a list to a path.
+func index(path string, i int) string { return fmt.Sprintf("%s[%d]", path, i) }

@@ -28,15 +28,17 @@ func (r *reader) validate(d *draft) {
 		if vip := l.l.VIP; l.l.Movable && vip.IsValid() && vip.Addr().IsUnspecified() {
 			l.fail("movable", "the VIP %v is a wildcard; only flows of a specific address can move", vip)
 		}
-		if l.l.BackendName == "" {
-			continue
+		seen := make(map[string]bool) // what is wrong with one backend is said once
+		for _, u := range l.uses {
+			used[u.name] = true
+			if b := backends[u.name]; b == nil && !d.root.meant["backends"] {
+				u.fail(u.key, "no backend %q%s", clip(u.name), thereAre(u.name, names))
+			} else if b != nil && !seen[u.name] {
+				l.validateBackend(b, u)
+			}
+			seen[u.name] = true
 		}
-		used[l.l.BackendName] = true
-		if b := backends[l.l.BackendName]; b != nil {
-			l.validateBackend(b)
-		} else if !d.root.meant["backends"] {
-			l.fail("backend", "no backend %q%s", clip(l.l.BackendName), thereAre(l.l.BackendName, names))
-		}
+		l.validateRoutes()
 	}
 	for _, b := range d.backends {
 		if !used[b.b.Ref.Name] {
@@ -109,8 +111,8 @@ func (b *backendSite) validateEndpoints() {
 	}
 }
 
-// validateBackend: what the listener asks of its backend.
-func (l listenerSite) validateBackend(b *backendSite) {
+// validateBackend: what the listener asks of a backend, which it names by u.
+func (l listenerSite) validateBackend(b *backendSite, u use) {
 	vip := l.l.VIP.Addr()
 	if l.l.Movable {
 		if b.byKernel && !b.broken {
@@ -135,11 +137,11 @@ func (l listenerSite) validateBackend(b *backendSite) {
 		case !a.IsValid() || a.Is4() == vip.Is4() && !l.l.DualStack:
 			continue
 		case l.l.DualStack:
-			l.r.warn(l.at("backend"), join(l.path, "backend"),
+			l.r.warn(u.at(u.key), join(u.path, u.key),
 				"backend %q has source: vip and endpoint %s is %s; clients of the other family cannot be served by it",
 				b.b.Ref.Name, printable(site.e.Name), family(a))
 		default:
-			l.fail("backend", "backend %q has source: vip, but endpoint %s is %s and the VIP %v is %s",
+			u.fail(u.key, "backend %q has source: vip, but endpoint %s is %s and the VIP %v is %s",
 				b.b.Ref.Name, printable(site.e.Name), family(a), vip, family(vip))
 		}
 		return

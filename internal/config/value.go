@@ -3,6 +3,7 @@ package config
 import (
 	"errors"
 	"fmt"
+	"math"
 	"regexp"
 	"slices"
 	"strconv"
@@ -101,6 +102,60 @@ func parseDuration(s string) (time.Duration, error) {
 		return 0, errors.New("not a duration, as in 250ms, 2s, 1m30s or 24h")
 	}
 	return d, nil
+}
+
+// size reads a number of octets, which has a unit unless it is 0.
+func (s *section) size(key string, otherwise uint64, bound sizeBound) uint64 {
+	t, ok := s.scalar(key)
+	if !ok {
+		return otherwise
+	}
+	n, err := parseSize(t.value)
+	if err != nil {
+		s.fail(key, "%q: %v", clip(t.value), err)
+		return otherwise
+	}
+	if err := bound.check(n); err != nil {
+		s.fail(key, "%s %v", clip(t.value), err)
+		return otherwise
+	}
+	return n
+}
+
+var sizeUnits = []struct {
+	name  string
+	shift int
+}{{"TiB", 40}, {"GiB", 30}, {"MiB", 20}, {"KiB", 10}, {"B", 0}}
+
+func parseSize(s string) (uint64, error) {
+	if s == "0" {
+		return 0, nil
+	}
+	if numberForm.MatchString(s) {
+		return 0, errors.New("a size needs a unit, as in 512B, 16KiB or 8MiB")
+	}
+	for _, unit := range sizeUnits {
+		digits, found := strings.CutSuffix(s, unit.name)
+		if !found || !wholeForm.MatchString(digits) {
+			continue
+		}
+		n, err := strconv.ParseUint(digits, 10, 64)
+		if err != nil || n > math.MaxUint64>>unit.shift {
+			break
+		}
+		return n << unit.shift, nil
+	}
+	return 0, errors.New("not a size: a whole number with B, KiB, MiB, GiB or TiB")
+}
+
+// sizeText gives n in the largest unit that has no fraction.
+func sizeText(n uint64) string {
+	for _, unit := range sizeUnits {
+		if n != 0 && n>>unit.shift<<unit.shift == n {
+			return fmt.Sprintf("%d%s", n>>unit.shift, unit.name)
+		}
+	}
+	return "0"
 }
 
 // choice reads one of the words, and gives its index.
