@@ -72,8 +72,11 @@ func inChunks(l *loop.Loop, list []tenant, do func(l *loop.Loop, t tenant, f *fl
 // old tells that f is under a listener or a backend that c has not, or has in
 // another version.
 func old(c *config.Config, f *flow.Flow) bool {
-	l, b := c.Listeners[f.Listener().Ref.Name], c.Backends[f.Backend().Ref.Name]
-	return l == nil || b == nil || l.Ref != f.Listener().Ref || b.Ref != f.Backend().Ref
+	if l := c.Listeners[f.Listener().Ref.Name]; l == nil || l.Ref != f.Listener().Ref {
+		return true
+	}
+	b := f.Backend() // nil between requests
+	return b != nil && !same(c.Backends[b.Ref.Name], b)
 }
 
 // changeChunk bounds how many flows follow a change in one turn of their loop.

@@ -145,8 +145,10 @@ func (n *Node) steer(peer move.Greeting, at netip.Addr) error {
 			continue
 		}
 		addrs[l.VIP.Addr()] = true
-		if b := c.Backends[l.BackendName]; b != nil && b.Source.IsValid() {
-			addrs[b.Source] = true
+		for _, name := range l.Names() {
+			if b := c.Backends[name]; b != nil && b.Source.IsValid() {
+				addrs[b.Source] = true
+			}
 		}
 	}
 	return n.host.admin.Steer(slices.Collect(maps.Keys(addrs)), without(first, last, ports, at))

@@ -243,7 +243,7 @@ func (n *Node) open(c *config.Config, old *loop.Generation, inherited map[string
 	for name, l := range c.Listeners {
 		key := vipKey(l)
 		if old != nil {
-			if was := old.Listening[name]; was != nil && was.Object.Ref == l.Ref && was.Backend.Ref == c.Backends[l.BackendName].Ref {
+			if was := old.Listening[name]; was != nil && was.Object.Ref == l.Ref && same(was.Backend, c.Backends[l.BackendName]) {
 				g.Listening[name] = was // untouched
 				used[key] = true
 				continue
@@ -277,6 +277,15 @@ func (n *Node) open(c *config.Config, old *loop.Generation, inherited map[string
 		}
 	}
 	return g, used, nil
+}
+
+// same tells whether two versions of a listener's backend are one. A listener
+// for HTTP has none: its requests find theirs.
+func same(a, b *config.Backend) bool {
+	if a == nil || b == nil {
+		return a == b
+	}
+	return a.Ref == b.Ref
 }
 
 func listenSpec(l *config.Listener) sock.ListenSpec {
@@ -499,7 +508,10 @@ func (n *Node) sweep(now time.Time) {
 		var list []tenant
 		l.Ask(func(l *loop.Loop) { list = tenants(l) })
 		inChunks(l, list, func(_ *loop.Loop, _ tenant, f *flow.Flow) {
-			named[f.Listener()], named[f.Backend()] = true, true
+			named[f.Listener()] = true
+			if b := f.Backend(); b != nil {
+				named[b] = true
+			}
 			if e := f.Endpoint(); e != nil {
 				named[e] = true
 			}
