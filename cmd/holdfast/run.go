@@ -181,6 +181,7 @@ type checked struct {
 	Listeners int       `json:"listeners,omitempty"`
 	Backends  int       `json:"backends,omitempty"`
 	Endpoints int       `json:"endpoints,omitempty"`
+	Routes    int       `json:"routes,omitempty"` // of all listeners for HTTP
 }
 
 // problem is one fault of a file, or one warning.
@@ -230,6 +231,11 @@ func check(name string, asJSON bool) error {
 		for _, b := range c.Backends {
 			result.Endpoints += len(b.Endpoints)
 		}
+		for _, l := range c.Listeners {
+			if l.Rules != nil {
+				result.Routes += len(l.Rules.Routes)
+			}
+		}
 	}
 	if asJSON {
 		var bad *config.Errors
@@ -252,7 +258,11 @@ func check(name string, asJSON bool) error {
 	if err != nil {
 		return failed(err)
 	}
-	fmt.Printf("%s: ok: %d listeners, %d backends, %d endpoints\n", name, result.Listeners, result.Backends, result.Endpoints)
+	fmt.Printf("%s: ok: %d listeners, %d backends, %d endpoints", name, result.Listeners, result.Backends, result.Endpoints)
+	if result.Routes > 0 {
+		fmt.Printf(", %d routes", result.Routes)
+	}
+	fmt.Println()
 	return nil
 }
 
