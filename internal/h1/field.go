@@ -11,7 +11,7 @@ var (
 	faultConnection  = refuse(400, "Connection is no list of tokens")
 	faultEndToEnd    = refuse(400, "Connection names a field that is not for one hop alone")
 	faultLengths     = refuse(400, "more than one Content-Length field")
-	faultLength      = refuse(400, "Content-Length is no number of up to 18 digits")
+	faultLength      = refuse(400, "Content-Length is no number of up to 18 digits without leading zeros")
 	faultCodings     = refuse(400, "more than one transfer coding")
 	faultCoding      = refuse(400, "Transfer-Encoding is no token")
 	faultCodingOther = refuse(501, "a transfer coding other than chunked")
@@ -296,7 +296,8 @@ func (h *Head) framing() *fault {
 		return faultLengths
 	}
 	v := h.value(ContentLength)
-	if len(v) == 0 || len(v) > 18 {
+	// Some read a leading zero as the sign of an octal number.
+	if len(v) == 0 || len(v) > 18 || v[0] == '0' && len(v) > 1 {
 		return faultLength
 	}
 	for _, c := range v {

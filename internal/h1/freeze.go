@@ -2,6 +2,7 @@ package h1
 
 import (
 	"fmt"
+	"math"
 
 	"github.com/holdfast-lb/holdfast/internal/frozen"
 )
@@ -17,6 +18,9 @@ func (b *Body) Freeze() *frozen.Body {
 // ThawBody picks a body up. What no body could have come to is a
 // [frozen.Refused].
 func ThawBody(z *frozen.Body) (Body, error) {
+	if z == nil {
+		return Body{}, refused("missing")
+	}
 	if z.Framing > uint32(UntilClose) || z.State > uint32(endLF) {
 		return Body{}, refused("framing %d, state %d: not known to this release", z.Framing, z.State)
 	}
@@ -44,14 +48,16 @@ func (b *Body) possible() bool {
 	case over:
 		return b.left == 0 && b.octets == 0 && (b.framed != NoBody || b.count == 0)
 	case plain:
-		return b.octets == 0 && (b.framed == ByLength && b.left > 0 || b.framed == UntilClose && b.left == 0)
+		return b.octets == 0 && (b.framed == ByLength && b.left > 0 && b.left <= math.MaxUint64-b.count || b.framed == UntilClose && b.left == 0)
 	}
 	if b.framed != Chunked || b.count > chunkMax || b.left > chunkMax-b.count {
 		return false
 	}
 	switch b.state {
-	case line, name, value, valueLF, endLF:
+	case line:
 		return b.left == 0
+	case name, value, valueLF, endLF:
+		return b.left == 0 && b.octets > 0
 	}
 	if b.octets > extensionsMax {
 		return false

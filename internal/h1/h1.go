@@ -11,7 +11,7 @@ package h1
 
 // Limits bound what a peer may send in a head.
 type Limits struct {
-	LineMax   int // octets of the request line without CRLF; more is 414
+	LineMax   int // octets of the first line without CRLF; more is 414
 	HeadMax   int // octets of a head with the empty line at its end; more is 431
 	FieldsMax int // fields of a head; more is 431; at most [FieldsMost]
 }
@@ -26,7 +26,7 @@ const HeadMost = 16 << 10
 // Error is why octets are no message. Each is made once; none holds octets of
 // the peer.
 type Error struct {
-	Status int    // the answer to a client: 400, 413, 414, 431, 501 or 505; of a response it is 502
+	Status int    // the answer to a client: 400, 414, 417, 431, 501 or 505; of a response it is 502
 	Why    string // for people, as in "two Content-Length fields"
 }
 
@@ -72,9 +72,11 @@ type Field struct {
 	Known Known // what the name is
 	// Drop: the field is for one hop alone and is not passed on (RFC 9110,
 	// section 7.6.1): Connection and all it names, Keep-Alive,
-	// Proxy-Connection, TE, Upgrade. Never set for framing fields and Host.
-	// Whoever forwards may set it for more fields, and says by itself what an
-	// upgrade needs.
+	// Proxy-Connection, TE, Upgrade. Also Expect of HTTP/1.0, which means
+	// nothing there; and what X_Forwarded_For and the like would be read as
+	// behind CGI. Never set for Host, nor for framing fields but those of 2xx to
+	// CONNECT. Whoever forwards may set it for more fields, and says by itself
+	// what an upgrade needs.
 	Drop bool
 }
 
@@ -150,12 +152,14 @@ type Head struct {
 	Reason Span
 
 	Minor   uint8   // 1 of HTTP/1.1, 0 of HTTP/1.0
-	Framing Framing // of the body that follows
+	Framing Framing // of the body that follows; NoBody with a length of 0, too
 	Length  uint64  // with ByLength
 	// Close: the sender ends the connection after this message, be it that it
 	// says so or that it speaks HTTP/1.0 and does not say "keep-alive".
-	Close    bool
-	Upgrade  bool // Connection names Upgrade, and there is an Upgrade field
+	Close bool
+	// Upgrade: Connection names Upgrade, and there is such a field; in HTTP/1.1,
+	// and with no body that would come first.
+	Upgrade  bool
 	Continue bool // Expect: 100-continue, of an HTTP/1.1 request
 	Trailers bool // TE names trailers
 

@@ -7,7 +7,7 @@ import (
 
 var (
 	faultLine        = refuse(400, "the request line is no method, target and version with one space between")
-	faultVersion     = refuse(400, "no HTTP version, or one in small letters")
+	faultVersion     = refuse(400, "no HTTP version")
 	faultVersions    = refuse(505, "an HTTP version other than 1.0 and 1.1")
 	faultTarget      = refuse(400, "a target that is not of the form that its method wants")
 	faultEscape      = refuse(400, "a path with a percent sign that two hexadecimal digits do not follow")
