@@ -3,7 +3,6 @@ package bench
 import (
 	"encoding/binary"
 	"fmt"
-	"os"
 
 	"golang.org/x/sys/unix"
 )
@@ -30,16 +29,21 @@ func pattern(n int) []byte {
 
 // backendSpec says what the backend serves.
 type backendSpec struct {
-	Kind  string // "echo" or "source"
+	Kind  string // "echo", "source" or "http"
 	Ports []int
+	Bytes int // of the content of an HTTP answer
+
+	// Proxied says that a proxy stands before us: it has to add
+	// X-Forwarded-For and to use its connections again.
+	Proxied bool
 }
 
 // backendConn is what the backend knows of one connection.
 type backendConn struct {
-	listener bool
-	ending   bool   // the client asked a source to stop
-	sent     uint64 // octets of pattern sent by a source
-	tail     []byte // what is left of the trailer
+	port   int    // of a listener; 0 is none
+	ending bool   // the client asked a source to stop
+	sent   uint64 // octets of pattern sent by a source
+	tail   []byte // what is left of the trailer
 }
 
 // chunkBytes is what a source offers to the kernel in one call. 256 KiB fills
@@ -53,18 +57,21 @@ func runBackend(spec backendSpec) error {
 		return err
 	}
 	conns := make([]backendConn, 20000)
+	served := make([]httpServed, len(conns))
+	h := newHTTPBackend(&spec)
 	for _, port := range spec.Ports {
 		fd, err := listen(port)
 		if err != nil {
 			return err
 		}
-		conns[fd].listener = true
+		conns[fd].port = port
+		h.ports[port] = new(portUse)
 		p.add(fd, unix.EPOLLIN)
 	}
 	stream := pattern(chunkBytes + patternPeriod)
 	scratch := make([]byte, 64<<10)
 	mask := uint32(evConn)
-	if spec.Kind == "source" {
+	if spec.Kind != "echo" {
 		mask |= unix.EPOLLOUT
 	}
 	fmt.Println("ready")
@@ -74,17 +81,22 @@ func runBackend(spec backendSpec) error {
 			fd := int(ev.Fd)
 			c := &conns[fd]
 			switch {
-			case c.listener:
+			case c.port != 0:
+				use := h.ports[c.port]
 				for {
 					n, e := accept(fd)
 					if e != 0 {
 						break
 					}
 					conns[n] = backendConn{}
+					use.connections++
+					served[n] = httpServed{use: use, in: served[n].in[:0]}
 					p.add(n, mask)
 				}
 			case spec.Kind == "source":
 				source(p, fd, c, ev.Events, stream, scratch)
+			case spec.Kind == "http":
+				h.event(fd, &served[fd], ev.Events, scratch)
 			default:
 				echo(fd, scratch)
 			}
@@ -110,8 +122,7 @@ func echo(fd int, scratch []byte) {
 			return
 		}
 		if e != 0 || w != n {
-			fmt.Fprintf(os.Stderr, "bench: backend: sent %d of %d octets: %v\n", w, n, e)
-			os.Exit(1)
+			fault("sent %d of %d octets: %v", w, n, e)
 		}
 		if n < len(scratch) {
 			return // a new arrival is a new edge

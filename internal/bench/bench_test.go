@@ -227,10 +227,12 @@ func TestTable(t *testing.T) {
 	golden(t, "table.txt", b.String())
 }
 
-// Each template uses only settings that exist, and those that matter.
+// Each template uses only settings that exist, and those that matter; on rows
+// of HTTP all proxies speak it.
 func TestTemplates(t *testing.T) {
-	for _, bulk := range []bool{false, true} {
-		s := settings{Port: 20001, BackendPort: 20002, Loops: 1, Dir: t.TempDir(), FilesMax: 20000, ConnectionsMax: 9500, Bulk: bulk, NginxStream: "/m.so"}
+	for _, row := range rows {
+		s := settings{Port: 20001, BackendPort: 20002, Loops: row.loops, Dir: t.TempDir(), FilesMax: 20000, ConnectionsMax: 9500, NginxStream: "/m.so"}
+		s.forRow(&row)
 		for _, name := range []string{"holdfast.yaml", "haproxy.cfg", "nginx.conf"} {
 			path, err := proxy{name: name, template: name}.configure(s)
 			if err != nil {
@@ -240,9 +242,15 @@ func TestTemplates(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			for _, want := range []string{"127.0.0.1:20001", "127.0.0.1:20002"} {
+			wants := []string{"127.0.0.1:20001", "127.0.0.1:20002"}
+			if row.backend == "http" {
+				wants = append(wants, "http")
+			} else if strings.Contains(string(text), "http") {
+				t.Errorf("%s, row %s, is of HTTP:\n%s", name, row.name, text)
+			}
+			for _, want := range wants {
 				if !strings.Contains(string(text), want) {
-					t.Errorf("%s lacks %q:\n%s", name, want, text)
+					t.Errorf("%s, row %s, lacks %q:\n%s", name, row.name, want, text)
 				}
 			}
 		}
@@ -340,13 +348,14 @@ func TestAskBusy(t *testing.T) {
 }
 
 // startBackend starts a backend child for the time of a test.
-func startBackend(t *testing.T, kind string) int {
+func startBackend(t *testing.T, spec backendSpec) int {
 	t.Helper()
 	ports, err := freePorts(1)
 	if err != nil {
 		t.Fatal(err)
 	}
-	b, err := startChild("backend", backendSpec{Kind: kind, Ports: ports}, filepath.Join(t.TempDir(), "err"), 0)
+	spec.Ports = ports
+	b, err := startChild("backend", spec, filepath.Join(t.TempDir(), "err"), 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -387,7 +396,7 @@ func TestLoadDirect(t *testing.T) {
 	for _, row := range rows {
 		t.Run(row.name, func(t *testing.T) {
 			spec := row.load
-			spec.Port = startBackend(t, row.backend)
+			spec.Port = startBackend(t, backendSpec{Kind: row.backend, Bytes: spec.Bytes})
 			spec.Conns = min(spec.Conns, 150)
 			spec.Rate = min(spec.Rate, 2000)
 			r, err := load(t, spec)
@@ -414,8 +423,8 @@ func TestLoadFaults(t *testing.T) {
 		serve func(net.Conn)
 		want  string
 	}{
-		{"closes at once", []string{"echo", "connect", "idle"}, func(c net.Conn) {}, "connection"},
-		{"spoils an octet", []string{"echo"}, func(c net.Conn) {
+		{"closes at once", []string{"keep", "connect", "idle"}, func(c net.Conn) {}, "connection"},
+		{"spoils an octet", []string{"keep"}, func(c net.Conn) {
 			b := make([]byte, 64)
 			for n := 0; ; n++ {
 				if _, err := io.ReadFull(c, b); err != nil {
@@ -427,7 +436,7 @@ func TestLoadFaults(t *testing.T) {
 				_, _ = c.Write(b) // the generator notices
 			}
 		}, "want"},
-		{"sends one octet too many", []string{"echo", "connect", "idle"}, func(c net.Conn) {
+		{"sends one octet too many", []string{"keep", "connect", "idle"}, func(c net.Conn) {
 			b := make([]byte, 65)
 			_, _ = io.ReadFull(c, b[:64])
 			_, _ = c.Write(b)
@@ -451,7 +460,7 @@ func TestLoadFaults(t *testing.T) {
 						go func() { c.serve(conn); _ = conn.Close() }()
 					}
 				}()
-				_, err = load(t, loadSpec{Kind: kind, Port: l.Addr().(*net.TCPAddr).Port, Conns: 2, Bytes: 64})
+				_, err = load(t, loadSpec{Kind: kind, Talk: "echo", Port: l.Addr().(*net.TCPAddr).Port, Conns: 2, Bytes: 64})
 				_ = l.Close()
 				<-ended
 				if err == nil || !strings.Contains(err.Error(), c.want) {

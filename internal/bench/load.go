@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -12,10 +13,11 @@ import (
 
 // loadSpec says what the load generator does in one round.
 type loadSpec struct {
-	Kind  string // "echo", "connect", "bulk" or "idle"
+	Kind  string // "keep", "connect", "bulk" or "idle"
+	Talk  string // "echo", "http" or "websocket"; bulk has its own
 	Port  int
 	Conns int // connections at a time
-	Bytes int // of one message
+	Bytes int // of one message, or of the content of an answer
 
 	Warmup  time.Duration // load that is not counted, before the rest
 	Measure time.Duration
@@ -102,19 +104,78 @@ func message(b []byte, conn, serial uint32) {
 	}
 }
 
+// talk is what the operations of one client consist of.
+type talk interface {
+	// message returns the message that begins an operation; it is valid until
+	// the next call.
+	message(conn, serial uint32) []byte
+	// take checks octets that have arrived and reports true when the operation is complete.
+	take(b []byte) (whole bool, err error)
+	// unread is how many of the next octets need only be counted, by skip.
+	unread() int
+	skip(n int)
+	// ends reports whether the end of the connection completes the operation.
+	ends() bool
+}
+
+// talks returns what makes the talk of each client of a round.
+func talks(spec *loadSpec) (func(conn uint32) talk, error) {
+	switch spec.Talk {
+	case "echo":
+		return func(uint32) talk { return &echoTalk{out: make([]byte, spec.Bytes)} }, nil
+	case "http":
+		a := &answers{bytes: spec.Bytes, closing: spec.Kind == "connect", stream: pattern(spec.Bytes + patternPeriod)}
+		return func(conn uint32) talk { return newHTTPTalk(a, conn) }, nil
+	case "websocket":
+		return func(uint32) talk { return newSocketTalk(spec.Bytes) }, nil
+	}
+	return nil, fmt.Errorf("bench: talk %q unknown", spec.Talk)
+}
+
+// echoTalk has its messages echoed as they are.
+type echoTalk struct {
+	out []byte // the message whose echo is due
+	got int
+}
+
+func (t *echoTalk) message(conn, serial uint32) []byte {
+	message(t.out, conn, serial)
+	t.got = 0
+	return t.out
+}
+
+func (t *echoTalk) take(b []byte) (bool, error) {
+	if len(b) > len(t.out)-t.got {
+		return false, fmt.Errorf("%d %w", len(b)-(len(t.out)-t.got), errTooMany)
+	}
+	if want := t.out[t.got : t.got+len(b)]; !bytes.Equal(b, want) {
+		return false, fmt.Errorf("octets %x, want %x", b, want)
+	}
+	t.got += len(b)
+	return t.got == len(t.out), nil
+}
+
+func (t *echoTalk) unread() int { return 0 }
+func (t *echoTalk) skip(int)    {}
+func (t *echoTalk) ends() bool  { return false }
+
 // client is one connection of the generator.
 type client struct {
+	talk   talk
 	fd     int
 	id     uint32
 	serial uint32
-	got    int
 	busy   bool
 	unsent bool // the kernel has not yet taken the message
 	begun  time.Time
-	out    []byte // the message whose echo is due
+	out    []byte // the message that is under way
+	got    int    // octets of the answer
 }
 
-var errLost = errors.New("connection lost")
+var (
+	errLost    = errors.New("connection lost")
+	errTooMany = errors.New("octets too many")
+)
 
 // fail wraps what went wrong on a connection.
 func (c *client) fail(what error) error {
@@ -127,7 +188,7 @@ func (c *client) begin(due time.Time) error {
 	c.got = 0
 	c.busy = true
 	c.begun = due
-	message(c.out, c.id, c.serial)
+	c.out = c.talk.message(c.id, c.serial)
 	return c.push()
 }
 
@@ -147,35 +208,55 @@ func (c *client) push() error {
 	return nil
 }
 
-// take receives what is there and checks it against the message. It reports
-// true when the echo is complete.
-func (c *client) take(scratch []byte) (bool, error) {
-	n, e := recv(c.fd, scratch)
-	switch {
-	case e == unix.EAGAIN:
-		return false, nil
-	case e != 0:
-		return false, c.fail(fmt.Errorf("recv: %w", e))
-	case n == 0:
-		return false, c.fail(errLost)
-	case !c.busy || n > len(c.out)-c.got:
-		return false, c.fail(fmt.Errorf("%d octets too many", n))
-	case !bytes.Equal(scratch[:n], c.out[c.got:c.got+n]):
-		return false, c.fail(fmt.Errorf("octets %x, want %x", scratch[:n], c.out[c.got:c.got+n]))
+// take receives and checks what is there, of which events tells. It reports
+// true when the operation is complete.
+func (c *client) take(scratch []byte, events uint32) (bool, error) {
+	for {
+		var n int
+		var e unix.Errno
+		room := len(scratch)
+		unread := c.talk.unread()
+		if unread > 0 {
+			room = unread
+			n, e = discard(c.fd, room)
+		} else {
+			n, e = recv(c.fd, scratch)
+		}
+		switch {
+		case e == unix.EAGAIN:
+			return false, nil
+		case e != 0:
+			return false, c.fail(fmt.Errorf("recv: %w", e))
+		case n == 0 && c.busy && c.talk.ends():
+			c.busy = false
+			return true, nil
+		case n == 0:
+			return false, c.fail(errLost)
+		case !c.busy:
+			return false, c.fail(fmt.Errorf("%d %w", n, errTooMany))
+		}
+		if unread > 0 {
+			c.talk.skip(n)
+		} else if whole, err := c.talk.take(scratch[:n]); err != nil {
+			return false, c.fail(err)
+		} else if whole {
+			c.busy = false
+			return true, nil
+		}
+		c.got += n
+		// A new arrival is a new edge; an end that had arrived before the wait is none.
+		if n < room && events&unix.EPOLLRDHUP == 0 {
+			return false, nil
+		}
 	}
-	if c.got += n; c.got < len(c.out) {
-		return false, nil
-	}
-	c.busy = false
-	return true, nil
 }
 
 // runLoad does one round. between, for the idle kind, is called while all
 // connections stand open and silent.
 func runLoad(spec loadSpec, between func()) (loadResult, error) {
 	switch spec.Kind {
-	case "echo":
-		return loadEcho(&spec)
+	case "keep":
+		return loadKeep(&spec)
 	case "connect":
 		return loadConnect(&spec)
 	case "bulk":
@@ -189,7 +270,12 @@ func runLoad(spec loadSpec, between func()) (loadResult, error) {
 // paceTick is how often a generator with a rate begins what is due.
 const paceTick = 500 * time.Microsecond
 
-func loadEcho(spec *loadSpec) (loadResult, error) {
+// loadKeep has spec.Conns connections do one operation after another.
+func loadKeep(spec *loadSpec) (loadResult, error) {
+	newTalk, err := talks(spec)
+	if err != nil {
+		return loadResult{}, err
+	}
 	p, err := newPoller()
 	if err != nil {
 		return loadResult{}, err
@@ -204,7 +290,7 @@ func loadEcho(spec *loadSpec) (loadResult, error) {
 		}
 		defer closeFD(fd)
 		_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
-		clients[i] = &client{fd: fd, id: uint32(i), out: make([]byte, spec.Bytes)}
+		clients[i] = &client{talk: newTalk(uint32(i)), fd: fd, id: uint32(i)}
 		byFD[fd] = clients[i]
 		p.add(fd, evConn|unix.EPOLLOUT)
 	}
@@ -269,7 +355,7 @@ func loadEcho(spec *loadSpec) (loadResult, error) {
 					return loadResult{}, err
 				}
 			}
-			whole, err := c.take(scratch)
+			whole, err := c.take(scratch, ev.Events)
 			if err != nil {
 				return loadResult{}, err
 			}
@@ -303,7 +389,7 @@ func loadEcho(spec *loadSpec) (loadResult, error) {
 			return m.result, nil
 		}
 		if now.Sub(m.end) > drainMax {
-			return loadResult{}, fmt.Errorf("bench: %d echoes not back %v after the round", left, drainMax)
+			return loadResult{}, fmt.Errorf("bench: %d operations not over %v after the round", left, drainMax)
 		}
 	}
 }
@@ -321,9 +407,13 @@ func ticker(d time.Duration) (int, error) {
 	return fd, nil
 }
 
-// loadConnect keeps spec.Conns sequences going; each connects, has one
-// message echoed, closes and begins again.
+// loadConnect keeps spec.Conns sequences going; each connects, does one
+// operation, closes and begins again.
 func loadConnect(spec *loadSpec) (loadResult, error) {
+	newTalk, err := talks(spec)
+	if err != nil {
+		return loadResult{}, err
+	}
 	p, err := newPoller()
 	if err != nil {
 		return loadResult{}, err
@@ -340,7 +430,7 @@ func loadConnect(spec *loadSpec) (loadResult, error) {
 		if err := c.begin(now); err != nil {
 			return err
 		}
-		// Most echoes are not back yet. EPOLLOUT is needed only where the
+		// Most answers are not here yet. EPOLLOUT is needed only where the
 		// handshake was not over when we sent.
 		mask := uint32(evConn)
 		if c.unsent {
@@ -351,7 +441,7 @@ func loadConnect(spec *loadSpec) (loadResult, error) {
 	}
 	m := newMeter(spec)
 	for i := range spec.Conns {
-		c := &client{id: uint32(i), out: make([]byte, spec.Bytes)}
+		c := &client{talk: newTalk(uint32(i)), id: uint32(i)}
 		if err := open(c, time.Now()); err != nil {
 			return loadResult{}, err
 		}
@@ -367,7 +457,7 @@ func loadConnect(spec *loadSpec) (loadResult, error) {
 			}
 		}
 		if over && now.Sub(m.end) > drainMax {
-			return loadResult{}, fmt.Errorf("bench: %d echoes not back %v after the round", left, drainMax)
+			return loadResult{}, fmt.Errorf("bench: %d operations not over %v after the round", left, drainMax)
 		}
 		for _, ev := range events {
 			c := byFD[ev.Fd]
@@ -376,7 +466,7 @@ func loadConnect(spec *loadSpec) (loadResult, error) {
 					return loadResult{}, err
 				}
 			}
-			whole, err := c.take(scratch)
+			whole, err := c.take(scratch, ev.Events)
 			if err != nil {
 				return loadResult{}, err
 			}
@@ -559,17 +649,21 @@ func (s *stream) finish() error {
 	return nil
 }
 
-// idleStep is how many connections the idle load opens at a time: fewer than
-// any listen queue holds.
+// idleStep is how many connections the idle load opens, and later uses, at a
+// time: fewer than any listen queue holds.
 const idleStep = 100
 
-// loadIdle opens spec.Conns connections, each with one echo, calls between,
-// has each echo once more, to prove that it was kept, and closes them.
+// loadIdle opens spec.Conns connections, each with one operation, calls
+// between, has each do another one, to prove that it was kept, and closes them.
 func loadIdle(spec *loadSpec, between func()) (loadResult, error) {
+	newTalk, err := talks(spec)
+	if err != nil {
+		return loadResult{}, err
+	}
 	sa := sockaddr(spec.Port)
 	clients := make([]*client, spec.Conns)
 	scratch := make([]byte, 4096)
-	// all has the clients exchange one message each.
+	// all has the clients do one operation each.
 	all := func(clients []*client) error {
 		for _, c := range clients {
 			if err := c.begin(time.Now()); err != nil {
@@ -579,7 +673,7 @@ func loadIdle(spec *loadSpec, between func()) (loadResult, error) {
 		for _, c := range clients {
 			for limit := time.Now().Add(drainMax); c.busy; {
 				if time.Now().After(limit) {
-					return c.fail(fmt.Errorf("no echo within %v", drainMax))
+					return c.fail(fmt.Errorf("no answer within %v", drainMax))
 				}
 				fds := []unix.PollFd{{Fd: int32(c.fd), Events: unix.POLLIN}}
 				if c.unsent {
@@ -593,7 +687,7 @@ func loadIdle(spec *loadSpec, between func()) (loadResult, error) {
 						return err
 					}
 				}
-				if _, err := c.take(scratch); err != nil {
+				if _, err := c.take(scratch, 0); err != nil {
 					return err
 				}
 			}
@@ -611,7 +705,7 @@ func loadIdle(spec *loadSpec, between func()) (loadResult, error) {
 			return loadResult{}, err
 		}
 		defer closeFD(fd)
-		clients[i] = &client{fd: fd, id: uint32(i), out: make([]byte, spec.Bytes)}
+		clients[i] = &client{talk: newTalk(uint32(i)), fd: fd, id: uint32(i)}
 		if n := i + 1; n%idleStep == 0 || n == len(clients) {
 			if err := all(clients[(n-1)/idleStep*idleStep : n]); err != nil {
 				return loadResult{}, err
@@ -624,5 +718,10 @@ func loadIdle(spec *loadSpec, between func()) (loadResult, error) {
 	}
 	r := loadResult{Ops: float64(spec.Conns), Seconds: time.Since(begin).Seconds(), CPU: after - before}
 	between()
-	return r, all(clients)
+	for step := range slices.Chunk(clients, idleStep) {
+		if err := all(step); err != nil {
+			return loadResult{}, err
+		}
+	}
+	return r, nil
 }

@@ -31,6 +31,15 @@ type settings struct {
 	ConnectionsMax    int    // clients that the proxy must be able to serve
 	Bulk              bool   // the row streams: each proxy as it is best for that
 	NginxStream       string // the dynamic stream module, empty if built in
+	HTTP              bool   // HTTP instead of TCP; the template is another
+	WebSocket         bool   // the row upgrades
+	AnswerBytes       int    // of the content of an answer
+}
+
+// forRow fills in what follows from the row.
+func (s *settings) forRow(r *row) {
+	s.Bulk, s.HTTP, s.WebSocket = r.backend == "source", r.backend == "http", r.load.Talk == "websocket"
+	s.AnswerBytes = r.load.Bytes
 }
 
 // proxy is one that can be measured.
@@ -42,6 +51,8 @@ type proxy struct {
 	// ready reports whether it says "ready:" on standard output; others are
 	// asked by connecting.
 	saysReady bool
+	// forks says that it has a process for each loop beside its first.
+	forks bool
 	// dying is what it gets should we be killed.
 	dying syscall.Signal
 }
@@ -75,6 +86,7 @@ func programs(names []string, binary string) (map[string]proxy, error) {
 			found[name] = proxy{name: name, template: "nginx.conf",
 				// A master that is killed leaves its workers behind.
 				dying: syscall.SIGTERM,
+				forks: true,
 				command: func(config string) []string {
 					// -e: the log of the time before the configuration is read.
 					return []string{p, "-e", filepath.Join(filepath.Dir(config), "nginx.err"), "-c", config}
@@ -99,7 +111,11 @@ func nginxStreamModule() string {
 
 // configure writes the configuration for s below s.Dir and returns its path.
 func (p proxy) configure(s settings) (string, error) {
-	t, err := template.New(p.template+".tmpl").Option("missingkey=error").ParseFS(templates, "peers/"+p.template+".tmpl")
+	source := p.template + ".tmpl"
+	if s.HTTP {
+		source = "http-" + source
+	}
+	t, err := template.New(source).Option("missingkey=error").ParseFS(templates, "peers/"+source)
 	if err != nil {
 		return "", fmt.Errorf("bench: template of %s: %w", p.name, err)
 	}

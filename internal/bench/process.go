@@ -86,8 +86,8 @@ func start(name string, command, env []string, stderr string, cpus []int, dying 
 	return p, nil
 }
 
-// startChild runs this program again in a role.
-func startChild(role string, spec any, stderr string, cpu int) (*process, error) {
+// startChild runs this program again in a role, pinned to cpus.
+func startChild(role string, spec any, stderr string, cpus ...int) (*process, error) {
 	b, err := json.Marshal(spec)
 	if err != nil {
 		return nil, fmt.Errorf("bench: orders for %s: %w", role, err)
@@ -98,7 +98,7 @@ func startChild(role string, spec any, stderr string, cpu int) (*process, error)
 	}
 	// One thread holds the only processor and shall not be interrupted.
 	env := []string{roleEnv + "=" + role, specEnv + "=" + string(b), "GODEBUG=asyncpreemptoff=1", "GOMAXPROCS=1"}
-	return start(role, []string{self}, env, stderr, []int{cpu}, syscall.SIGKILL)
+	return start(role, []string{self}, env, stderr, cpus, syscall.SIGKILL)
 }
 
 // pid is the id of the process.

@@ -11,10 +11,13 @@ type row struct {
 	title string // in a sentence: what an operation is
 	unit  string // of the figure that is compared
 
-	backend string   // kind of the backend: "echo" or "source"
+	backend string   // kind of the backend: "echo", "source" or "http"
 	load    loadSpec // what the generator does; ports and times are filled in
 	loops   int      // event loops, threads or workers of the proxy, a CPU each
 	run     func(*run) error
+
+	// goal is the ratio to the best peer that the row is to reach; 0 is none.
+	goal float64
 
 	// only names the proxies that the row is about; none means all.
 	only []string
@@ -25,12 +28,12 @@ type row struct {
 var rows = []row{
 	{
 		name: "tcp-echo", title: "64 octets there and back, 64 connections", unit: "us/op",
-		backend: "echo", load: loadSpec{Kind: "echo", Conns: 64, Bytes: 64},
+		backend: "echo", load: loadSpec{Kind: "keep", Talk: "echo", Conns: 64, Bytes: 64},
 		loops: 1, run: (*run).rounds,
 	},
 	{
 		name: "tcp-connect", title: "connect, 64 octets there and back, close; 4 at a time", unit: "us/op",
-		backend: "echo", load: loadSpec{Kind: "connect", Conns: 4, Bytes: 64},
+		backend: "echo", load: loadSpec{Kind: "connect", Talk: "echo", Conns: 4, Bytes: 64},
 		loops: 1, run: (*run).rounds,
 	},
 	{
@@ -40,12 +43,52 @@ var rows = []row{
 	},
 	{
 		name: "tcp-idle", title: "resident memory of a pair of connections after one echo, 4,500 pairs", unit: "octets/pair",
-		backend: "echo", load: loadSpec{Kind: "idle", Conns: 4500, Bytes: 64},
+		backend: "echo", load: loadSpec{Kind: "idle", Talk: "echo", Conns: 4500, Bytes: 64},
 		loops: 1, run: (*run).idle,
 	},
 	{
+		name: "http-small", title: "GET with an answer of 100 octets, 64 connections", unit: "us/op",
+		backend: "http", load: loadSpec{Kind: "keep", Talk: "http", Conns: 64, Bytes: 100},
+		loops: 1, run: (*run).rounds, goal: 0.75,
+	},
+	{
+		name: "http-small-8", title: "the same, 8 connections", unit: "us/op",
+		backend: "http", load: loadSpec{Kind: "keep", Talk: "http", Conns: 8, Bytes: 100},
+		loops: 1, run: (*run).rounds, goal: 0.85,
+	},
+	{
+		name: "http-small-2loops", title: "the same, 64 connections, 2 loops, threads or workers", unit: "us/op",
+		backend: "http", load: loadSpec{Kind: "keep", Talk: "http", Conns: 64, Bytes: 100},
+		loops: 2, run: (*run).rounds, goal: 0.85,
+	},
+	{
+		name: "http-10k", title: "GET with an answer of 10 KiB, 64 connections", unit: "us/op",
+		backend: "http", load: loadSpec{Kind: "keep", Talk: "http", Conns: 64, Bytes: 10 << 10},
+		loops: 1, run: (*run).rounds, goal: 0.75,
+	},
+	{
+		name: "http-1m", title: "GET with an answer of 1 MiB, 8 connections", unit: "us/op",
+		backend: "http", load: loadSpec{Kind: "keep", Talk: "http", Conns: 8, Bytes: 1 << 20},
+		loops: 1, run: (*run).rounds, goal: 0.95,
+	},
+	{
+		name: "http-close", title: "connect, GET with an answer of 100 octets, close; 16 at a time", unit: "us/op",
+		backend: "http", load: loadSpec{Kind: "connect", Talk: "http", Conns: 16, Bytes: 100},
+		loops: 1, run: (*run).rounds, goal: 0.85,
+	},
+	{
+		name: "http-ws-echo", title: "WebSocket frames of 64 octets there and back, 64 connections", unit: "us/op",
+		backend: "http", load: loadSpec{Kind: "keep", Talk: "websocket", Conns: 64, Bytes: 64},
+		loops: 1, run: (*run).rounds, goal: 0.90,
+	},
+	{
+		name: "http-idle", title: "resident memory of an idle connection after one GET, 9,500 connections", unit: "octets/connection",
+		backend: "http", load: loadSpec{Kind: "idle", Talk: "http", Conns: 9500, Bytes: 100},
+		loops: 1, run: (*run).idle, goal: 0.30,
+	},
+	{
 		name: "control-busy", title: "echo latency while 1,000 configurations are parsed and 1,000 checks a second run in the process, over the latency without", unit: "ratio",
-		backend: "echo", load: loadSpec{Kind: "echo", Conns: 64, Bytes: 64, Rate: 10000},
+		backend: "echo", load: loadSpec{Kind: "keep", Talk: "echo", Conns: 64, Bytes: 64, Rate: 10000},
 		loops: 1, run: (*run).busy, only: []string{holdfast},
 	},
 }

@@ -75,8 +75,8 @@ func Measure(opt Options, out io.Writer, stop <-chan os.Signal) error {
 	if len(opt.Peers) == 0 {
 		return fmt.Errorf("bench: row %s is about %s only", r.name, strings.Join(r.only, ", "))
 	}
-	if need := r.loops + 1; runtime.NumCPU() < need {
-		return fmt.Errorf("bench: row %s needs %d CPUs, one of them for the load; this machine has %d", r.name, need, runtime.NumCPU())
+	if need := max(r.loops, 2); runtime.NumCPU() < need {
+		return fmt.Errorf("bench: row %s needs %d CPUs; this machine has %d", r.name, need, runtime.NumCPU())
 	}
 	dir, err := os.MkdirTemp("", "holdfast-bench-")
 	if err != nil {
@@ -116,9 +116,23 @@ func build(to string) error {
 	return nil
 }
 
-// loadCPU is the CPU of the generator and the backend: the first that no
-// proxy uses.
-func (m *run) loadCPU() int { return m.row.loops }
+// loadCPUs are the CPUs of the generator and the backend: the first that no
+// proxy uses. Where they use all, the two go where there is room.
+func (m *run) loadCPUs() []int {
+	if m.row.loops < runtime.NumCPU() {
+		return []int{m.row.loops}
+	}
+	return m.proxyCPUs()
+}
+
+// proxyCPUs are the CPUs of the proxies: one for each loop.
+func (m *run) proxyCPUs() []int {
+	cpus := make([]int, m.row.loops)
+	for i := range cpus {
+		cpus[i] = i
+	}
+	return cpus
+}
 
 // prepare finds the programs, the ports and the limits and starts the backend.
 func (m *run) prepare() error {
@@ -139,7 +153,11 @@ func (m *run) prepare() error {
 	// Two descriptors a connection, and a thousand for all else.
 	connectionsMax := (m.files - 1000) / 2
 	if m.row.load.Conns > connectionsMax {
-		return fmt.Errorf("bench: row %s needs %d files, the limit (ulimit -Hn) is %d", m.row.name, 2*m.row.load.Conns+1000, limit.Max)
+		if connectionsMax < 100 {
+			return fmt.Errorf("bench: row %s: the limit of open files (ulimit -Hn) is %d: raise it", m.row.name, limit.Max)
+		}
+		m.row.load.Conns = connectionsMax
+		m.row.title += fmt.Sprintf("; only %d of them: the limit of open files is %d", connectionsMax, limit.Max)
 	}
 	m.result.Machine = observeMachine(os.Getenv(roleEnv) != "")
 	ports, err := freePorts(2 * len(m.opt.Peers))
@@ -151,8 +169,9 @@ func (m *run) prepare() error {
 		s := &side{proxy: found[name], settings: settings{
 			Port: ports[2*i], BackendPort: ports[2*i+1], Loops: m.row.loops,
 			Dir: filepath.Join(m.dir, name+".d"), FilesMax: m.files, ConnectionsMax: connectionsMax,
-			Bulk: m.row.backend == "source", NginxStream: nginxStreamModule(),
+			NginxStream: nginxStreamModule(),
 		}}
+		s.settings.forRow(&m.row)
 		if err := os.Mkdir(s.settings.Dir, 0o755); err != nil {
 			return fmt.Errorf("bench: %w", err)
 		}
@@ -160,7 +179,7 @@ func (m *run) prepare() error {
 		backendPorts = append(backendPorts, ports[2*i+1])
 		m.result.Machine.Versions[name] = m.version(name, s.command("")[0])
 	}
-	m.backend, err = startChild("backend", backendSpec{Kind: m.row.backend, Ports: backendPorts}, filepath.Join(m.dir, "backend.err"), m.loadCPU())
+	m.backend, err = startChild("backend", backendSpec{Kind: m.row.backend, Ports: backendPorts, Bytes: m.row.load.Bytes, Proxied: true}, filepath.Join(m.dir, "backend.err"), m.loadCPUs()...)
 	if err != nil {
 		return err
 	}
@@ -189,11 +208,7 @@ func (m *run) launch(s *side) error {
 	if err != nil {
 		return err
 	}
-	cpus := make([]int, m.row.loops)
-	for i := range cpus {
-		cpus[i] = i
-	}
-	s.process, err = start(s.name, s.command(config), nil, filepath.Join(s.settings.Dir, "stderr"), cpus, s.dying)
+	s.process, err = start(s.name, s.command(config), nil, filepath.Join(s.settings.Dir, "stderr"), m.proxyCPUs(), s.dying)
 	if err != nil {
 		return err
 	}
@@ -202,7 +217,17 @@ func (m *run) launch(s *side) error {
 			return err
 		}
 	}
-	return s.process.awaitPort(s.settings.Port, readyMax)
+	if err := s.process.awaitPort(s.settings.Port, readyMax); err != nil {
+		return err
+	}
+	// nginx listens before it has its workers, and their time counts, too.
+	for end := time.Now().Add(readyMax); s.forks && len(family(s.process.pid())) < 1+m.row.loops; {
+		if time.Now().After(end) {
+			return s.process.failure(fmt.Errorf("fewer than %d workers within %v", m.row.loops, readyMax))
+		}
+		time.Sleep(time.Millisecond)
+	}
+	return nil
 }
 
 // end ends all processes of the run.
@@ -238,7 +263,7 @@ func (m *run) spec(s *side) loadSpec {
 
 // load runs the generator once against s.
 func (m *run) load(s *side, spec loadSpec) (loadResult, error) {
-	p, err := startChild("load", spec, filepath.Join(m.dir, "load.err"), m.loadCPU())
+	p, err := startChild("load", spec, filepath.Join(m.dir, "load.err"), m.loadCPUs()...)
 	if err != nil {
 		return loadResult{}, err
 	}
@@ -246,12 +271,16 @@ func (m *run) load(s *side, spec loadSpec) (loadResult, error) {
 	return m.loadResult(s, p, spec.Warmup+spec.Measure+2*drainMax)
 }
 
+// cause finds why a round failed: whoever has ended first.
+func (m *run) cause(s *side, err error) error {
+	return cmp.Or(s.process.alive(), m.backend.alive(), fmt.Errorf("bench: through %s: %w", s.name, err))
+}
+
 // loadResult waits for the result of the generator.
 func (m *run) loadResult(s *side, p *process, limit time.Duration) (loadResult, error) {
 	line, err := p.line("{", limit)
 	if err != nil {
-		// Whoever has died first is the cause.
-		return loadResult{}, cmp.Or(s.process.alive(), m.backend.alive(), fmt.Errorf("bench: through %s: %w", s.name, err))
+		return loadResult{}, m.cause(s, err)
 	}
 	var r loadResult
 	if err := json.Unmarshal([]byte(line), &r); err != nil {
@@ -259,6 +288,9 @@ func (m *run) loadResult(s *side, p *process, limit time.Duration) (loadResult, 
 	}
 	if r.Ops == 0 {
 		return loadResult{}, fmt.Errorf("bench: through %s: not one operation in %.1f s", s.name, r.Seconds)
+	}
+	if r.CPU == 0 {
+		return loadResult{}, fmt.Errorf("bench: through %s: %.0f operations in no time of its own: not all of its processes were seen", s.name, r.Ops)
 	}
 	return r, nil
 }
@@ -312,10 +344,15 @@ func (m *run) idleOnce(s *side) error {
 		s.process.stop()
 		s.process = nil
 	}()
-	// One connection that is gone again before: its code is paged in.
+	// One connection that is gone again before: its code is paged in. By HTTP
+	// as many as have a request under way at a time: the buffers that these
+	// share are no part of what an idle connection costs.
 	first := m.spec(s)
 	first.Conns = 1
-	p, err := m.openIdle(first)
+	if s.settings.HTTP {
+		first.Conns = min(idleStep, first.Conns)
+	}
+	p, err := m.openIdle(s, first)
 	if err != nil {
 		return err
 	}
@@ -327,7 +364,7 @@ func (m *run) idleOnce(s *side) error {
 	if err != nil {
 		return err
 	}
-	if p, err = m.openIdle(m.spec(s)); err != nil {
+	if p, err = m.openIdle(s, m.spec(s)); err != nil {
 		return err
 	}
 	time.Sleep(settle)
@@ -349,14 +386,14 @@ func (m *run) idleOnce(s *side) error {
 const idleMax = 30 * time.Second
 
 // openIdle starts a generator and returns when its connections stand.
-func (m *run) openIdle(spec loadSpec) (*process, error) {
-	p, err := startChild("load", spec, filepath.Join(m.dir, "load.err"), m.loadCPU())
+func (m *run) openIdle(s *side, spec loadSpec) (*process, error) {
+	p, err := startChild("load", spec, filepath.Join(m.dir, "load.err"), m.loadCPUs()...)
 	if err != nil {
 		return nil, err
 	}
 	if _, err = p.line("open", idleMax); err != nil {
 		p.stop()
-		return nil, err
+		return nil, m.cause(s, err)
 	}
 	return p, nil
 }
