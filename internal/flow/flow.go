@@ -9,6 +9,7 @@ package flow
 
 import (
 	"fmt"
+	"net/netip"
 	"time"
 
 	"github.com/holdfast-lb/holdfast/internal/config"
@@ -46,13 +47,16 @@ type State uint8
 
 // The states.
 const (
-	Queued   State = 1 // wants an endpoint with room
-	Dialing  State = 2 // has an endpoint, its leg is not connected yet
-	Relaying State = 3 // octets move, in both halves or in one
-	Done     State = 4 // nothing is wanted any more; never frozen
+	Queued    State = 1 // wants an endpoint with room
+	Dialing   State = 2 // has an endpoint, its leg is not connected yet
+	Relaying  State = 3 // octets move, in both halves or in one
+	Done      State = 4 // nothing is wanted any more; never frozen
+	Reading   State = 5 // a head or a PROXY header is to come, or half of it is here
+	Answering State = 6 // an answer of our own is being sent
+	Lingering State = 7 // all is sent, FIN as well; what still comes is thrown away
 )
 
-var stateNames = [...]string{"none", "queued", "dialing", "relaying", "done"}
+var stateNames = [...]string{"none", "queued", "dialing", "relaying", "done", "reading", "answering", "lingering"}
 
 func (s State) String() string {
 	if int(s) < len(stateNames) {
@@ -63,10 +67,13 @@ func (s State) String() string {
 
 // legal lists the moves between states; become holds to it.
 var legal = [...][]State{
-	Queued:   {Dialing, Done},
-	Dialing:  {Queued, Relaying, Done}, // back to the queue: another endpoint is tried
-	Relaying: {Done},
-	Done:     {},
+	Reading:   {Queued, Answering, Done},
+	Queued:    {Dialing, Answering, Done},
+	Dialing:   {Queued, Relaying, Answering, Done},           // back to the queue: another endpoint is tried
+	Relaying:  {Queued, Reading, Answering, Lingering, Done}, // back to the queue: a pooled leg was dead
+	Answering: {Reading, Lingering, Done},
+	Lingering: {Done},
+	Done:      {},
 }
 
 // Cause tells why a flow ended.
@@ -74,20 +81,26 @@ type Cause uint8
 
 // The causes. All but the first three are decisions of ours.
 const (
-	NotEnded     Cause = iota
-	Finished           // both sides sent FIN
-	ClientReset        // the client's leg broke
-	BackendReset       // the backend's leg broke
-	NoEndpoint         // no endpoint could be connected
-	QueueFull          // the queue for an endpoint had no place left
-	QueueTimeout       // waited longer than queueTime
-	IdleTimeout        // nothing moved for idleTimeout
-	Killed             // an operator or a change of the configuration ended it
-	Broken             // our own invariant broke; see the log
-	causesEnd          // not a cause
+	NotEnded      Cause = iota
+	Finished            // both sides sent FIN
+	ClientReset         // the client's leg broke
+	BackendReset        // the backend's leg broke
+	NoEndpoint          // no endpoint could be connected
+	QueueFull           // the queue for an endpoint had no place left
+	QueueTimeout        // waited longer than queueTime
+	IdleTimeout         // nothing moved for idleTimeout
+	Killed              // an operator or a change of the configuration ended it
+	Broken              // our own invariant broke; see the log
+	BadRequest          // the client sent what is no request, or more than it may
+	BadResponse         // the backend sent what is no response, or only a part of one
+	HeadTimeout         // a request's head took longer than its timeout
+	AnswerTimeout       // the backend did not begin to answer in time
+	Refused             // our own answer, and the end of the connection with it
+	causesEnd           // not a cause
 )
 
-var causeNames = [...]string{"none", "finished", "client-reset", "backend-reset", "no-endpoint", "queue-full", "queue-timeout", "idle-timeout", "killed", "broken"}
+var causeNames = [...]string{"none", "finished", "client-reset", "backend-reset", "no-endpoint", "queue-full", "queue-timeout", "idle-timeout", "killed", "broken",
+	"bad-request", "bad-response", "head-timeout", "answer-timeout", "refused"}
 
 // Causes is how many causes there are, for tables indexed by Cause.
 const Causes = int(causesEnd)
@@ -101,6 +114,7 @@ type half struct {
 	buf      []byte `frozen:"unsent"`
 	off      uint32 `frozen:"unsent"`
 	lent     bool   `frozen:"-" why:"tells where buf lies, not what it holds"`
+	keep     bool   `frozen:"H1.request"` // buf[:off] may have to be sent again
 	ended    bool   `frozen:"ended"`
 	shut     bool   `frozen:"shut"`
 	broken   bool   `frozen:"broken"`
@@ -113,29 +127,95 @@ type half struct {
 func (h *half) due() []byte { return h.buf[h.off:] }
 
 // Flow is one client connection and all it alone owns. Make one with [New] or
-// [Thaw]; the zero value is not a flow. It holds no buffer while it is idle.
+// [Thaw]; the zero value is not a flow. It holds no buffer while it is idle,
+// and between two requests not even the place for one: an idle client of HTTP
+// costs no more than this struct.
 type Flow struct {
-	id       uint64           `frozen:"id"`
-	listener *config.Listener `frozen:"listener"`
-	backend  *config.Backend  `frozen:"backend"`
-	endpoint *config.Endpoint `frozen:"endpoint"` // its slot is held from Secured on
-	legs     [2]half          `frozen:"client,legs"`
-	born     Instant          `frozen:"age_nanos"`
-	at       Instant          `frozen:"left_nanos"` // relaying: when octets last moved; before: the deadline, 0 = none
-	place    uint64           `frozen:"place"`
-	tried    uint64           `frozen:"tried"`
-	moves    uint32           `frozen:"moves"`
-	attempts uint8            `frozen:"attempts"`
-	state    State            `frozen:"state"`
-	cause    Cause            `frozen:"-" why:"only of a flow that is Done, and such a flow never moves"`
+	id       uint64             `frozen:"id"`
+	listener *config.Listener   `frozen:"listener"`
+	*work    `frozen:"backend"` // nil between requests
+	born     Instant            `frozen:"age_nanos"`
+	at       Instant            `frozen:"left_nanos"`  // relaying: when octets last moved; before: the deadline, 0 = none
+	received uint64             `frozen:"H1.received"` // of the client leg, before work.legs began to count
+	sent     uint64             `frozen:"H1.sent"`
+	client   Address            `frozen:"client_address"`
+	requests uint32             `frozen:"H1.requests"`
+	moves    uint32             `frozen:"moves"`
+	state    State              `frozen:"state"`
+	cause    Cause              `frozen:"-" why:"only of a flow that is Done or about to be"`
+	reusable bool               `frozen:"-" why:"of a leg that the runner takes away before the flow is at rest"`
+	gentle   bool               `frozen:"-" why:"only of a flow that is Done: though we ended it, it owes nothing"`
 }
 
-// New makes the flow of a connection that was just accepted by l and is to go
-// to b.
-func New(now Instant, id uint64, l *config.Listener, b *config.Backend) Flow {
-	f := Flow{id: id, listener: l, backend: b, born: now, state: Queued}
-	f.at = after(now, b.QueueTime)
+// work is what a flow needs from its first octet to the end of a request, or,
+// without HTTP, all its life. Works are lent by the runner.
+type work struct {
+	backend  *config.Backend  `frozen:"Flow.backend"`
+	endpoint *config.Endpoint `frozen:"Flow.endpoint"` // its slot is held from Secured on
+	legs     [2]half          `frozen:"Flow.client,Flow.legs"`
+	place    uint64           `frozen:"Flow.place"`
+	tried    uint64           `frozen:"Flow.tried"`
+	attempts uint8            `frozen:"Flow.attempts"`
+	x        *exchange        `frozen:"Flow.h1"` // nil: octets pass as they are
+}
+
+// Address is an IP address and a port, small. The zero value is none.
+type Address struct {
+	ip   [16]byte `frozen:"Flow.client_address"`
+	port uint16   `frozen:"Flow.client_address"`
+}
+
+// AddressOf is a, as an Address.
+func AddressOf(a netip.AddrPort) Address {
+	if !a.IsValid() {
+		return Address{}
+	}
+	return Address{a.Addr().As16(), a.Port()}
+}
+
+// AddrPort is a, IPv4 as such; invalid if a is none.
+func (a Address) AddrPort() netip.AddrPort {
+	if a == (Address{}) {
+		return netip.AddrPort{}
+	}
+	return netip.AddrPortFrom(netip.AddrFrom16(a.ip).Unmap(), a.port)
+}
+
+// New makes the flow of a connection that was just accepted by l from the
+// client's address. b is where a flow without HTTP goes; for HTTP it is nil.
+func New(now Instant, id uint64, l *config.Listener, b *config.Backend, client Address, lender *Lender) Flow {
+	f := Flow{id: id, listener: l, born: now, client: client, state: Queued}
+	greeted := len(l.ProxyFrom) > 0 && contains(l.ProxyFrom, client.AddrPort().Addr())
+	switch {
+	case greeted:
+		f.state = Reading
+		f.begin(lender)
+		f.x.flags |= greeting
+		f.backend = b
+		f.at = after(now, headTimeout(l))
+	case l.Protocol == config.HTTP:
+		f.state = Reading
+		f.at = after(now, l.Rules.KeepaliveTimeout)
+		if f.at == 0 {
+			f.at = after(now, l.Rules.HeaderTimeout)
+		}
+	default:
+		f.work = lender.lendWork()
+		f.backend = b
+		f.at = after(now, b.QueueTime)
+	}
 	return f
+}
+
+// greetingTimeout bounds the wait for a PROXY header where no other timeout does.
+const greetingTimeout = 10 * time.Second
+
+// headTimeout is how long a head may take.
+func headTimeout(l *config.Listener) time.Duration {
+	if l.Rules == nil {
+		return greetingTimeout
+	}
+	return l.Rules.HeaderTimeout
 }
 
 func after(now Instant, d time.Duration) Instant {
@@ -154,24 +234,77 @@ func (f *Flow) State() State { return f.state }
 // Listener is the object that accepted the flow, as it was then.
 func (f *Flow) Listener() *config.Listener { return f.listener }
 
-// Backend is the object whose policy rules the flow.
-func (f *Flow) Backend() *config.Backend { return f.backend }
+// Backend is the object whose policy rules the flow; nil between requests.
+func (f *Flow) Backend() *config.Backend {
+	if f.work == nil {
+		return nil
+	}
+	return f.backend
+}
 
 // Endpoint is the one whose slot the flow holds, or nil.
-func (f *Flow) Endpoint() *config.Endpoint { return f.endpoint }
+func (f *Flow) Endpoint() *config.Endpoint {
+	if f.work == nil {
+		return nil
+	}
+	return f.endpoint
+}
+
+// Client is the address of the client: that of its socket, or what a PROXY
+// header said.
+func (f *Flow) Client() netip.AddrPort { return f.client.AddrPort() }
 
 // Tried has bit i set when endpoint i of the backend was tried in vain
-// (endpoints beyond the 64th share bits).
-func (f *Flow) Tried() uint64 { return f.tried }
+// (endpoints beyond the 64th share bits). Only of a flow that is Queued.
+func (f *Flow) Tried() uint64 {
+	if f.work == nil {
+		return 0
+	}
+	return f.tried
+}
 
 // Attempt is the number of the current attempt to connect, from 0.
-func (f *Flow) Attempt() int { return int(f.attempts) }
+func (f *Flow) Attempt() int {
+	if f.work == nil {
+		return 0
+	}
+	return int(f.attempts)
+}
 
 // Place is the flow's place in the fair queue, 0 if it never waited.
-func (f *Flow) Place() uint64 { return f.place }
+func (f *Flow) Place() uint64 {
+	if f.work == nil {
+		return 0
+	}
+	return f.place
+}
 
-// SetPlace notes the place that the queue gave; a flow keeps it through moves.
+// SetPlace notes the place that the queue gave to a flow that is Queued; it
+// keeps it through moves.
 func (f *Flow) SetPlace(p uint64) { f.place = p }
+
+// Requests is how many requests of HTTP were begun on the flow.
+func (f *Flow) Requests() int { return int(f.requests) }
+
+// Reusable tells, once Endpoint is nil again, whether the backend leg that the
+// flow leaves may serve further requests: of any flow that would dial the same.
+func (f *Flow) Reusable() bool { return f.reusable }
+
+// Fresh tells whether the backend leg that is wanted must not be one that
+// served requests before.
+func (f *Flow) Fresh() bool { return f.work == nil || f.x == nil || f.x.flags&fresh != 0 }
+
+// Wary tells whether a leg that served before must be looked at before it is
+// taken: what is sent on it cannot be sent again.
+func (f *Flow) Wary() bool { return f.work == nil || f.x == nil || f.x.flags&repeatable == 0 }
+
+// Speaks tells what is passed: HTTP, or, of a tunnel too, octets.
+func (f *Flow) Speaks() config.Protocol {
+	if f.state == Reading && f.listener.Protocol == config.HTTP || f.work != nil && f.x != nil {
+		return config.HTTP
+	}
+	return config.TCP
+}
 
 // Born is when the flow was accepted, on the runner's clock.
 func (f *Flow) Born() Instant { return f.born }
@@ -186,19 +319,40 @@ func (f *Flow) Moves() int { return int(f.moves) }
 func (f *Flow) Cause() Cause { return f.cause }
 
 // Received and Sent count the octets of a leg since it began.
-func (f *Flow) Received(s Side) uint64 { return f.legs[s].received }
+func (f *Flow) Received(s Side) (n uint64) {
+	if s == Client {
+		n = f.received
+	}
+	if f.work != nil {
+		n += f.legs[s].received
+	}
+	return n
+}
 
 // Sent counts the octets that the leg's kernel has taken.
-func (f *Flow) Sent(s Side) uint64 { return f.legs[s].sent }
+func (f *Flow) Sent(s Side) (n uint64) {
+	if s == Client {
+		n = f.sent
+	}
+	if f.work != nil {
+		n += f.legs[s].sent
+	}
+	return n
+}
 
 // Unsent is how many octets are due to the leg.
-func (f *Flow) Unsent(s Side) int { return len(f.legs[s].due()) }
+func (f *Flow) Unsent(s Side) int {
+	if f.work == nil {
+		return 0
+	}
+	return len(f.legs[s].due())
+}
 
 // Ended tells that the peer of the leg has sent FIN and it was read.
-func (f *Flow) Ended(s Side) bool { return f.legs[s].ended }
+func (f *Flow) Ended(s Side) bool { return f.work != nil && f.legs[s].ended }
 
 // Shut tells that we have sent FIN on the leg.
-func (f *Flow) Shut(s Side) bool { return f.legs[s].shut }
+func (f *Flow) Shut(s Side) bool { return f.work != nil && f.legs[s].shut }
 
 // become is the one writer of the state.
 func (f *Flow) become(to State) {

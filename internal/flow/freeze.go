@@ -1,11 +1,15 @@
 package flow
 
 import (
+	"encoding/binary"
 	"fmt"
+	"math"
+	"net/netip"
 	"time"
 
 	"github.com/holdfast-lb/holdfast/internal/config"
 	"github.com/holdfast-lb/holdfast/internal/frozen"
+	"github.com/holdfast-lb/holdfast/internal/h1"
 	"github.com/holdfast-lb/holdfast/internal/planted"
 )
 
@@ -31,33 +35,97 @@ func (f *Flow) Freeze(now Instant) (*frozen.Flow, error) {
 		return nil, &frozen.Refused{What: "flow", Why: "it has ended"}
 	}
 	out := &frozen.Flow{
-		Id:       f.id,
-		State:    frozen.Flow_State(f.state),
-		Listener: ref(f.listener.Ref),
-		Backend:  ref(f.backend.Ref),
-		AgeNanos: uint64(max(0, now-f.born)),
-		Place:    f.place,
-		Attempts: uint32(f.attempts),
-		Tried:    f.tried,
-		Moves:    f.moves,
-		Client:   f.legs[Client].freeze(),
+		Id:            f.id,
+		State:         frozen.Flow_State(f.state),
+		Listener:      ref(f.listener.Ref),
+		AgeNanos:      uint64(max(0, now-f.born)),
+		Moves:         f.moves,
+		ClientAddress: f.client.freeze(),
 	}
-	planted.Zero(4, &out.Place)
-	planted.Zero(21, &out.Tried)
 	planted.Zero(29, &out.AgeNanos)
-	if f.endpoint != nil {
-		out.Endpoint = ref(f.endpoint.Ref)
-	}
 	deadline := f.at
-	if f.state == Relaying {
-		out.Legs = []*frozen.Leg{f.legs[Backend].freeze()}
-		deadline = after(f.at, f.listener.IdleTimeout)
+	switch f.state {
+	case Relaying, Answering:
+		deadline = after(f.at, f.patience())
 	}
 	if deadline != 0 {
 		// 0 means none, so what has passed already is one nanosecond away.
 		out.LeftNanos = uint64(max(1, deadline-now))
 	}
+	if f.work == nil {
+		out.Client = &frozen.Leg{Received: f.received, Sent: f.sent}
+		out.H1 = &frozen.H1{Requests: uint64(f.requests)}
+		return out, nil
+	}
+	if f.backend != nil {
+		out.Backend = ref(f.backend.Ref)
+	}
+	out.Place, out.Attempts, out.Tried = f.place, uint32(f.attempts), f.tried
+	planted.Zero(4, &out.Place)
+	planted.Zero(21, &out.Tried)
+	out.Client = f.legs[Client].freeze()
+	if f.endpoint != nil {
+		out.Endpoint = ref(f.endpoint.Ref)
+	}
+	if f.state == Relaying && f.endpoint != nil || f.x == nil && len(f.legs[Backend].due()) > 0 {
+		out.Legs = []*frozen.Leg{f.legs[Backend].freeze()}
+	}
+	switch {
+	case f.x != nil:
+		f.freezeExchange(out)
+	case f.listener.Protocol == config.HTTP:
+		out.H1 = &frozen.H1{Requests: uint64(f.requests), Tunnel: true, Received: f.received, Sent: f.sent}
+	}
 	return out, nil
+}
+
+// freezeExchange adds what joins the legs of a flow that speaks HTTP. Both
+// counts of the client leg become one, and the request is apart from its leg,
+// for it is there before there is one.
+func (f *Flow) freezeExchange(out *frozen.Flow) {
+	x, b := f.x, &f.legs[Backend]
+	out.H1 = &frozen.H1{
+		Requests: uint64(f.requests), Method: uint32(x.method), Minor: uint32(x.minor),
+		Status: uint32(x.status), Route: uint32(x.route), Flags: uint32(x.flags),
+		Request: b.due(),
+	}
+	if b.keep {
+		out.H1.Request, out.H1.RequestSent = b.buf, b.off
+	}
+	if cap(b.buf) <= BlockBytes {
+		out.H1.Request = append([]byte(nil), out.H1.Request...)
+	}
+	out.Client.Received += f.received
+	out.Client.Sent += f.sent
+	out.Client.H1 = x.freeze(Client)
+	if len(out.Legs) > 0 {
+		out.Legs[0].Unsent = nil
+		out.Legs[0].H1 = x.freeze(Backend)
+	}
+}
+
+func (x *exchange) freeze(s Side) *frozen.H1Leg {
+	in := &x.in[s]
+	z := &frozen.H1Leg{Unread: append([]byte(nil), in.rest()...), Scanned: in.scanned, Body: x.body[s].Freeze()}
+	planted.Cut(31, &z.Unread)
+	return z
+}
+
+func (a Address) freeze() []byte {
+	if a == (Address{}) {
+		return nil
+	}
+	return binary.BigEndian.AppendUint16(a.AddrPort().Addr().AsSlice(), a.port)
+}
+
+func thawAddress(b []byte) (Address, error) {
+	if len(b) == 0 {
+		return Address{}, nil
+	}
+	if ip, ok := netip.AddrFromSlice(b[:len(b)-min(2, len(b))]); ok && !ip.Is4In6() {
+		return AddressOf(netip.AddrPortFrom(ip, binary.BigEndian.Uint16(b[len(b)-2:]))), nil
+	}
+	return Address{}, refused("client_address", "%d octets", len(b))
 }
 
 func ref(r config.Ref) *frozen.Ref { return &frozen.Ref{Name: r.Name, Version: r.Version} }
@@ -79,64 +147,204 @@ func (h *half) freeze() *frozen.Leg {
 // would have ensured: what could not be is a [frozen.Refused] and never
 // becomes a flow. The flow takes z's octets over as they lie.
 func Thaw(now Instant, z *frozen.Flow, objects Objects) (Flow, error) {
-	f := Flow{
-		id: z.Id, state: State(z.State), place: z.Place, tried: z.Tried,
-		moves: z.Moves + 1, born: now - Instant(z.AgeNanos),
+	f := Flow{id: z.Id, state: State(z.State), moves: z.Moves + 1, born: now - Instant(z.AgeNanos)}
+	var err error
+	if f.client, err = thawAddress(z.ClientAddress); err != nil {
+		return Flow{}, err
+	}
+	if z.LeftNanos > uint64(1<<62) || z.AgeNanos > uint64(1<<62) || z.Attempts > math.MaxUint8 {
+		return Flow{}, refused("flow", "attempts %d, left %d, age %d: out of bounds", z.Attempts, z.LeftNanos, z.AgeNanos)
 	}
 	if err := f.thawObjects(z, objects); err != nil {
 		return Flow{}, err
 	}
-	if z.Attempts > uint32(f.backend.RetryMax) && z.Attempts > 255 || z.LeftNanos > uint64(1<<62) || z.AgeNanos > uint64(1<<62) {
-		return Flow{}, refused("flow", "attempts %d, left %d, age %d: out of bounds", z.Attempts, z.LeftNanos, z.AgeNanos)
-	}
-	f.attempts = uint8(min(z.Attempts, 255))
 	if z.Client == nil {
 		return Flow{}, refused("client", "missing")
 	}
+	if z.LeftNanos > 0 && !planted.Bug(17) {
+		f.at = now + Instant(z.LeftNanos)
+	}
+	if f.work == nil {
+		if c := z.Client; len(c.Unsent) > 0 || c.Ended || c.Shut || c.Broken || len(z.Legs) > 0 {
+			return Flow{}, refused("client", "octets or ends between two requests")
+		}
+		f.received, f.sent = z.Client.Received, z.Client.Sent
+		return f, nil
+	}
+	f.place, f.tried, f.attempts = z.Place, z.Tried, uint8(z.Attempts)
 	if err := f.legs[Client].thaw(z.Client); err != nil {
 		return Flow{}, err
 	}
-	switch f.state {
-	case Queued, Dialing:
-		if len(z.Legs) > 1 || (len(z.Legs) == 1 && !virgin(z.Legs[0])) || !virgin(z.Client) {
-			return Flow{}, refused("leg", "octets or ends before a backend leg is connected")
-		}
-		if z.LeftNanos > 0 && !planted.Bug(17) {
-			f.at = now + Instant(z.LeftNanos)
-		}
-	case Relaying:
-		if len(z.Legs) != 1 {
-			return Flow{}, refused("leg", "%d backend legs, a TCP flow has 1", len(z.Legs))
-		}
+	if len(z.Legs) > 1 {
+		return Flow{}, refused("leg", "%d backend legs, there is at most 1", len(z.Legs))
+	}
+	if len(z.Legs) == 1 {
 		if err := f.legs[Backend].thaw(z.Legs[0]); err != nil {
 			return Flow{}, err
 		}
-		if err := f.checkHalves(); err != nil {
-			return Flow{}, err
-		}
+	}
+	if f.x != nil {
+		err = f.thawExchange(z)
+	} else {
+		err = f.checkOctets(z)
+	}
+	if err != nil {
+		return Flow{}, err
+	}
+	if f.state == Relaying || f.state == Answering {
 		f.at = now
-		if idle := f.listener.IdleTimeout; idle > 0 && z.LeftNanos > 0 {
-			f.at = now.Add(min(0, time.Duration(z.LeftNanos)-idle))
+		if patience := f.patience(); patience > 0 && z.LeftNanos > 0 {
+			f.at = now.Add(min(0, time.Duration(z.LeftNanos)-patience))
 		}
 	}
 	return f, nil
 }
 
+// checkOctets: a flow whose octets pass as they are.
+func (f *Flow) checkOctets(z *frozen.Flow) error {
+	if h := z.H1; h != nil { // a tunnel
+		f.received, f.sent = h.Received, h.Sent
+	}
+	if f.state == Relaying {
+		if len(z.Legs) != 1 {
+			return refused("leg", "%d backend legs, a TCP flow has 1", len(z.Legs))
+		}
+		return f.checkHalves()
+	}
+	c, b := &f.legs[Client], &f.legs[Backend]
+	early := uint64(len(b.due())) // what came behind a PROXY header
+	if len(f.listener.ProxyFrom) == 0 && early > 0 || c.received != early || len(c.due()) > 0 || c.sent > 0 ||
+		c.ended || c.shut || c.broken || b.ended || b.shut || b.broken || b.sent > 0 || b.received > 0 {
+		return refused("leg", "octets or ends before a backend leg is connected")
+	}
+	return nil
+}
+
+// exchangeFlagsAll are those that this release knows.
+const exchangeFlagsAll = ours<<1 - 1
+
+// thawExchange: the rest of a flow that speaks HTTP.
+func (f *Flow) thawExchange(z *frozen.Flow) error {
+	h, x := z.H1, f.x
+	c, b := &f.legs[Client], &f.legs[Backend]
+	switch {
+	case h.Method > uint32(h1.PATCH) || h.Minor > 1 || h.Status > 999 || h.Route > math.MaxInt16 || h.Flags&^uint32(exchangeFlagsAll) != 0 || h.Requests > math.MaxUint32:
+		return refused("h1", "method %d, minor %d, status %d, route %d, flags %x, requests %d: not known to this release",
+			h.Method, h.Minor, h.Status, h.Route, h.Flags, h.Requests)
+	case len(h.Request) > UnsentMax || h.RequestSent > uint32(len(h.Request)):
+		return refused("h1", "%d of %d octets of a request", h.RequestSent, len(h.Request))
+	case h.Tunnel || len(b.due()) > 0:
+		return refused("h1", "a tunnel and an exchange")
+	case c.broken || b.shut || c.shut != (f.state == Lingering) && c.shut:
+		return refused("h1", "ends that this state does not have")
+	}
+	x.method, x.minor, x.status, x.flags = h1.Method(h.Method), uint8(h.Minor), uint16(h.Status), exchangeFlags(h.Flags)
+	if f.listener.Ref.Version == z.Listener.Version {
+		// Of another version the routes may be others.
+		x.route = int16(h.Route)
+	}
+	f.received, f.sent = c.received, c.sent
+	c.received, c.sent = 0, 0
+	if err := x.thaw(Client, z.Client.H1); err != nil {
+		return err
+	}
+	if len(z.Legs) == 1 {
+		if err := x.thaw(Backend, z.Legs[0].H1); err != nil {
+			return err
+		}
+	}
+	if len(h.Request) > 0 {
+		b.buf, b.off = h.Request[:len(h.Request):len(h.Request)], h.RequestSent
+		b.lent = len(b.buf) > BlockBytes
+	}
+	b.keep = len(h.Request) > 0 && x.flags&repeatable != 0
+	whole := len(b.due()) == 0 && b.off > 0
+	switch f.state {
+	case Queued, Dialing:
+		if len(h.Request) == 0 || h.RequestSent > 0 || x.status != 0 {
+			return refused("h1", "%v without a request", f.state)
+		}
+	case Relaying:
+		if (f.endpoint == nil) != (len(z.Legs) == 0) {
+			return refused("h1", "an endpoint and no leg, or a leg and no endpoint")
+		}
+		if f.endpoint == nil && (x.status == 0 || len(c.due()) == 0) || !b.keep && whole {
+			return refused("h1", "an exchange that is over")
+		}
+	case Answering:
+		if len(c.due()) == 0 || x.status == 0 {
+			return refused("h1", "no answer is due")
+		}
+	case Lingering:
+		if len(c.due()) > 0 {
+			return refused("h1", "octets are due to a client that was told the end")
+		}
+	case Reading:
+		if len(c.due()) > 0 || len(h.Request) > 0 {
+			return refused("h1", "octets of another request")
+		}
+		x.flags &= greeting
+	}
+	return nil
+}
+
+func (x *exchange) thaw(s Side, z *frozen.H1Leg) error {
+	if z == nil {
+		return nil
+	}
+	if len(z.Unread) > BlockBytes || int(z.Scanned) > len(z.Unread) {
+		return refused("h1", "%d octets unread, %d of them scanned", len(z.Unread), z.Scanned)
+	}
+	if len(z.Unread) > 0 {
+		x.in[s].buf, x.in[s].scanned = z.Unread[:len(z.Unread):len(z.Unread)], z.Scanned
+	}
+	if z.Body == nil {
+		return nil
+	}
+	var err error
+	x.body[s], err = h1.ThawBody(z.Body)
+	return err
+}
+
 func (f *Flow) thawObjects(z *frozen.Flow, objects Objects) error {
-	if f.state < Queued || f.state > Relaying {
+	switch f.state {
+	case Queued, Dialing, Relaying, Reading, Answering, Lingering:
+	default:
 		return refused("state", "%d is not known to this release", z.State)
 	}
 	l, b, e := z.Listener, z.Backend, z.Endpoint
-	if l == nil || b == nil {
-		return refused("object", "listener or backend is not named")
+	if l == nil {
+		return refused("object", "no listener is named")
 	}
 	if f.listener = objects.Listener(l.Name, l.Version); f.listener == nil {
 		return refused("object", "no listener %s@%016x here", l.Name, l.Version)
 	}
-	if f.backend = objects.Backend(b.Name, b.Version); f.backend == nil {
-		return refused("object", "no backend %s@%016x here", b.Name, b.Version)
+	h := z.H1
+	f.requests = uint32(h.GetRequests())
+	http := f.listener.Protocol == config.HTTP
+	if http && h == nil || !http && h != nil && exchangeFlags(h.Flags)&greeting == 0 {
+		return refused("object", "listener %s speaks %v, the flow does not", l.Name, f.listener.Protocol)
 	}
-	if (e == nil) != (f.state == Queued) {
+	late := f.state == Queued || f.state == Dialing || f.state == Relaying
+	if !http && (f.state == Answering || f.state == Lingering) || h.GetTunnel() && f.state != Relaying {
+		return refused("state", "%v, of a flow without HTTP", f.state)
+	}
+	if f.state == Reading && b == nil && z.Client != nil && z.Client.H1 == nil && h.GetFlags() == 0 {
+		return nil // idle: it holds nothing
+	}
+	f.work = new(work)
+	if h != nil && !h.Tunnel {
+		f.x = new(exchange)
+	}
+	if b == nil && (late || !http) {
+		return refused("object", "no backend is named")
+	}
+	if b != nil {
+		if f.backend = objects.Backend(b.Name, b.Version); f.backend == nil {
+			return refused("object", "no backend %s@%016x here", b.Name, b.Version)
+		}
+	}
+	if needs := f.state == Dialing || f.state == Relaying; (e == nil) == needs && !(e == nil && f.state == Relaying && f.x != nil) {
 		return refused("object", "a flow that is %v and an endpoint: %t", f.state, e != nil)
 	}
 	if e != nil {
@@ -161,11 +369,6 @@ func (h *half) thaw(z *frozen.Leg) error {
 		h.lent = len(h.buf) > BlockBytes // a smaller one Settle puts into a block
 	}
 	return nil
-}
-
-// virgin: nothing has come or gone on the leg.
-func virgin(z *frozen.Leg) bool {
-	return len(z.Unsent) == 0 && !z.Ended && !z.Shut && !z.Broken && z.Received == 0 && z.Sent == 0
 }
 
 // checkHalves refuses a relaying flow that the machine would never have come to.

@@ -2,6 +2,7 @@ package flow
 
 import (
 	"fmt"
+	"net/netip"
 
 	"github.com/holdfast-lb/holdfast/internal/config"
 )
@@ -25,9 +26,11 @@ const (
 	Broke                        // Leg was reset or failed; nothing more comes or goes
 	Expired                      // the deadline that Wants named has passed
 	Kill                         // someone with the right to wants the flow to end
+	Resumed                      // the turn has room for what came before and was not digested
+	Deafened                     // Leg takes nothing any more, but may have said something before
 )
 
-var eventNames = [...]string{"secured", "unavailable", "rejected", "dialed", "dial-failed", "received", "relayed", "slackened", "ended", "wrote", "has-shut", "broke", "expired", "kill"}
+var eventNames = [...]string{"secured", "unavailable", "rejected", "dialed", "dial-failed", "received", "relayed", "slackened", "ended", "wrote", "has-shut", "broke", "expired", "kill", "resumed", "deafened"}
 
 func (k EventKind) String() string {
 	if int(k) < len(eventNames) {
@@ -41,9 +44,12 @@ type Event struct {
 	Kind     EventKind
 	Leg      Side
 	Full     bool // Received: the read filled the whole scratch
+	Reused   bool // Dialed: the leg has served a request before
 	N        int
-	Octets   []byte
+	Octets   []byte // Received: those of Unread first
 	Endpoint *config.Endpoint
+	Local    netip.AddrPort // Dialed: where the client's leg ends here, if ProxyHeader is to be sent
+	Desk     *Desk          // Needed by a flow that speaks HTTP, or is greeted by a PROXY header
 }
 
 // bulkAfter is how many full reads in a row make a transfer bulk. Two, since
@@ -56,11 +62,21 @@ const bulkAfter = 2
 func (f *Flow) Step(now Instant, e Event) {
 	switch f.state {
 	case Relaying:
+		if f.x != nil {
+			f.exchanging(now, &e)
+			return
+		}
 		f.relaying(now, &e)
+	case Reading:
+		f.reading(now, &e)
 	case Queued:
 		f.queued(now, &e)
 	case Dialing:
 		f.dialing(now, &e)
+	case Answering:
+		f.answering(now, &e)
+	case Lingering:
+		f.lingering(now, &e)
 	default:
 		f.impossible(&e)
 	}
@@ -82,11 +98,11 @@ func (f *Flow) queued(now Instant, e *Event) {
 		f.at = after(now, f.backend.ConnectTimeout)
 		f.become(Dialing)
 	case Unavailable:
-		f.end(NoEndpoint)
+		f.fail(now, e.Desk, 503, NoEndpoint)
 	case Rejected:
-		f.end(QueueFull)
+		f.fail(now, e.Desk, 503, QueueFull)
 	case Expired:
-		f.end(QueueTimeout)
+		f.fail(now, e.Desk, 503, QueueTimeout)
 	case Broke:
 		f.end(ClientReset)
 	case Kill:
@@ -96,16 +112,29 @@ func (f *Flow) queued(now Instant, e *Event) {
 	}
 }
 
+// fail ends a flow that no endpoint serves: with an answer, where the client
+// understands one.
+func (f *Flow) fail(now Instant, d *Desk, status int, c Cause) {
+	if f.x == nil {
+		f.end(c)
+		return
+	}
+	f.answer(now, d, status, c)
+}
+
 func (f *Flow) dialing(now Instant, e *Event) {
 	switch e.Kind {
 	case Dialed:
 		f.at = now
 		f.become(Relaying)
-	case DialFailed, Expired:
-		f.retry(now)
+		f.dialed(e)
+	case DialFailed:
+		f.retry(now, e.Desk, 503)
+	case Expired:
+		f.retry(now, e.Desk, 504)
 	case Broke:
 		if e.Leg == Backend {
-			f.retry(now)
+			f.retry(now, e.Desk, 503)
 			return
 		}
 		f.end(ClientReset)
@@ -118,7 +147,7 @@ func (f *Flow) dialing(now Instant, e *Event) {
 
 // retry goes back for another endpoint: nothing was sent yet, so the client
 // need not know.
-func (f *Flow) retry(now Instant) {
+func (f *Flow) retry(now Instant, d *Desk, status int) {
 	for i, e := range f.backend.Endpoints {
 		if e.Name == f.endpoint.Name {
 			f.tried |= 1 << (i % 64)
@@ -126,7 +155,7 @@ func (f *Flow) retry(now Instant) {
 	}
 	f.endpoint = nil // the runner sees that and gives the slot back
 	if int(f.attempts) >= f.backend.RetryMax {
-		f.end(NoEndpoint)
+		f.fail(now, d, status, NoEndpoint)
 		return
 	}
 	f.attempts++

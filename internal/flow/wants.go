@@ -1,6 +1,9 @@
 package flow
 
-import "time"
+import (
+	"math"
+	"time"
+)
 
 // Wants is what a flow asks for at rest: levels, computed from its state
 // alone, never a queue of commands. A thawed flow asks again for all that it
@@ -11,6 +14,8 @@ type Wants struct {
 	Dial     bool      // the backend leg connected to Endpoint(), if it is not under way
 	Read     [2]bool   // octets from the leg
 	Relay    [2]bool   // octets from the leg straight to the other one, in bulk; implies Read
+	Most     [2]uint64 // of these; the largest number is no bound
+	Resume   bool      // a turn for what was read before; answered by Resumed
 	Out      [2][]byte // octets due to the leg; valid until the next Step or Settle
 	Shut     [2]bool   // our FIN on the leg
 	Deadline Instant   // Expired when it has passed; 0 = none
@@ -23,12 +28,18 @@ type Wants struct {
 func (f *Flow) Wants(w *Wants) {
 	*w = Wants{}
 	switch f.state {
+	case Reading, Answering, Lingering:
+		f.wantsHTTP(w)
 	case Relaying:
+		if f.x != nil {
+			f.wantsHTTP(w)
+			return
+		}
 		c, b := &f.legs[Client], &f.legs[Backend]
 		w.Out[Client], w.Out[Backend] = c.due(), b.due()
 		f.half(w, Client, c, b)
 		f.half(w, Backend, b, c)
-		w.Deadline = after(f.at, f.listener.IdleTimeout)
+		w.Deadline = after(f.at, f.patience())
 		if linger := f.at.Add(LingerMax); (c.broken || b.broken) && (w.Deadline == 0 || linger < w.Deadline) {
 			w.Deadline = linger
 		}
@@ -42,9 +53,24 @@ func (f *Flow) Wants(w *Wants) {
 		w.Done = true
 		// Only a flow whose both sides said FIN may end by FIN: to a peer FIN
 		// means that it has got everything.
-		abort := f.cause != Finished
+		abort := f.cause != Finished && !f.gentle
 		w.Abort = [2]bool{abort, abort}
 	}
+}
+
+// patience is how long a flow that is Relaying or Answering waits for anything
+// to move.
+func (f *Flow) patience() time.Duration {
+	r := f.listener.Rules
+	switch {
+	case r == nil:
+		return f.listener.IdleTimeout
+	case f.x == nil:
+		return r.TunnelTimeout
+	case f.state == Relaying && f.x.status == 0 && len(f.legs[Backend].due()) == 0 && f.x.body[Client].Done():
+		return f.answerTimeout()
+	}
+	return r.BodyTimeout
 }
 
 // LingerMax is how long the leg that is left of a reset flow may take nothing of
@@ -63,18 +89,25 @@ func (f *Flow) half(w *Wants, side Side, from, to *half) {
 	// backpressure, and it bounds a flow to one scratch of octets a side.
 	w.Read[side] = empty && !to.broken
 	w.Relay[side] = w.Read[side] && from.bulk
+	w.Most[side] = math.MaxUint64
 }
 
 // Unsettled tells whether [Flow.Settle] has anything to do.
 func (f *Flow) Unsettled() bool {
+	if f.work == nil {
+		return false
+	}
 	c, b := &f.legs[Client], &f.legs[Backend]
-	return len(c.buf) > 0 || len(b.buf) > 0
+	return len(c.buf) > 0 || len(b.buf) > 0 || f.x != nil && len(f.x.in[Client].buf)+len(f.x.in[Backend].buf) > 0
 }
 
 // Settle ends the flow's turn. Octets that still lie in the runner's scratch
 // are copied to a block lent by l, and blocks that are empty go back. After it
 // the scratch may be overwritten.
 func (f *Flow) Settle(l *Lender) {
+	if f.work == nil {
+		return
+	}
 	for i := range f.legs {
 		h := &f.legs[i]
 		if len(h.buf) == 0 {
@@ -82,6 +115,10 @@ func (f *Flow) Settle(l *Lender) {
 		}
 		left := h.due()
 		switch {
+		case h.keep:
+			if !h.lent { // all of it, though some was sent
+				h.buf, h.lent = l.lend(h.buf), true
+			}
 		case len(left) == 0:
 			if h.lent {
 				l.giveBack(h.buf)
@@ -90,6 +127,10 @@ func (f *Flow) Settle(l *Lender) {
 		case !h.lent:
 			h.buf, h.off, h.lent = l.lend(left), 0, true
 		}
+	}
+	if f.x != nil {
+		f.x.in[Client].settle(l)
+		f.x.in[Backend].settle(l)
 	}
 }
 
@@ -101,6 +142,9 @@ func (f *Flow) Absorb(s Side, octets []byte, l *Lender) {
 		return
 	}
 	f.legs[s.Other()].received += uint64(len(octets))
+	if f.x != nil {
+		f.x.body[s.Other()].Passed(uint64(len(octets)))
+	}
 	h := &f.legs[s]
 	if h.broken {
 		return // they can go nowhere, as those that were due when it broke
@@ -113,20 +157,35 @@ func (f *Flow) Absorb(s Side, octets []byte, l *Lender) {
 
 // Drop gives back the blocks of a flow that has ended or was frozen.
 func (f *Flow) Drop(l *Lender) {
-	for i := range f.legs {
-		if h := &f.legs[i]; h.lent {
-			l.giveBack(h.buf)
-			h.buf, h.off, h.lent = nil, 0, false
-		}
+	if f.work == nil {
+		return
 	}
+	for i := range f.legs {
+		f.legs[i].drop(l)
+	}
+	if f.x != nil {
+		f.x.in[Client].drop(l)
+		f.x.in[Backend].drop(l)
+		l.giveBackExchange(f.x)
+	}
+	l.giveBackWork(f.work)
+	f.work = nil
+}
+
+// drop forgets what is due.
+func (h *half) drop(l *Lender) {
+	if h.lent {
+		l.giveBack(h.buf)
+	}
+	h.buf, h.off, h.lent, h.keep = nil, 0, false, false
 }
 
 func (f *Flow) replace(h *half, octets []byte, l *Lender) {
 	if h.lent {
 		l.giveBack(h.buf)
 	}
-	if cap(octets) == BlockBytes {
-		l.lent += BlockBytes
+	if cap(octets) == BlockBytes || cap(octets) == SmallBytes {
+		l.lent += cap(octets)
 	}
 	h.buf, h.off, h.lent = octets, 0, true
 }
@@ -136,40 +195,91 @@ func (f *Flow) replace(h *half, octets []byte, l *Lender) {
 // against 489 us a MiB through a proxy).
 const BlockBytes = 16 << 10
 
-// Lender lends blocks to flows whose octets the kernel would not take. It
-// belongs to one runner and is not safe for others. The zero value is ready.
+// SmallBytes is the size of a lent block for little: a head, mostly.
+const SmallBytes = 2 << 10
+
+// Lender lends blocks to flows whose octets the kernel would not take, and the
+// works and exchanges of those that are not idle. It belongs to one runner and
+// is not safe for others. The zero value is ready.
 type Lender struct {
-	free [][]byte
-	lent int // octets out on loan
+	free, small [][]byte
+	works       []*work
+	exchanges   []*exchange
+	lent        int // octets of blocks out on loan
 }
 
-// freeMax bounds the blocks kept for the next loan.
-const freeMax = 64
+// What is kept for the next loan, at most.
+const (
+	freeMax  = 64
+	smallMax = 256
+	worksMax = 512
+)
 
 // Lent is how many octets of blocks are out on loan.
 func (l *Lender) Lent() int { return l.lent }
 
 func (l *Lender) lend(octets []byte) []byte {
-	var b []byte
-	if len(octets) <= BlockBytes {
-		if n := len(l.free); n > 0 {
-			b, l.free = l.free[n-1], l.free[:n-1]
-		} else {
-			b = make([]byte, BlockBytes)
-		}
-		l.lent += BlockBytes
-	} else {
-		b = make([]byte, len(octets))
+	free, size := &l.free, BlockBytes
+	switch {
+	case len(octets) <= SmallBytes:
+		free, size = &l.small, SmallBytes
+	case len(octets) > BlockBytes:
+		return append([]byte(nil), octets...)[:len(octets):len(octets)]
 	}
-	return b[:copy(b, octets)]
+	var b []byte
+	if n := len(*free); n > 0 {
+		b, *free = (*free)[n-1], (*free)[:n-1]
+	} else {
+		b = make([]byte, size)
+	}
+	l.lent += size
+	return b[:copy(b[:size], octets)]
 }
 
 func (l *Lender) giveBack(b []byte) {
-	if cap(b) != BlockBytes {
-		return // a larger one, made for a move: the collector has it
+	switch cap(b) {
+	case BlockBytes:
+		l.lent -= BlockBytes
+		if len(l.free) < freeMax {
+			l.free = append(l.free, b[:BlockBytes])
+		}
+	case SmallBytes:
+		l.lent -= SmallBytes
+		if len(l.small) < smallMax {
+			l.small = append(l.small, b[:SmallBytes])
+		}
 	}
-	l.lent -= BlockBytes
-	if len(l.free) < freeMax {
-		l.free = append(l.free, b[:BlockBytes])
+	// A larger one was made for a move: the collector has it.
+}
+
+func (l *Lender) lendWork() *work {
+	if n := len(l.works); n > 0 {
+		w := l.works[n-1]
+		l.works = l.works[:n-1]
+		return w
+	}
+	return new(work)
+}
+
+func (l *Lender) giveBackWork(w *work) {
+	*w = work{}
+	if len(l.works) < worksMax {
+		l.works = append(l.works, w)
+	}
+}
+
+func (l *Lender) lendExchange() *exchange {
+	if n := len(l.exchanges); n > 0 {
+		x := l.exchanges[n-1]
+		l.exchanges = l.exchanges[:n-1]
+		return x
+	}
+	return new(exchange)
+}
+
+func (l *Lender) giveBackExchange(x *exchange) {
+	*x = exchange{}
+	if len(l.exchanges) < worksMax {
+		l.exchanges = append(l.exchanges, x)
 	}
 }

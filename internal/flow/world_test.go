@@ -204,7 +204,7 @@ func compile(code []byte) (script []op, bulk bool) {
 func newWorld(script []op, bulk bool) *world {
 	w := &world{script: script, now: 1e9, bulk: bulk}
 	l := objects.Listeners["a"]
-	w.f = New(w.now, 0xabc<<40|7, l, objects.Backends["many"])
+	w.f = New(w.now, 0xabc<<40|7, l, objects.Backends["many"], Address{}, &w.lender)
 	w.legs[Client].room, w.legs[Backend].room = roomDefault, roomDefault
 	return w
 }
@@ -346,7 +346,7 @@ func (w *world) act(wants *Wants) bool {
 				return step(Event{Kind: Ended, Leg: s})
 			}
 		}
-		if k.rst && w.f.Ended(s) && !w.f.legs[s].broken {
+		if k.rst && w.f.Ended(s) && !isBroken(&w.f, s) {
 			return step(Event{Kind: Broke, Leg: s})
 		}
 	}
@@ -488,7 +488,7 @@ func (w *world) Observe() string {
 		for _, x := range []struct {
 			name string
 			on   bool
-		}{{"ended", w.f.Ended(s)}, {"shut", k.shut}, {"peer-read-fin", k.ended}, {"broken", w.f.legs[s].broken}, {"reset", k.wiped}} {
+		}{{"ended", w.f.Ended(s)}, {"shut", k.shut}, {"peer-read-fin", k.ended}, {"broken", isBroken(&w.f, s)}, {"reset", k.wiped}} {
 			if x.on {
 				b.WriteString(" " + x.name)
 			}
@@ -546,3 +546,5 @@ func (w *world) Verify() error {
 	}
 	return nil
 }
+
+func isBroken(f *Flow, s Side) bool { return f.work != nil && f.legs[s].broken }

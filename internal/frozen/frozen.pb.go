@@ -492,15 +492,17 @@ func (x *Flow) GetH1() *H1 {
 // request and its response. What each leg's octets are is in the leg.
 type H1 struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Requests      uint64                 `protobuf:"varint,1,opt,name=requests,proto3" json:"requests,omitempty"` // begun on this flow so far
-	Method        uint32                 `protobuf:"varint,2,opt,name=method,proto3" json:"method,omitempty"`     // of the request under way: h1.Method
-	Minor         uint32                 `protobuf:"varint,3,opt,name=minor,proto3" json:"minor,omitempty"`       // of the client's HTTP/1.x
-	Status        uint32                 `protobuf:"varint,4,opt,name=status,proto3" json:"status,omitempty"`     // of the response whose body passes; 0 before its head
-	Route         uint32                 `protobuf:"varint,5,opt,name=route,proto3" json:"route,omitempty"`       // 1 + index among the listener's routes; 0 = none was chosen yet
-	Flags         uint32                 `protobuf:"varint,6,opt,name=flags,proto3" json:"flags,omitempty"`       // flow.exchangeFlags: append, never renumber
-	Replay        []byte                 `protobuf:"bytes,7,opt,name=replay,proto3" json:"replay,omitempty"`      // octets of the request that were sent, and may have to be sent again
-	Tunnel        bool                   `protobuf:"varint,8,opt,name=tunnel,proto3" json:"tunnel,omitempty"`     // octets pass as in TCP: an upgrade, or CONNECT
-	Greeting      bool                   `protobuf:"varint,9,opt,name=greeting,proto3" json:"greeting,omitempty"` // a PROXY header is still to come
+	Requests      uint64                 `protobuf:"varint,1,opt,name=requests,proto3" json:"requests,omitempty"`                          // begun on this flow so far
+	Method        uint32                 `protobuf:"varint,2,opt,name=method,proto3" json:"method,omitempty"`                              // of the request under way: h1.Method
+	Minor         uint32                 `protobuf:"varint,3,opt,name=minor,proto3" json:"minor,omitempty"`                                // of the client's HTTP/1.x
+	Status        uint32                 `protobuf:"varint,4,opt,name=status,proto3" json:"status,omitempty"`                              // of the response whose body passes; 0 before its head
+	Route         uint32                 `protobuf:"varint,5,opt,name=route,proto3" json:"route,omitempty"`                                // 1 + index among the listener's routes; 0 = none was chosen yet
+	Flags         uint32                 `protobuf:"varint,6,opt,name=flags,proto3" json:"flags,omitempty"`                                // flow.exchangeFlags: append, never renumber
+	Request       []byte                 `protobuf:"bytes,7,opt,name=request,proto3" json:"request,omitempty"`                             // octets of the request as it goes to the backend: not sent yet, or to be sent again
+	RequestSent   uint32                 `protobuf:"varint,8,opt,name=request_sent,json=requestSent,proto3" json:"request_sent,omitempty"` // of these
+	Tunnel        bool                   `protobuf:"varint,9,opt,name=tunnel,proto3" json:"tunnel,omitempty"`                              // octets pass as in TCP: an upgrade, or CONNECT
+	Received      uint64                 `protobuf:"varint,10,opt,name=received,proto3" json:"received,omitempty"`                         // of a tunnel: octets of the client leg before it began
+	Sent          uint64                 `protobuf:"varint,11,opt,name=sent,proto3" json:"sent,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -577,11 +579,18 @@ func (x *H1) GetFlags() uint32 {
 	return 0
 }
 
-func (x *H1) GetReplay() []byte {
+func (x *H1) GetRequest() []byte {
 	if x != nil {
-		return x.Replay
+		return x.Request
 	}
 	return nil
+}
+
+func (x *H1) GetRequestSent() uint32 {
+	if x != nil {
+		return x.RequestSent
+	}
+	return 0
 }
 
 func (x *H1) GetTunnel() bool {
@@ -591,11 +600,18 @@ func (x *H1) GetTunnel() bool {
 	return false
 }
 
-func (x *H1) GetGreeting() bool {
+func (x *H1) GetReceived() uint64 {
 	if x != nil {
-		return x.Greeting
+		return x.Received
 	}
-	return false
+	return 0
+}
+
+func (x *H1) GetSent() uint64 {
+	if x != nil {
+		return x.Sent
+	}
+	return 0
 }
 
 // Body is the framing of one body that passes (package h1).
@@ -909,17 +925,20 @@ const file_internal_frozen_frozen_proto_rawDesc = "" +
 	"\bRELAYING\x10\x03\x12\v\n" +
 	"\aREADING\x10\x05\x12\r\n" +
 	"\tANSWERING\x10\x06\x12\r\n" +
-	"\tLINGERING\x10\aJ\x04\b\x11\x10 R\x02h2\"\xde\x01\n" +
+	"\tLINGERING\x10\aJ\x04\b\x11\x10 R\x02h2\"\x97\x02\n" +
 	"\x02H1\x12\x1a\n" +
 	"\brequests\x18\x01 \x01(\x04R\brequests\x12\x16\n" +
 	"\x06method\x18\x02 \x01(\rR\x06method\x12\x14\n" +
 	"\x05minor\x18\x03 \x01(\rR\x05minor\x12\x16\n" +
 	"\x06status\x18\x04 \x01(\rR\x06status\x12\x14\n" +
 	"\x05route\x18\x05 \x01(\rR\x05route\x12\x14\n" +
-	"\x05flags\x18\x06 \x01(\rR\x05flags\x12\x16\n" +
-	"\x06replay\x18\a \x01(\fR\x06replay\x12\x16\n" +
-	"\x06tunnel\x18\b \x01(\bR\x06tunnel\x12\x1a\n" +
-	"\bgreeting\x18\t \x01(\bR\bgreeting\"\xa8\x01\n" +
+	"\x05flags\x18\x06 \x01(\rR\x05flags\x12\x18\n" +
+	"\arequest\x18\a \x01(\fR\arequest\x12!\n" +
+	"\frequest_sent\x18\b \x01(\rR\vrequestSent\x12\x16\n" +
+	"\x06tunnel\x18\t \x01(\bR\x06tunnel\x12\x1a\n" +
+	"\breceived\x18\n" +
+	" \x01(\x04R\breceived\x12\x12\n" +
+	"\x04sent\x18\v \x01(\x04R\x04sent\"\xa8\x01\n" +
 	"\x04Body\x12\x18\n" +
 	"\aframing\x18\x01 \x01(\rR\aframing\x12\x14\n" +
 	"\x05state\x18\x02 \x01(\rR\x05state\x12\x12\n" +

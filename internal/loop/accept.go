@@ -38,6 +38,7 @@ func MSS(l *config.Listener) int {
 func (l *Loop) SetGeneration(g *Generation) {
 	old := l.gen
 	l.gen = g
+	l.desk.Config = g.Config
 	if old != nil {
 		for name, was := range old.Listening {
 			if now := g.Listening[name]; now == nil || now.FD != was.FD {
@@ -158,14 +159,20 @@ func (l *Loop) accept(data uint64) {
 			l.pauseListener(x)
 			return
 		}
-		fd, e := l.k.Accept(x.FD)
+		fd, from, e := l.k.Accept(x.FD)
 		if e == 0 {
 			l.Count.Accepted++
+			client := flow.AddressOf(from)
 			if to := l.lighter(); to != l {
-				to.post(letter{kind: acceptedLetter, accepted: fd, on: x})
+				to.post(letter{kind: acceptedLetter, accepted: fd, client: client, on: x})
 			} else {
-				l.begin(fd, x)
+				l.begin(fd, client, x)
 			}
+			continue
+		}
+		if e == sock.ManyFiles && l.shrink() {
+			x.Gate.Leave()
+			node.Leave()
 			continue
 		}
 		x.Gate.Leave()
@@ -202,8 +209,8 @@ func (l *Loop) lighter() *Loop {
 }
 
 // begin makes the flow of a connection that was accepted under x.
-func (l *Loop) begin(fd sock.FD, x *Listening) {
-	f := flow.New(l.now, l.shared.NextID.Add(1), x.Object, x.Backend)
+func (l *Loop) begin(fd sock.FD, client flow.Address, x *Listening) {
+	f := flow.New(l.now, l.shared.NextID.Add(1), x.Object, x.Backend, client, &l.lender)
 	i, _ := l.enter(f, fd, sock.NoFD)
 	l.guard(i)
 }

@@ -3,6 +3,7 @@ package loop
 import (
 	"time"
 
+	"github.com/holdfast-lb/holdfast/internal/config"
 	"github.com/holdfast-lb/holdfast/internal/flow"
 	"github.com/holdfast-lb/holdfast/internal/ledger"
 	"github.com/holdfast-lb/holdfast/internal/planted"
@@ -16,6 +17,9 @@ func (l *Loop) drive(i uint32, s *slot) {
 	budget := octetsMax
 	for {
 		s.flow.Wants(w)
+		if s.account != nil && s.flow.Endpoint() == nil {
+			l.letGo(s) // an attempt has failed, or a request is over
+		}
 		more := false
 		switch {
 		case w.Done:
@@ -25,6 +29,13 @@ func (l *Loop) drive(i uint32, s *slot) {
 			more = l.secure(i, s)
 		case w.Dial:
 			more = l.dial(i, s)
+		case w.Resume:
+			if s.flow.Unsettled() {
+				s.flow.Settle(&l.lender)
+			}
+			l.step(s, flow.Event{Kind: flow.Resumed})
+			budget -= resumeCost
+			more = true
 		default:
 			more = l.exchange(i, s, w, &budget)
 		}
@@ -42,10 +53,11 @@ func (l *Loop) drive(i uint32, s *slot) {
 	if s.flow.Unsettled() && !planted.Bug(16) {
 		s.flow.Settle(&l.lender)
 	}
-	for side := flow.Client; side <= flow.Backend; side++ {
-		if g := &s.legs[side]; !g.has(watched) && g.fd >= 0 {
-			l.watch(i, s, side)
-		}
+	if !s.client.has(watched) && !l.lazy(s, w) {
+		l.watch(i, s, flow.Client)
+	}
+	if s.far != 0 && !l.far(s.far-1).has(watched) {
+		l.watch(i, s, flow.Backend)
 	}
 	at, t := w.Deadline, &s.timer
 	if look := l.lookAt(s); look != 0 && (at == 0 || look < at) {
@@ -59,21 +71,35 @@ func (l *Loop) drive(i uint32, s *slot) {
 	}
 }
 
+// resumeCost is what a pipelined request counts against the octets of a turn.
+const resumeCost = 4 << 10
+
+// lazy tells whether the client leg need not be watched yet: its request was
+// there when it was accepted, the answer is awaited, and many such connections
+// are closed right behind it. If it is late the clock sees to it.
+func (l *Loop) lazy(s *slot, w *flow.Wants) bool {
+	return s.flow.Speaks() == config.HTTP && s.flow.State() != flow.Reading && !w.Read[flow.Client] &&
+		(len(w.Out[flow.Client]) == 0 || s.client.has(writable)) && l.now < s.flow.Born().Add(tick)
+}
+
 // livelyAfter is when a backend leg is told to look after its peer: five calls
 // that a flow which has ended by then is spared.
 const livelyAfter = time.Second
 
 // lookAt is when the flow's legs are to be looked at next; 0 is never.
 func (l *Loop) lookAt(s *slot) flow.Instant {
-	switch state := s.flow.State(); {
-	case state == flow.Dialing && s.legs[flow.Backend].fd < 0:
+	state := s.flow.State()
+	switch {
+	case state == flow.Dialing && s.far == 0:
 		return l.now.Add(tick) // a unix socket's backlog was full
+	case !s.client.has(watched):
+		return s.flow.Born().Add(tick)
 	case state != flow.Relaying:
 		return 0
-	case !s.lively:
-		return max(l.now, s.flow.Born().Add(livelyAfter))
+	case s.far != 0 && !l.far(s.far-1).lively:
+		return max(l.now, l.far(s.far-1).since.Add(livelyAfter))
 	}
-	if s.legs[flow.Client].has(failed) || s.legs[flow.Backend].has(failed) {
+	if s.client.has(failed) || l.leg(s, flow.Backend).has(failed) {
 		return l.now.Add(time.Second)
 	}
 	if silence := s.flow.Listener().UserTimeout; silence > 0 {
@@ -86,28 +112,37 @@ func (l *Loop) lookAt(s *slot) flow.Instant {
 // does so for legs on which nothing is outstanding; for the others its answer
 // would be wrong (sock.Vanished).
 func (l *Loop) look(s *slot) {
-	if s.flow.State() != flow.Relaying || l.now < s.flow.Born().Add(livelyAfter) {
+	if s.flow.State() != flow.Relaying {
 		return
 	}
-	unix := s.flow.Endpoint().Unix != ""
-	if !s.lively {
-		s.lively = true
-		if !unix {
-			l.k.Enliven(s.legs[flow.Backend].fd, Life(s.flow.Listener()))
+	unix := s.flow.Endpoint() != nil && s.flow.Endpoint().Unix != ""
+	if s.far != 0 {
+		if b := l.far(s.far - 1); !b.lively && l.now >= b.since.Add(livelyAfter) {
+			b.lively = true
+			if !unix {
+				l.k.Enliven(b.fd, Life(s.flow.Listener()))
+			}
 		}
+	}
+	if l.now < s.flow.Born().Add(livelyAfter) {
+		return
 	}
 	silence := s.flow.Listener().UserTimeout
 	still := s.flow.Still(l.now)
 	for side := flow.Client; side <= flow.Backend; side++ {
-		if silence > 0 && !(unix && side == flow.Backend) && l.k.Vanished(s.legs[side].fd, silence) {
+		g := l.leg(s, side)
+		if g.fd < 0 {
+			continue
+		}
+		if silence > 0 && !(unix && side == flow.Backend) && l.k.Vanished(g.fd, silence) {
 			l.Count.Vanished++
-			s.flow.Step(l.now, flow.Event{Kind: flow.Broke, Leg: side})
+			l.step(s, flow.Event{Kind: flow.Broke, Leg: side})
 			return
 		}
-		if s.legs[side].has(failed) && still >= flow.LingerMax {
+		if g.has(failed) && still >= flow.LingerMax {
 			// It was reset. What it said before is the other leg's due, but that
 			// one takes nothing.
-			s.flow.Step(l.now, flow.Event{Kind: flow.Broke, Leg: side})
+			l.step(s, flow.Event{Kind: flow.Broke, Leg: side})
 			return
 		}
 	}
@@ -117,10 +152,13 @@ func (l *Loop) look(s *slot) {
 // before. The first octets go out at once anyway, and to a client all do: its
 // leg has the option from the listener.
 func (l *Loop) hasten(s *slot, side flow.Side) {
-	if side == flow.Backend && !s.prompt && s.flow.Sent(flow.Backend) > 0 {
-		s.prompt = true
+	if side == flow.Client {
+		return
+	}
+	if b := l.far(s.far - 1); !b.prompt && (b.pool != nil || s.flow.Sent(flow.Backend) > 0) {
+		b.prompt = true
 		if s.flow.Endpoint().Unix == "" {
-			l.k.NoDelay(s.legs[flow.Backend].fd)
+			l.k.NoDelay(b.fd)
 		}
 	}
 }
@@ -140,11 +178,11 @@ func (g *leg) interest() sock.Ready {
 // watch registers a leg. What is ready already is reported at once, so nothing
 // that came since the last read is missed.
 func (l *Loop) watch(i uint32, s *slot, side flow.Side) {
-	g := &s.legs[side]
-	if !g.has(writable) || (s.pending && side == flow.Backend) {
+	g := l.leg(s, side)
+	if !g.has(writable) || (side == flow.Backend && l.far(s.far-1).pending) {
 		g.is |= outAlso
 	}
-	if e := l.k.Watch(g.fd, g.interest(), data(i, s, side)); e != 0 {
+	if e := l.k.Watch(g.fd, g.interest(), l.data(i, s, side)); e != 0 {
 		l.shared.Log.Warn("the kernel would not watch a leg", "flow", s.flow.ID(), "leg", side, "error", e)
 		l.fail(i, s, side)
 		return
@@ -155,8 +193,8 @@ func (l *Loop) watch(i uint32, s *slot, side flow.Side) {
 // rewatch brings the poller to what the leg is to be watched for now. What is
 // ready is reported again, so nothing is missed.
 func (l *Loop) rewatch(i uint32, s *slot, side flow.Side) {
-	if g := &s.legs[side]; g.has(watched) {
-		_ = l.k.Rewatch(g.fd, g.interest(), data(i, s, side))
+	if g := l.leg(s, side); g.has(watched) {
+		_ = l.k.Rewatch(g.fd, g.interest(), l.data(i, s, side))
 	}
 }
 
@@ -164,7 +202,7 @@ func (l *Loop) rewatch(i uint32, s *slot, side flow.Side) {
 // because the other leg takes nothing: each segment that comes would wake the
 // loop for nothing. The end of the leg is still reported.
 func (l *Loop) mute(i uint32, s *slot, side flow.Side) {
-	if g := &s.legs[side]; g.has(readable) && !g.has(muted) {
+	if g := l.leg(s, side); g.has(readable) && !g.has(muted) {
 		g.is |= muted
 		l.rewatch(i, s, side)
 	}
@@ -172,7 +210,7 @@ func (l *Loop) mute(i uint32, s *slot, side flow.Side) {
 
 // drained notes that nothing more can be read from a leg now.
 func (l *Loop) drained(i uint32, s *slot, side flow.Side) {
-	g := &s.legs[side]
+	g := l.leg(s, side)
 	g.is &^= readable
 	if g.has(muted) && !planted.Bug(26) {
 		g.is &^= muted
@@ -182,7 +220,7 @@ func (l *Loop) drained(i uint32, s *slot, side flow.Side) {
 
 // fail treats a leg that cannot be watched like one that broke, next turn.
 func (l *Loop) fail(i uint32, s *slot, side flow.Side) {
-	s.legs[side].is |= failed | over | watched | deaf // watched: it is not tried again
+	l.leg(s, side).is |= failed | over | watched | deaf // watched: it is not tried again
 	if !s.again {
 		s.again = true
 		l.again = append(l.again, i)
@@ -192,7 +230,7 @@ func (l *Loop) fail(i uint32, s *slot, side flow.Side) {
 // exhausted notes that the kernel took less than was given: writing waits for
 // the report that there is room again.
 func (l *Loop) exhausted(i uint32, s *slot, side flow.Side) {
-	g := &s.legs[side]
+	g := l.leg(s, side)
 	g.is &^= writable
 	if !g.has(outAlso) && !planted.Bug(25) {
 		g.is |= outAlso
@@ -203,7 +241,7 @@ func (l *Loop) exhausted(i uint32, s *slot, side flow.Side) {
 // exchange does one thing that a relaying flow wants and tells whether it did.
 func (l *Loop) exchange(i uint32, s *slot, w *flow.Wants, budget *int) bool {
 	for side := flow.Client; side <= flow.Backend; side++ {
-		g := &s.legs[side]
+		g := l.leg(s, side)
 		if out := w.Out[side]; len(out) > 0 {
 			if g.has(writable) {
 				l.hasten(s, side)
@@ -212,7 +250,11 @@ func (l *Loop) exchange(i uint32, s *slot, w *flow.Wants, budget *int) bool {
 				case e == sock.Again:
 					l.exhausted(i, s, side)
 				case e != 0:
-					s.flow.Step(l.now, flow.Event{Kind: flow.Broke, Leg: side})
+					kind := flow.Broke
+					if side == flow.Backend && s.flow.Speaks() == config.HTTP {
+						kind = flow.Deafened // it may have answered before
+					}
+					l.step(s, flow.Event{Kind: kind, Leg: side})
 					return true
 				default:
 					if n < len(out) {
@@ -222,7 +264,7 @@ func (l *Loop) exchange(i uint32, s *slot, w *flow.Wants, budget *int) bool {
 					if planted.Bug(14) {
 						n = len(out)
 					}
-					s.flow.Step(l.now, flow.Event{Kind: flow.Wrote, Leg: side, N: n})
+					l.step(s, flow.Event{Kind: flow.Wrote, Leg: side, N: n})
 					return true
 				}
 			}
@@ -230,19 +272,19 @@ func (l *Loop) exchange(i uint32, s *slot, w *flow.Wants, budget *int) bool {
 			if !planted.Bug(8) {
 				l.k.Shutdown(g.fd)
 			}
-			s.flow.Step(l.now, flow.Event{Kind: flow.HasShut, Leg: side})
+			l.step(s, flow.Event{Kind: flow.HasShut, Leg: side})
 			return true
 		}
 	}
 	for side := flow.Client; side <= flow.Backend; side++ {
-		g := &s.legs[side]
+		g := l.leg(s, side)
 		if g.has(deaf) {
 			g.is &^= deaf
-			s.flow.Step(l.now, flow.Event{Kind: flow.Broke, Leg: side})
+			l.step(s, flow.Event{Kind: flow.Broke, Leg: side})
 			return true
 		}
 		if w.Relay[side] && (g.pipe != noPipe || g.has(readable) && !g.has(urgent)) && l.borrow(s, side) {
-			if l.relay(i, s, side, budget) {
+			if l.relay(i, s, side, w.Most[side], budget) {
 				return true
 			}
 			continue
@@ -253,10 +295,11 @@ func (l *Loop) exchange(i uint32, s *slot, w *flow.Wants, budget *int) bool {
 			}
 			continue
 		}
-		if g.has(failed) && s.flow.Ended(side) {
-			// It has said FIN before, so reading will not tell.
+		if g.has(failed) && (s.flow.Ended(side) || side == flow.Client && !w.Read[side] && s.flow.Speaks() == config.HTTP) {
+			// It has said FIN before, so reading will not tell; or it asked, and
+			// will not hear the answer.
 			g.is &^= failed
-			s.flow.Step(l.now, flow.Event{Kind: flow.Broke, Leg: side})
+			l.step(s, flow.Event{Kind: flow.Broke, Leg: side})
 			return true
 		}
 	}
@@ -268,36 +311,35 @@ func (l *Loop) read(i uint32, s *slot, side flow.Side) bool {
 	if s.flow.Unsettled() {
 		s.flow.Settle(&l.lender) // what lies in the scratch would be overwritten
 	}
-	g := &s.legs[side]
-	n, e := l.k.Recv(g.fd, l.scratch)
+	g := l.leg(s, side)
+	room := l.desk.Scratch[flow.Headroom:]
+	before := copy(room, s.flow.Unread(side))
+	n, e := l.k.Recv(g.fd, room[before:])
 	switch {
 	case e == sock.Again:
 		l.drained(i, s, side)
 		return false
 	case e != 0:
-		s.flow.Step(l.now, flow.Event{Kind: flow.Broke, Leg: side})
+		l.step(s, flow.Event{Kind: flow.Broke, Leg: side})
 	case n == 0:
 		g.is &^= readable
-		s.flow.Step(l.now, flow.Event{Kind: flow.Ended, Leg: side})
+		l.step(s, flow.Event{Kind: flow.Ended, Leg: side})
 	default:
-		full := n == len(l.scratch)
+		full := before+n == len(room)
 		if !full && (!g.has(over|urgent) || planted.Bug(15)) {
 			// All that had come is read; more makes a new report (epoll(7)).
 			l.drained(i, s, side)
 		}
 		l.Count.Octets[side] += uint64(n)
-		s.flow.Step(l.now, flow.Event{Kind: flow.Received, Leg: side, Octets: l.scratch[:n], Full: full})
+		l.step(s, flow.Event{Kind: flow.Received, Leg: side, Octets: room[:before+n], N: n, Full: full})
 	}
 	return true
 }
 
 // secure asks the ledger for an endpoint with room.
 func (l *Loop) secure(i uint32, s *slot) bool {
-	if s.account != nil { // an attempt has failed: what it held goes back
-		l.letGo(s)
-	}
-	if s.legs[flow.Client].has(failed) {
-		s.flow.Step(l.now, flow.Event{Kind: flow.Broke, Leg: flow.Client})
+	if s.client.has(failed) {
+		l.step(s, flow.Event{Kind: flow.Broke, Leg: flow.Client})
 		return true
 	}
 	if l.waiting[i] != nil {
@@ -307,7 +349,7 @@ func (l *Loop) secure(i uint32, s *slot) bool {
 		s.flow.SetPlace(0)
 	}
 	b := s.flow.Backend()
-	g, w, answer := l.book(b.Ref.Name).Secure(b, s.flow.Tried(), s.flow.Place(), l.index, data(i, s, flow.Client))
+	g, w, answer := l.book(b.Ref.Name).Secure(b, s.flow.Tried(), s.flow.Place(), l.index, token(i, s))
 	switch answer {
 	case ledger.Secured:
 		l.granted(s, g)
@@ -316,27 +358,27 @@ func (l *Loop) secure(i uint32, s *slot) bool {
 		l.waiting[i] = w
 		return false
 	case ledger.Full:
-		s.flow.Step(l.now, flow.Event{Kind: flow.Rejected})
+		l.step(s, flow.Event{Kind: flow.Rejected})
 	case ledger.None:
-		s.flow.Step(l.now, flow.Event{Kind: flow.Unavailable})
+		l.step(s, flow.Event{Kind: flow.Unavailable})
 	}
 	return true
 }
 
 func (l *Loop) granted(s *slot, g ledger.Grant) {
 	s.account = g.Account
-	s.flow.Step(l.now, flow.Event{Kind: flow.Secured, Endpoint: g.Endpoint})
+	l.step(s, flow.Event{Kind: flow.Secured, Endpoint: g.Endpoint})
 }
 
 // served fetches what the ledger has granted to the waiter in the slot that
-// token names, if that is still there.
-func (l *Loop) served(token uint64) {
-	i := uint32(token) >> 1
+// the token names, if that is still there.
+func (l *Loop) served(of uint64) {
+	i := uint32(of) >> 1
 	if int(i) >= l.table.size() {
 		return
 	}
 	s := l.at(i)
-	if !s.live || data(i, s, flow.Client) != token {
+	if !s.live || token(i, s) != of {
 		return // it left; whoever parked or removed it has taken the grant
 	}
 	w := l.waiting[i]
@@ -352,29 +394,50 @@ func (l *Loop) served(token uint64) {
 	l.guard(i)
 }
 
-// letGo closes the leg of an attempt and gives the endpoint's slot back.
+// letGo parts a flow from its backend leg, which is idle from now on or closed,
+// and gives the endpoint's slot back.
 func (l *Loop) letGo(s *slot) {
-	g := &s.legs[flow.Backend]
-	l.k.Close(g.fd)
-	if planted.Bug(18) {
-		l.k.Close(g.fd)
+	if s.far != 0 {
+		l.thin(s, flow.Client)
+		l.thin(s, flow.Backend)
+		if !s.flow.Reusable() || !l.rest(s) {
+			fd := l.far(s.far - 1).fd
+			if p := l.far(s.far - 1).pipe; p != noPipe {
+				l.pipes.discard(l.k, p)
+			}
+			l.detach(s)
+			l.k.Close(fd)
+			if planted.Bug(18) {
+				l.k.Close(fd)
+			}
+		}
 	}
-	*g = leg{fd: sock.NoFD, pipe: noPipe, is: readable | writable}
-	s.pending, s.prompt, s.lively = false, false, false
+	if p := s.client.pipe; p != noPipe {
+		// What the backend would not take any more of a request.
+		l.pipes.discard(l.k, p)
+		s.client.pipe = noPipe
+	}
 	s.account.Release()
 	s.account = nil
 }
 
-// dial opens the backend leg, or sees how far it is.
+// dial opens the backend leg or takes an idle one, or sees how far it is.
 func (l *Loop) dial(i uint32, s *slot) bool {
-	if s.legs[flow.Client].has(failed) {
-		s.flow.Step(l.now, flow.Event{Kind: flow.Broke, Leg: flow.Client})
+	if s.client.has(failed) {
+		l.step(s, flow.Event{Kind: flow.Broke, Leg: flow.Client})
 		return true
 	}
-	g := &s.legs[flow.Backend]
-	if g.fd < 0 {
+	if s.far == 0 {
 		l.spec = l.dialSpec(s) // the loop's own: a pointer to a local one would be allocated
+		p := l.pool(s)
+		if p != nil && !s.flow.Fresh() && l.wake(i, s, p) {
+			l.step(s, flow.Event{Kind: flow.Dialed, Reused: true})
+			return true
+		}
 		fd, pending, e := l.k.Dial(&l.spec)
+		if e == sock.ManyFiles && l.shrink() {
+			fd, pending, e = l.k.Dial(&l.spec)
+		}
 		if e == sock.Again && l.spec.Unix != "" {
 			return false // its backlog is full: the clock tries again (lookAt)
 		}
@@ -382,10 +445,11 @@ func (l *Loop) dial(i uint32, s *slot) bool {
 			l.dialFailed(s, e)
 			return true
 		}
-		*g = leg{fd: fd, pipe: noPipe}
-		if s.pending = pending; !pending {
-			g.is = readable | writable
-			s.flow.Step(l.now, flow.Event{Kind: flow.Dialed})
+		b := l.attach(i, s, fd)
+		b.pool = p
+		if b.pending = pending; !pending {
+			b.is = readable | writable
+			l.dialed(s)
 			return true
 		}
 		// Over loopback the handshake is over before connect returns, though
@@ -393,28 +457,31 @@ func (l *Loop) dial(i uint32, s *slot) bool {
 		if !l.spec.Addr.Addr().IsLoopback() {
 			return false
 		}
-	} else if g.has(deaf) {
+	}
+	switch b := l.far(s.far - 1); {
+	case b.has(deaf):
 		l.dialFailed(s, sock.NoMemory)
 		return true
-	} else if !s.pending {
+	case !b.pending:
 		// A leg that came with a move: it may be connected by now.
-		s.pending = true
-	} else if !g.has(writable) && !g.has(over) {
+		b.pending = true
+	case b.has(watched) && !b.has(writable) && !b.has(over):
 		return false
 	}
-	switch e := l.k.DialResult(g.fd); e {
+	b := l.far(s.far - 1)
+	switch e := l.k.DialResult(b.fd); e {
 	case 0:
-		s.pending = false
+		b.pending = false
 		// What may have come already is reported: by now if the leg is watched,
 		// else when it will be.
-		g.is |= writable
-		if g.has(failed) {
-			g.is &^= over | failed
+		b.is |= writable
+		if b.has(failed) {
+			b.is &^= over | failed
 		}
-		s.flow.Step(l.now, flow.Event{Kind: flow.Dialed})
+		l.dialed(s)
 		return true
 	case sock.InProgress:
-		g.is &^= writable | readable | over
+		b.is &^= writable | readable | over
 		return false
 	default:
 		l.dialFailed(s, e)
@@ -422,11 +489,20 @@ func (l *Loop) dial(i uint32, s *slot) bool {
 	}
 }
 
+// dialed tells a flow that its leg is there.
+func (l *Loop) dialed(s *slot) {
+	e := flow.Event{Kind: flow.Dialed}
+	if s.flow.Backend().ProxyHeader != config.NoProxyHeader {
+		e.Local = sock.LocalAddr(s.client.fd)
+	}
+	l.step(s, e)
+}
+
 func (l *Loop) dialFailed(s *slot, e sock.Errno) {
 	s.account.CountError()
 	l.Count.Retries++
 	l.shared.Log.Debug("endpoint not reached", "flow", s.flow.ID(), "endpoint", s.flow.Endpoint().Ref.Name, "error", e)
-	s.flow.Step(l.now, flow.Event{Kind: flow.DialFailed})
+	l.step(s, flow.Event{Kind: flow.DialFailed})
 }
 
 // movableMSS clamps the segments of legs that may move between hosts, so that
@@ -441,7 +517,7 @@ func (l *Loop) dialSpec(s *slot) sock.DialSpec {
 	spec := sock.DialSpec{Addr: e.Addr, Source: b.Source}
 	if b.SourceVIP {
 		if spec.Source = lis.VIP.Addr(); spec.Source.IsUnspecified() {
-			spec.Source = sock.LocalAddr(s.legs[flow.Client].fd).Addr()
+			spec.Source = sock.LocalAddr(s.client.fd).Addr()
 		}
 	}
 	if c := l.gen.Config.Cluster; c != nil && lis.Movable {
@@ -462,9 +538,13 @@ func (l *Loop) remove(i uint32, s *slot, abort [2]bool, cause flow.Cause) {
 		}
 	}
 	for side := flow.Client; side <= flow.Backend; side++ {
-		g := &s.legs[side]
+		g := l.leg(s, side)
 		if g.pipe != noPipe {
 			l.pipes.discard(l.k, g.pipe)
+			g.pipe = noPipe
+		}
+		if g.fd < 0 {
+			continue
 		}
 		if abort[side] && !planted.Bug(20) {
 			l.k.CloseReset(g.fd)

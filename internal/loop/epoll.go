@@ -1,6 +1,7 @@
 package loop
 
 import (
+	"net/netip"
 	"time"
 
 	"github.com/holdfast-lb/holdfast/internal/flow"
@@ -76,8 +77,11 @@ func (k *Epoll) Rewatch(fd sock.FD, r sock.Ready, data uint64) sock.Errno {
 func (k *Epoll) WatchShared(fd sock.FD, data uint64) sock.Errno {
 	return k.poller.WatchShared(fd, data)
 }
-func (k *Epoll) Unwatch(fd sock.FD) sock.Errno                     { return k.poller.Unwatch(fd) }
-func (k *Epoll) Accept(l sock.FD) (sock.FD, sock.Errno)            { return sock.Accept(l) }
+func (k *Epoll) Unwatch(fd sock.FD) sock.Errno { return k.poller.Unwatch(fd) }
+func (k *Epoll) Accept(l sock.FD) (sock.FD, netip.AddrPort, sock.Errno) {
+	return sock.Accept(l)
+}
+func (k *Epoll) Peek(fd sock.FD) (int, sock.Errno)                 { return sock.Peek(fd) }
 func (k *Epoll) Recv(fd sock.FD, b []byte) (int, sock.Errno)       { return sock.Recv(fd, b) }
 func (k *Epoll) Send(fd sock.FD, b []byte) (int, sock.Errno)       { return sock.Send(fd, b) }
 func (k *Epoll) Splice(from, to sock.FD, n int) (int, sock.Errno)  { return sock.Splice(from, to, n) }

@@ -1,6 +1,7 @@
 package loop
 
 import (
+	"net/netip"
 	"time"
 
 	"github.com/holdfast-lb/holdfast/internal/flow"
@@ -27,8 +28,12 @@ type Kernel interface {
 	WatchShared(fd sock.FD, data uint64) sock.Errno
 	Unwatch(fd sock.FD) sock.Errno
 
-	Accept(listener sock.FD) (sock.FD, sock.Errno)
+	// Accept takes a connection and tells who opened it.
+	Accept(listener sock.FD) (sock.FD, netip.AddrPort, sock.Errno)
 	Recv(fd sock.FD, b []byte) (int, sock.Errno)
+	// Peek tells whether Recv would find octets, the end (0), or nothing yet
+	// (sock.Again), and takes nothing.
+	Peek(fd sock.FD) (int, sock.Errno)
 	Send(fd sock.FD, b []byte) (int, sock.Errno)
 	Splice(from, to sock.FD, n int) (int, sock.Errno)
 	Pipe(size int) (r, w sock.FD, err error)

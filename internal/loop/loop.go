@@ -80,6 +80,7 @@ type Counters struct {
 	Relayed     uint64 // octets moved inside the kernel
 	Evened      uint64 // flows sent to another loop that had fewer
 	Vanished    uint64 // legs whose peer answered nothing any more
+	HTTP        flow.Tally
 }
 
 // Loop is one event loop. Make it with New; run it with Run, or with Turn.
@@ -112,11 +113,13 @@ type Loop struct {
 	books   map[string]*ledger.Backend
 	gates   map[string]*ledger.Gate
 
-	scratch []byte
-	lender  flow.Lender
-	pipes   pipes
-	wants   flow.Wants
-	spec    sock.DialSpec
+	lender flow.Lender
+	desk   *flow.Desk
+	pipes  pipes
+	idle   idle
+	absent leg
+	wants  flow.Wants
+	spec   sock.DialSpec
 
 	events  []sock.PollEvent
 	next, n int // events[next:n] are still to be handled
@@ -127,7 +130,7 @@ type Loop struct {
 	rng     *rand.Rand
 	stop    atomic.Bool
 	done    chan struct{}
-	Count   Counters // to be read on the loop's thread (Ask)
+	Count   Counters // all but HTTP
 }
 
 // New makes loop number index over k. seed feeds its choices among loops.
@@ -136,9 +139,11 @@ func New(index int, k Kernel, s *Shared, seed uint64) *Loop {
 		k: k, shared: s, index: index,
 		waiting: map[uint32]*ledger.Waiter{}, books: map[string]*ledger.Backend{}, gates: map[string]*ledger.Gate{},
 		numbers: map[string]int{}, watched: map[sock.FD]bool{}, full: map[sock.FD]bool{},
-		scratch: make([]byte, flow.BlockBytes), events: make([]sock.PollEvent, eventsMax),
+		events:  make([]sock.PollEvent, eventsMax),
 		current: none, eager: 1, rng: rand.New(rand.NewPCG(seed, uint64(index))), done: make(chan struct{}),
 	}
+	l.desk = flow.NewDesk(&l.lender)
+	l.idle.pools = map[*config.Endpoint]*pool{}
 	l.now = k.Now()
 	l.wheel.base = l.now
 	return l
@@ -146,6 +151,13 @@ func New(index int, k Kernel, s *Shared, seed uint64) *Loop {
 
 // Index is the loop's number.
 func (l *Loop) Index() int { return l.index }
+
+// Counters are those of now; to be asked for on the loop's thread.
+func (l *Loop) Counters() Counters {
+	c := l.Count
+	c.HTTP = l.desk.Tally
+	return c
+}
 
 // Load is how many flows the loop has; safe from any thread.
 func (l *Loop) Load() int { return int(l.load.Load()) }
@@ -190,6 +202,9 @@ func (l *Loop) Turn(wait bool) bool {
 		if len(l.shared.Loops) > 1 && l.load.Load() > evenLeast && (d < 0 || d > evenEvery) {
 			d = evenEvery
 		}
+		if l.idle.n > 0 && (d < 0 || d > sweepEvery) {
+			d = sweepEvery
+		}
 		if len(l.simmers) > 0 && (d < 0 || d > simmerTime) {
 			d = simmerTime
 		}
@@ -226,6 +241,9 @@ func (l *Loop) Turn(wait bool) bool {
 		l.ResumeAccepting()
 	}
 	l.stir()
+	if l.now >= l.idle.sweepAt {
+		l.sweep()
+	}
 	if l.now >= l.evenAt {
 		l.even()
 	}
@@ -278,22 +296,53 @@ func (l *Loop) handle() {
 			l.accept(data)
 			continue
 		}
-		i := uint32(data) >> 1
-		if int(i) >= l.table.size() {
-			continue
-		}
-		s := l.at(i)
-		if !s.live || s.incarnation != uint32(data>>32)&incarnationMask && !planted.Bug(10) {
-			continue // of a flow that has left since
+		i, s, side := l.find(data)
+		if s == nil {
+			continue // of a flow that has left since, or of a leg without one
 		}
 		l.current = i
-		if side := flow.Side(data & 1); !s.note(side, ev.Ready()) {
+		if !l.leg(s, side).note(ev.Ready()) {
 			l.mute(i, s, side)
 			continue
 		}
 		l.drive(i, s)
 	}
 	l.current = none
+}
+
+// find is the flow of whose leg an event tells. An event of a leg that is idle
+// it deals with itself.
+func (l *Loop) find(data uint64) (i uint32, s *slot, side flow.Side) {
+	i, side = uint32(data)>>1, flow.Side(data&1)
+	incarnation := uint32(data>>32) & incarnationMask
+	if side == flow.Backend {
+		if int(i) >= len(l.table.legs)*chunkLegs {
+			return 0, nil, side
+		}
+		b := l.far(i)
+		if !b.live || b.incarnation != incarnation && !planted.Bug(10) {
+			return 0, nil, side
+		}
+		if b.owner == none {
+			l.unasked(i, b)
+			return 0, nil, side
+		}
+		return b.owner, l.at(b.owner), side
+	}
+	if int(i) >= l.table.size() {
+		return 0, nil, side
+	}
+	s = l.at(i)
+	if !s.live || s.incarnation != incarnation && !planted.Bug(10) {
+		return 0, nil, side
+	}
+	return i, s, side
+}
+
+// step tells a flow a fact.
+func (l *Loop) step(s *slot, e flow.Event) {
+	e.Desk = l.desk
+	s.flow.Step(l.now, e)
 }
 
 // guard drives one flow outside of event handling.
@@ -330,7 +379,7 @@ func (l *Loop) expired(i uint32) {
 		defer l.survive()
 		s.flow.Wants(&l.wants)
 		if at := l.wants.Deadline; at != 0 && at <= l.now && !l.wants.Done {
-			s.flow.Step(l.now, flow.Event{Kind: flow.Expired})
+			l.step(s, flow.Event{Kind: flow.Expired})
 		}
 		l.look(s)
 		l.drive(i, s)

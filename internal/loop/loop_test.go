@@ -146,8 +146,9 @@ func TestTurnAllocatesNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(b.Close)
-	l.k.Close(s.legs[flow.Backend].fd) // the pair takes the server's place
-	s.legs[flow.Backend] = leg{fd: a, pipe: noPipe, is: readable | writable}
+	far := &l.far(s.far - 1).leg
+	l.k.Close(far.fd) // the pair takes the server's place
+	*far = leg{fd: a, pipe: noPipe, is: readable | writable}
 	l.drive(l.Slots(1, nil)[0], s)
 	buf := make([]byte, 64)
 	through := func(from, to sock.FD) {

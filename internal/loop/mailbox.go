@@ -4,12 +4,14 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/holdfast-lb/holdfast/internal/flow"
 	"github.com/holdfast-lb/holdfast/internal/sock"
 )
 
 // letter is one message to a loop. Flows come frozen, never as pointers.
 type letter struct {
 	accepted sock.FD // with listening: a connection that another loop accepted
+	client   flow.Address
 	on       *Listening
 	parcel   *Parcel     // flows that move here
 	token    uint64      // without all else: the ledger has served a waiter
@@ -82,7 +84,7 @@ func (l *Loop) readMail() {
 	for _, x := range l.mail.take() {
 		switch x.kind {
 		case acceptedLetter:
-			l.begin(x.accepted, x.on)
+			l.begin(x.accepted, x.client, x.on)
 		case parcelLetter:
 			l.unpack(x.parcel)
 		case grantLetter:

@@ -44,7 +44,7 @@ func (l *Loop) kind(s *slot) string {
 		return KindDialing
 	}
 	held := func(side flow.Side) int {
-		if p := s.legs[side].pipe; p != noPipe {
+		if p := l.leg(s, side).pipe; p != noPipe {
 			return l.pipes.all[p].held
 		}
 		return 0
@@ -53,7 +53,7 @@ func (l *Loop) kind(s *slot) string {
 	// be they in a block or in a pipe.
 	c, b := f.Unsent(flow.Client)+held(flow.Backend), f.Unsent(flow.Backend)+held(flow.Client)
 	half := f.Ended(flow.Client) || f.Ended(flow.Backend)
-	piped := s.legs[flow.Client].pipe != noPipe || s.legs[flow.Backend].pipe != noPipe
+	piped := s.client.pipe != noPipe || l.leg(s, flow.Backend).pipe != noPipe
 	switch {
 	case half && piped:
 		return KindHalfClosedBulk
@@ -81,7 +81,7 @@ func (l *Loop) Park(i uint32) (p Parked, ok bool) {
 	p.Kind, p.Since = l.kind(s), l.k.Now()
 	for side := flow.Client; side <= flow.Backend; side++ {
 		l.thin(s, side) // the threshold is the socket's, and would go along
-		if g := &s.legs[side]; g.has(watched) && g.fd >= 0 {
+		if g := l.leg(s, side); g.has(watched) && g.fd >= 0 {
 			_ = l.k.Unwatch(g.fd)
 			g.is &^= watched
 		}
@@ -95,7 +95,7 @@ func (l *Loop) Park(i uint32) (p Parked, ok bool) {
 		}
 	}
 	for side := flow.Client; side <= flow.Backend; side++ {
-		if s.legs[side].pipe != noPipe && !l.emptyPipe(s, side) {
+		if l.leg(s, side).pipe != noPipe && !l.emptyPipe(s, side) {
 			l.Count.Lost++
 			l.remove(i, s, [2]bool{true, true}, flow.Broken)
 			return p, false
@@ -114,8 +114,8 @@ func (l *Loop) Park(i uint32) (p Parked, ok bool) {
 		return p, false
 	}
 	p.Frozen, p.Account = z, s.account
-	p.FDs = append(p.FDs, s.legs[flow.Client].fd)
-	if b := s.legs[flow.Backend].fd; b >= 0 {
+	p.FDs = append(p.FDs, s.client.fd)
+	if b := l.leg(s, flow.Backend).fd; b >= 0 {
 		p.FDs = append(p.FDs, b)
 		if len(z.Legs) == 0 {
 			z.Legs = []*frozen.Leg{{}} // being dialled
@@ -133,7 +133,7 @@ func (l *Loop) Park(i uint32) (p Parked, ok bool) {
 // emptyPipe moves what a pipe holds into the flow, as octets due to the other
 // leg: a pipe is the loop's and stays.
 func (l *Loop) emptyPipe(s *slot, side flow.Side) bool {
-	g := &s.legs[side]
+	g := l.leg(s, side)
 	p := &l.pipes.all[g.pipe]
 	buf := make([]byte, p.held)
 	for got := 0; got < len(buf); {
@@ -176,12 +176,12 @@ func (l *Loop) Kind(i uint32) string { return l.kind(l.at(i)) }
 
 // Leg is the descriptor of one leg of the flow in slot i, to look at; it stays
 // the loop's.
-func (l *Loop) Leg(i uint32, side flow.Side) sock.FD { return l.at(i).legs[side].fd }
+func (l *Loop) Leg(i uint32, side flow.Side) sock.FD { return l.leg(l.at(i), side).fd }
 
 // Kill ends the flow in slot i by RST.
 func (l *Loop) Kill(i uint32) {
 	if s := l.at(i); s.live {
-		s.flow.Step(l.now, flow.Event{Kind: flow.Kill})
+		l.step(s, flow.Event{Kind: flow.Kill})
 		l.guard(i)
 	}
 }
@@ -307,7 +307,7 @@ func legFDs(z *frozen.Flow, fds []sock.FD) (client, backend sock.FD, err error) 
 	switch {
 	case client < 0:
 		err = &frozen.Refused{What: "leg", Why: "no descriptor for the client leg"}
-	case backend < 0 && flow.State(z.State) == flow.Relaying:
+	case backend < 0 && flow.State(z.State) == flow.Relaying && z.Endpoint != nil:
 		err = &frozen.Refused{What: "leg", Why: "no descriptor for the backend leg"}
 	}
 	return client, backend, err
@@ -369,14 +369,14 @@ func (l *Loop) Remake(slots []uint32, objects flow.Objects, adopted func([]int64
 // AcceptRest takes what still waits at a listener that is to be closed.
 func (l *Loop) AcceptRest(x *Listening) {
 	for {
-		fd, e := l.k.Accept(x.FD)
+		fd, from, e := l.k.Accept(x.FD)
 		if e != 0 {
 			return
 		}
 		l.Count.Accepted++
 		l.shared.Ledger.Node.Admit()
 		x.Gate.Admit()
-		l.begin(fd, x)
+		l.begin(fd, flow.AddressOf(from), x)
 	}
 }
 

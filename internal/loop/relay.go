@@ -3,6 +3,7 @@ package loop
 import (
 	"time"
 
+	"github.com/holdfast-lb/holdfast/internal/config"
 	"github.com/holdfast-lb/holdfast/internal/flow"
 	"github.com/holdfast-lb/holdfast/internal/planted"
 	"github.com/holdfast-lb/holdfast/internal/sock"
@@ -31,7 +32,7 @@ type pipes struct {
 // borrow sees that the direction from side has a pipe; false if none is to be
 // had, and then its octets are copied.
 func (l *Loop) borrow(s *slot, side flow.Side) bool {
-	g := &s.legs[side]
+	g := l.leg(s, side)
 	if g.pipe != noPipe {
 		return true
 	}
@@ -79,11 +80,12 @@ func (p *pipes) discard(k Kernel, i int16) {
 }
 
 // relay moves octets from a leg to the other through the pipe and tells
-// whether the flow has learnt anything. End of file and errors of the source
+// whether the flow has learnt anything. most is how much it may move in all,
+// what the pipe holds included. End of file and errors of the source
 // are only told once the pipe is empty: what came before them is delivered
 // before them.
-func (l *Loop) relay(i uint32, s *slot, side flow.Side, budget *int) bool {
-	from, to := &s.legs[side], &s.legs[side.Other()]
+func (l *Loop) relay(i uint32, s *slot, side flow.Side, most uint64, budget *int) bool {
+	from, to := l.leg(s, side), l.leg(s, side.Other())
 	p := &l.pipes.all[from.pipe]
 	moved := 0
 	tell := func() bool {
@@ -92,20 +94,20 @@ func (l *Loop) relay(i uint32, s *slot, side flow.Side, budget *int) bool {
 		}
 		l.Count.Octets[side] += uint64(moved)
 		l.Count.Relayed += uint64(moved)
-		s.keepsMoving(l.now, moved)
-		s.flow.Step(l.now, flow.Event{Kind: flow.Relayed, Leg: side, N: moved})
+		l.far(s.far-1).keepsMoving(l.now, moved)
+		l.step(s, flow.Event{Kind: flow.Relayed, Leg: side, N: moved})
 		return true
 	}
 	for *budget > 0 {
 		if p.held > 0 {
 			if !to.has(writable) {
 				if planted.Bug(19) && from.has(over) {
-					s.flow.Step(l.now, flow.Event{Kind: flow.Ended, Leg: side})
+					l.step(s, flow.Event{Kind: flow.Ended, Leg: side})
 					return true
 				}
 				if planted.Bug(27) {
 					from.is &^= readable
-					s.flow.Step(l.now, flow.Event{Kind: flow.Slackened, Leg: side})
+					l.step(s, flow.Event{Kind: flow.Slackened, Leg: side})
 				}
 				return tell()
 			}
@@ -117,7 +119,11 @@ func (l *Loop) relay(i uint32, s *slot, side flow.Side, budget *int) bool {
 			}
 			if e != 0 || n == 0 {
 				tell()
-				s.flow.Step(l.now, flow.Event{Kind: flow.Broke, Leg: side.Other()})
+				kind := flow.Broke
+				if side == flow.Client && s.flow.Speaks() == config.HTTP {
+					kind = flow.Deafened
+				}
+				l.step(s, flow.Event{Kind: kind, Leg: side.Other()})
 				return true
 			}
 			p.held -= n
@@ -126,35 +132,40 @@ func (l *Loop) relay(i uint32, s *slot, side flow.Side, budget *int) bool {
 			p.gave += n
 			continue
 		}
-		if !from.has(readable) {
-			l.slacken(i, s, side)
+		if most == uint64(moved) {
+			l.giveBack(from) // the rest is to be looked at
+			l.thin(s, side)
 			return tell()
 		}
-		n, e := l.k.Splice(from.fd, p.w, pipeBytes)
+		if !from.has(readable) {
+			l.slacken(i, s, side, most)
+			return tell()
+		}
+		n, e := l.k.Splice(from.fd, p.w, int(min(pipeBytes, most-uint64(moved))))
 		switch {
 		case from.has(urgent) && (e == sock.Again || e == 0 && n == 0):
 			// It stops before an urgent octet; reading goes on behind it.
 			tell()
 			l.giveBack(from)
 			l.thin(s, side)
-			s.flow.Step(l.now, flow.Event{Kind: flow.Slackened, Leg: side})
+			l.step(s, flow.Event{Kind: flow.Slackened, Leg: side})
 			return true
 		case e == sock.Again:
 			l.drained(i, s, side)
 			told := tell()
-			l.slacken(i, s, side)
+			l.slacken(i, s, side, most)
 			return told
 		case e != 0:
 			tell()
 			l.giveBack(from)
-			s.flow.Step(l.now, flow.Event{Kind: flow.Broke, Leg: side})
+			l.step(s, flow.Event{Kind: flow.Broke, Leg: side})
 			return true
 		case n == 0:
 			// Splice gives 0 at the end, and before an urgent octet whose report
 			// has not come yet. A read can tell.
 			tell()
 			l.giveBack(from)
-			s.flow.Step(l.now, flow.Event{Kind: flow.Slackened, Leg: side})
+			l.step(s, flow.Event{Kind: flow.Slackened, Leg: side})
 			return true
 		}
 		p.held += n
@@ -166,15 +177,15 @@ func (l *Loop) relay(i uint32, s *slot, side flow.Side, budget *int) bool {
 // slacken gives the empty pipe of a transfer that has run dry to others. If it
 // was too little for a pipe the flow goes back to copying; if it is a stream
 // the leg simmers.
-func (l *Loop) slacken(i uint32, s *slot, side flow.Side) {
-	g := &s.legs[side]
+func (l *Loop) slacken(i uint32, s *slot, side flow.Side, most uint64) {
+	g := l.leg(s, side)
 	few := l.pipes.all[g.pipe].gave < slackMax
 	l.giveBack(g)
 	switch {
-	case s.relayed >= streamBytes:
+	case l.far(s.far-1).relayed >= streamBytes && most > 2*streamBytes:
 		l.simmer(i, s, side)
 	case few:
-		s.flow.Step(l.now, flow.Event{Kind: flow.Slackened, Leg: side})
+		l.step(s, flow.Event{Kind: flow.Slackened, Leg: side})
 	}
 }
 
@@ -203,7 +214,7 @@ const (
 func thick(side flow.Side) brew { return thickClient << side }
 
 // keepsMoving notes what splice has moved. A rest begins the count anew.
-func (s *slot) keepsMoving(now flow.Instant, octets int) {
+func (s *backendLeg) keepsMoving(now flow.Instant, octets int) {
 	at := uint16(now / flow.Instant(time.Millisecond))
 	if at-s.relayedAt > restMillis {
 		s.relayed = 0
@@ -214,21 +225,25 @@ func (s *slot) keepsMoving(now flow.Instant, octets int) {
 
 // simmer leaves the leg to the threshold and the clock.
 func (l *Loop) simmer(i uint32, s *slot, side flow.Side) {
-	if s.brew&thick(side) == 0 {
-		s.brew |= thick(side)
-		l.k.Threshold(s.legs[side].fd, bulkThreshold)
+	b := l.far(s.far - 1)
+	if b.brew&thick(side) == 0 {
+		b.brew |= thick(side)
+		l.k.Threshold(l.leg(s, side).fd, bulkThreshold)
 	}
-	if s.brew&simmering == 0 {
-		s.brew |= simmering
+	if b.brew&simmering == 0 {
+		b.brew |= simmering
 		l.simmers = append(l.simmers, i)
 	}
 }
 
 // thin makes the leg readable from the first octet on again.
 func (l *Loop) thin(s *slot, side flow.Side) {
-	if s.brew&thick(side) != 0 {
-		s.brew &^= thick(side)
-		l.k.Threshold(s.legs[side].fd, 1)
+	if s.far == 0 {
+		return
+	}
+	if b := l.far(s.far - 1); b.brew&thick(side) != 0 {
+		b.brew &^= thick(side)
+		l.k.Threshold(l.leg(s, side).fd, 1)
 	}
 }
 
@@ -241,24 +256,28 @@ func (l *Loop) stir() {
 	l.simmers, l.stewing = l.stewing[:0], l.simmers
 	for _, i := range l.stewing {
 		s := l.at(i)
-		if !s.live || s.brew&simmering == 0 {
+		if !s.live || s.far == 0 {
 			continue
 		}
-		s.brew &^= simmering
+		b := l.far(s.far - 1)
+		if b.brew&simmering == 0 {
+			continue
+		}
+		b.brew &^= simmering
 		before := s.flow.Received(flow.Client) + s.flow.Received(flow.Backend)
 		for side := flow.Client; side <= flow.Backend; side++ {
-			if s.brew&thick(side) != 0 {
-				s.legs[side].is |= readable
+			if b.brew&thick(side) != 0 {
+				l.leg(s, side).is |= readable
 			}
 		}
 		l.guard(i)
 		switch {
-		case !s.live || s.brew == 0:
+		case !s.live || s.far == 0 || l.far(s.far-1) != b || b.brew == 0:
 		case s.flow.Received(flow.Client)+s.flow.Received(flow.Backend) == before:
 			l.thin(s, flow.Client)
 			l.thin(s, flow.Backend)
-		case s.brew&simmering == 0:
-			s.brew |= simmering
+		case b.brew&simmering == 0:
+			b.brew |= simmering
 			l.simmers = append(l.simmers, i)
 		}
 	}

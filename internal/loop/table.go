@@ -39,27 +39,41 @@ const (
 func (g *leg) has(x legState) bool { return g.is&x != 0 }
 
 // slot is a flow in the table. Slots are reused; the incarnation tells a late
-// event of an earlier tenant from one of the present.
+// event of an earlier tenant from one of the present. A flow that is idle
+// between two requests has nothing but its slot, so the slot is small.
 type slot struct {
 	flow        flow.Flow
-	legs        [2]leg
+	client      leg
 	account     *ledger.Endpoint // whose slot the flow holds
 	timer       timer
 	incarnation uint32
-	relayed     uint32 // octets moved by splice without a rest
-	relayedAt   uint16 // when that last grew, in milliseconds of the loop's clock
-	brew        brew   // how its bulk transfers are looked at
+	far         uint32 // 1 + index of its backend leg, 0: none
 	live        bool
 	again       bool
-	pending     bool // the backend leg is being dialled
-	prompt      bool // the backend leg sends small segments at once
-	lively      bool // the backend leg finds out that its peer has vanished
+}
+
+// backendLeg is a leg that we dialled: of a flow, or idle in a pool between
+// requests of flows that speak HTTP. It is watched under its own number, so
+// changing hands costs the kernel nothing.
+type backendLeg struct {
+	leg
+	owner       uint32 // slot of its flow; none: it is idle
+	incarnation uint32
+	pool        *pool // where it goes when it is idle; nil: it is closed
+	prev, next  uint32
+	since       flow.Instant // when it was dialled, or became idle
+	relayed     uint32       // octets moved by splice without a rest
+	relayedAt   uint16       // when that last grew, in milliseconds of the loop's clock
+	brew        brew         // how its flow's bulk transfers are looked at
+	live        bool
+	pending     bool // it is being dialled
+	prompt      bool // it sends small segments at once
+	lively      bool // it finds out that its peer has vanished
 }
 
 // note remembers what the poller said of a leg and tells whether there was
 // anything in it that was not known.
-func (s *slot) note(side flow.Side, r sock.Ready) (news bool) {
-	g := &s.legs[side]
+func (g *leg) note(r sock.Ready) (news bool) {
 	was := *g
 	if r&(sock.Readable|sock.PeerShut|sock.Hangup|sock.Failed) != 0 {
 		g.is |= readable
@@ -80,20 +94,41 @@ func (s *slot) note(side flow.Side, r sock.Ready) (news bool) {
 }
 
 // chunkSlots makes a chunk fill the 64 KiB that the allocator gives for it.
-const chunkSlots = 273
+// Backend legs need less room; a chunk of them is smaller.
+const (
+	chunkSlots = 481
+	chunkLegs  = 512
+)
 
-// table holds slots in chunks, so that they never move and memory grows by
-// steps of 64 KiB.
+// table holds slots and backend legs in chunks, so that they never move and
+// memory grows by steps of 64 KiB.
 type table struct {
-	chunks []*[chunkSlots]slot
-	free   []uint32
+	chunks   []*[chunkSlots]slot
+	free     []uint32
+	legs     []*[chunkLegs]backendLeg
+	freeLegs []uint32
 }
 
 func (t *table) size() int { return len(t.chunks) * chunkSlots }
 
 func (l *Loop) at(i uint32) *slot { return &l.table.chunks[i/chunkSlots][i%chunkSlots] }
 
-// enter gives f a slot.
+func (l *Loop) far(k uint32) *backendLeg { return &l.table.legs[k/chunkLegs][k%chunkLegs] }
+
+// leg is the leg of a flow at that side. One that is not there has no
+// descriptor, and what is noted of it is forgotten.
+func (l *Loop) leg(s *slot, side flow.Side) *leg {
+	if side == flow.Client {
+		return &s.client
+	}
+	if s.far != 0 {
+		return &l.far(s.far - 1).leg
+	}
+	l.absent = leg{fd: sock.NoFD, pipe: noPipe, is: readable | writable}
+	return &l.absent
+}
+
+// enter gives f a slot, and its backend leg, if it has one, a place.
 func (l *Loop) enter(f flow.Flow, client, backend sock.FD) (uint32, *slot) {
 	t := &l.table
 	if len(t.free) == 0 {
@@ -109,15 +144,54 @@ func (l *Loop) enter(f flow.Flow, client, backend sock.FD) (uint32, *slot) {
 	*s = slot{flow: f, incarnation: (s.incarnation + 1) & incarnationMask, live: true}
 	s.timer.bucket = -1
 	// Nothing is known of readiness yet, so everything is tried once.
-	s.legs[flow.Client] = leg{fd: client, pipe: noPipe, is: readable | writable}
-	s.legs[flow.Backend] = leg{fd: backend, pipe: noPipe, is: readable | writable}
+	s.client = leg{fd: client, pipe: noPipe, is: readable | writable}
+	if backend >= 0 {
+		l.attach(i, s, backend).is = readable | writable
+	}
 	l.load.Add(1)
 	return i, s
 }
 
-// leave empties the slot; the flow in it has gone or ended.
+// attach gives a descriptor that was dialled a place, as the leg of a flow.
+func (l *Loop) attach(i uint32, s *slot, fd sock.FD) *backendLeg {
+	t := &l.table
+	if len(t.freeLegs) == 0 {
+		base := uint32(len(t.legs) * chunkLegs)
+		t.legs = append(t.legs, new([chunkLegs]backendLeg))
+		for k := chunkLegs - 1; k >= 0; k-- {
+			t.freeLegs = append(t.freeLegs, base+uint32(k))
+		}
+	}
+	k := t.freeLegs[len(t.freeLegs)-1]
+	t.freeLegs = t.freeLegs[:len(t.freeLegs)-1]
+	b := l.far(k)
+	*b = backendLeg{
+		leg: leg{fd: fd, pipe: noPipe}, owner: i, live: true, since: l.now,
+		incarnation: (b.incarnation + 1) & incarnationMask,
+	}
+	s.far = k + 1
+	return b
+}
+
+// detach forgets the backend leg of a flow; the descriptor is the caller's.
+func (l *Loop) detach(s *slot) {
+	if s.far == 0 {
+		return
+	}
+	l.freeLeg(s.far - 1)
+	s.far = 0
+}
+
+func (l *Loop) freeLeg(k uint32) {
+	b := l.far(k)
+	b.live, b.pool, b.fd = false, nil, sock.NoFD
+	l.table.freeLegs = append(l.table.freeLegs, k)
+}
+
+// leave empties the slot; the flow in it has gone or ended, and its legs.
 func (l *Loop) leave(i uint32, s *slot) {
 	l.disarm(i, &s.timer)
+	l.detach(s)
 	s.live, s.again = false, false
 	s.flow = flow.Flow{}
 	s.account = nil
@@ -125,9 +199,16 @@ func (l *Loop) leave(i uint32, s *slot) {
 	l.load.Add(-1)
 }
 
-func data(i uint32, s *slot, side flow.Side) uint64 {
-	return uint64(s.incarnation)<<32 | uint64(i)<<1 | uint64(side)
+// data is what the poller says of a leg.
+func (l *Loop) data(i uint32, s *slot, side flow.Side) uint64 {
+	if side == flow.Backend && s.far != 0 {
+		return uint64(l.far(s.far-1).incarnation)<<32 | uint64(s.far-1)<<1 | uint64(side)
+	}
+	return token(i, s)
 }
+
+// token names a flow as long as it is in its slot.
+func token(i uint32, s *slot) uint64 { return uint64(s.incarnation)<<32 | uint64(i)<<1 }
 
 // each calls do for every flow in the table.
 func (l *Loop) each(do func(i uint32, s *slot)) {

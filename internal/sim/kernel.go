@@ -340,15 +340,18 @@ func (k *Kernel) Unwatch(fd sock.FD) sock.Errno {
 	return 0
 }
 
+// simClient is who opens all connections here.
+var simClient = netip.MustParseAddrPort("192.0.2.7:4711")
+
 // Accept takes the first connection of a queue.
-func (k *Kernel) Accept(listener sock.FD) (sock.FD, sock.Errno) {
+func (k *Kernel) Accept(listener sock.FD) (sock.FD, netip.AddrPort, sock.Errno) {
 	f := k.fds.get(listener, "accept")
 	if f == nil || f.listener == nil {
-		return sock.NoFD, sock.Invalid
+		return sock.NoFD, netip.AddrPort{}, sock.Invalid
 	}
 	l := f.listener
 	if len(l.queue) == 0 {
-		return sock.NoFD, sock.Again
+		return sock.NoFD, netip.AddrPort{}, sock.Again
 	}
 	if k.net.fail("accept") {
 		if k.net.rng.IntN(2) == 0 {
@@ -356,19 +359,28 @@ func (k *Kernel) Accept(listener sock.FD) (sock.FD, sock.Errno) {
 			l.queue = l.queue[1:]
 			s.excuse("aborted while it waited")
 			s.reset()
-			return sock.NoFD, sock.Aborted
+			return sock.NoFD, netip.AddrPort{}, sock.Aborted
 		}
-		return sock.NoFD, sock.ManyFiles
+		return sock.NoFD, netip.AddrPort{}, sock.ManyFiles
 	}
 	s := l.queue[0]
 	s.file = &file{sock: s}
 	fd, ok := k.fds.put(s.file)
 	if !ok {
 		s.file = nil
-		return sock.NoFD, sock.ManyFiles
+		return sock.NoFD, netip.AddrPort{}, sock.ManyFiles
 	}
 	l.queue = l.queue[1:]
-	return fd, 0
+	return fd, simClient, 0
+}
+
+// Peek looks at what Recv would give, and never fails by chance: it takes nothing.
+func (k *Kernel) Peek(fd sock.FD) (int, sock.Errno) {
+	s := k.fds.sock(fd, "peek")
+	if s == nil {
+		return 0, sock.Invalid
+	}
+	return s.peek()
 }
 
 // Recv reads.

@@ -157,6 +157,20 @@ func (s *Sock) recv(b []byte) (int, sock.Errno) {
 	return 0, sock.Again
 }
 
+func (s *Sock) peek() (int, sock.Errno) {
+	switch {
+	case len(s.rcv) > 0:
+		return 1, 0
+	case s.finIn:
+		return 0, 0
+	case s.errno != 0:
+		return 0, s.failed()
+	case s.dead:
+		return 0, 0
+	}
+	return 0, sock.Again
+}
+
 func (s *Sock) send(b []byte) (int, sock.Errno) {
 	switch {
 	case s.errno != 0:

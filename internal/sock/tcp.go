@@ -180,13 +180,27 @@ func Relisten(fd FD, s ListenSpec) error {
 	return nil
 }
 
-// Accept takes one established connection from a listener, non-blocking.
-func Accept(l FD) (FD, Errno) {
-	n, _, e := syscall.RawSyscall6(unix.SYS_ACCEPT4, uintptr(l), 0, 0, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0, 0)
+// Accept takes one established connection from a listener, non-blocking, and
+// tells who opened it.
+func Accept(l FD) (FD, netip.AddrPort, Errno) {
+	var sa sockaddr
+	size := uint32(len(sa.raw))
+	n, _, e := syscall.RawSyscall6(unix.SYS_ACCEPT4, uintptr(l), uintptr(unsafe.Pointer(&sa.raw)), uintptr(unsafe.Pointer(&size)), unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0, 0)
 	if e != 0 {
-		return NoFD, e
+		return NoFD, netip.AddrPort{}, e
 	}
-	return born(n), 0
+	return born(n), sa.addrPort(), 0
+}
+
+// Peek tells whether Recv would find octets, the end (0), or nothing yet
+// (Again), and takes nothing.
+func Peek(fd FD) (int, Errno) {
+	var b byte
+	n, _, e := syscall.RawSyscall6(unix.SYS_RECVFROM, uintptr(fd), uintptr(unsafe.Pointer(&b)), 1, unix.MSG_PEEK|unix.MSG_DONTWAIT, 0, 0)
+	if e != 0 {
+		return 0, e
+	}
+	return int(n), 0
 }
 
 // DialSpec describes a connection to be opened. Either Addr or Unix is set.

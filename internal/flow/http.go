@@ -1,0 +1,941 @@
+package flow
+
+import (
+	"math"
+	"net/netip"
+	"time"
+
+	"github.com/holdfast-lb/holdfast/internal/config"
+	"github.com/holdfast-lb/holdfast/internal/h1"
+	"github.com/holdfast-lb/holdfast/internal/planted"
+	"github.com/holdfast-lb/holdfast/internal/proxyproto"
+)
+
+// Headroom is how far behind the beginning of a [Desk]'s scratch received
+// octets lie: a head that is written anew grows into it, so that the body that
+// came behind it stays where it is.
+const Headroom = 4 << 10
+
+// Desk is what a runner lends a flow for the time of one Step: nothing on it
+// outlives the turn. It belongs to one runner.
+type Desk struct {
+	// Scratch has Headroom and then room for received octets, which the
+	// Received event must show there.
+	Scratch []byte
+	// Build is where heads are written.
+	Build []byte
+	// Config rules new requests.
+	Config *config.Config
+	Lender *Lender
+	Tally  Tally
+
+	head  h1.Head
+	picks uint64 // requests shared by weight so far
+}
+
+// Tally counts what the flows of a runner did.
+type Tally struct {
+	Requests  uint64    // begun to be forwarded, or answered
+	Responses [6]uint64 // by class: [2] are 2xx; without those of [0]
+	Own       uint64    // of these, answers of our own
+	Repeated  uint64    // requests sent again, since a pooled leg was dead
+	Reused    uint64    // requests sent on a pooled leg
+	Tunnels   uint64    // upgrades and CONNECTs that were granted
+}
+
+// NewDesk makes the desk of a runner.
+func NewDesk(l *Lender) *Desk {
+	return &Desk{Scratch: make([]byte, Headroom+BlockBytes), Build: make([]byte, 0, 2*BlockBytes), Lender: l}
+}
+
+// exchange is what an HTTP flow has beside its legs from the first octet of a
+// request to the last of the response.
+type exchange struct {
+	in     [2]inbox      `frozen:"Leg.h1"`
+	body   [2]h1.Body    `frozen:"H1Leg.body"` // of the message from that leg, as far as it was passed
+	method h1.Method     `frozen:"H1.method"`
+	minor  uint8         `frozen:"H1.minor"`
+	status uint16        `frozen:"H1.status"` // 0: the head of the final response has not come
+	route  int16         `frozen:"H1.route"`  // 1 + index among the listener's routes, 0: none yet
+	flags  exchangeFlags `frozen:"H1.flags"`
+}
+
+// exchangeFlags are facts about an exchange. Append, never renumber.
+type exchangeFlags uint32
+
+const (
+	last       exchangeFlags = 1 << iota // the client's connection ends after the response
+	reused                               // the backend leg served before
+	fresh                                // it must not: a pooled one was dead already
+	repeatable                           // the request may be sent again while no response has begun
+	dechunked                            // the response's chunks are taken apart
+	spoilt                               // the backend leg is good for nothing after the response
+	upgrading                            // the client asked for another protocol
+	begun                                // something was passed on in response, be it a 1xx
+	greeting                             // a PROXY header is still to come
+	deafened                             // the backend takes no more of the request
+	ours                                 // the answer is our own
+)
+
+// inbox holds octets that a leg said and that are not digested: half a head,
+// or what the client asks for next.
+type inbox struct {
+	buf     []byte `frozen:"H1Leg.unread"`
+	off     uint32 `frozen:"H1Leg.unread"`
+	scanned uint32 `frozen:"H1Leg.scanned"` // of buf[off:]
+	lent    bool   `frozen:"-" why:"tells where buf lies"`
+	starved bool   `frozen:"-" why:"found out again by looking"`
+}
+
+func (in *inbox) rest() []byte { return in.buf[in.off:] }
+
+// fill makes octets the contents: all that is not digested.
+func (in *inbox) fill(octets []byte, l *Lender) {
+	if in.lent {
+		l.giveBack(in.buf)
+	}
+	in.buf, in.off, in.lent, in.starved = octets, 0, false, false
+}
+
+func (in *inbox) take(n int) {
+	in.off += uint32(n)
+	in.scanned, in.starved = 0, false
+}
+
+func (in *inbox) settle(l *Lender) {
+	switch left := in.rest(); {
+	case len(in.buf) == 0:
+	case len(left) == 0:
+		in.drop(l)
+	case !in.lent:
+		in.buf, in.off, in.lent = l.lend(left), 0, true
+	}
+}
+
+func (in *inbox) drop(l *Lender) {
+	if in.lent {
+		l.giveBack(in.buf)
+	}
+	*in = inbox{}
+}
+
+// begin makes the place for an exchange.
+func (f *Flow) begin(l *Lender) {
+	if f.work == nil {
+		f.work = l.lendWork()
+	}
+	if f.x == nil {
+		f.x = l.lendExchange()
+	}
+}
+
+// Unread are octets that came from the leg and must be shown again, before
+// those that come next: half a head. Valid until the next Step or Settle.
+func (f *Flow) Unread(s Side) []byte {
+	if f.work == nil || f.x == nil {
+		return nil
+	}
+	return f.x.in[s].rest()
+}
+
+// wantsHTTP says what a flow that speaks HTTP wants in the states that only
+// such a flow has, and when it relays.
+func (f *Flow) wantsHTTP(w *Wants) {
+	switch f.state {
+	case Reading:
+		w.Deadline = f.at
+		if f.work == nil || f.x == nil || len(f.x.in[Client].rest()) == 0 {
+			w.Read[Client] = true
+			return
+		}
+		w.Resume = !f.x.in[Client].starved
+		w.Read[Client] = !w.Resume
+	case Relaying:
+		c, b, x := &f.legs[Client], &f.legs[Backend], f.x
+		w.Out[Client], w.Out[Backend] = c.due(), b.due()
+		f.wantsBody(w, Client, len(b.due()) == 0 && x.flags&deafened == 0)
+		if f.endpoint != nil && !b.broken {
+			if x.status != 0 {
+				f.wantsBody(w, Backend, len(c.due()) == 0)
+			} else {
+				w.Read[Backend] = len(c.due()) == 0
+			}
+		}
+		w.Deadline = after(f.at, f.patience())
+	case Answering:
+		w.Out[Client] = f.legs[Client].due()
+		w.Deadline = after(f.at, f.patience())
+	case Lingering:
+		w.Shut[Client] = !f.legs[Client].shut
+		w.Read[Client] = f.legs[Client].shut
+		w.Deadline = f.at
+	}
+}
+
+// relayLeast is how much of a body must be left for splice to be worth it.
+const relayLeast = 32 << 10
+
+// wantsBody says what is wanted of the leg whose message's body passes.
+func (f *Flow) wantsBody(w *Wants, side Side, room bool) {
+	body := &f.x.body[side]
+	if body.Done() || !room || f.legs[side].ended || len(f.x.in[side].rest()) > 0 {
+		return
+	}
+	w.Read[side] = true
+	if bare := body.Bare(); bare >= relayLeast && f.legs[side].bulk {
+		w.Relay[side], w.Most[side] = true, bare
+	}
+}
+
+func (f *Flow) answerTimeout() (d time.Duration) {
+	if n := int(f.x.route) - 1; n >= 0 && n < len(f.listener.Rules.Routes) {
+		d = f.listener.Rules.Routes[n].AnswerTimeout
+	}
+	if d == 0 {
+		d = f.backend.AnswerTimeout
+	}
+	return d
+}
+
+// reading is what a flow hears before it knows where a request goes.
+func (f *Flow) reading(now Instant, e *Event) {
+	switch e.Kind {
+	case Received:
+		first := f.work == nil || f.x == nil || len(f.x.in[Client].rest()) == 0
+		f.begin(e.Desk.Lender)
+		if first && f.x.flags&greeting == 0 {
+			f.at = after(now, headTimeout(f.listener))
+		}
+		f.legs[Client].received += uint64(e.N)
+		f.x.in[Client].fill(e.Octets, e.Desk.Lender)
+		f.digest(now, e.Desk)
+	case Resumed:
+		f.at = after(now, headTimeout(f.listener))
+		f.digest(now, e.Desk)
+	case Ended:
+		f.end(Finished)
+		if f.work != nil {
+			f.cause = ClientReset // in the midst of a head
+		}
+	case Broke:
+		f.end(ClientReset)
+	case Expired:
+		switch {
+		case f.work == nil || len(f.x.in[Client].rest()) == 0:
+			f.end(IdleTimeout)
+			f.gentle = true
+		case f.x.flags&greeting != 0:
+			f.end(HeadTimeout)
+		default:
+			f.answer(now, e.Desk, 408, HeadTimeout)
+		}
+	case Kill:
+		f.end(Killed)
+	default:
+		f.impossible(e)
+	}
+}
+
+// digest looks at what the client said: a PROXY header, a request's head.
+func (f *Flow) digest(now Instant, d *Desk) {
+	in := &f.x.in[Client]
+	if f.x.flags&greeting != 0 && !f.greeted(now, d) {
+		return
+	}
+	if f.listener.Rules == nil {
+		f.sayNothing(d)
+		return
+	}
+	rules := f.listener.Rules
+	lim := h1.Limits{LineMax: rules.LineMax, HeadMax: rules.HeadMax, FieldsMax: rules.FieldsMax}
+	if len(in.rest()) == 0 {
+		return
+	}
+	size, scanned, err := h1.Scan(in.rest(), int(in.scanned), &lim)
+	if err == nil && size == 0 {
+		in.scanned, in.starved = uint32(scanned), true
+		return
+	}
+	h := &d.head
+	if err == nil {
+		err = h.Request(in.rest()[:size], &lim)
+	}
+	d.Tally.Requests++
+	f.requests++
+	if err != nil {
+		f.x.minor = 1
+		f.refuse(now, d, err)
+		return
+	}
+	f.request(now, d, h, size)
+}
+
+// sayNothing turns a greeted flow without HTTP into what it would have been
+// without a greeting: what came behind the header is due to the backend.
+func (f *Flow) sayNothing(d *Desk) {
+	in := &f.x.in[Client]
+	b := &f.legs[Backend]
+	b.buf, b.off, b.lent = in.buf, in.off, in.lent
+	if len(in.rest()) == 0 && in.lent {
+		d.Lender.giveBack(in.buf)
+		b.buf, b.off, b.lent = nil, 0, false
+	}
+	*in = inbox{}
+	d.Lender.giveBackExchange(f.x)
+	f.x = nil
+	f.become(Queued)
+}
+
+// greeted takes the PROXY header, if all of it is there.
+func (f *Flow) greeted(now Instant, d *Desk) bool {
+	in := &f.x.in[Client]
+	n, source, _, local, err := proxyproto.Parse(in.rest())
+	switch {
+	case err != nil:
+		f.end(BadRequest) // who does not greet as agreed is told nothing
+		return false
+	case n == 0:
+		in.starved = true
+		return false
+	}
+	in.take(n)
+	// It was not the client's to pass on.
+	f.legs[Client].received -= uint64(n)
+	f.x.flags &^= greeting
+	if !local {
+		f.client = AddressOf(source)
+	}
+	if f.listener.Rules != nil {
+		f.at = after(now, f.listener.Rules.KeepaliveTimeout)
+	} else {
+		f.at = after(now, f.backend.QueueTime)
+	}
+	return true
+}
+
+// request deals with a head that was parsed and is size octets long.
+func (f *Flow) request(now Instant, d *Desk, h *h1.Head, size int) {
+	x := f.x
+	if l := d.Config.Listeners[f.listener.Ref.Name]; l != nil && l != f.listener && l.Rules != nil {
+		// Between requests a flow comes under what is in force now.
+		f.listener = l
+	}
+	rules := f.listener.Rules
+	x.method, x.minor, x.status, x.route = h.Method, h.Minor, 0, 0
+	x.flags &= greeting
+	if h.Close || rules.KeepaliveTimeout == 0 {
+		x.flags |= last
+	}
+	if h.Upgrade || h.Method == h1.CONNECT {
+		x.flags |= upgrading
+	}
+	x.body[Client] = h1.NewBody(h.Framing, h.Length)
+	x.body[Backend] = h1.Body{}
+	if rules.BodyMax > 0 && h.Framing == h1.ByLength && h.Length > rules.BodyMax {
+		f.answer(now, d, 413, BadRequest)
+		return
+	}
+	n := -1
+	if !dotted(h.Path.Of(h.Octets)) {
+		n = route(rules, h)
+	} else if n = route(rules, h); n >= 0 && rules.Routes[n].Match.ByPath() || f.anyByPath() {
+		// Where it leads depends on who resolves the dots.
+		f.answer(now, d, 400, BadRequest)
+		return
+	}
+	if n < 0 {
+		f.give(now, d, size, appendAnswer(d.Build[:0], 404, h.Method == h1.HEAD, f.closes(), h.Minor), 404)
+		return
+	}
+	rt := rules.Routes[n]
+	x.route = int16(n + 1)
+	switch {
+	case rt.Redirect != nil:
+		f.give(now, d, size, appendRedirect(d.Build[:0], h, rt.Redirect, f.closes(), h.Minor), rt.Redirect.Status)
+		return
+	case rt.Respond != nil:
+		f.give(now, d, size, appendRespond(d.Build[:0], rt.Respond, h.Method == h1.HEAD, f.closes(), h.Minor), rt.Respond.Status)
+		return
+	}
+	d.picks++
+	b := d.Config.Backends[choose(rt, d.picks)]
+	if b == nil {
+		// The listener has left the configuration, and its backends as well.
+		f.answer(now, d, 503, NoEndpoint)
+		return
+	}
+	f.backend, f.place, f.tried, f.attempts = b, 0, 0, 0
+	f.at = after(now, b.QueueTime)
+	f.become(Queued)
+
+	p := party{client: f.client.AddrPort().Addr(), port: f.client.AddrPort().Port(), vip: f.listener.VIP, id: f.id, number: uint64(f.requests)}
+	p.trusted = len(rules.Trust) > 0 && trusts(rules, p.client)
+	head := appendRequest(d.Build[:0], h, rules, rt, &p)
+	if h.Method.Idempotent() && x.body[Client].Done() && x.flags&upgrading == 0 {
+		x.flags |= repeatable
+	}
+	in := &x.in[Client]
+	in.take(size)
+	rest := in.rest()
+	taken, out := 0, 0
+	if !x.body[Client].Done() {
+		var err *h1.Error
+		if taken, out, err = x.body[Client].Feed(rest, false); err != nil {
+			f.refuse(now, d, err)
+			return
+		}
+		in.take(taken)
+	}
+	h2 := &f.legs[Backend]
+	h2.buf, h2.off, h2.lent = d.place(head, rest[:out], in.lent), 0, false
+	h2.received, h2.sent = 0, 0
+	if x.flags&repeatable != 0 {
+		h2.keep = true
+	}
+	if f.large(Client) {
+		f.legs[Client].bulk = true
+	}
+	if f.excessive() {
+		f.answer(now, d, 413, BadRequest)
+	}
+}
+
+// anyByPath tells whether a path decides anything here.
+func (f *Flow) anyByPath() bool {
+	for _, rt := range f.listener.Rules.Routes {
+		if rt.Match.ByPath() {
+			return true
+		}
+	}
+	return false
+}
+
+// excessive tells whether the client sends more content than it may.
+func (f *Flow) excessive() bool {
+	most := f.listener.Rules.BodyMax
+	return most > 0 && f.x.body[Client].Content() > most
+}
+
+// large tells whether the rest of a body is worth a pipe at once.
+func (f *Flow) large(s Side) bool { return f.x.body[s].Bare() >= 2*relayLeast }
+
+// place gives head and rest in one piece. rest lies in the scratch, where there
+// may be room for the head in front of it, or (kept) elsewhere. head is in
+// Build.
+func (d *Desk) place(head, rest []byte, kept bool) []byte {
+	if len(rest) == 0 {
+		return head
+	}
+	if !kept {
+		// Both slices end where the scratch ends, so their capacities tell how
+		// far apart they begin.
+		if at := cap(d.Scratch) - cap(rest); at >= len(head) {
+			copy(d.Scratch[at-len(head):], head)
+			return d.Scratch[at-len(head) : at+len(rest)]
+		}
+	}
+	return append(head, rest...)
+}
+
+// closes tells whether the client's connection ends with an answer of our own:
+// because it was to, or because the request has a body that nobody reads.
+func (f *Flow) closes() bool {
+	if !f.x.body[Client].Done() {
+		f.x.flags |= last
+	}
+	return f.x.flags&last != 0
+}
+
+// refuse answers what is no request and ends the connection.
+func (f *Flow) refuse(now Instant, d *Desk, err *h1.Error) { f.answer(now, d, err.Status, BadRequest) }
+
+// answer gives up on the request: the client is told by status, if it was told
+// nothing yet, or else by RST. Whether its connection goes on depends on what
+// is left of the request.
+func (f *Flow) answer(now Instant, d *Desk, status int, c Cause) {
+	x := f.x
+	if x.status != 0 && f.state != Reading {
+		f.end(c)
+		return
+	}
+	if c == BadRequest || c == HeadTimeout {
+		x.flags |= last
+	}
+	f.cause = c
+	f.give(now, d, 0, appendAnswer(d.Build[:0], status, x.method == h1.HEAD, f.closes(), x.minor), status)
+}
+
+// give sends an answer of our own. size octets of the head are done with.
+func (f *Flow) give(now Instant, d *Desk, size int, octets []byte, status int) {
+	f.legs[Backend].drop(d.Lender)
+	f.endpoint, f.reusable = nil, false
+	f.x.in[Client].take(size)
+	f.x.status = uint16(status)
+	f.x.flags |= ours
+	c := &f.legs[Client]
+	if due := c.due(); len(due) > 0 { // a 1xx
+		octets = append(append(make([]byte, 0, len(due)+len(octets)), due...), octets...)
+	}
+	c.drop(d.Lender)
+	c.buf, c.off, c.lent = octets, 0, false
+	f.at = now
+	d.Tally.Responses[status/100]++
+	d.Tally.Own++
+	f.become(Answering)
+}
+
+// answering sends it.
+func (f *Flow) answering(now Instant, e *Event) {
+	switch e.Kind {
+	case Wrote:
+		f.wrote(now, e)
+		if len(f.legs[Client].due()) == 0 {
+			f.over(now, e.Desk)
+		}
+	case Broke, Deafened:
+		f.end(ClientReset)
+	case Expired:
+		f.end(IdleTimeout)
+	case Kill:
+		f.end(Killed)
+	default:
+		f.impossible(e)
+	}
+}
+
+func (f *Flow) wrote(now Instant, e *Event) {
+	leg := &f.legs[e.Leg]
+	if e.N > len(leg.due()) {
+		f.impossible(e)
+	}
+	leg.off += uint32(e.N)
+	leg.sent += uint64(e.N)
+	f.at = now
+}
+
+// lingering waits until the client has taken what was sent: a socket that is
+// closed while octets of the peer are unread answers by RST, which takes the
+// answer away from whom it was for (RFC 9112, section 9.6).
+func (f *Flow) lingering(now Instant, e *Event) {
+	cause := f.cause
+	if cause == NotEnded {
+		cause = Finished
+	}
+	switch e.Kind {
+	case HasShut:
+		f.legs[Client].shut = true
+	case Received:
+		// Thrown away.
+		f.legs[Client].received += uint64(e.N)
+		if f.legs[Client].fulls++; f.legs[Client].fulls == math.MaxUint8 {
+			f.end(cause) // it goes on and on
+			f.gentle = true
+		}
+	case Ended, Expired, Broke, Deafened:
+		f.end(cause)
+		f.gentle = true
+	case Kill:
+		f.end(Killed)
+	default:
+		f.impossible(e)
+	}
+}
+
+// over ends an exchange whose response was sent to the last octet: for the next
+// request, or for ever.
+func (f *Flow) over(now Instant, d *Desk) {
+	x := f.x
+	switch {
+	case x.flags&last != 0 && (!x.body[Client].Done() || len(x.in[Client].rest()) > 0 || f.cause == BadRequest || f.cause == HeadTimeout):
+		f.at = now.Add(LingerMax)
+		f.legs[Client].fulls = 0
+		f.become(Lingering)
+		f.legs[Backend].drop(d.Lender)
+		x.in[Client].drop(d.Lender)
+	case x.flags&last != 0:
+		f.end(Finished)
+	default:
+		f.cause = NotEnded
+		f.become(Reading)
+		f.at = after(now, f.listener.Rules.KeepaliveTimeout)
+		if len(x.in[Client].rest()) > 0 {
+			// Pipelined: the place is used again.
+			f.legs[Backend].drop(d.Lender)
+			f.legs[Client].drop(d.Lender)
+			f.backend = nil
+			x.in[Backend].drop(d.Lender)
+			x.in[Client].scanned, x.in[Client].starved = 0, false
+			x.flags, x.status, x.route, x.body = 0, 0, 0, [2]h1.Body{}
+			return
+		}
+		f.rest(d.Lender)
+	}
+}
+
+// rest gives back all but what an idle flow needs.
+func (f *Flow) rest(l *Lender) {
+	c := &f.legs[Client]
+	f.received += c.received
+	f.sent += c.sent
+	f.Drop(l)
+}
+
+// dialed begins what follows once the backend leg is there.
+func (f *Flow) dialed(e *Event) {
+	if f.x != nil {
+		if e.Reused {
+			f.x.flags |= reused
+			e.Desk.Tally.Reused++
+		} else {
+			f.x.flags &^= reused
+		}
+	}
+	if v := f.backend.ProxyHeader; v != config.NoProxyHeader {
+		h := &f.legs[Backend]
+		var room [proxyproto.HeadMost]byte
+		header := proxyproto.Append(room[:0], uint8(v), f.client.AddrPort(), e.Local)
+		joined := make([]byte, 0, len(header)+len(h.buf))
+		joined = append(append(joined, header...), h.buf...)
+		keep := h.keep
+		h.drop(e.Desk.Lender)
+		h.buf, h.keep = joined, keep
+		if f.x == nil {
+			// Octets of ours: the account of what passed begins behind them.
+			f.legs[Client].received += uint64(len(header))
+		} else {
+			f.x.flags |= spoilt // the leg speaks for this client alone
+			f.x.flags &^= repeatable
+			h.keep = false
+		}
+	}
+}
+
+// exchanging is what a flow hears while a request and its response pass.
+func (f *Flow) exchanging(now Instant, e *Event) {
+	leg := &f.legs[e.Leg]
+	switch e.Kind {
+	case Received:
+		leg.received += uint64(e.N)
+		f.at = now
+		if e.Leg == Client {
+			f.content(now, e)
+		} else {
+			f.response(now, e)
+		}
+	case Wrote:
+		f.wrote(now, e)
+	case Relayed:
+		leg.received += uint64(e.N)
+		f.legs[e.Leg.Other()].sent += uint64(e.N)
+		f.x.body[e.Leg].Passed(uint64(e.N))
+		f.at = now
+		if e.Leg == Client && f.excessive() {
+			f.answer(now, e.Desk, 413, BadRequest)
+			return
+		}
+	case Slackened:
+		leg.bulk, leg.fulls = false, 0
+		return
+	case Resumed:
+	case Ended:
+		f.ended(now, e)
+	case Broke, Deafened:
+		f.broke(now, e)
+	case Expired:
+		switch {
+		case f.x.status != 0:
+			f.end(IdleTimeout)
+		case f.x.flags&deafened != 0:
+			f.answer(now, e.Desk, 502, BackendReset)
+		case !f.x.body[Client].Done() && len(f.legs[Backend].due()) == 0:
+			f.answer(now, e.Desk, 408, HeadTimeout) // the client did not go on
+		default:
+			f.answer(now, e.Desk, 504, AnswerTimeout)
+		}
+		return
+	case Kill:
+		f.end(Killed)
+		return
+	default:
+		f.impossible(e)
+	}
+	if f.state == Relaying && f.x != nil {
+		f.progress(now, e.Desk)
+	}
+}
+
+// content passes on what the client says after the head.
+func (f *Flow) content(now Instant, e *Event) {
+	x := f.x
+	in := &x.in[Client]
+	n, out, err := x.body[Client].Feed(e.Octets, false)
+	if err != nil {
+		x.flags |= spoilt
+		f.refuse(now, e.Desk, err)
+		return
+	}
+	if n < len(e.Octets) {
+		in.fill(e.Octets[n:], e.Desk.Lender) // the next request
+	}
+	h := &f.legs[Backend]
+	h.drop(e.Desk.Lender)
+	h.buf = e.Octets[:out]
+	f.full(Client, e.Full)
+	if f.excessive() {
+		f.answer(now, e.Desk, 413, BadRequest)
+	}
+}
+
+// full notes whether reads from a leg come full.
+func (f *Flow) full(s Side, full bool) {
+	leg := &f.legs[s]
+	if !full {
+		leg.fulls, leg.bulk = 0, false
+	} else if leg.fulls++; leg.fulls >= bulkAfter {
+		leg.fulls, leg.bulk = 0, true
+	}
+}
+
+// response passes on what the backend says: heads, and the body of the last.
+func (f *Flow) response(now Instant, e *Event) {
+	x, d := f.x, e.Desk
+	in, c := &x.in[Backend], &f.legs[Client]
+	if b := &f.legs[Backend]; b.keep {
+		b.keep = false // it has been answered, so it is not sent again
+		if len(b.due()) == 0 {
+			b.drop(d.Lender)
+		}
+	}
+	if x.status != 0 {
+		n, out, err := x.body[Backend].Feed(e.Octets, x.flags&dechunked != 0)
+		if err != nil {
+			f.end(BadResponse)
+			return
+		}
+		if n < len(e.Octets) {
+			x.flags |= spoilt // it says more than it was asked for
+		}
+		c.buf, c.off, c.lent = e.Octets[:out], 0, false
+		f.full(Backend, e.Full)
+		return
+	}
+	rules := f.listener.Rules
+	lim := h1.Limits{LineMax: rules.LineMax, HeadMax: rules.HeadMax, FieldsMax: rules.FieldsMax}
+	rt := f.ruling()
+	in.fill(e.Octets, d.Lender)
+	h, out := &d.head, d.Build[:0]
+	for {
+		size, scanned, err := h1.Scan(in.rest(), int(in.scanned), &lim)
+		if err == nil && size == 0 {
+			in.scanned = uint32(scanned)
+			break
+		}
+		if err == nil {
+			err = h.Response(in.rest()[:size], x.method, &lim)
+		}
+		if err != nil || h.Status == 101 && x.flags&upgrading == 0 {
+			f.answer(now, d, 502, BadResponse)
+			return
+		}
+		if h.Status == 101 || x.method == h1.CONNECT && h.Status/100 == 2 {
+			out = appendResponse(out, h, rules, rt, x.minor, false, false)
+			in.take(size)
+			f.tunnel(d, out, e)
+			return
+		}
+		if h.Status < 200 {
+			if x.minor > 0 { // RFC 9110, section 15.2: none to HTTP/1.0
+				if len(out)+size > cap(out)/2 {
+					f.answer(now, d, 502, BadResponse) // no end of them
+					return
+				}
+				out = appendResponse(out, h, rules, rt, 1, false, false)
+				d.Tally.Responses[1]++
+			}
+			in.take(size)
+			if len(in.rest()) == 0 {
+				break
+			}
+			continue
+		}
+		x.status = uint16(h.Status)
+		d.Tally.Responses[min(h.Status/100, 5)]++
+		if h.Close || h.Framing == h1.UntilClose {
+			x.flags |= spoilt
+		}
+		if h.Framing == h1.UntilClose || !x.body[Client].Done() {
+			x.flags |= last
+		}
+		if h.Framing == h1.Chunked && x.minor == 0 {
+			x.flags |= dechunked | last
+		}
+		out = appendResponse(out, h, rules, rt, x.minor, x.flags&last != 0, x.flags&dechunked != 0)
+		x.body[Backend] = h1.NewBody(h.Framing, h.Length)
+		in.take(size)
+		rest := in.rest()
+		n, pass := 0, 0
+		if !x.body[Backend].Done() {
+			var err *h1.Error
+			if n, pass, err = x.body[Backend].Feed(rest, x.flags&dechunked != 0); err != nil {
+				f.answer(now, d, 502, BadResponse)
+				return
+			}
+		}
+		if n < len(rest) {
+			x.flags |= spoilt
+		}
+		out = d.place(out, rest[:pass], in.lent)
+		in.drop(d.Lender)
+		if f.large(Backend) {
+			f.legs[Backend].bulk = true
+		}
+		break
+	}
+	if len(out) > 0 {
+		x.flags |= begun
+		c.buf, c.off, c.lent = out, 0, false
+	}
+	// A head of the response that is half read waits in the inbox.
+}
+
+// ruling is the route of the exchange, nil if the listener that had it is gone.
+func (f *Flow) ruling() *config.Route {
+	if n := int(f.x.route) - 1; n >= 0 && n < len(f.listener.Rules.Routes) {
+		return f.listener.Rules.Routes[n]
+	}
+	return nil
+}
+
+// tunnel ends HTTP on the flow: from now on octets pass as they are.
+func (f *Flow) tunnel(d *Desk, head []byte, e *Event) {
+	x := f.x
+	c, b := &f.legs[Client], &f.legs[Backend]
+	rest := x.in[Backend].rest()
+	c.buf, c.off, c.lent = d.place(head, rest, x.in[Backend].lent), 0, false
+	x.in[Backend].drop(d.Lender)
+	if in := &x.in[Client]; len(in.rest()) > 0 {
+		// It said more than the request in the hope of a tunnel.
+		due := b.due()
+		joined := make([]byte, 0, len(due)+len(in.rest()))
+		joined = append(append(joined, due...), in.rest()...)
+		in.drop(d.Lender)
+		b.drop(d.Lender)
+		b.buf = joined
+	}
+	d.Lender.giveBackExchange(x)
+	f.x = nil
+	d.Tally.Tunnels++
+	d.Tally.Responses[1]++
+	// The accounts of a tunnel must balance, as those of TCP do.
+	f.received += c.received
+	f.sent += c.sent
+	c.received, c.sent = 0, 0
+	b.received, b.sent = uint64(len(c.buf)), 0
+	c.received = uint64(len(b.due()))
+}
+
+// ended: FIN came from a leg, after all it sent.
+func (f *Flow) ended(now Instant, e *Event) {
+	x, leg := f.x, &f.legs[e.Leg]
+	leg.ended = true
+	if e.Leg == Client {
+		// Half of a request is none. It is told so in case it still listens.
+		x.flags |= last | spoilt
+		f.answer(now, e.Desk, 400, BadRequest)
+		return
+	}
+	x.flags |= spoilt
+	if x.status == 0 {
+		f.unanswered(now, e.Desk, 502, BackendReset)
+		return
+	}
+	if err := x.body[Backend].End(); err != nil {
+		f.truncated(BadResponse)
+	}
+}
+
+// broke: a leg was reset, or takes nothing any more.
+func (f *Flow) broke(now Instant, e *Event) {
+	x := f.x
+	switch {
+	case e.Leg == Client:
+		f.end(ClientReset)
+	case e.Kind == Deafened:
+		// It may have answered before it stopped listening.
+		x.flags |= deafened | spoilt
+		if b := &f.legs[Backend]; !b.keep {
+			b.drop(e.Desk.Lender)
+		} else {
+			b.off = uint32(len(b.buf))
+		}
+	case f.endpoint == nil: // its part is over
+	case x.status == 0:
+		f.unanswered(now, e.Desk, 502, BackendReset)
+	default:
+		x.flags |= spoilt
+		f.truncated(BackendReset)
+	}
+}
+
+// truncated: the response ends before its end. What came of it is the client's
+// due, and then RST: it must not take it for all.
+func (f *Flow) truncated(c Cause) {
+	f.legs[Backend].broken = true
+	f.x.flags |= last
+	f.cause = c
+}
+
+// unanswered: the backend leg is gone and no response has begun. Where that is
+// safe the request is sent again, on a leg that is new.
+func (f *Flow) unanswered(now Instant, d *Desk, status int, c Cause) {
+	x, b := f.x, &f.legs[Backend]
+	if x.flags&(reused|repeatable|begun) != reused|repeatable || !b.keep || len(x.in[Backend].rest()) > 0 {
+		f.answer(now, d, status, c)
+		return
+	}
+	d.Tally.Repeated++
+	x.flags = x.flags&^(reused|deafened|spoilt) | fresh
+	b.off, b.ended, b.broken = 0, false, false
+	b.received, b.sent = 0, 0
+	f.endpoint, f.reusable = nil, false
+	f.at = after(now, f.backend.QueueTime)
+	f.become(Queued)
+}
+
+// progress sees how far an exchange has come.
+func (f *Flow) progress(now Instant, d *Desk) {
+	x := f.x
+	c, b := &f.legs[Client], &f.legs[Backend]
+	if b.broken {
+		if len(c.due()) == 0 {
+			f.end(f.cause)
+		}
+		return
+	}
+	if x.status == 0 || !x.body[Backend].Done() {
+		return
+	}
+	// All of the response is here. The leg is free for others as soon as all of
+	// the request is there.
+	if f.endpoint != nil {
+		whole := x.body[Client].Done() && len(b.due()) == 0 && x.flags&deafened == 0
+		if whole || len(c.due()) == 0 {
+			f.reusable = whole && x.flags&spoilt == 0 && !planted.Bug(30)
+			f.endpoint = nil
+			b.drop(d.Lender)
+		}
+	}
+	if len(c.due()) == 0 {
+		f.over(now, d)
+	}
+}
+
+// contains tells whether one of the prefixes holds a.
+func contains(all []netip.Prefix, a netip.Addr) bool {
+	for _, p := range all {
+		if p.Contains(a) {
+			return true
+		}
+	}
+	return false
+}

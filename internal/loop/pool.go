@@ -1,0 +1,196 @@
+package loop
+
+import (
+	"net/netip"
+	"time"
+
+	"github.com/holdfast-lb/holdfast/internal/config"
+	"github.com/holdfast-lb/holdfast/internal/flow"
+	"github.com/holdfast-lb/holdfast/internal/planted"
+	"github.com/holdfast-lb/holdfast/internal/sock"
+)
+
+// Backend legs that are idle between requests belong to the loop. A pool holds
+// those that any flow may take which would dial the same: the same version of
+// an endpoint, from the same address. (A leg that was dialled for VIP v is not
+// used for VIP w, else it could not move with w.) The latest comes first, so
+// what is too many grows old and is closed.
+
+// idle are all idle legs of a loop.
+type idle struct {
+	pools   map[*config.Endpoint]*pool
+	n       int
+	sweepAt flow.Instant
+}
+
+// pool holds idle legs of one kind: links are index + 1, 0 is none.
+type pool struct {
+	endpoint     *config.Endpoint
+	source       netip.Addr
+	policy       *config.Backend // whose limits hold
+	oldest, last uint32
+	n            int
+	next         *pool // of the same endpoint, from another address
+	gone         bool  // the endpoint has left the configuration
+}
+
+// sweepEvery is how often idle legs are looked at for their age.
+const sweepEvery = time.Second
+
+// pool is the one in which the leg that a flow is about to dial would rest;
+// nil if it would in none. l.spec says from where.
+func (l *Loop) pool(s *slot) *pool {
+	b := s.flow.Backend()
+	if s.flow.Speaks() != config.HTTP || b.IdleMax == 0 || b.ProxyHeader != config.NoProxyHeader {
+		return nil
+	}
+	e := s.flow.Endpoint()
+	first := l.idle.pools[e]
+	for p := first; p != nil; p = p.next {
+		if p.source == l.spec.Source {
+			p.policy = b
+			return p
+		}
+	}
+	p := &pool{endpoint: e, source: l.spec.Source, policy: b, next: first}
+	l.idle.pools[e] = p
+	return p
+}
+
+// rest puts the leg that a flow leaves into its pool; false if it may not.
+func (l *Loop) rest(s *slot) bool {
+	k := s.far - 1
+	b := l.far(k)
+	p := b.pool
+	// What is readable now was not asked for.
+	if p == nil || p.gone || b.is&(readable|over|failed|deaf) != 0 || !b.has(watched) || p.n >= p.policy.IdleMax || b.pipe != noPipe {
+		return false
+	}
+	if !b.lively {
+		b.lively = true
+		if p.endpoint.Unix == "" {
+			l.k.Enliven(b.fd, Life(s.flow.Listener()))
+		}
+	}
+	s.far = 0
+	b.owner, b.since = none, l.now
+	b.prev, b.next = p.last, 0
+	if p.last != 0 {
+		l.far(p.last - 1).next = k + 1
+	} else {
+		p.oldest = k + 1
+	}
+	p.last = k + 1
+	p.n++
+	l.idle.n++
+	return true
+}
+
+// wake gives the flow the latest leg of the pool; false if there is none.
+func (l *Loop) wake(i uint32, s *slot, p *pool) bool {
+	for p.last != 0 {
+		k := p.last - 1
+		b := l.far(k)
+		l.unlink(k, b)
+		if s.flow.Wary() && !planted.Bug(32) {
+			// Its peer may have closed it without our having heard of it yet.
+			if _, e := l.k.Peek(b.fd); e != sock.Again {
+				l.closeIdle(k, b)
+				continue
+			}
+		}
+		b.owner = i
+		s.far = k + 1
+		return true
+	}
+	return false
+}
+
+// unlink takes an idle leg out of its pool.
+func (l *Loop) unlink(k uint32, b *backendLeg) {
+	p := b.pool
+	if b.prev != 0 {
+		l.far(b.prev - 1).next = b.next
+	} else {
+		p.oldest = b.next
+	}
+	if b.next != 0 {
+		l.far(b.next - 1).prev = b.prev
+	} else {
+		p.last = b.prev
+	}
+	b.prev, b.next = 0, 0
+	p.n--
+	l.idle.n--
+}
+
+func (l *Loop) closeIdle(k uint32, b *backendLeg) {
+	fd := b.fd
+	l.freeLeg(k)
+	l.k.Close(fd)
+}
+
+// unasked deals with an event of an idle leg: the peer has closed it, or says
+// what nobody asked for. Some events tell what is known.
+func (l *Loop) unasked(k uint32, b *backendLeg) {
+	if _, e := l.k.Peek(b.fd); e == sock.Again {
+		return
+	}
+	l.unlink(k, b)
+	l.closeIdle(k, b)
+}
+
+// sweep closes what was idle for too long, or serves an endpoint that has left
+// the configuration.
+func (l *Loop) sweep() {
+	l.idle.sweepAt = l.now.Add(sweepEvery)
+	for e, first := range l.idle.pools {
+		gone := false
+		if l.gen != nil {
+			_, there := l.gen.Config.Lookup(e.Ref)
+			gone = !there
+		}
+		for p := first; p != nil; p = p.next {
+			p.gone = gone
+			for p.oldest != 0 {
+				k := p.oldest - 1
+				b := l.far(k)
+				if !gone && l.now < b.since.Add(p.policy.IdleTime) && p.n <= p.policy.IdleMax {
+					break
+				}
+				l.unlink(k, b)
+				l.closeIdle(k, b)
+			}
+		}
+		if gone {
+			delete(l.idle.pools, e)
+		}
+	}
+}
+
+// shrink closes idle legs for want of descriptors; false if there are none.
+func (l *Loop) shrink() bool {
+	const enough = 64
+	closed := 0
+	for _, first := range l.idle.pools {
+		for p := first; p != nil; p = p.next {
+			for p.oldest != 0 && closed < enough {
+				k := p.oldest - 1
+				b := l.far(k)
+				l.unlink(k, b)
+				l.closeIdle(k, b)
+				closed++
+			}
+		}
+	}
+	return closed > 0
+}
+
+// Idle is how many backend legs are idle; to be asked for on the loop's thread.
+func (l *Loop) Idle() int { return l.idle.n }
+
+// CloseIdle closes all idle legs: a process that ends, or a host that is left.
+func (l *Loop) CloseIdle() {
+	for l.shrink() {
+	}
+}
