@@ -250,6 +250,10 @@ type Door struct {
 	eng   *engine
 	fd    int
 	plugs []int // connections that fill the accept queue of a shut door
+
+	// take, if not nil, gets what is accepted, in place of an end of a flow.
+	// It counts Active down in the end.
+	take func(fd int)
 }
 
 // Listen opens a door. A shut one answers no SYN: its accept queue holds one
@@ -338,6 +342,12 @@ func (d *Door) accept() {
 		fd, _, err := unix.Accept4(d.fd, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
 		if err != nil {
 			return // nobody waits, or the one who did has gone
+		}
+		if d.take != nil {
+			d.Accepted.Add(1)
+			d.Most.Store(max(d.Most.Load(), d.Active.Add(1)))
+			d.take(fd)
+			continue
 		}
 		_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
 		x := &end{eng: d.eng, t: d.eng.t, side: server, door: d, fd: fd, order: d.Accepted.Add(1)}

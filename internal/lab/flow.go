@@ -77,7 +77,7 @@ func (k FaultKind) String() string { return faultNames[k] }
 type Fault struct {
 	Kind FaultKind
 	Flow uint32
-	Of   Kind
+	Of   fmt.Stringer // its kind; nil: of no flow
 	Side string
 	When time.Time
 	Err  error
