@@ -15,6 +15,9 @@ import (
 // is refused.
 const Most = 1024
 
+// HeadMost is the number of octets that Append writes at most.
+const HeadMost = v1Most
+
 const (
 	v1Most = 107 // section 2.1, CRLF included
 	v2Head = 16  // section 2.2: signature, version and command, family, length
