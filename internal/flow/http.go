@@ -138,6 +138,48 @@ func (f *Flow) Unread(s Side) []byte {
 	return f.x.in[s].rest()
 }
 
+// Phase is how far an exchange has come.
+type Phase uint8
+
+// The phases. All but Octets are of flows that speak HTTP.
+const (
+	Octets    Phase = iota // they pass as they are
+	Greeting               // a PROXY header is to come
+	Idle                   // between requests
+	Head                   // half of a head is here
+	Request                // a request is passed on, or its answer awaited
+	Pipelined              // so, and more of the client's octets are here
+	Response               // the response passes
+	Answer                 // one of our own
+	Linger                 // nothing but the client's end is awaited
+	Tunnel                 // octets pass as they are, since an upgrade or CONNECT
+)
+
+// Phase tells how far the flow's exchange has come.
+func (f *Flow) Phase() Phase {
+	switch {
+	case f.work == nil:
+		return Idle
+	case f.x == nil && f.listener.Protocol == config.HTTP:
+		return Tunnel
+	case f.x == nil:
+		return Octets
+	case f.state == Answering:
+		return Answer
+	case f.state == Lingering:
+		return Linger
+	case f.x.flags&greeting != 0:
+		return Greeting
+	case f.state == Reading:
+		return Head
+	case len(f.x.in[Client].rest()) > 0:
+		return Pipelined
+	case f.x.status != 0:
+		return Response
+	}
+	return Request
+}
+
 // wantsHTTP says what a flow that speaks HTTP wants in the states that only
 // such a flow has, and when it relays.
 func (f *Flow) wantsHTTP(w *Wants) {

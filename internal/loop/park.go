@@ -33,7 +33,24 @@ const (
 	KindToClient       = "backpressured-to-client"
 	KindToBackend      = "backpressured-to-backend"
 	KindBothWays       = "backpressured-both-ways"
+	KindGreeting       = "greeting"
+	KindHTTPIdle       = "http-idle"
+	KindHTTPHead       = "http-head"
+	KindHTTPRequest    = "http-request"
+	KindHTTPPipelined  = "http-pipelined"
+	KindHTTPResponse   = "http-response"
+	KindHTTPSplice     = "http-splice"
+	KindHTTPAnswer     = "http-answer"
+	KindHTTPLinger     = "http-lingering"
+	KindTunnel         = "http-tunnel"
+	KindTunnelSplice   = "http-tunnel-splice"
 )
+
+var phaseKinds = [...]string{
+	flow.Greeting: KindGreeting, flow.Idle: KindHTTPIdle, flow.Head: KindHTTPHead, flow.Request: KindHTTPRequest,
+	flow.Pipelined: KindHTTPPipelined, flow.Response: KindHTTPResponse, flow.Answer: KindHTTPAnswer,
+	flow.Linger: KindHTTPLinger, flow.Tunnel: KindTunnel,
+}
 
 func (l *Loop) kind(s *slot) string {
 	f := &s.flow
@@ -54,6 +71,15 @@ func (l *Loop) kind(s *slot) string {
 	c, b := f.Unsent(flow.Client)+held(flow.Backend), f.Unsent(flow.Backend)+held(flow.Client)
 	half := f.Ended(flow.Client) || f.Ended(flow.Backend)
 	piped := s.client.pipe != noPipe || l.leg(s, flow.Backend).pipe != noPipe
+	switch phase := f.Phase(); {
+	case phase == flow.Octets:
+	case piped && phase == flow.Tunnel:
+		return KindTunnelSplice
+	case piped:
+		return KindHTTPSplice
+	default:
+		return phaseKinds[phase]
+	}
 	switch {
 	case half && piped:
 		return KindHalfClosedBulk

@@ -197,10 +197,12 @@ type adopting struct {
 }
 
 func (a adopting) Listener(name string, version uint64) *config.Listener {
-	if l := a.current.Listeners[name]; l != nil {
+	was := a.exact.Listener(name, version)
+	// What a flow speaks cannot change under it.
+	if l := a.current.Listeners[name]; l != nil && (was == nil || was.Protocol == l.Protocol) {
 		return l
 	}
-	return a.exact.Listener(name, version)
+	return was
 }
 
 func (a adopting) Backend(name string, version uint64) *config.Backend {

@@ -61,6 +61,7 @@ func (r *Report) parked(all []loop.Parked) {
 var carries = map[string]bool{
 	loop.KindBulk: true, loop.KindHalfClosedBulk: true,
 	loop.KindToClient: true, loop.KindToBackend: true, loop.KindBothWays: true,
+	loop.KindHTTPSplice: true, loop.KindTunnelSplice: true,
 }
 
 // unpark takes a flow out of the report again that did not move.
@@ -124,6 +125,12 @@ type Totals struct {
 	Left         uint64            `json:"flows_left_to_other_hosts"`
 	Retries      uint64            `json:"retries"`
 	Paused       uint64            `json:"accept_pauses"`
+	Requests     uint64            `json:"requests"`
+	Responses    map[string]uint64 `json:"responses"` // by class, as in 2xx
+	OwnAnswers   uint64            `json:"own_answers"`
+	Repeated     uint64            `json:"requests_repeated"` // sent again: a pooled leg was dead
+	Reused       uint64            `json:"requests_on_pooled_legs"`
+	Tunnels      uint64            `json:"tunnels"`
 	Lost         uint64            `json:"flows_lost_total"`
 	ResetByMove  uint64            `json:"flows_reset_by_move_total"`
 }
@@ -137,7 +144,7 @@ type totals struct {
 func (t *totals) inherit(from *Totals) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	for _, m := range []*map[string]uint64{&t.t.Ended, &t.t.Moves, &t.t.MovedFlows} {
+	for _, m := range []*map[string]uint64{&t.t.Ended, &t.t.Moves, &t.t.MovedFlows, &t.t.Responses} {
 		if *m == nil {
 			*m = map[string]uint64{}
 		}
@@ -147,12 +154,17 @@ func (t *totals) inherit(from *Totals) {
 	}
 	// Added, not put in place: flows may have arrived from another host before
 	// the predecessor was done.
-	for _, m := range []struct{ to, from map[string]uint64 }{{t.t.Ended, from.Ended}, {t.t.Moves, from.Moves}, {t.t.MovedFlows, from.MovedFlows}} {
+	for _, m := range []struct{ to, from map[string]uint64 }{{t.t.Ended, from.Ended}, {t.t.Moves, from.Moves}, {t.t.MovedFlows, from.MovedFlows}, {t.t.Responses, from.Responses}} {
 		for name, k := range m.from {
 			m.to[name] += k
 		}
 	}
 	t.t.Accepted += from.Accepted
+	t.t.Requests += from.Requests
+	t.t.OwnAnswers += from.OwnAnswers
+	t.t.Repeated += from.Repeated
+	t.t.Reused += from.Reused
+	t.t.Tunnels += from.Tunnels
 	t.t.FromClients += from.FromClients
 	t.t.FromBackends += from.FromBackends
 	t.t.Relayed += from.Relayed

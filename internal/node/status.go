@@ -32,6 +32,7 @@ type Status struct {
 	FilesMax    int               `json:"descriptors_limit"`
 	Room        int               `json:"room"` // flows that may be open at once
 	Lent        int               `json:"octets_lent"`
+	IdleLegs    int               `json:"idle_backend_legs"`
 	Listeners   []ListenerStatus  `json:"listeners"`
 	Endpoints   []EndpointStatus  `json:"endpoints"`
 	Queued      map[string]int    `json:"queued"` // by backend
@@ -63,7 +64,7 @@ func (n *Node) counts() Totals {
 	t := n.totals.snapshot()
 	for _, l := range n.shared.Loops {
 		l.Ask(func(l *loop.Loop) {
-			c := &l.Count
+			c := l.Counters()
 			t.Accepted += c.Accepted
 			for cause, k := range c.Ended {
 				if k > 0 {
@@ -76,6 +77,16 @@ func (n *Node) counts() Totals {
 			t.Retries += c.Retries
 			t.Paused += c.AcceptPause
 			t.Lost += c.Lost
+			t.Requests += c.HTTP.Requests
+			for class, k := range c.HTTP.Responses {
+				if k > 0 {
+					t.Responses[fmt.Sprintf("%dxx", class)] += k
+				}
+			}
+			t.OwnAnswers += c.HTTP.Own
+			t.Repeated += c.HTTP.Repeated
+			t.Reused += c.HTTP.Reused
+			t.Tunnels += c.HTTP.Tunnels
 			t.MovedFlows["loop"] += c.Evened
 		})
 	}
@@ -105,6 +116,7 @@ func (n *Node) Status() *Status {
 			s.Loops = append(s.Loops, len(slots))
 			s.Flows += len(slots)
 			s.Lent += l.Lent()
+			s.IdleLegs += l.Idle()
 			s.Turns += l.Count.Turns
 			for _, i := range slots {
 				s.ByState[l.Kind(i)]++
@@ -155,6 +167,7 @@ type FlowStatus struct {
 	In         uint64  `json:"octets_from_client"`
 	Out        uint64  `json:"octets_to_client"`
 	Unsent     int     `json:"octets_unsent"`
+	Requests   int     `json:"requests,omitempty"`
 	Moves      int     `json:"moves"`
 	Loop       int     `json:"loop"`
 }
@@ -211,8 +224,8 @@ func (n *Node) Flows(max int) ([]FlowStatus, error) {
 // statusOf looks at the flow f in a slot, on the loop's thread.
 func statusOf(l *loop.Loop, slot uint32, f *flow.Flow) FlowStatus {
 	s := FlowStatus{
-		ID: fmt.Sprintf("f-%x", f.ID()), Listener: f.Listener().Ref.Name, Client: addr(sock.PeerAddr(l.Leg(slot, flow.Client))),
-		Kind: l.Kind(slot), AgeSeconds: float64(l.Now()-f.Born()) / 1e9, Moves: f.Moves(), Loop: l.Index(),
+		ID: fmt.Sprintf("f-%x", f.ID()), Listener: f.Listener().Ref.Name, Client: addr(f.Client()),
+		Kind: l.Kind(slot), AgeSeconds: float64(l.Now()-f.Born()) / 1e9, Moves: f.Moves(), Requests: f.Requests(), Loop: l.Index(),
 		In: f.Received(flow.Client), Out: f.Sent(flow.Client), Unsent: f.Unsent(flow.Client) + f.Unsent(flow.Backend),
 	}
 	if e := f.Endpoint(); e != nil {
