@@ -108,7 +108,7 @@ func TestModelName(t *testing.T) {
 
 // exampleResult has every field set, so that the golden file shows them all.
 func exampleResult() Result {
-	r := Result{Row: "tcp-echo", Title: "64 octets there and back, 64 connections", Unit: "us/op", Rounds: 3, Short: true,
+	r := Result{Row: "tcp-echo", Title: "64 octets there and back, 64 connections", Unit: "us/op", Goal: 0.8, Rounds: 3, Short: true,
 		Machine: Machine{CPU: "A CPU", CPUs: 2, Kernel: "6.18.0", Congestion: "cubic", TimeWaits: "4096", Namespace: true, Go: "go1.26", Load: "0.10 0.20 0.30 1/80 99",
 			Versions: map[string]string{holdfast: "v1.0.0", haproxy: "2.6.12", nginx: "1.22.1"}},
 		Command: "go run ./cmd/holdfast-bench -row tcp-echo -short"}

@@ -17,16 +17,18 @@ import (
 type Result struct {
 	Row   string `json:"row"`
 	Title string `json:"title"`
-	Unit  string `json:"unit"` // of Figures: "us/op", "us/MiB", "octets/pair" or "ratio"
+	Unit  string `json:"unit"` // of Figures: "us/op", "us/MiB", "octets/pair", "octets/connection" or "ratio"
 
 	// Peer is the best of the others in this run, and Ratio is Holdfast's
 	// figure over its; null unless both were measured. On control-busy there
 	// is no peer, and the ratio is that of the 99th percentiles.
 	Peer  string   `json:"peer"`
 	Ratio *float64 `json:"ratio"`
+	// Goal is what the ratio is to be at most; absent where none is set.
+	Goal float64 `json:"goal,omitempty"`
 
 	// Medians over the rounds, by proxy. An operation is one MiB on a bulk
-	// row and one pair of connections on an idle one.
+	// row and one pair of connections, or an idle client by HTTP, on an idle one.
 	CPUMicrosPerOp       map[string]float64 `json:"cpu_us_per_op"`
 	ResidentBytesPerPair map[string]float64 `json:"rss_bytes_per_pair,omitempty"`
 	Rate                 map[string]float64 `json:"rate"` // operations per second
@@ -141,7 +143,7 @@ func (r *Result) compare() {
 // object as the last line.
 func (m *run) report() error {
 	r := &m.result
-	r.Row, r.Title, r.Unit = m.row.name, m.row.title, m.row.unit
+	r.Row, r.Title, r.Unit, r.Goal = m.row.name, m.row.title, m.row.unit, m.row.goal
 	r.Rounds, r.Short, r.Command = m.roundsN, m.opt.Short, m.opt.Command
 	r.summarize(m.sides)
 	names := make([]string, len(m.sides))
@@ -175,7 +177,7 @@ func writeTable(w io.Writer, r *Result, names []string) {
 			figure(r.Busy.BusyP99Micros), figure(r.Busy.QuietP99Micros), r.Busy.MaxRatio,
 			figure(r.Busy.BusyMaxMicros), figure(r.Busy.QuietMaxMicros))
 	case r.Ratio != nil:
-		fmt.Fprintf(w, "\nholdfast/%s: %.3f\n", r.Peer, *r.Ratio)
+		fmt.Fprintf(w, "\nholdfast/%s: %.3f%s\n", r.Peer, *r.Ratio, r.goalText())
 	}
 	fmt.Fprintln(w)
 }
@@ -259,8 +261,11 @@ const pageNew = `# Benchmarks
 All proxies stand on one machine and take turns in one run. Each is pinned to one CPU, the load
 generator and the backend to another. What is compared is the CPU time of the proxy per operation
 (per MiB of bulk), a median over the rounds; in brackets the least and the greatest. The same
-options are on for all: timeouts, TCP keep-alive, TCP_NODELAY, splice where it exists. The
-configurations are in internal/bench/peers, the raw results beside this page.
+options are on for all: timeouts, TCP keep-alive, TCP_NODELAY, splice where it exists. By HTTP all
+have a time limit for each phase, count, add X-Forwarded-For and use their connections to the backend again; none logs.
+Every answer is checked: its status, its length, its octets (of 1 MiB one in 16 whole, of the others
+the first and the last 64 KiB), and whose it is. With two loops on two CPUs the generator and the backend
+share these with the proxy. The configurations are in internal/bench/peers, the raw results beside this page.
 
 ` + pageBegin + pageEnd
 
@@ -288,6 +293,7 @@ func pageTable(results []Result) string {
 			if r.Peer != "" {
 				ratio += " (" + r.Peer + ")"
 			}
+			ratio += r.goalText()
 		}
 		fmt.Fprintf(&b, "| %s | %s | %s | %s | %s | %s |\n", r.Row, r.Unit, r.cell(holdfast), r.cell(haproxy), r.cell(nginx), ratio)
 	}
@@ -314,6 +320,14 @@ func pageTable(results []Result) string {
 	}
 	b.WriteString("\n")
 	return b.String()
+}
+
+// goalText says what the ratio is to be, where a goal is set.
+func (r *Result) goalText() string {
+	if r.Goal == 0 {
+		return ""
+	}
+	return fmt.Sprintf(", goal %.2f", r.Goal)
 }
 
 // cell is the figure of one proxy with its spread.
