@@ -49,11 +49,12 @@ func upgrades(h *h1.Head) bool {
 	return true
 }
 
-// lists tells whether word is an element of the list v, in any case.
+// lists tells whether word is a protocol in the list v, in any case and of any
+// version.
 func lists(v []byte, word string) bool {
 	from := 0
 	for i := 0; i <= len(v); i++ {
-		if i < len(v) && v[i] != ',' && v[i] != ' ' && v[i] != '\t' {
+		if i < len(v) && v[i] != ',' && v[i] != '/' && v[i] != ' ' && v[i] != '\t' {
 			continue
 		}
 		if same(v[from:i], word) {

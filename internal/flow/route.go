@@ -21,8 +21,15 @@ func route(r *config.Rules, h *h1.Head) int {
 	return -1
 }
 
-// hostOf gives the host that the request is for, without its port.
-func hostOf(h *h1.Head) []byte { return withoutPort(h.Authority.Of(h.Octets)) }
+// hostOf gives the host that the request is for, without its port, and without
+// the dot of a name that is fully qualified: it is the same host.
+func hostOf(h *h1.Head) []byte {
+	host := withoutPort(h.Authority.Of(h.Octets))
+	if n := len(host); n > 1 && host[n-1] == '.' {
+		return host[:n-1]
+	}
+	return host
+}
 
 func withoutPort(host []byte) []byte {
 	// In an IPv6 literal the colons stand in brackets.

@@ -38,6 +38,7 @@ func TestMatch(t *testing.T) {
 		{"host in capitals with a port", config.Match{Hosts: []string{"example.org"}}, get("/", "EXAMPLE.org:8080"), true},
 		{"second host", config.Match{Hosts: []string{"example.com", "example.org"}}, get("/", "example.org"), true},
 		{"other host", config.Match{Hosts: []string{"example.org"}}, get("/", "example.orgs"), false},
+		{"host with the last dot", config.Match{Hosts: []string{"example.org"}}, get("/", "example.org.:80"), true},
 		{"host below", config.Match{Hosts: []string{"example.org"}}, get("/", "www.example.org"), false},
 		{"no host", config.Match{Hosts: []string{"example.org"}}, "GET / HTTP/1.0\r\n\r\n", false},
 		{"host of the target", config.Match{Hosts: []string{"example.org"}}, get("http://example.org/", "example.org"), true},
