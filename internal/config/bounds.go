@@ -95,9 +95,11 @@ var (
 const (
 	endpointsMax = 4096 // of one backend
 
-	routesMax   = 1024 // of one listener
+	routesMax   = 1000 // of one listener
 	sharesMax   = 64   // backends of one route
 	prefixesMax = 1024 // of one list of networks
+	wordsMax    = 256  // hosts or methods of one route
+	pairsMax    = 64   // fields, or names of the query, that one route matches
 	editsMax    = 64   // fields that a route changes in requests, and as many in responses
 
 	// What a route adds to a head has to fit behind it into a block.

@@ -28,8 +28,8 @@ func (r *Rules) check() error {
 	if r.LineMax > r.HeadMax {
 		return fmt.Errorf("http.limits.line: %s is more than the head's %s", sizeText(uint64(r.LineMax)), sizeText(uint64(r.HeadMax)))
 	}
-	if n := len(r.Routes); n == 0 || n > routesMax {
-		return fmt.Errorf("routes: %d; must be 1 to %d", n, routesMax)
+	if n := len(r.Routes); n == 0 || n > routesMax+1 { // the key backend is one more
+		return fmt.Errorf("routes: %d; must be 1 to %d", n, routesMax+1)
 	}
 	for i, route := range r.Routes {
 		if err := route.check(); err != nil {
@@ -154,13 +154,16 @@ func (m *Match) check() error {
 		all    []Pair
 		header bool
 	}{{"header", m.Headers, true}, {"query", m.Query, false}} {
+		if len(pairs.all) > pairsMax {
+			return fmt.Errorf("%s: %d; at most %d are taken", pairs.key, len(pairs.all), pairsMax)
+		}
 		for i, p := range pairs.all {
 			check := checkQueryPair
 			if pairs.header {
 				check = checkHeaderPair
 			}
 			if err := check(p); err != nil {
-				return fmt.Errorf("%s: %w", pairs.key, err)
+				return fmt.Errorf("%s: %s: %w", pairs.key, printable(p.Name), err)
 			}
 			if p.Present && p.Regex != nil || p.Value != "" && (p.Present || p.Regex != nil) {
 				return fmt.Errorf("%s: %s is matched in two ways", pairs.key, p.Name)
@@ -181,6 +184,9 @@ func (m *Match) check() error {
 // checkNormal wants words in the form that parse gives them, in order and
 // each once.
 func checkNormal(all []string, parse func(string) (string, error)) error {
+	if len(all) > wordsMax {
+		return fmt.Errorf("%d; at most %d are taken", len(all), wordsMax)
+	}
 	for i, s := range all {
 		normal, err := parse(s)
 		if err == nil && normal != s {
@@ -291,12 +297,15 @@ func compareEdits(a, b Edit) int {
 func sortEdits(all []Edit) { slices.SortStableFunc(all, compareEdits) }
 
 func checkAllEdits(all []Edit, response bool) error {
+	if len(all) > editsMax {
+		return fmt.Errorf("%d fields; at most %d are taken", len(all), editsMax)
+	}
 	for i, e := range all {
 		if int(e.Kind) >= len(editWords) {
 			return fmt.Errorf("%v of %q: no such edit", e.Kind, clip(e.Name))
 		}
 		if err := checkEdit(e, response); err != nil {
-			return err
+			return fmt.Errorf("%s: %w", printable(e.Name), err)
 		}
 		if i > 0 && compareEdits(all[i-1], e) > 0 {
 			return fmt.Errorf("%s: is not in order", e.Name)
@@ -320,9 +329,6 @@ func checkEdits(all []Edit) error {
 		}
 		kinds[name] = e.Kind
 		octets += len(e.Name) + len(e.Value) + len(": \r\n")
-	}
-	if len(all) > editsMax {
-		return fmt.Errorf("%d fields; at most %d are taken", len(all), editsMax)
 	}
 	if octets > editOctetsMax {
 		return fmt.Errorf("%d octets of fields; at most %d are taken", octets, editOctetsMax)

@@ -136,9 +136,6 @@ func (s *rulesSpec) rules() (*Rules, error) {
 		HeaderTimeout: s.HeaderTimeout, BodyTimeout: s.BodyTimeout,
 		KeepaliveTimeout: s.KeepaliveTimeout, TunnelTimeout: s.TunnelTimeout,
 	}
-	if len(s.Routes) > routesMax {
-		return nil, fmt.Errorf("routes: %d; at most %d are taken", len(s.Routes), routesMax)
-	}
 	for i := range s.Routes {
 		route, err := s.Routes[i].route()
 		if err != nil {

@@ -250,7 +250,7 @@ func TestDecodeObjectRefuses(t *testing.T) {
 
 // Whatever a file says comes back from the wire as it was.
 func TestRoundTrip(t *testing.T) {
-	for _, file := range []string{"good.yaml", "old.yaml", "new.yaml"} {
+	for _, file := range []string{"good.yaml", "old.yaml", "new.yaml", "http-old.yaml", "http-new.yaml"} {
 		c := must(t, read(t, file))
 		checkConfig(t, c)
 		for _, b := range c.Backends {

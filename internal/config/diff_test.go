@@ -1,6 +1,7 @@
 package config
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 )
@@ -29,6 +30,20 @@ func TestDiff(t *testing.T) {
 		out.WriteString("# " + c.title + "\n" + plan.String() + "\n")
 	}
 	golden(t, "diff.txt", out.String())
+}
+
+// What a listener for HTTP says of its rules when they change: routes by their
+// numbers, one that comes between others alone.
+func TestDiffOfRules(t *testing.T) {
+	old, new := must(t, read(t, "http-old.yaml")), must(t, read(t, "http-new.yaml"))
+	golden(t, "http-diff.txt", fmt.Sprintf("# http-old.yaml -> http-new.yaml\n%v\n# http-new.yaml -> http-old.yaml\n%v", Diff(old, new), Diff(new, old)))
+	next := new.Reuse(old)
+	if d := Diff(new, next); !d.Empty() {
+		t.Errorf("contents changed:\n%s", d)
+	}
+	if again := must(t, read(t, "http-old.yaml")).Reuse(old); again.Listeners["web"] != old.Listeners["web"] {
+		t.Error("an unchanged listener for HTTP is another object")
+	}
 }
 
 // What is listed where: a backend whose endpoints alone changed is changed,

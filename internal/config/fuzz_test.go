@@ -10,7 +10,7 @@ import (
 // No text makes Parse panic. What it refuses has a place in the text and
 // stays on its line; what it takes passes the checks of the wire.
 func FuzzParse(f *testing.F) {
-	for _, file := range []string{"good.yaml", "many.yaml", "old.yaml", "new.yaml"} {
+	for _, file := range []string{"good.yaml", "many.yaml", "old.yaml", "new.yaml", "http-old.yaml", "http-new.yaml"} {
 		f.Add([]byte(fuzzSeed(f, file)))
 	}
 	for _, section := range strings.Split(fuzzSeed(f, "problems.txt"), "=== ")[1:] {
@@ -55,6 +55,7 @@ func FuzzParse(f *testing.F) {
 // No octets make DecodeObject panic, and what it takes is what Encode gives.
 func FuzzDecodeObject(f *testing.F) {
 	f.Add(uint8(ListenerKind), "pg", listener().Encode())
+	f.Add(uint8(ListenerKind), "web", web().Encode())
 	f.Add(uint8(BackendKind), "primary", backend().Encode())
 	f.Add(uint8(EndpointKind), "primary/db1", endpoint("db1").Encode())
 	f.Fuzz(func(t *testing.T, kind uint8, name string, data []byte) {

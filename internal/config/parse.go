@@ -162,9 +162,6 @@ func (r *reader) listener(e entry) listenerSite {
 		p := s.section("proxyProtocol", proxyKeys...)
 		l.ProxyFrom = p.prefixes("from")
 		p.require("from", "[10.0.0.0/8]")
-		if n := len(l.ProxyFrom); n > prefixesMax {
-			p.fail("from", "%d networks; at most %d are taken", n, prefixesMax)
-		}
 	}
 	l.ConnectionsMax = s.integer("connectionsMax", 0, connectionsBound)
 	l.Backlog = s.integer("backlog", defaultBacklog, backlogBound)

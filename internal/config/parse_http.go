@@ -36,6 +36,7 @@ type (
 		*section
 		key   string // "" or that key
 		route *Route
+		whole bool // nothing of it was refused
 	}
 )
 
@@ -46,7 +47,12 @@ func (l *listenerSite) http() {
 		s.fail("idleTimeout", "is for protocol: tcp; those of http are in http.timeouts: %s", strings.Join(httpTimeoutsKeys, ", "))
 	}
 	l.l.Rules = s.rules()
-	for i, item := range s.list("routes") {
+	routes := s.list("routes")
+	if len(routes) > routesMax {
+		s.fail("routes", "%d routes; a listener has at most %d", len(routes), routesMax)
+		routes = nil
+	}
+	for i, item := range routes {
 		l.route(item, fmt.Sprintf("%s.routes[%d]", s.path, i))
 	}
 	if n := s.values["routes"]; n != nil && n.Kind == yaml.SequenceNode && len(n.Content) == 0 {
@@ -56,13 +62,10 @@ func (l *listenerSite) http() {
 	case s.has("backend"):
 		if name := s.checked("backend", "", checkName); name != "" {
 			l.uses = append(l.uses, use{s, "backend", name})
-			l.add(routeSite{s, "backend", &Route{Backends: []Weighted{{name, defaultWeight}}}})
+			l.add(routeSite{s, "backend", &Route{Backends: []Weighted{{name, defaultWeight}}}, true})
 		}
 	case !s.has("routes") && !s.meant["routes"]:
 		s.require("backend", "web, or routes")
-	}
-	if n := len(l.l.Rules.Routes); n > routesMax {
-		s.fail("routes", "%d routes; a listener has at most %d", n, routesMax)
 	}
 }
 
@@ -102,7 +105,7 @@ func (l *listenerSite) route(n *yaml.Node, path string) {
 	s := l.r.section(n, at(n), path, routeKeys...)
 	before := len(l.r.problems)
 	r := &Route{Match: s.section("match", matchKeys...).match()}
-	l.add(routeSite{s, "", r})
+	defer func() { l.add(routeSite{s, "", r, len(l.r.problems) == before}) }()
 	if s.broken {
 		return
 	}
@@ -161,6 +164,10 @@ func (l *listenerSite) action(s *section, r *Route) {
 // backends reads the shares of several backends.
 func (l *listenerSite) backends(s *section, r *Route) {
 	items := s.list("backends")
+	if len(items) > sharesMax {
+		s.fail("backends", "%d backends; a route has at most %d", len(items), sharesMax)
+		return
+	}
 	sum, whole := 0, true
 	for i, item := range items {
 		w := s.r.section(item, at(item), fmt.Sprintf("%s.backends[%d]", s.path, i), weightedKeys...)
@@ -183,8 +190,6 @@ func (l *listenerSite) backends(s *section, r *Route) {
 	sortShares(r.Backends)
 	switch n := s.values["backends"]; {
 	case n == nil || n.Kind != yaml.SequenceNode:
-	case len(items) > sharesMax:
-		s.fail("backends", "%d backends; a route has at most %d", len(items), sharesMax)
 	case len(items) == 0:
 		s.fail("backends", "the list is empty; a route needs at least one backend")
 	case sum == 0 && whole:
@@ -262,7 +267,7 @@ func (s *section) edits(response bool) []Edit {
 		if kind == RemoveField {
 			for _, t := range s.items(key) {
 				if err := checkEdit(Edit{kind, t.value, ""}, response); err != nil {
-					s.r.fail(at(t.node), t.path, "%q: %v", clip(t.value), err)
+					s.r.fail(at(t.node), t.path, "%s: %v", printable(t.value), err)
 				} else {
 					all = append(all, Edit{kind, t.value, ""})
 				}
@@ -277,6 +282,7 @@ func (s *section) edits(response bool) []Edit {
 			values := fields.items(e.key.Value)
 			if kind == SetField && len(values) > 1 {
 				fields.fail(e.key.Value, "set has one value; further ones are for add")
+				continue
 			}
 			for _, t := range values {
 				edit := Edit{kind, e.key.Value, t.value}
@@ -287,6 +293,10 @@ func (s *section) edits(response bool) []Edit {
 				}
 			}
 		}
+	}
+	if len(all) > editsMax {
+		s.r.fail(s.place, s.path, "%d fields; at most %d are taken", len(all), editsMax)
+		return nil
 	}
 	sortEdits(all)
 	if err := checkEdits(all); err != nil {

@@ -69,6 +69,10 @@ func (s *section) pairs(key string, header bool) []Pair {
 		checkOne = checkHeaderPair
 	}
 	open := s.open(key)
+	if n := len(open.entries); n > pairsMax {
+		s.fail(key, "%d of them; at most %d are taken", n, pairsMax)
+		return nil
+	}
 	var all []Pair
 	for _, e := range open.entries {
 		p := Pair{Name: e.key.Value}
@@ -125,7 +129,7 @@ func (s *section) items(key string) []item {
 		return nil
 	}
 	if len(n.Content) == 0 {
-		s.fail(key, "the list is empty; leave the key out")
+		s.fail(key, "the list is empty")
 	}
 	var all []item
 	for i, node := range n.Content {
@@ -140,21 +144,26 @@ func (s *section) items(key string) []item {
 // words reads one text or a list of them, each brought to its normal form by
 // parse. They come in order, for the order of the file means nothing here.
 func (s *section) words(key string, parse func(string) (string, error)) []string {
-	return several(s, key, parse, strings.Compare)
+	return several(s, key, wordsMax, parse, strings.Compare)
 }
 
 // prefixes reads one network or a list of them.
 func (s *section) prefixes(key string) []netip.Prefix {
-	return several(s, key, parsePrefix, comparePrefixes)
+	return several(s, key, prefixesMax, parsePrefix, comparePrefixes)
 }
 
 func comparePrefixes(a, b netip.Prefix) int {
 	return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))
 }
 
-func several[T comparable](s *section, key string, parse func(string) (T, error), compare func(T, T) int) []T {
+func several[T comparable](s *section, key string, most int, parse func(string) (T, error), compare func(T, T) int) []T {
+	items := s.items(key)
+	if len(items) > most {
+		s.fail(key, "%d of them; at most %d are taken", len(items), most)
+		return nil
+	}
 	var all []T
-	for _, t := range s.items(key) {
+	for _, t := range items {
 		v, err := parse(t.value)
 		switch {
 		case err != nil:

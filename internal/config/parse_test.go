@@ -48,10 +48,66 @@ backends:
   b:
     { balance: round-robin, connectTimeout: 5s, retry: { max: 2 }, source: "",
       limits: { connectionsPerEndpoint: 0, queue: 1000, queueTime: 10s },
-      endpoints: [ { name: "10.0.0.1:80", address: 10.0.0.1:80 } ] }
+      endpoints: [ { name: "10.0.0.1:80", address: 10.0.0.1:80 } ], proxyProtocol: none, answerTimeout: 60s, reuse: { idle: 64, time: 30s } }
 `
 	if d := Diff(must(t, small), must(t, full)); !d.Empty() {
 		t.Errorf("defaults are not what they are said to be:\n%s", d)
+	}
+}
+
+// The same for HTTP.
+func TestDefaultsOfRules(t *testing.T) {
+	const small = `
+listeners: { a: { vip: ":80", protocol: http, routes: [ { match: { path: /a }, redirect: { path: / } }, { backend: b } ] } }
+backends: { b: { endpoints: [ { address: 10.0.0.1:80 } ] } }
+`
+	const full = `
+listeners:
+  a:
+    vip: ":80"
+    protocol: http
+    backend: b
+    routes: [ { match: { path: { prefix: /a } }, redirect: { path: /, status: 307 } } ]
+    http:
+      forwarded: x-forwarded
+      limits: { line: 8KiB, head: 16KiB, fields: 100, body: 0 }
+      timeouts: { header: 10s, body: 30s, keepalive: 60s, tunnel: 1h }
+backends: { b: { endpoints: [ { address: 10.0.0.1:80 } ] } }
+`
+	if d := Diff(must(t, small), must(t, full)); !d.Empty() {
+		t.Errorf("defaults are not what they are said to be:\n%s", d)
+	}
+}
+
+// Where order means nothing, and where upper case does, is not part of a
+// version.
+func TestVersionsOfEqualRules(t *testing.T) {
+	one := must(t, `
+listeners:
+  a:
+    vip: ":80"
+    protocol: http
+    routes:
+      - match: { host: [ A.example, b.example ], method: [ PUT, GET ], header: { X-A: a, X-B: b }, query: { v: a, w: b } }
+        backends: [ { name: b, weight: 1 }, { name: c, weight: 2 } ]
+        headers: { request: { remove: [ X-C, X-D ], set: { X-E: e, X-F: f }, add: { X-G: [ g, h ] } } }
+    http: { trust: [ 10.0.0.0/8, 192.0.2.0/24 ], limits: { head: 8KiB } }
+backends: { b: { endpoints: [ { address: 10.0.0.1:80 } ] }, c: { endpoints: [ { address: 10.0.0.1:80 } ] } }
+`)
+	two := must(t, `
+listeners:
+  a:
+    vip: ":80"
+    protocol: http
+    routes:
+      - match: { query: { w: b, v: a }, header: { X-B: b, X-A: a }, method: [ GET, PUT ], host: [ B.EXAMPLE, a.example ] }
+        backends: [ { name: c, weight: 2 }, { name: b } ]
+        headers: { request: { add: { X-G: [ g, h ] }, set: { X-F: f, X-E: e }, remove: [ X-D, X-C ] } }
+    http: { limits: { line: 8192B, head: 8192B }, trust: [ 192.0.2.0/24, 10.0.0.0/8 ] }
+backends: { b: { endpoints: [ { address: 10.0.0.1:80 } ] }, c: { endpoints: [ { address: 10.0.0.1:80 } ] } }
+`)
+	if d := Diff(one, two); !d.Empty() {
+		t.Errorf("equal contents differ:\n%s", d)
 	}
 }
 
@@ -164,12 +220,39 @@ func TestLargeFiles(t *testing.T) {
 	for i := range endpointsMax + 1 {
 		fmt.Fprintf(&many, "    - { address: 10.0.%d.%d:80 }\n", i/256, i%256)
 	}
+	list := func(n int, item string) string {
+		return "[" + strings.TrimSuffix(strings.Repeat(item+", ", n), ", ") + "]"
+	}
+	web := func(rest string) string {
+		return "listeners: { a: { vip: ':80', protocol: http, backend: b, " + rest + " } }\nbackends: { b: { endpoints: [ { address: 10.0.0.1:80 } ] } }\n"
+	}
+	fields := func(n int) string {
+		var all strings.Builder
+		for i := range n {
+			fmt.Fprintf(&all, "X-%d: %s, ", i, strings.Repeat("a", 64))
+		}
+		return "{" + all.String() + "}"
+	}
 	for name, c := range map[string]struct{ src, want string }{
+		"routes":    {web("routes: " + list(routesMax+1, "{ backend: b }")), "listeners.a.routes: 1001 routes; a listener has at most 1000"},
+		"networks":  {web("http: { trust: " + list(prefixesMax+1, "10.0.0.0/8") + " }"), "listeners.a.http.trust: 1025 of them; at most 1024 are taken"},
+		"hosts":     {web("routes: [ { backend: b, match: { host: " + list(wordsMax+1, "a") + " } } ]"), "listeners.a.routes[0].match.host: 257 of them; at most 256 are taken"},
+		"headers":   {web("routes: [ { backend: b, match: { header: " + fields(pairsMax+1) + " } } ]"), "listeners.a.routes[0].match.header: 65 of them; at most 64 are taken"},
+		"shares":    {web("routes: [ { backends: " + list(sharesMax+1, "{ name: b }") + " } ]"), "listeners.a.routes[0].backends: 65 backends; a route has at most 64"},
+		"edits":     {web("routes: [ { backend: b, headers: { request: { set: " + fields(editsMax+1) + " } } } ]"), "listeners.a.routes[0].headers.request: 65 fields; at most 64 are taken"},
+		"fields":    {web("routes: [ { backend: b, headers: { request: { set: " + fields(editsMax) + " } } } ]"), "listeners.a.routes[0].headers.request: 4598 octets of fields; at most 4096 are taken"},
+		"body":      {web("routes: [ { respond: { status: 200, body: " + strings.Repeat("a", respondMax+1) + " } } ]"), "listeners.a.routes[0].respond.body: 8193 octets; at most 8192 are taken"},
+		"regex":     {web("routes: [ { backend: b, match: { path: { regex: " + strings.Repeat("a", regexMax+1) + " } } } ]"), "an expression has 1 to 1024 octets"},
+		"object":    {web("routes: " + list(200, "{ respond: { status: 200, body: "+strings.Repeat("a", respondMax)+" } }")), "f:1:14: listeners.a: its form for moves has 1653446 octets; at most 1048576 are taken"},
 		"octets":    {strings.Repeat("#", sourceMax+1), "f:1:1: the file has 4194305 octets; at most 4194304 are taken"},
 		"endpoints": {many.String(), "f:5:5: backends.b.endpoints: 4097 endpoints; a backend has at most 4096"},
 	} {
-		if got := said(Parse("f", []byte(c.src), nil)); got != c.want {
-			t.Errorf("%s: got %s, want %s", name, got, c.want)
+		got := said(Parse("f", []byte(c.src), nil))
+		if _, _, err := Parse("f", []byte(c.src), nil); err != nil {
+			got = err.Error() // without warnings
+		}
+		if !strings.Contains(got, c.want) || strings.Contains(got, "\n") {
+			t.Errorf("%s: got %.300s, want %s", name, got, c.want)
 		}
 	}
 	for _, depth := range []int{depthMax + 1, 5_000, 200_000} {

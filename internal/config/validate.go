@@ -18,7 +18,7 @@ func (r *reader) validate(d *draft) {
 		b.validateEndpoints()
 	}
 	names := slices.Sorted(maps.Keys(backends))
-	used := make(map[string]bool)
+	used := make(map[string]bool) // whether by a listener for HTTP
 	taken := make(vips)
 	for _, l := range d.listeners {
 		l.validateVIP(taken)
@@ -30,7 +30,7 @@ func (r *reader) validate(d *draft) {
 		}
 		seen := make(map[string]bool) // what is wrong with one backend is said once
 		for _, u := range l.uses {
-			used[u.name] = true
+			used[u.name] = used[u.name] || l.l.Protocol == HTTP
 			if b := backends[u.name]; b == nil && !d.root.meant["backends"] {
 				u.fail(u.key, "no backend %q%s", clip(u.name), thereAre(u.name, names))
 			} else if b != nil && !seen[u.name] {
@@ -41,8 +41,14 @@ func (r *reader) validate(d *draft) {
 		l.validateRoutes()
 	}
 	for _, b := range d.backends {
-		if !used[b.b.Ref.Name] {
+		http, some := used[b.b.Ref.Name]
+		if !some {
 			r.warn(b.place, b.path, "used by no listener")
+		}
+		for _, key := range []string{"answerTimeout", "reuse"} {
+			if some && !http && b.has(key) {
+				r.warn(b.at(key), join(b.path, key), "is for http, and no listener for http uses this backend")
+			}
 		}
 	}
 	if len(d.listeners) == 0 && !d.root.has("listeners") && !d.root.meant["listeners"] {

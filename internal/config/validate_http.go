@@ -9,7 +9,7 @@ import (
 func (l listenerSite) validateRoutes() {
 	for i, site := range l.routes {
 		for j, before := range l.routes[:i] {
-			if !before.route.Match.covers(&site.route.Match) {
+			if !before.whole || !site.whole || !before.route.Match.covers(&site.route.Match) {
 				continue
 			}
 			place, path := site.place, site.path
