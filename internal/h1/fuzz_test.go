@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 
@@ -47,6 +48,7 @@ func FuzzRequest(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, input []byte, cuts uint64) {
 		checkPieces(t, kind{lim: testLimits}, input, cuts)
+		checkFound(t, input)
 		for rest := input; len(rest) > 0; {
 			size, _, err := Scan(rest, 0, &testLimits)
 			if err != nil || size == 0 {
@@ -64,6 +66,17 @@ func FuzzRequest(f *testing.F) {
 			rest = rest[n:]
 		}
 	})
+}
+
+// checkFound wants that what parses is a head that Scan would have found: neither
+// relies on the other.
+func checkFound(t *testing.T, input []byte) {
+	t.Helper()
+	var h Head
+	size, _, _ := Scan(input, 0, &testLimits)
+	if size != len(input) && (h.Request(input, &testLimits) == nil || h.Response(input, GET, &testLimits) == nil) {
+		t.Fatalf("%q parses, but Scan finds the end at %d", input, size)
+	}
 }
 
 // checkForwarded wants what is passed on to mean what came.
@@ -176,7 +189,7 @@ func checkContent(t *testing.T, h *Head, rest []byte, length int64, codings []st
 		t.Errorf("the body is whole, net/http: %v", err)
 	case end != nil && err == nil:
 		t.Errorf("octets of the body are missing, not for net/http")
-	case end != nil && !errors.Is(err, io.ErrUnexpectedEOF):
+	case end != nil && !strings.Contains(err.Error(), "unexpected EOF"):
 		t.Errorf("octets of the body are missing, net/http: %v", err)
 	case !bytes.Equal(content, ours[:out]):
 		t.Errorf("body %q, net/http has %q", ours[:out], content)
@@ -186,15 +199,19 @@ func checkContent(t *testing.T, h *Head, rest []byte, length int64, codings []st
 	return end == nil, n
 }
 
+// The methods that matter to a response.
+var askedMethods = []Method{GET, HEAD, CONNECT}
+
 // A response is read alike in any pieces and wherever it is moved, and as
 // net/http reads it.
 func FuzzResponse(f *testing.F) {
 	for _, v := range seeds(f, true) {
-		f.Add(v.input, uint8(v.kind.asked), uint64(0xaaaa5555))
+		f.Add(v.input, uint8(slices.Index(askedMethods, v.kind.asked)), uint64(0xaaaa5555))
 	}
 	f.Fuzz(func(t *testing.T, input []byte, asked uint8, cuts uint64) {
-		k := kind{responses: true, asked: []Method{GET, HEAD, CONNECT}[asked%3], bare: asked&4 != 0, lim: testLimits}
+		k := kind{responses: true, asked: askedMethods[asked%3], bare: asked&4 != 0, lim: testLimits}
 		checkPieces(t, k, input, cuts)
+		checkFound(t, input)
 		size, _, err := Scan(input, 0, &testLimits)
 		if err != nil || size == 0 {
 			return
@@ -208,6 +225,9 @@ func FuzzResponse(f *testing.F) {
 		}
 		under := bytes.NewReader(input)
 		r := bufio.NewReader(under)
+		if k.asked == CONNECT && h.Status/100 == 2 {
+			return // the framing fields mean nothing, and net/http reads them
+		}
 		theirs, bad := http.ReadResponse(r, &http.Request{Method: map[Method]string{GET: "GET", HEAD: "HEAD", CONNECT: "CONNECT"}[k.asked]})
 		if bad != nil {
 			t.Fatalf("%q\nis refused by net/http: %v", input[:size], bad)

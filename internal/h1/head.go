@@ -484,7 +484,10 @@ func ipv6(v []byte) bool {
 			short, v = true, v[2:]
 		}
 	}
-	return groups == 8 || short && groups < 8
+	if short {
+		return groups < 8 // "::" is one group at least
+	}
+	return groups == 8
 }
 
 func ipv4(v []byte) bool {
