@@ -112,6 +112,9 @@ const (
 	pathMax  = 4 << 10
 	hostMax  = 253 // RFC 1035, section 2.3.4, without the length and the root
 	regexMax = 1 << 10
+	// stepsMax bounds the instructions of a compiled expression, for each octet
+	// of a path may be held against each: 16 KiB are some 0.2 s then, at worst.
+	stepsMax = 1000
 
 	// sourcePortMin: lower ports are for services and need a capability.
 	sourcePortMin = 1024

@@ -184,9 +184,9 @@ type Edit struct {
 type ProxyHeader uint8
 
 const (
-	NoProxyHeader ProxyHeader = iota
-	ProxyV1
-	ProxyV2
+	NoProxyHeader ProxyHeader = iota // none
+	ProxyV1                          // in text
+	ProxyV2                          // in octets
 )
 
 var proxyWords = []string{"none", "v1", "v2"}

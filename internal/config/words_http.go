@@ -249,8 +249,16 @@ func parseRegex(s string) (*regexp.Regexp, error) {
 	if s == "" || len(s) > regexMax {
 		return nil, fmt.Errorf("an expression has 1 to %d octets", regexMax)
 	}
-	if _, err := syntax.Parse(s, syntax.Perl); err != nil {
+	tree, err := syntax.Parse(s, syntax.Perl)
+	if err != nil {
 		return nil, regexError(err)
+	}
+	program, err := syntax.Compile(tree.Simplify())
+	if err != nil {
+		return nil, regexError(err)
+	}
+	if n := len(program.Inst); n > stepsMax {
+		return nil, fmt.Errorf("an expression of %d steps; at most %d are taken, with each repetition counted", n, stepsMax)
 	}
 	e, err := regexp.Compile(regexBegin + s + regexEnd)
 	if err != nil {
