@@ -223,10 +223,8 @@ func (f *Flow) wantsBody(w *Wants, side Side, room bool) {
 	if body.Done() || !room || f.legs[side].ended || len(f.x.in[side].rest()) > 0 {
 		return
 	}
-	w.Read[side] = true
-	if bare := body.Bare(); bare >= relayLeast && f.legs[side].bulk {
-		w.Relay[side], w.Most[side] = true, bare
-	}
+	w.Read[side], w.Most[side] = true, body.Bare()
+	w.Relay[side] = w.Most[side] >= relayLeast && f.legs[side].bulk
 }
 
 func (f *Flow) answerTimeout() (d time.Duration) {

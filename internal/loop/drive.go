@@ -283,7 +283,10 @@ func (l *Loop) exchange(i uint32, s *slot, w *flow.Wants, budget *int) bool {
 			l.step(s, flow.Event{Kind: flow.Broke, Leg: side})
 			return true
 		}
-		if w.Relay[side] && (g.pipe != noPipe || g.has(readable) && !g.has(urgent)) && l.borrow(s, side) {
+		// What a pipe holds comes before all that could be read, though the rest
+		// may be too little by now to begin with a pipe.
+		held := g.pipe != noPipe && l.pipes.all[g.pipe].held > 0
+		if (w.Relay[side] || w.Read[side] && held) && (g.pipe != noPipe || g.has(readable) && !g.has(urgent)) && l.borrow(s, side) {
 			if l.relay(i, s, side, w.Most[side], budget) {
 				return true
 			}
