@@ -86,16 +86,6 @@ func (h *Head) parseFields(b []byte, i int, lim *Limits) *fault {
 	return nil
 }
 
-func controlIn(c byte) *fault {
-	switch c {
-	case '\r':
-		return faultBareCR
-	case '\n':
-		return faultBareLF
-	}
-	return faultControl
-}
-
 // disguised looks at a name with an underscore. What hands fields on by the
 // rules of CGI (RFC 3875, section 4.1.18) takes it for the name with a hyphen.
 func (f *Field) disguised(name []byte) *fault {

@@ -32,6 +32,10 @@ var (
 // sender expects nothing (RFC 9110, section 10.1.1), while ours would.
 func (h *Head) Request(b []byte, lim *Limits) *Error {
 	if bad := h.request(b, lim); bad != nil {
+		// What Scan would have said had the head come in pieces comes first.
+		if _, _, first := scan(b, 0, lim); first != nil {
+			bad = first
+		}
 		return &bad.request
 	}
 	return nil
@@ -46,6 +50,9 @@ func (h *Head) Request(b []byte, lim *Limits) *Error {
 // fields mean nothing (RFC 9110, section 9.3.6) and are marked Drop.
 func (h *Head) Response(b []byte, m Method, lim *Limits) *Error {
 	if bad := h.response(b, m, lim); bad != nil {
+		if _, _, first := scan(b, 0, lim); first != nil {
+			bad = first
+		}
 		return &bad.response
 	}
 	return nil

@@ -27,13 +27,41 @@ var (
 // scanned before. It gives the head's size, the empty line included; or 0, and
 // how far it has looked, if the end is not there yet. What no head can hold it
 // refuses at once: CR or LF alone, other control octets but HTAB, a first octet
-// that begins no token, a line or a head that is too long. The result is that
-// of the same octets in one piece, however they come. Errors are those of a
-// request.
+// that begins no token, a line or a head that is too long. Errors are those of
+// a request; of a response each means 502.
+//
+// Of a head that is whole it looks at the ends of lines alone, and leaves the
+// rest to the parse. Both together say the same of the same octets, however
+// they come.
 //
 // One empty line before the first is part of the head (RFC 9112, section 2.2):
 // old clients send it after a body. [Head.Request] skips it.
 func Scan(b []byte, from int, lim *Limits) (size, scanned int, err *Error) {
+	w := b[:min(len(b), lim.HeadMax, HeadMost)]
+	i := from
+	for i < len(w) {
+		at := bytes.IndexByte(w[i:], '\n')
+		if at < 0 {
+			break
+		}
+		i += at + 1
+		if i < 2 || w[i-2] != '\r' {
+			break
+		}
+		if i > 2 && w[i-3] == '\n' {
+			return i, i, nil
+		}
+	}
+	size, scanned, bad := scan(b, from, lim)
+	if bad != nil {
+		return 0, 0, &bad.request
+	}
+	return size, scanned, nil
+}
+
+// scan is Scan, octet by octet. It finds what is wrong in the order of the
+// octets.
+func scan(b []byte, from int, lim *Limits) (size, scanned int, bad *fault) {
 	w := b[:min(len(b), lim.HeadMax, HeadMost)]
 	start := 0
 	if len(w) > 0 && w[0] == '\r' {
@@ -41,12 +69,12 @@ func Scan(b []byte, from int, lim *Limits) (size, scanned int, err *Error) {
 			return 0, 0, nil
 		}
 		if w[1] != '\n' {
-			return 0, 0, &faultBareCR.request
+			return 0, 0, faultBareCR
 		}
 		start = 2
 	}
 	if len(w) > start && class[w[start]] == 0 {
-		return 0, 0, &faultStart.request
+		return 0, 0, faultStart
 	}
 	i := min(max(from, start), len(w))
 	// Only the first line has a limit of its own. If something was scanned
@@ -55,7 +83,7 @@ func Scan(b []byte, from int, lim *Limits) (size, scanned int, err *Error) {
 	for {
 		i = nextControl(w, i)
 		if line && i > start+lim.LineMax {
-			return 0, 0, &faultLineTooLong.request
+			return 0, 0, faultLineTooLong
 		}
 		if i >= len(w)-1 {
 			break
@@ -72,29 +100,29 @@ func Scan(b []byte, from int, lim *Limits) (size, scanned int, err *Error) {
 			i++
 			continue
 		}
-		return 0, 0, controlFault(w[i])
+		return 0, 0, controlIn(w[i])
 	}
 	// The last octet, if it is a CR, is looked at again with the one after it.
 	if i < len(w) && w[i] != '\r' {
 		if w[i] != '\t' {
-			return 0, 0, controlFault(w[i])
+			return 0, 0, controlIn(w[i])
 		}
 		i++
 	}
 	if len(w) < len(b) || len(w) == lim.HeadMax || len(w) == HeadMost {
-		return 0, 0, &faultHeadTooLong.request
+		return 0, 0, faultHeadTooLong
 	}
 	return 0, i, nil
 }
 
-func controlFault(c byte) *Error {
+func controlIn(c byte) *fault {
 	switch c {
 	case '\r':
-		return &faultBareCR.request
+		return faultBareCR
 	case '\n':
-		return &faultBareLF.request
+		return faultBareLF
 	}
-	return &faultControl.request
+	return faultControl
 }
 
 const (

@@ -133,7 +133,11 @@ func (r *reader) fail(err *Error) {
 	if r.passing {
 		fmt.Fprintf(&r.log, "= of a body %q\n", r.passed)
 	}
-	fmt.Fprintf(&r.log, "= %d %s\n", err.Status, err.Why)
+	code := err.Status
+	if r.responses {
+		code = 502 // whatever Scan and Feed say
+	}
+	fmt.Fprintf(&r.log, "= %d %s\n", code, err.Why)
 }
 
 // end is the FIN of the sender.
