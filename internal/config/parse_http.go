@@ -102,8 +102,8 @@ func (s *section) rules() *Rules {
 
 // route reads one item of routes.
 func (l *listenerSite) route(n *yaml.Node, path string) {
-	s := l.r.section(n, at(n), path, routeKeys...)
 	before := len(l.r.problems)
+	s := l.r.section(n, at(n), path, routeKeys...)
 	r := &Route{Match: s.section("match", matchKeys...).match()}
 	defer func() { l.add(routeSite{s, "", r, len(l.r.problems) == before}) }()
 	if s.broken {
@@ -134,19 +134,19 @@ func (l *listenerSite) action(s *section, r *Route) {
 	found := ""
 	for _, key := range actionKeys {
 		switch {
-		case s.meant[key]:
+		case found == "" && (s.has(key) || s.meant[key]):
 			found = key
-		case !s.has(key):
-			continue
-		case found != "":
+		case s.has(key):
 			s.fail(key, "there is %s already; a route does one thing", found)
-			continue
 		}
-		found = key
+	}
+	if found == "" {
+		s.r.fail(s.place, s.path, "does nothing; give it one of %s", strings.Join(actionKeys, ", "))
+	}
+	if !s.has(found) {
+		return
 	}
 	switch found {
-	case "":
-		s.r.fail(s.place, s.path, "does nothing; give it one of %s", strings.Join(actionKeys, ", "))
 	case "backend":
 		if name := s.checked("backend", "", checkName); name != "" {
 			r.Backends = []Weighted{{name, defaultWeight}}
