@@ -6,7 +6,7 @@ SHELL := bash
 
 BENCH ?= tcp-echo
 LAB ?= four-distances
-LABS ?= four-distances seed-000 vanished-peers main-job
+LABS ?= four-distances seed-000 vanished-peers hostile soak main-job
 FUZZTIME ?= 10s
 SEEDS ?= 200
 RELEASE ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)

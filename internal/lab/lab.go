@@ -26,7 +26,9 @@ type lab struct {
 // labs are all that there are, by name.
 var labs = map[string]lab{
 	"four-distances": {"flows of all kinds move at four distances: config, loop, process, host", fourDistances, 40 * time.Minute},
+	"hostile":        {"slow and hostile HTTP clients, and one that means no harm", hostility, 6 * time.Minute},
 	"seed-000":       {"the servers run on the host that is evacuated", seed000, 5 * time.Minute},
+	"soak":           {"all kinds of HTTP clients and failing backends under moves, for long", soaking, 13 * time.Minute},
 	"vanished-peers": {"clients that vanish without a word are gone in time", vanishedPeers, 2 * time.Minute},
 }
 
@@ -44,6 +46,10 @@ const shortLimit = 43 * time.Second
 func Main(args []string) int {
 	if os.Getenv(stageEnv) == stageBlind {
 		_, _ = fmt.Fprintln(os.Stderr, BlindMain(args, os.Stdout)) // it ends by an error only
+		return 1
+	}
+	if os.Getenv(stageEnv) == stageOrigin {
+		_, _ = fmt.Fprintln(os.Stderr, OriginMain(args, os.Stdout)) // it ends by an error only
 		return 1
 	}
 	o, name, err := parse(args)

@@ -45,6 +45,7 @@ type Origin struct {
 
 	Served atomic.Int64 // requests answered
 	Cut    atomic.Int64 // requests whose body ended too soon, by an error
+	Strays atomic.Int64 // requests for what nobody should ask
 
 	mu     sync.Mutex // guards all below
 	server *http.Server
@@ -83,6 +84,8 @@ func (o *Origin) Open() error {
 	mux.HandleFunc("/o", o.exchange)
 	mux.HandleFunc("/ws", o.webSocket)
 	mux.HandleFunc("/plain", o.plain)
+	mux.HandleFunc("/drain", o.drain)
+	mux.HandleFunc("/", o.stray)
 	s := &http.Server{
 		Handler:           mux,
 		ReadHeaderTimeout: time.Minute,
@@ -215,6 +218,21 @@ func (o *Origin) plain(w http.ResponseWriter, _ *http.Request) {
 	w.Header().Set("Content-Length", strconv.Itoa(len(plainText)))
 	_, _ = io.WriteString(w, plainText)
 	o.Served.Add(1)
+}
+
+// drain takes a body that nobody knows.
+func (o *Origin) drain(w http.ResponseWriter, r *http.Request) {
+	if _, err := io.Copy(io.Discard, r.Body); err != nil {
+		o.Cut.Add(1)
+		panic(http.ErrAbortHandler)
+	}
+	o.plain(w, r)
+}
+
+// stray counts what should never have come here.
+func (o *Origin) stray(w http.ResponseWriter, _ *http.Request) {
+	o.Strays.Add(1)
+	w.WriteHeader(http.StatusNotFound)
 }
 
 const plainText = "the quick brown fox jumps over the lazy dog\n"

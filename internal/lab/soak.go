@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -247,7 +248,7 @@ func (s *soak) drive(p soakPlan, until time.Time) error {
 			continue // it moves nothing
 		}
 		for _, l := range []Label{ProcessMove, Config, Loop} {
-			if now.Before(due[l]) {
+			if now.Before(due[l]) || !slices.Contains(s.Distances, l.String()) {
 				continue
 			}
 			due[l] = now.Add(every[l])

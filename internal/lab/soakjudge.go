@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 )
 
@@ -81,11 +82,14 @@ func (s *soak) judgeTrouble() {
 func (s *soak) judgeEvents() {
 	s.eventsMu.Lock()
 	defer s.eventsMu.Unlock()
-	if s.Balancer != "holdfast" {
+	if s.Balancer != "holdfast" || s.Sabotage == BlindRelay {
 		return
 	}
 	made, pauses := map[string]int{}, map[string]float64{}
 	for _, l := range []Label{Loop, Config, ProcessMove} {
+		if !slices.Contains(s.Distances, l.String()) {
+			continue
+		}
 		made[l.String()], pauses[l.String()] = s.events[l], millis(s.longest[l])
 		s.v.Must(s.events[l] >= 2, fmt.Sprintf("events: %v", l), fmt.Sprint(s.events[l]), "2 at least")
 	}
@@ -111,7 +115,7 @@ func (s *soak) judgeGrowth() {
 			"last_mb": megabytes(runs[len(runs)-1].most.rssBytes), "last_fds": runs[len(runs)-1].most.fds})
 	}
 	if len(runs) < 3 {
-		if s.Balancer == "holdfast" && s.Sabotage == "" {
+		if s.Balancer == "holdfast" && s.Sabotage == "" && slices.Contains(s.Distances, ProcessMove.String()) {
 			s.v.Must(false, "processes that served", fmt.Sprint(len(runs)), "3 at least")
 		}
 		return
