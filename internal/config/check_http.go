@@ -89,25 +89,20 @@ func (r *Route) check() error {
 // clash gives the key of r that does not go with its others, and why.
 func (r *Route) clash() (key string, err error) {
 	if len(r.Backends) == 0 {
-		own := errors.New("is for requests that are passed on; this route answers by itself")
+		own := errors.New("is for what is passed on; this route answers by itself")
 		switch {
 		case r.Rewrite != nil:
 			return "rewrite", own
 		case len(r.Request) > 0:
 			return "headers.request", own
+		case len(r.Response) > 0:
+			return "headers.response", own
 		case r.AnswerTimeout != 0:
 			return "answerTimeout", own
 		}
 	}
-	if w := r.Rewrite; w != nil && w.HasPrefix {
-		switch p := r.Match.Prefix; {
-		case p == "":
-			return "rewrite.prefix", errors.New("replaces the prefix that match.path names, and that names none")
-		case strings.HasSuffix(p, "/") && !strings.HasSuffix(w.Prefix, "/"):
-			return "rewrite.prefix", fmt.Errorf("must end in / as the prefix %s does that it replaces", p)
-		case strings.HasSuffix(w.Prefix, "/") && !strings.HasSuffix(p, "/"):
-			return "rewrite.prefix", fmt.Errorf("must not end in /, for the prefix %s that it replaces does not", p)
-		}
+	if w := r.Rewrite; w != nil && w.HasPrefix && r.Match.Exact == "" && r.Match.Prefix == "" {
+		return "rewrite.prefix", errors.New("replaces what match.path names as exact or prefix, and that names neither")
 	}
 	return "", nil
 }
@@ -262,7 +257,7 @@ func (w *Rewrite) check() error {
 	case w.HasPrefix && w.Replacement != "":
 		return errors.New("replacement: is for regex")
 	case w.HasPrefix:
-		return optional(checkPath)(w.Prefix)
+		return checkPath(w.Prefix)
 	case w.Prefix != "":
 		return errors.New("prefix: there is regex already")
 	}

@@ -89,7 +89,7 @@ type Route struct {
 	Rewrite *Rewrite
 	// Request and Response are edits of fields, in order: first what removes,
 	// then what sets, then what adds. None is of a field for framing or for
-	// one hop; Host may be set in a request.
+	// one hop; Host may be set in a request. There are none without Backends.
 	Request, Response []Edit
 	// AnswerTimeout replaces the backend's; 0 does not.
 	AnswerTimeout time.Duration
@@ -148,9 +148,9 @@ type Respond struct {
 	Body   string
 }
 
-// Rewrite changes the path of the target: Prefix replaces the prefix that the
-// route matched, and a path of which nothing is left then is "/"; or a path
-// that Regex matches is replaced by Replacement, in the form of
+// Rewrite changes the path of the target: Prefix replaces what the route matched
+// by Exact or Prefix, with one slash where it meets what is left; or a path that
+// Regex matches is replaced by Replacement, in the form of
 // [regexp.Regexp.Expand]. A path that Regex does not match stays.
 type Rewrite struct {
 	Prefix      string // with HasPrefix

@@ -120,9 +120,6 @@ func (l *listenerSite) route(n *yaml.Node, path string) {
 	if len(l.r.problems) > before {
 		return // what was read is not whole
 	}
-	if w := r.Rewrite; w != nil && w.Prefix == "/" && !strings.HasSuffix(r.Match.Prefix, "/") {
-		w.Prefix = "" // "/a/b" without "/a" is "/b", not "//b"
-	}
 	if key, err := r.clash(); err != nil {
 		top, _, _ := strings.Cut(key, ".")
 		s.r.fail(s.at(top), s.path+"."+key, "%v", err)

@@ -147,13 +147,17 @@ func checkPath(path string) error {
 	case len(path) > pathMax:
 		return fmt.Errorf("a path of %d octets; at most %d are taken", len(path), pathMax)
 	}
-	for _, segment := range strings.Split(path, "/") {
-		if s := strings.ReplaceAll(strings.ToLower(segment), "%2e", "."); s == "." || s == ".." {
-			return fmt.Errorf("a path has no segment %s; requests with one are refused", segment)
+	for segment := range strings.SplitSeq(segments.Replace(path), "/") {
+		if name, _, _ := strings.Cut(segment, ";"); name == "." || name == ".." {
+			return fmt.Errorf("a path has no segment %s; requests with one are refused", name)
 		}
 	}
 	return nil
 }
+
+// segments gives a path as the most generous backend reads it, as far as that
+// makes segments: it is so that requests are refused.
+var segments = strings.NewReplacer("%2e", ".", "%2E", ".", "%2f", "/", "%2F", "/", "%5c", "/", "%5C", "/", "%3b", ";", "%3B", ";")
 
 func checkScheme(s string) error {
 	if s != "http" && s != "https" {
