@@ -1,6 +1,10 @@
 package h1
 
-import "bytes"
+import (
+	"bytes"
+	"encoding/binary"
+	"math/bits"
+)
 
 var (
 	faultNoEnd       = refuse(400, "the head has no end")
@@ -35,13 +39,16 @@ func (h *Head) parseFields(b []byte, i int, lim *Limits) *fault {
 		if n >= room {
 			return faultFields
 		}
-		// A head ends in LF, which is in no token and no control-free run: none
-		// of these loops passes the end.
 		from, seen := i, uint8(0)
-		for class[b[i]]&inToken != 0 {
-			seen |= class[b[i]]
+		for _, c := range b[from:] {
+			what := class[c]
+			if what&inToken == 0 {
+				break
+			}
+			seen |= what
 			i++
 		}
+		// A head ends in LF, which is in no token: the loop has not passed the end.
 		if i == from || b[i] != ':' {
 			if b[from] == ' ' || b[from] == '\t' {
 				return faultFold
@@ -61,8 +68,21 @@ func (h *Head) parseFields(b []byte, i int, lim *Limits) *fault {
 			i++
 		}
 		value := i
-		for i = nextControl(b, i); b[i] == '\t'; {
-			i = nextControl(b, i+1)
+		for {
+			if i+8 <= len(b) {
+				m := controls(binary.LittleEndian.Uint64(b[i:]))
+				if m == 0 {
+					i += 8
+					continue
+				}
+				i += bits.TrailingZeros64(m) >> 3
+			} else {
+				i = nextControl(b, i)
+			}
+			if b[i] != '\t' {
+				break
+			}
+			i++
 		}
 		if b[i] != '\r' || b[i+1] != '\n' {
 			return controlIn(b[i])

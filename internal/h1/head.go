@@ -58,8 +58,6 @@ func (h *Head) Response(b []byte, m Method, lim *Limits) *Error {
 	return nil
 }
 
-var headEnd = []byte("\r\n\r\n")
-
 // begin readies h for b and finds what no caller should have let through.
 func (h *Head) begin(b []byte, lim *Limits) *fault {
 	h.Octets, h.Fields = b, nil
@@ -69,7 +67,7 @@ func (h *Head) begin(b []byte, lim *Limits) *fault {
 	if len(b) > lim.HeadMax || len(b) > HeadMost {
 		return faultHeadTooLong
 	}
-	if !bytes.HasSuffix(b, headEnd) {
+	if len(b) < 4 || binary.BigEndian.Uint32(b[len(b)-4:]) != 0x0d0a0d0a {
 		return faultNoEnd
 	}
 	return nil
@@ -129,13 +127,13 @@ func (h *Head) request(b []byte, lim *Limits) *fault {
 		return bad
 	}
 	h.Close = o.close || h.Minor == 0 && !o.keepAlive
-	if bad := h.expect(); bad != nil {
-		return bad
-	}
-	if h.count[TE] > 0 {
-		if bad := h.trailers(); bad != nil {
+	if h.count[Expect] > 0 {
+		if bad := h.expect(); bad != nil {
 			return bad
 		}
+	}
+	if h.count[TE] > 0 {
+		h.trailers()
 	}
 	if h.count[Upgrade] > 0 {
 		if bad := h.upgrade(o); bad != nil {
@@ -281,22 +279,17 @@ func (h *Head) host() *fault {
 }
 
 func (h *Head) expect() *fault {
-	switch h.count[Expect] {
-	case 0:
-		return nil
-	case 1:
-		if is(h.value(Expect), "100-continue") {
-			h.Continue = h.Minor > 0
-			h.Fields[h.first[Expect]-1].Drop = h.Minor == 0
-			return nil
-		}
+	if h.count[Expect] > 1 || !is(h.value(Expect), "100-continue") {
+		return faultExpect
 	}
-	return faultExpect
+	h.Continue = h.Minor > 0
+	h.Fields[h.Index(Expect)].Drop = h.Minor == 0
+	return nil
 }
 
 // trailers looks for "trailers" in TE. Other codings do not matter: the field
 // is dropped.
-func (h *Head) trailers() *fault {
+func (h *Head) trailers() {
 	for i := h.Index(TE); i < len(h.Fields); i++ {
 		if h.Fields[i].Known == TE {
 			_ = list(h.Fields[i].Value.Of(h.Octets), func(one []byte) *fault {
@@ -305,7 +298,6 @@ func (h *Head) trailers() *fault {
 			})
 		}
 	}
-	return nil
 }
 
 // upgrade reads Upgrade. Of HTTP/1.0, and with content before it could take

@@ -130,15 +130,19 @@ const (
 	highs = 0x8080808080808080
 )
 
+// controls marks the highest bits of the octets of x that are control octets. A
+// borrow out of one octet can only mark those above it, so the lowest mark is
+// true.
+func controls(x uint64) uint64 {
+	d := x ^ each*0x7f
+	return ((x-each*0x20)&^x | (d-each)&^d) & highs
+}
+
 // nextControl gives the index of the first control octet in b[i:], or len(b).
 // Octets from 0x80 on are none.
 func nextControl(b []byte, i int) int {
 	for ; i+8 <= len(b); i += 8 {
-		// A borrow out of one octet can only mark those above it, so the
-		// lowest mark is true.
-		x := binary.LittleEndian.Uint64(b[i:])
-		d := x ^ each*0x7f
-		if m := ((x-each*0x20)&^x | (d-each)&^d) & highs; m != 0 {
+		if m := controls(binary.LittleEndian.Uint64(b[i:])); m != 0 {
 			return i + bits.TrailingZeros64(m)>>3
 		}
 	}
