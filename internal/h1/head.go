@@ -328,8 +328,7 @@ func (h *Head) response(b []byte, m Method, lim *Limits) *fault {
 	if bad := h.begin(b, lim); bad != nil {
 		return bad
 	}
-	i, bad := h.version(b, 0)
-	if bad != nil {
+	if _, bad := h.version(b, 0); bad != nil {
 		return bad
 	}
 	// HTTP/1.1 SP 3DIGIT, and a line end at least.
@@ -337,7 +336,7 @@ func (h *Head) response(b []byte, m Method, lim *Limits) *fault {
 		return faultStatus
 	}
 	h.Status = int(b[9]-'0')*100 + int(b[10]-'0')*10 + int(b[11]-'0')
-	i = 12
+	i := 12
 	if b[i] == ' ' {
 		i++
 	} else if b[i] != '\r' {
