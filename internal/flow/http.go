@@ -366,7 +366,7 @@ func (f *Flow) request(now Instant, d *Desk, h *h1.Head, size int) {
 	if h.Close || rules.KeepaliveTimeout == 0 {
 		x.flags |= last
 	}
-	if h.Upgrade || h.Method == h1.CONNECT {
+	if upgrades(h) || h.Method == h1.CONNECT {
 		x.flags |= upgrading
 	}
 	x.body[Client] = h1.NewBody(h.Framing, h.Length)

@@ -17,7 +17,7 @@ func (l *Loop) drive(i uint32, s *slot) {
 	budget := octetsMax
 	for {
 		s.flow.Wants(w)
-		if s.account != nil && s.flow.Endpoint() == nil {
+		if s.far != 0 && s.flow.Endpoint() == nil {
 			l.letGo(s) // an attempt has failed, or a request is over
 		}
 		more := false
@@ -56,7 +56,7 @@ func (l *Loop) drive(i uint32, s *slot) {
 	if !s.client.has(watched) && !l.lazy(s, w) {
 		l.watch(i, s, flow.Client)
 	}
-	if s.far != 0 && !l.far(s.far-1).has(watched) {
+	if s.far != 0 && l.far(s.far-1).fd >= 0 && !l.far(s.far-1).has(watched) {
 		l.watch(i, s, flow.Backend)
 	}
 	at, t := w.Deadline, &s.timer
@@ -90,7 +90,7 @@ const livelyAfter = time.Second
 func (l *Loop) lookAt(s *slot) flow.Instant {
 	state := s.flow.State()
 	switch {
-	case state == flow.Dialing && s.far == 0:
+	case state == flow.Dialing && l.far(s.far-1).fd < 0:
 		return l.now.Add(tick) // a unix socket's backlog was full
 	case !s.client.has(watched):
 		return s.flow.Born().Add(tick)
@@ -355,7 +355,7 @@ func (l *Loop) secure(i uint32, s *slot) bool {
 	g, w, answer := l.book(b.Ref.Name).Secure(b, s.flow.Tried(), s.flow.Place(), l.index, token(i, s))
 	switch answer {
 	case ledger.Secured:
-		l.granted(s, g)
+		l.granted(i, s, g)
 	case ledger.Waiting:
 		s.flow.SetPlace(w.Place())
 		l.waiting[i] = w
@@ -368,8 +368,8 @@ func (l *Loop) secure(i uint32, s *slot) bool {
 	return true
 }
 
-func (l *Loop) granted(s *slot, g ledger.Grant) {
-	s.account = g.Account
+func (l *Loop) granted(i uint32, s *slot, g ledger.Grant) {
+	l.attach(i, s).account = g.Account
 	l.step(s, flow.Event{Kind: flow.Secured, Endpoint: g.Endpoint})
 }
 
@@ -393,21 +393,26 @@ func (l *Loop) served(of uint64) {
 		return
 	}
 	delete(l.waiting, i)
-	l.granted(s, g)
+	l.granted(i, s, g)
 	l.guard(i)
 }
 
 // letGo parts a flow from its backend leg, which is idle from now on or closed,
 // and gives the endpoint's slot back.
 func (l *Loop) letGo(s *slot) {
-	if s.far != 0 {
+	b := l.far(s.far - 1)
+	account := b.account
+	if b.fd < 0 {
+		l.detach(s)
+	} else {
 		l.thin(s, flow.Client)
 		l.thin(s, flow.Backend)
+		if p := b.pipe; p != noPipe {
+			b.pipe = noPipe
+			l.pipes.discard(l.k, p)
+		}
 		if !s.flow.Reusable() || !l.rest(s) {
-			fd := l.far(s.far - 1).fd
-			if p := l.far(s.far - 1).pipe; p != noPipe {
-				l.pipes.discard(l.k, p)
-			}
+			fd := b.fd
 			l.detach(s)
 			l.k.Close(fd)
 			if planted.Bug(18) {
@@ -420,8 +425,7 @@ func (l *Loop) letGo(s *slot) {
 		l.pipes.discard(l.k, p)
 		s.client.pipe = noPipe
 	}
-	s.account.Release()
-	s.account = nil
+	account.Release()
 }
 
 // dial opens the backend leg or takes an idle one, or sees how far it is.
@@ -430,7 +434,7 @@ func (l *Loop) dial(i uint32, s *slot) bool {
 		l.step(s, flow.Event{Kind: flow.Broke, Leg: flow.Client})
 		return true
 	}
-	if s.far == 0 {
+	if l.far(s.far-1).fd < 0 {
 		l.spec = l.dialSpec(s) // the loop's own: a pointer to a local one would be allocated
 		p := l.pool(s)
 		if p != nil && !s.flow.Fresh() && l.wake(i, s, p) {
@@ -441,14 +445,16 @@ func (l *Loop) dial(i uint32, s *slot) bool {
 		if e == sock.ManyFiles && l.shrink() {
 			fd, pending, e = l.k.Dial(&l.spec)
 		}
-		if e == sock.Again && l.spec.Unix != "" {
-			return false // its backlog is full: the clock tries again (lookAt)
+		if e == sock.Again && l.spec.Unix != "" || e == sock.ManyFiles {
+			// Its backlog is full, or we are: the clock tries again (lookAt).
+			return false
 		}
 		if e != 0 {
 			l.dialFailed(s, e)
 			return true
 		}
-		b := l.attach(i, s, fd)
+		b := l.far(s.far - 1)
+		b.begin(fd, l.now, 0)
 		b.pool = p
 		if b.pending = pending; !pending {
 			b.is = readable | writable
@@ -502,7 +508,7 @@ func (l *Loop) dialed(s *slot) {
 }
 
 func (l *Loop) dialFailed(s *slot, e sock.Errno) {
-	s.account.CountError()
+	l.far(s.far - 1).account.CountError()
 	l.Count.Retries++
 	l.shared.Log.Debug("endpoint not reached", "flow", s.flow.ID(), "endpoint", s.flow.Endpoint().Ref.Name, "error", e)
 	l.step(s, flow.Event{Kind: flow.DialFailed})
@@ -555,8 +561,8 @@ func (l *Loop) remove(i uint32, s *slot, abort [2]bool, cause flow.Cause) {
 			l.k.Close(g.fd)
 		}
 	}
-	if s.account != nil && !planted.Bug(11) {
-		s.account.Release()
+	if s.far != 0 && !planted.Bug(11) {
+		l.far(s.far - 1).account.Release()
 	}
 	if !planted.Bug(28) {
 		l.gate(s.flow.Listener().Ref.Name).Leave()

@@ -117,7 +117,7 @@ func (l *Loop) Park(i uint32) (p Parked, ok bool) {
 		// not heard of yet, it hears now.
 		delete(l.waiting, i)
 		if g := l.book(s.flow.Backend().Ref.Name).Withdraw(w); g.Endpoint != nil && !planted.Bug(13) {
-			l.granted(s, g)
+			l.granted(i, s, g)
 		}
 	}
 	for side := flow.Client; side <= flow.Backend; side++ {
@@ -139,7 +139,10 @@ func (l *Loop) Park(i uint32) (p Parked, ok bool) {
 		l.remove(i, s, [2]bool{true, true}, flow.Broken)
 		return p, false
 	}
-	p.Frozen, p.Account = z, s.account
+	p.Frozen = z
+	if s.far != 0 {
+		p.Account = l.far(s.far - 1).account
+	}
 	p.FDs = append(p.FDs, s.client.fd)
 	if b := l.leg(s, flow.Backend).fd; b >= 0 {
 		p.FDs = append(p.FDs, b)
@@ -306,7 +309,10 @@ func (l *Loop) adopt(z *frozen.Flow, fds []sock.FD, objects flow.Objects) error 
 		if f, err = flow.Thaw(l.now, z, objects); err == nil {
 			i, s := l.enter(f, client, backend)
 			if e := f.Endpoint(); e != nil {
-				s.account = l.book(f.Backend().Ref.Name).Endpoint(e.Ref.Name)
+				if s.far == 0 {
+					l.attach(i, s)
+				}
+				l.far(s.far - 1).account = l.book(f.Backend().Ref.Name).Endpoint(e.Ref.Name)
 			}
 			l.Count.Adopted++
 			l.guard(i)

@@ -62,9 +62,16 @@ func (l *Loop) rest(s *slot) bool {
 	k := s.far - 1
 	b := l.far(k)
 	p := b.pool
-	// What is readable now was not asked for.
-	if p == nil || p.gone || b.is&(readable|over|failed|deaf) != 0 || !b.has(watched) || p.n >= p.policy.IdleMax || b.pipe != noPipe {
+	if p == nil || p.gone || b.is&(over|failed|deaf) != 0 || !b.has(watched) || p.n >= p.policy.IdleMax || b.pipe != noPipe {
 		return false
+	}
+	if b.has(readable) {
+		// Of a body whose length is known no more is read than that. What there
+		// is beyond it was not asked for.
+		if _, e := l.k.Peek(b.fd); e != sock.Again {
+			return false
+		}
+		b.is &^= readable
 	}
 	if !b.lively {
 		b.lively = true
@@ -73,7 +80,7 @@ func (l *Loop) rest(s *slot) bool {
 		}
 	}
 	s.far = 0
-	b.owner, b.since = none, l.now
+	b.account, b.owner, b.since = nil, none, l.now
 	b.prev, b.next = p.last, 0
 	if p.last != 0 {
 		l.far(p.last - 1).next = k + 1
@@ -99,7 +106,8 @@ func (l *Loop) wake(i uint32, s *slot, p *pool) bool {
 				continue
 			}
 		}
-		b.owner = i
+		b.owner, b.account = i, l.far(s.far-1).account
+		l.freeLeg(s.far - 1)
 		s.far = k + 1
 		return true
 	}

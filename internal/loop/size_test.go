@@ -10,8 +10,8 @@ import (
 // An idle pair costs its slot and little else, so the slot's size is what a
 // user sees as memory per connection.
 func TestSlotIsSmall(t *testing.T) {
-	if n := unsafe.Sizeof(slot{}); n > 240 {
-		t.Errorf("a slot has %d octets (flow %d, leg %d, timer %d), want at most 240", n,
+	if n := unsafe.Sizeof(slot{}); n > 128 {
+		t.Errorf("a slot has %d octets (flow %d, leg %d, timer %d), want at most 128", n,
 			unsafe.Sizeof(flow.Flow{}), unsafe.Sizeof(leg{}), unsafe.Sizeof(timer{}))
 	}
 	if n := unsafe.Sizeof([chunkSlots]slot{}); n > 64<<10 || n < 60<<10 {

@@ -44,20 +44,20 @@ func (g *leg) has(x legState) bool { return g.is&x != 0 }
 type slot struct {
 	flow        flow.Flow
 	client      leg
-	account     *ledger.Endpoint // whose slot the flow holds
 	timer       timer
 	incarnation uint32
-	far         uint32 // 1 + index of its backend leg, 0: none
+	far         uint32 // 1 + index of its backend leg, 0: none, and no endpoint's slot
 	live        bool
 	again       bool
 }
 
-// backendLeg is a leg that we dialled: of a flow, or idle in a pool between
-// requests of flows that speak HTTP. It is watched under its own number, so
-// changing hands costs the kernel nothing.
+// backendLeg is a leg that we dialled, or are about to: of a flow, or idle in a
+// pool between requests of flows that speak HTTP. It is watched under its own
+// number, so changing hands costs the kernel nothing.
 type backendLeg struct {
 	leg
-	owner       uint32 // slot of its flow; none: it is idle
+	account     *ledger.Endpoint // whose slot its flow holds; the descriptor may be still to come
+	owner       uint32           // slot of its flow; none: it is idle
 	incarnation uint32
 	pool        *pool // where it goes when it is idle; nil: it is closed
 	prev, next  uint32
@@ -96,7 +96,7 @@ func (g *leg) note(r sock.Ready) (news bool) {
 // chunkSlots makes a chunk fill the 64 KiB that the allocator gives for it.
 // Backend legs need less room; a chunk of them is smaller.
 const (
-	chunkSlots = 481
+	chunkSlots = 512
 	chunkLegs  = 512
 )
 
@@ -146,14 +146,14 @@ func (l *Loop) enter(f flow.Flow, client, backend sock.FD) (uint32, *slot) {
 	// Nothing is known of readiness yet, so everything is tried once.
 	s.client = leg{fd: client, pipe: noPipe, is: readable | writable}
 	if backend >= 0 {
-		l.attach(i, s, backend).is = readable | writable
+		l.attach(i, s).begin(backend, l.now, readable|writable)
 	}
 	l.load.Add(1)
 	return i, s
 }
 
-// attach gives a descriptor that was dialled a place, as the leg of a flow.
-func (l *Loop) attach(i uint32, s *slot, fd sock.FD) *backendLeg {
+// attach makes the place for a flow's backend leg.
+func (l *Loop) attach(i uint32, s *slot) *backendLeg {
 	t := &l.table
 	if len(t.freeLegs) == 0 {
 		base := uint32(len(t.legs) * chunkLegs)
@@ -166,11 +166,16 @@ func (l *Loop) attach(i uint32, s *slot, fd sock.FD) *backendLeg {
 	t.freeLegs = t.freeLegs[:len(t.freeLegs)-1]
 	b := l.far(k)
 	*b = backendLeg{
-		leg: leg{fd: fd, pipe: noPipe}, owner: i, live: true, since: l.now,
+		leg: leg{fd: sock.NoFD, pipe: noPipe}, owner: i, live: true,
 		incarnation: (b.incarnation + 1) & incarnationMask,
 	}
 	s.far = k + 1
 	return b
+}
+
+// begin: the descriptor is there.
+func (b *backendLeg) begin(fd sock.FD, now flow.Instant, is legState) {
+	b.leg, b.since = leg{fd: fd, pipe: noPipe, is: is}, now
 }
 
 // detach forgets the backend leg of a flow; the descriptor is the caller's.
@@ -184,7 +189,7 @@ func (l *Loop) detach(s *slot) {
 
 func (l *Loop) freeLeg(k uint32) {
 	b := l.far(k)
-	b.live, b.pool, b.fd = false, nil, sock.NoFD
+	b.live, b.pool, b.account, b.fd = false, nil, nil, sock.NoFD
 	l.table.freeLegs = append(l.table.freeLegs, k)
 }
 
@@ -194,7 +199,6 @@ func (l *Loop) leave(i uint32, s *slot) {
 	l.detach(s)
 	s.live, s.again = false, false
 	s.flow = flow.Flow{}
-	s.account = nil
 	l.table.free = append(l.table.free, i)
 	l.load.Add(-1)
 }

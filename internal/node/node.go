@@ -191,9 +191,18 @@ func (n *Node) reopen() {
 	}
 }
 
-// room is how many flows the node takes under c.
+// room is how many flows the node takes under c. Flows of HTTP have a backend
+// leg during a request only: where there are no others a third more are taken,
+// and should too many ask at once, some wait for a descriptor.
 func (n *Node) room(c *config.Config) int {
 	room, _ := roomFor(n.fds, len(n.shared.Loops))
+	brief := len(c.Listeners) > 0
+	for _, l := range c.Listeners {
+		brief = brief && l.Protocol == config.HTTP
+	}
+	if brief {
+		room += room / 3
+	}
 	if c.Node.ConnectionsMax > 0 {
 		room = min(room, c.Node.ConnectionsMax)
 	}
