@@ -273,7 +273,7 @@ func (m *run) load(s *side, spec loadSpec) (loadResult, error) {
 
 // cause finds why a round failed: whoever has ended first.
 func (m *run) cause(s *side, err error) error {
-	return cmp.Or(s.process.alive(), m.backend.alive(), fmt.Errorf("bench: through %s: %w", s.name, err))
+	return fmt.Errorf("bench: through %s: %w", s.name, cmp.Or(s.process.alive(), m.backend.alive(), err))
 }
 
 // loadResult waits for the result of the generator.
