@@ -45,7 +45,7 @@ const blockOctets = 2 * (16 << 10)
 
 // attacks are all of them. Sizes of bombs are far beyond the default limits.
 var attacks = []attack{
-	{name: "idle connections", conns: 10000, boundOctets: 6 << 10, legs: 1, say: sayNothing,
+	{name: "idle connections", conns: 10000, boundOctets: 2 << 10, legs: 1, say: sayNothing,
 		within: max(hostileHeader, hostileKeepalive) + overdue, answers: []int{0, 408}},
 	{name: "slowloris", conns: 1000, boundOctets: blockOctets + 4<<10, legs: 1, say: dripHead,
 		within: hostileHeader + overdue, answers: []int{408}},

@@ -56,7 +56,7 @@ const (
 
 // What a wave of attacks may cost besides the bounds of its connections.
 const (
-	waveRSS     = 24 << 20 // the collector of Go lets as much be garbage again
+	waveRSS     = 12 << 20 // the collector of Go lets as much be garbage again
 	waveFDs     = 96       // connections of the canary, pipes of the loops
 	restFDs     = 48       // that may still be open some time after a wave
 	waveRelease = 15 * time.Second
@@ -75,7 +75,7 @@ func hostility(ctx context.Context, o Options, out io.Writer, v *Verdict) error 
 	for k := range 4 {
 		h.loads.Go(func() { h.sing(k) })
 	}
-	scale, rounds := 1.0, 3
+	scale, rounds := 0.4, 3 // so that the descriptors of both sides are enough for all at once
 	if o.Short {
 		scale, rounds = 0.2, 2
 	} else {
@@ -235,15 +235,15 @@ func (h *hostile) wave(name string, scale float64, all ...attack) error {
 	return h.ctx.Err()
 }
 
-// affordable bounds connections by the files that may be open: here two ends of
-// this lab's process, there two legs of the balancer's.
+// affordable bounds connections by the files that may be open: the balancer
+// accepts no more than have room for two legs each.
 func (h *hostile) affordable(n int) int {
 	var lim unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &lim); err != nil {
 		return n
 	}
-	const others = 1000
-	return min(n, max(10, (int(lim.Cur)-others)/2+others/2))
+	const others = 2000
+	return min(n, max(10, (int(lim.Cur)-others)/2))
 }
 
 // strike commits the sabotage.
@@ -270,8 +270,9 @@ func (h *hostile) slowHTTPTest() {
 	for _, mode := range []string{"-H", "-B", "-X"} {
 		h.phase("slowhttptest %s", mode)
 		argv := []string{program, mode, "-c", "800", "-r", "400", "-i", "1", "-l", "12", "-p", "3",
-			"-u", fmt.Sprintf("http://%v/o?id=1&down=1000000", h.service.vip)}
+			"-u", fmt.Sprintf("http://%v/drain", h.service.vip)}
 		if mode == "-X" {
+			argv[len(argv)-1] = fmt.Sprintf("http://%v/o?id=1&down=1000000", h.service.vip)
 			argv = append(argv, "-w", "10", "-y", "20", "-n", "1", "-z", "5", "-k", "3")
 		}
 		ctx, cancel := context.WithTimeout(h.ctx, 40*time.Second)
@@ -383,6 +384,10 @@ type damage struct {
 	late    int           // not ended in time
 }
 
+// backlogRoom is how many connections may wait to be accepted when more are
+// opened; the backlog has 4096.
+const backlogRoom = 1000
+
 // attack opens the connections and lets each play its part.
 func (h *hostile) attack(d *damage) {
 	var wg sync.WaitGroup
@@ -391,6 +396,12 @@ func (h *hostile) attack(d *damage) {
 		d.mu.Lock()
 		d.refused += failed
 		d.mu.Unlock()
+		// Where the backlog overflows a client believes itself connected for
+		// seconds while nobody has heard of it: no patience begins then.
+		eventually(5*time.Second, func() bool {
+			_, waiting := h.world.Host("n1").Listens(h.service.vip)
+			return waiting < backlogRoom
+		})
 		for i, c := range conns {
 			wg.Go(func() {
 				d.play(c, i)

@@ -28,7 +28,9 @@ const (
 // and answer number n carry the streams of number n. Go's own server parses,
 // so what a balancer sends is read by somebody else's rules.
 //
-// It can misbehave on request: see Crash, Hang, CloseIdle.
+// It can misbehave on request: see Crash, Hang, IdlePause. What is not
+// exported is set by NewOrigin; without it, in this process's namespace, Open
+// begins to serve.
 type Origin struct {
 	Name string
 	Addr netip.AddrPort
@@ -36,6 +38,9 @@ type Origin struct {
 	// IdlePause bounds the life of an idle connection: each is closed after
 	// a time chosen at random below it. 0: they stay.
 	IdlePause time.Duration
+	// Pages answers all that an origin does not know itself; nil: such
+	// requests are strays.
+	Pages http.Handler
 	// FaultAlso is told of what is wrong; may be nil.
 	FaultAlso func(string)
 
@@ -85,7 +90,12 @@ func (o *Origin) Open() error {
 	mux.HandleFunc("/ws", o.webSocket)
 	mux.HandleFunc("/plain", o.plain)
 	mux.HandleFunc("/drain", o.drain)
-	mux.HandleFunc("/", o.stray)
+	mux.HandleFunc("/socket/", o.webSocket)
+	if o.Pages != nil {
+		mux.Handle("/", o.Pages)
+	} else {
+		mux.HandleFunc("/", o.stray)
+	}
 	s := &http.Server{
 		Handler:           mux,
 		ReadHeaderTimeout: time.Minute,

@@ -111,6 +111,7 @@ func (j *job) judge() {
 	j.judgeMessages()
 	j.judgeSession()
 	j.judgeStalls()
+	j.closeBrowser()
 	j.judgeAccounts()
 	if !j.bench.ended() { // the run is broken, and it would run on
 		j.bench.end(time.Second)
@@ -120,9 +121,14 @@ func (j *job) judge() {
 	}
 	j.judgeBench()
 	j.judgeIperf()
+	j.judgeWeb()
 	if !j.v.holds() {
 		for _, b := range j.balancers {
 			j.v.say("log of %s:\n%s", b.process.name, b.process.tail())
+			var all map[string]any
+			if b.verb(&all, "status") == nil {
+				j.v.say("status of %s: %v", b.process.name, all)
+			}
 		}
 	}
 }

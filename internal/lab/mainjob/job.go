@@ -32,6 +32,13 @@ type job struct {
 	open       *transaction
 	messages   *channel
 
+	origins          []*lab.Origin
+	download, upload *process // of curl, through all events
+	downloaded       string   // file
+	transferOctets   int
+	visited          int      // of curl's visits; its witness alone writes it
+	browser          *browser // nil: none
+
 	now     atomic.Int32 // a when
 	stage   atomic.Value // a string: where the run is
 	stalls  stalls
@@ -62,6 +69,7 @@ func (j *job) makeBalancers() {
 		{name: "redis", vip: redisVIP, server: redisServer, standing: 4},
 		{name: "ssh", vip: sshVIP, server: sshServer, standing: 1},
 		{name: "iperf3", vip: iperfVIP, server: iperfServer, standing: 2},
+		{name: "websocket", vip: webVIP, server: webServers[0], standing: webStanding, keeps: true},
 	} {
 		b.j = j
 		j.balancers = append(j.balancers, &b)
@@ -75,8 +83,8 @@ func (j *job) run() error {
 		j.keeping.Wait()
 	}()
 	j.makeBalancers()
-	j.v.say("starting PostgreSQL, redis, sshd and iperf3")
-	if err := parallel(j.startPostgres, j.startRedis, j.startSSH, j.startIperf); err != nil {
+	j.v.say("starting PostgreSQL, redis, sshd, iperf3 and web servers")
+	if err := parallel(j.startPostgres, j.startRedis, j.startSSH, j.startIperf, j.startWeb); err != nil {
 		return err
 	}
 	for _, b := range j.balancers {
@@ -99,7 +107,7 @@ func (j *job) run() error {
 	}
 	j.v.say("waiting for the loads to end")
 	j.stage.Store("the end of the loads")
-	return j.await(j.bench, j.iperf)
+	return j.await(j.bench, j.iperf, j.download, j.upload)
 }
 
 // connect opens all sessions and starts the loads.
@@ -127,10 +135,14 @@ func (j *job) connect(p pace) (err error) {
 		return err
 	}
 	planned := p.control + time.Duration(3*j.moves)*p.gap + p.slack
-	if err := errors.Join(j.startBench(planned), j.startIperfClient(planned)); err != nil {
+	if err := errors.Join(j.startBench(planned), j.startIperfClient(planned), j.startTransfers(planned)); err != nil {
 		return err
 	}
 	if err := j.awaitBench(); err != nil {
+		return err
+	}
+	socket, err := openTunnel()
+	if err != nil {
 		return err
 	}
 	j.keep("psql", 0, j.session.identity)
@@ -139,7 +151,33 @@ func (j *job) connect(p pace) (err error) {
 	j.keep("redis pings", 10*time.Millisecond, j.ping(pings))
 	j.keep("redis transaction", 0, multi.identity)
 	j.keep("redis messages", 20*time.Millisecond, func() (string, error) { return "", j.messages.publish() })
+	j.keep("WebSocket", 20*time.Millisecond, socket.identity)
+	j.keep("web pages", 10*time.Millisecond, newReader().identity)
+	j.keep("curl", 0, j.curl)
+	if err := j.keepBrowser(); err != nil {
+		return err
+	}
 	return j.askAll()
+}
+
+// keepBrowser makes Chromium a witness. It is too large to be installed for
+// short runs, and other runs say so if it is not there.
+func (j *job) keepBrowser() (err error) {
+	switch {
+	case j.short:
+		j.v.figure("chromium", "not in short runs")
+		return nil
+	case program("chromium") == "":
+		j.v.figure("chromium", "not installed")
+		j.v.say("no browser: chromium is not installed")
+		return nil
+	}
+	if j.browser, err = j.openBrowser(); err != nil {
+		return err
+	}
+	j.v.say("Chromium shows its page: %+v", j.browser.last)
+	j.keep("Chromium", 500*time.Millisecond, j.browser.identity)
+	return nil
 }
 
 // keep makes a witness; it is asked at events, and every so often if that is

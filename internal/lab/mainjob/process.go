@@ -36,6 +36,7 @@ type spec struct {
 	user  *syscall.Credential // nil: ours
 	dir   string
 	talks bool           // its standard input is ours to write
+	says  []byte         // what a command finds on its standard input
 	hears io.WriteCloser // its standard output goes here; nil: to the file
 }
 
@@ -137,6 +138,9 @@ func (j *job) output(s spec) ([]byte, error) {
 	}
 	var errs bytes.Buffer
 	cmd.Stderr = &errs
+	if s.says != nil {
+		cmd.Stdin = bytes.NewReader(s.says)
+	}
 	out, err := cmd.Output()
 	if err != nil {
 		return out, fmt.Errorf("main-job: %s: %w: %s", strings.Join(s.argv, " "), err, strings.TrimSpace(errs.String()))

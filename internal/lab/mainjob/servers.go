@@ -19,10 +19,11 @@ const (
 	redisServer, redisVIP       = "127.0.0.1:6379", "127.0.0.1:6380"
 	sshServer, sshVIP           = "127.0.0.1:22", "127.0.0.1:2222"
 	iperfServer, iperfVIP       = "127.0.0.1:5201", "127.0.0.1:5202"
+	webVIP                      = "127.0.0.1:8080"
 )
 
 // programs are looked up where Debian puts those that are in no PATH.
-var programs = []string{"initdb", "postgres", "psql", "pgbench", "redis-server", "sshd", "ssh", "ssh-keygen", "iperf3"}
+var programs = []string{"initdb", "postgres", "psql", "pgbench", "redis-server", "sshd", "ssh", "ssh-keygen", "iperf3", "curl"}
 
 // program gives the path of a program, "" if it is not installed.
 func program(name string) string {
