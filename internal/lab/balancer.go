@@ -12,7 +12,8 @@ type Service struct {
 	Name  string
 	VIP   netip.AddrPort
 	To    netip.AddrPort
-	Slots int // connections at a time; 0: no limit
+	Slots int // connections at a time, requests at a time of HTTP; 0: no limit
+	HTTP  bool
 }
 
 // A Balancer is what is under test: the product, or a substitute that shows
@@ -65,6 +66,7 @@ type Status struct {
 	PID        int               `json:"pid"`
 	Generation uint64            `json:"generation"`
 	Flows      int               `json:"flows"`
+	OnOld      int               `json:"flows_on_old_objects"`
 	ByState    map[string]int    `json:"flows_by_state"`
 	Moves      map[string]uint64 `json:"moves"`
 	Queued     map[string]int    `json:"queued"` // by backend
@@ -73,6 +75,13 @@ type Status struct {
 	Lost        uint64 `json:"lost"`
 	LostTotal   uint64 `json:"flows_lost_total"`
 	ResetByMove uint64 `json:"flows_reset_by_move_total"`
+}
+
+// FlowStatus is the part of the product's list of flows that the lab looks at.
+type FlowStatus struct {
+	Client string `json:"client"`
+	Kind   string `json:"kind"`
+	Moves  int    `json:"moves"`
 }
 
 // distanceNames are the moves that a lab may be asked to make.

@@ -136,6 +136,7 @@ func TestMoverJudges(t *testing.T) {
 		{"empty flows", func(r *MoveReport) { r.WithOctets = 20 }, false, 1, 1},
 		{"not all", func(r *MoveReport) { r.Flows = 99 }, true, 1, 0},
 		{"another distance", func(r *MoveReport) { r.Distance = "process" }, true, 1, 1},
+		{"states", func(r *MoveReport) { r.States = map[string]int{"http-idle": 3} }, false, 0, 1},
 	} {
 		r := good
 		tt.change(&r)
@@ -145,6 +146,9 @@ func TestMoverJudges(t *testing.T) {
 		m.doubt(Loop, &r, place, place, nil, nil)
 		if got := judged(m, []Label{Loop}); got != tt.want || (len(m.doubts) > 0) != tt.doubt || m.whole != tt.whole {
 			t.Errorf("%s: %d failures, doubts %q, %d whole moves", tt.name, got, m.doubts, m.whole)
+		}
+		if n := m.stateOf[Loop]["http-idle"]; n != r.States["http-idle"] {
+			t.Errorf("%s: %d flows in a state at this distance", tt.name, n)
 		}
 	}
 }

@@ -19,7 +19,7 @@ func fourDistances(ctx context.Context, o Options, out io.Writer, v *Verdict) er
 			o.Flows = 200
 		}
 	}
-	mix := mixOf(o.Flows)
+	mix, webMix := mixOf(o.Flows), httpMixOf(o.Flows*httpPerThousand/1000)
 	made, err := distances(o.Distances)
 	if err != nil {
 		return err
@@ -29,6 +29,10 @@ func fourDistances(ctx context.Context, o Options, out io.Writer, v *Verdict) er
 		{name: "main6", vip: "[fd09::100]:443", port: 9000},
 		{name: "dial", vip: "10.9.0.100:444", port: 9001, shut: true},
 		{name: "queue", vip: "10.9.0.100:445", port: 9002, slots: mix[QueueHolder]},
+		{name: "web", vip: "10.9.0.100:80", port: 9080, http: true},
+		{name: "web6", vip: "[fd09::100]:80", port: 9080, http: true},
+		{name: "webdial", vip: "10.9.0.100:81", port: 9081, http: true, shut: true},
+		{name: "webqueue", vip: "10.9.0.100:82", port: 9082, http: true, slots: httpSlots(webMix)},
 	})
 	if s != nil {
 		defer s.close()
@@ -36,7 +40,7 @@ func fourDistances(ctx context.Context, o Options, out io.Writer, v *Verdict) er
 	if err != nil {
 		return err
 	}
-	l := &longRun{scene: s, mix: mix}
+	l := &longRun{scene: s, mix: mix, http: &httpRun{scene: s, mix: webMix}}
 	if err = l.openAll(); err == nil {
 		l.control("before the moves", o.Short)
 		err = l.moveAll(made)
@@ -53,6 +57,7 @@ func fourDistances(ctx context.Context, o Options, out io.Writer, v *Verdict) er
 	l.finish(err != nil)
 	s.judgeStatus()
 	s.judgeTraffic(l.flows)
+	l.http.judge(made)
 	l.judgeQueue()
 	s.judgeStalls(s.traffic.Stalled(), made)
 	if len(made) > 0 {
@@ -68,6 +73,7 @@ type longRun struct {
 	*scene
 	mix   [kinds]int
 	flows []*Flow
+	http  *httpRun
 
 	holders, queued []*Flow
 	early           int // queued flows that were served before a slot was free
@@ -135,6 +141,13 @@ func (l *longRun) openAll() error {
 	if l.saboteur != nil {
 		l.mover.standing-- // its flow may be lost
 	}
+	if err := l.http.openAll(); err != nil {
+		return err
+	}
+	l.mover.standing += len(l.http.flows)
+	l.mover.renewing = len(l.http.flows)
+	l.mover.onMove = l.http.look
+	l.http.look(l.ctx, Opening)
 	l.stopChurn = l.traffic.Churn(l.clients, churnEvery, l.to("main"), l.to("main6"))
 	return nil
 }
@@ -293,6 +306,7 @@ func (l *longRun) finish(broken bool) {
 	if err := l.doors["dial"].Unshut(); err != nil {
 		l.v.Broken(err)
 	}
+	l.http.beginFinish()
 	if l.stopChurn != nil {
 		if err := l.stopChurn(min(l.patience(), 4*time.Second)); err != nil {
 			l.v.Must(false, "short connections", err.Error(), "none left")
@@ -314,6 +328,7 @@ func (l *longRun) finish(broken bool) {
 	if err := l.traffic.AwaitEach(l.patience(), "queued flows to end", l.queued, func(f *Flow) bool { return f.Finished.Load() != 0 }); err != nil {
 		l.phase("%v", err)
 	}
+	l.http.finish(l.patience())
 	l.traffic.Finish(l.patience(), l.flows)
 	l.phase("all flows are over")
 }

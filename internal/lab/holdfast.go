@@ -87,11 +87,18 @@ func (b *Holdfast) config(i, variant int) string {
 	fmt.Fprintf(&s, "node: { name: %s, loops: 2, admin: { socket: %s } }\n", h.Name, filepath.Join(dir, h.Name+".sock"))
 	fmt.Fprintf(&s, "listeners:\n")
 	for _, v := range b.Services {
-		fmt.Fprintf(&s, "  %s: { vip: \"%v\", protocol: tcp, backend: %s, idleTimeout: %s, onChange: adopt, movable: %v }\n", v.Name, v.VIP, v.Name, idle, b.Cluster)
+		protocol := "tcp, idleTimeout: " + idle
+		if v.HTTP {
+			protocol = fmt.Sprintf("http, http: { timeouts: { header: 10m, body: 10m, keepalive: %dh, tunnel: %s } }", 1+which, idle)
+		}
+		fmt.Fprintf(&s, "  %s: { vip: \"%v\", protocol: %s, backend: %s, onChange: adopt, movable: %v }\n", v.Name, v.VIP, protocol, v.Name, b.Cluster)
 	}
 	fmt.Fprintf(&s, "backends:\n")
 	for _, v := range b.Services {
 		fmt.Fprintf(&s, "  %s:\n    balance: %s\n    connectTimeout: %s\n    source: vip\n", v.Name, balance, dial)
+		if v.HTTP {
+			fmt.Fprintf(&s, "    answerTimeout: %s\n", dial)
+		}
 		fmt.Fprintf(&s, "    limits: { connectionsPerEndpoint: %d, queue: %d, queueTime: 30m }\n", v.Slots, queue)
 		fmt.Fprintf(&s, "    endpoints: [ { name: s1, address: \"%v\" } ]\n", v.To)
 	}
@@ -172,6 +179,12 @@ func (b *Holdfast) Status(ctx context.Context) (*Status, error) {
 func (b *Holdfast) StatusOf(ctx context.Context, host string) (*Status, error) {
 	s := &Status{}
 	return s, b.verb(ctx, b.nodes[host], s, "status")
+}
+
+// Flows lists the flows of the node that serves.
+func (b *Holdfast) Flows(ctx context.Context) ([]FlowStatus, error) {
+	var all []FlowStatus
+	return all, b.verb(ctx, b.nodes[b.active], &all, "flows", "--max", "0")
 }
 
 // Logs is the end of what both nodes wrote.

@@ -231,3 +231,21 @@ func TestHTTPTrafficFindsSabotage(t *testing.T) {
 		t.Log(x)
 	}
 }
+
+// TestHTTPMix proves that a mix has every kind that stands, and that some of
+// those who queue have to wait.
+func TestHTTPMix(t *testing.T) {
+	for _, n := range []int{0, 64, 640} {
+		m := httpMixOf(n)
+		sum := 0
+		for k, c := range m {
+			if stands := HTTPKind(k) != HTTPEarly && HTTPKind(k) != HTTPShort; stands != (c >= 2) {
+				t.Errorf("%d flows: %d of %v", n, c, HTTPKind(k))
+			}
+			sum += c
+		}
+		if sum > max(n, 2*httpKinds) || httpSlots(m) >= m[HTTPQueued] {
+			t.Errorf("%d flows: the mix has %d, %d slots for %d", n, sum, httpSlots(m), m[HTTPQueued])
+		}
+	}
+}

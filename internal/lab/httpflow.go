@@ -273,6 +273,18 @@ func (w *HTTPTraffic) Churn(k HTTPKind, every time.Duration, to ...netip.AddrPor
 	}
 }
 
+// Left lists the flows of a kind that are not over.
+func (w *HTTPTraffic) Left(k HTTPKind) (left []*HTTPFlow) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, f := range w.flows {
+		if f.Kind == k {
+			left = append(left, f)
+		}
+	}
+	return left
+}
+
 // Stop ends all that there is, and waits for it.
 func (w *HTTPTraffic) Stop() {
 	w.mu.Lock()
@@ -532,7 +544,8 @@ func (f *HTTPFlow) dial() (*httpConn, error) {
 		return nil, net.ErrClosed
 	}
 	f.mu.Lock()
-	f.conn, f.local = c, conn.LocalAddr().(*net.TCPAddr).AddrPort()
+	at := conn.LocalAddr().(*net.TCPAddr).AddrPort()
+	f.conn, f.local = c, netip.AddrPortFrom(at.Addr().Unmap(), at.Port())
 	f.mu.Unlock()
 	return c, nil
 }

@@ -50,8 +50,8 @@ func (k HTTPKind) String() string {
 // httpShares are the weights of the kinds in the mix. One flow in four is
 // backpressured: those hold octets in the balancer at any moment.
 var httpShares = [httpKinds]int{
-	HTTPIdle: 110, HTTPExchange: 110, HTTPHead: 110, HTTPWaiting: 70, HTTPUpload: 40, HTTPUploadSlow: 90, HTTPSlowServer: 190,
-	HTTPDownload: 40, HTTPDownloadSlow: 90, HTTPSlowClient: 190, HTTPContinue: 60, HTTPPipelined: 80, HTTPWebSocket: 60,
+	HTTPIdle: 110, HTTPExchange: 110, HTTPHead: 110, HTTPWaiting: 70, HTTPUpload: 40, HTTPUploadSlow: 90, HTTPSlowServer: 240,
+	HTTPDownload: 40, HTTPDownloadSlow: 90, HTTPSlowClient: 240, HTTPContinue: 60, HTTPPipelined: 80, HTTPWebSocket: 60,
 	HTTPConnect: 60, HTTPConnectHalf: 60, HTTPQueued: 90, HTTPDialing: 30,
 }
 
@@ -205,7 +205,8 @@ func (f *HTTPFlow) plan(n int) httpPlan {
 				x.up.framing = httpByLength
 			}
 		case 1:
-			if x.down.framing != httpNoBody {
+			// An answer to HEAD ends with its head, and a balancer may go on.
+			if x.down.framing != httpNoBody && x.method != "HEAD" {
 				x.down.framing = httpUntilFIN
 			}
 		}

@@ -9,6 +9,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -16,7 +17,7 @@ import (
 func (w *HTTPTraffic) Serve(d *Door) {
 	load := &httpLoad{}
 	w.inFlight.Store(d, load)
-	d.take = func(fd int) {
+	take := func(fd int) {
 		file := os.NewFile(uintptr(fd), "accepted")
 		conn, err := net.FileConn(file) // a duplicate
 		_ = file.Close()
@@ -39,6 +40,7 @@ func (w *HTTPTraffic) Serve(d *Door) {
 			w.serve(c, load)
 		}()
 	}
+	d.eng.call(func() { d.take = take })
 }
 
 // MostInFlight is how many requests to a door were under way at once.
@@ -74,8 +76,7 @@ func (w *HTTPTraffic) serve(c *httpConn, load *httpLoad) {
 		}
 		x := f.plan(n)
 		load.enter()
-		err = f.answer(c, req, n, x)
-		load.now.Add(-1)
+		err = f.answer(c, req, n, x, sync.OnceFunc(func() { load.now.Add(-1) }))
 		if err != nil {
 			w.fault(f, faultOf(err), "server", fmt.Errorf("request %d: %w", n, err))
 			return
@@ -152,8 +153,11 @@ func (f *HTTPFlow) wantRequest(req *http.Request, n int, x httpPlan) error {
 	return nil
 }
 
-// answer takes a request to its end and answers it.
-func (f *HTTPFlow) answer(c *httpConn, req *http.Request, n int, x httpPlan) error {
+// answer takes a request to its end and answers it. From leave on it is under
+// way no longer: whoever has the last octet of the answer may send another
+// request before this end knows that it has sent it.
+func (f *HTTPFlow) answer(c *httpConn, req *http.Request, n int, x httpPlan, leave func()) error {
+	defer leave()
 	if err := f.wantRequest(req, n, x); err != nil {
 		return err
 	}
@@ -181,6 +185,7 @@ func (f *HTTPFlow) answer(c *httpConn, req *http.Request, n int, x httpPlan) err
 		return httpWrongf("trailer %q, want %q", sum, f.sum(Up, n))
 	}
 	f.sleep(x.think, nil)
+	leave()
 	if err := f.sendAnswer(c, req, n, x); err != nil {
 		return err
 	}

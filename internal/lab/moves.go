@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 )
@@ -21,6 +22,9 @@ type mover struct {
 	// standing is how many flows are open all the time: each move must move
 	// them all. Short connections come on top.
 	standing int
+	// renewing of them take up a changed configuration by themselves, between
+	// requests, if they come before it comes to them.
+	renewing int
 
 	made    [labels]int
 	moved   [labels]int // flows
@@ -31,12 +35,18 @@ type mover struct {
 	reasons map[string]int
 	lost    int // by the product's own account
 	states  map[string]int
+	stateOf [labels]map[string]int // the same by distance
 	pauses  [labels]pauses
 	millis  [labels]Histogram
 	// emptyMayMove: the lab does not care how many flows have octets.
 	emptyMayMove bool
 	stays        []stay   // since each move
 	doubts       []string // what the product said and the kernel did not
+	// pooled are endpoints to which a connection outlives its flow: where one
+	// stays says nothing.
+	pooled []netip.AddrPort
+	// onMove is told of each move that was made; may be nil.
+	onMove func(ctx context.Context, d Label)
 }
 
 // settleTime is how long after a move what goes wrong is still put down to it.
@@ -62,6 +72,9 @@ func (m *mover) Move(ctx context.Context, d Label) error {
 	time.Sleep(settleTime)
 	settled := m.who(ctx)
 	m.account(d, r)
+	if m.onMove != nil {
+		m.onMove(ctx, d)
+	}
 	m.doubt(d, r, before, after, statusBefore, m.status(ctx))
 	if d == HostMove && after.Host != before.Host {
 		m.doubtLegs(before.Host, after.Host, there)
@@ -96,14 +109,26 @@ func (m *mover) account(d Label, r *MoveReport) {
 	for why, n := range r.Reasons {
 		m.reasons[why] += n
 	}
+	if m.stateOf[d] == nil {
+		m.stateOf[d] = map[string]int{}
+	}
 	for s, n := range r.States {
 		m.states[s] += n
+		m.stateOf[d][s] += n
 	}
-	if r.Refused == 0 && r.Flows >= m.standing {
+	if r.Refused == 0 && r.Flows >= m.least(d) {
 		m.whole++
 	}
 	m.say("   %-7v %3d: %5d flows (%d with octets, %d octets) in %.1f ms, pause p50/p99/max %.0f/%.0f/%.0f us, refused %d%s",
 		d, m.made[d], r.Flows, r.WithOctets, r.Octets, r.Millis, r.Pause.P50, r.Pause.P99, r.Pause.Max, r.Refused, reasonText(r.Reasons))
+}
+
+// least is how many flows a move must move.
+func (m *mover) least(d Label) int {
+	if d == Config {
+		return m.standing - m.renewing
+	}
+	return m.standing
 }
 
 func reasonText(reasons map[string]int) string {
@@ -133,13 +158,16 @@ func (m *mover) doubt(d Label, r *MoveReport, before, after Place, was, is *Stat
 	if r.Distance != d.String() {
 		m.doubtf("%v: the report is of distance %q", d, r.Distance)
 	}
-	if r.Flows < m.standing {
+	if r.Flows < m.least(d) {
 		m.doubtf("%v: %d flows moved of %d that are open", d, r.Flows, m.standing)
 	}
 	switch d {
 	case Config:
 		if was != nil && is != nil && is.Generation <= was.Generation {
 			m.doubtf("config: generation was %d, is %d", was.Generation, is.Generation)
+		}
+		if is != nil && is.OnOld > 0 {
+			m.doubtf("config: %d flows are still ruled by what was before", is.OnOld)
 		}
 	case Loop:
 		if after.PID != before.PID || !Alive(after.PID) {
@@ -172,6 +200,9 @@ func (m *mover) legs(h *Host) map[TCPSocket]bool {
 		m.doubtf("sockets of %s: %v", h.Name, err)
 	}
 	for _, x := range all {
+		if slices.Contains(m.pooled, x.Remote) {
+			continue
+		}
 		if x.State != tcpListen && (x.Local.Addr() == vip4 || x.Local.Addr() == vip6) {
 			out[TCPSocket{Local: x.Local, Remote: x.Remote}] = true // in whatever state
 		}
@@ -344,8 +375,17 @@ func (m *mover) Judge(v *Verdict, made []Label) {
 	}
 	v.Say("states of flows at the moment of their moves:")
 	for _, s := range sortedKeys(m.states) {
-		v.Say("  %-26s %8d  %5.1f %%", s, m.states[s], percent(m.states[s], total))
+		line := fmt.Sprintf("  %-26s %8d  %5.1f %%  ", s, m.states[s], percent(m.states[s], total))
+		for _, d := range made {
+			line += fmt.Sprintf(" %7v %5d", d, m.stateOf[d][s])
+		}
+		v.Say("%s", line)
 	}
+	byDistance := map[string]map[string]int{}
+	for _, d := range made {
+		byDistance[d.String()] = m.stateOf[d]
+	}
+	v.Figure("states_by_distance", byDistance)
 	for _, d := range m.doubts[:min(len(m.doubts), 20)] {
 		v.Say("doubt: %s", d)
 	}

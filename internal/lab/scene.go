@@ -20,6 +20,8 @@ type Options struct {
 	Binary      string // of the product
 	Balancer    string // "holdfast", or a substitute: "direct", "haproxy"
 	FiguresOnly bool   // a missed goal is no failure
+	Corpus      string // a directory of further streams for the lab corpora; "": none
+	VTC         string // a directory of further cases for the lab vtc; "": none
 
 	dir   string    // of this run
 	began time.Time // the user's clock, building included
@@ -34,6 +36,7 @@ type scene struct {
 	v       *Verdict
 	world   *World
 	traffic *Traffic
+	web     *HTTPTraffic
 	clients *engine
 	servers *engine
 
@@ -61,6 +64,7 @@ type serviceSpec struct {
 	port  uint16 // of the door
 	slots int
 	shut  bool
+	http  bool
 }
 
 // setScene builds all up to a balancer that is ready. Servers run on the host
@@ -80,6 +84,8 @@ func setScene(ctx context.Context, o Options, out io.Writer, v *Verdict, servedB
 		return nil, err
 	}
 	s.traffic = NewTraffic(o.Seed, o.Short)
+	s.web = NewHTTPTraffic(s.traffic, s.world.Host("client"))
+	s.web.direct = o.Balancer == "direct" && o.Sabotage != BlindRelay
 	if s.servers, err = s.traffic.NewEngine(s.world.Host(servedBy)); err != nil {
 		return nil, err
 	}
@@ -96,8 +102,11 @@ func setScene(ctx context.Context, o Options, out io.Writer, v *Verdict, servedB
 		if err != nil {
 			return nil, err
 		}
+		if x.http {
+			s.web.Serve(d)
+		}
 		s.doors[x.name] = d
-		s.services = append(s.services, Service{Name: x.name, VIP: vip, To: d.Addr, Slots: x.slots})
+		s.services = append(s.services, Service{Name: x.name, VIP: vip, To: d.Addr, Slots: x.slots, HTTP: x.http})
 	}
 	if s.balancer, err = s.cast(n1, n2); err != nil {
 		return nil, err
@@ -107,6 +116,11 @@ func setScene(ctx context.Context, o Options, out io.Writer, v *Verdict, servedB
 		return nil, err
 	}
 	s.mover = &mover{world: s.world, balancer: s.balancer, traffic: s.traffic, from: s.world.Host("client"), say: s.phase}
+	for _, x := range s.services {
+		if x.HTTP {
+			s.mover.pooled = append(s.mover.pooled, x.To)
+		}
+	}
 	s.counters = s.count()
 	return s, nil
 }
@@ -140,6 +154,7 @@ func (s *scene) close() {
 		s.saboteur.Close()
 	}
 	if s.traffic != nil {
+		s.web.Stop()
 		s.traffic.Stop()
 	}
 	if s.world != nil {

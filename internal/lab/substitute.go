@@ -45,7 +45,11 @@ func (b *HAProxy) Start(ctx context.Context) error {
 	s.WriteString("global\n  maxconn 5000\n  nbthread 2\n")
 	s.WriteString("defaults\n  mode tcp\n  timeout connect 30m\n  timeout client 1h\n  timeout server 1h\n  timeout queue 30m\n  option splice-auto\n")
 	for _, v := range b.Services {
-		fmt.Fprintf(&s, "listen %s\n  bind %v\n  server s1 %v", v.Name, v.VIP, v.To)
+		fmt.Fprintf(&s, "listen %s\n  bind %v\n", v.Name, v.VIP)
+		if v.HTTP {
+			s.WriteString("  mode http\n  timeout http-request 1h\n  timeout http-keep-alive 1h\n  timeout tunnel 1h\n")
+		}
+		fmt.Fprintf(&s, "  server s1 %v", v.To)
 		if v.Slots > 0 {
 			fmt.Fprintf(&s, " maxconn %d", v.Slots)
 		}
