@@ -50,56 +50,80 @@ type backendConn struct {
 // a loopback socket and still lies in a second-level cache.
 const chunkBytes = 256 << 10
 
+// backend is one that serves on a poller.
+type backend struct {
+	spec    *backendSpec
+	p       *poller
+	mask    uint32
+	conns   []backendConn // by descriptor
+	served  []httpServed
+	http    *httpBackend
+	stream  []byte
+	scratch []byte
+}
+
+// newBackend listens on all ports of spec.
+func newBackend(spec *backendSpec, p *poller) (*backend, error) {
+	const descriptorsMax = 20000
+	b := &backend{
+		spec: spec, p: p, mask: evConn, conns: make([]backendConn, descriptorsMax), served: make([]httpServed, descriptorsMax),
+		http: newHTTPBackend(spec), stream: pattern(chunkBytes + patternPeriod), scratch: make([]byte, 64<<10),
+	}
+	if spec.Kind != "echo" {
+		b.mask |= unix.EPOLLOUT
+	}
+	for _, port := range spec.Ports {
+		fd, err := listen(port)
+		if err != nil {
+			return nil, err
+		}
+		b.conns[fd].port = port
+		b.http.ports[port] = new(portUse)
+		p.add(fd, unix.EPOLLIN)
+	}
+	return b, nil
+}
+
+// event deals with an event of a descriptor of the backend.
+func (b *backend) event(ev unix.EpollEvent) {
+	fd := int(ev.Fd)
+	c := &b.conns[fd]
+	switch {
+	case c.port != 0:
+		use := b.http.ports[c.port]
+		for {
+			n, e := accept(fd)
+			if e != 0 {
+				return
+			}
+			b.conns[n] = backendConn{}
+			use.connections++
+			b.served[n] = httpServed{use: use, in: b.served[n].in[:0]}
+			b.p.add(n, b.mask)
+		}
+	case b.spec.Kind == "source":
+		source(b.p, fd, c, ev.Events, b.stream, b.scratch)
+	case b.spec.Kind == "http":
+		b.http.event(fd, &b.served[fd], ev.Events, b.scratch)
+	default:
+		echo(fd, b.scratch)
+	}
+}
+
 // runBackend serves until it is killed. It prints "ready" once it listens.
 func runBackend(spec backendSpec) error {
 	p, err := newPoller()
 	if err != nil {
 		return err
 	}
-	conns := make([]backendConn, 20000)
-	served := make([]httpServed, len(conns))
-	h := newHTTPBackend(&spec)
-	for _, port := range spec.Ports {
-		fd, err := listen(port)
-		if err != nil {
-			return err
-		}
-		conns[fd].port = port
-		h.ports[port] = new(portUse)
-		p.add(fd, unix.EPOLLIN)
-	}
-	stream := pattern(chunkBytes + patternPeriod)
-	scratch := make([]byte, 64<<10)
-	mask := uint32(evConn)
-	if spec.Kind != "echo" {
-		mask |= unix.EPOLLOUT
+	b, err := newBackend(&spec, p)
+	if err != nil {
+		return err
 	}
 	fmt.Println("ready")
-
 	for {
 		for _, ev := range p.wait(-1) {
-			fd := int(ev.Fd)
-			c := &conns[fd]
-			switch {
-			case c.port != 0:
-				use := h.ports[c.port]
-				for {
-					n, e := accept(fd)
-					if e != 0 {
-						break
-					}
-					conns[n] = backendConn{}
-					use.connections++
-					served[n] = httpServed{use: use, in: served[n].in[:0]}
-					p.add(n, mask)
-				}
-			case spec.Kind == "source":
-				source(p, fd, c, ev.Events, stream, scratch)
-			case spec.Kind == "http":
-				h.event(fd, &served[fd], ev.Events, scratch)
-			default:
-				echo(fd, scratch)
-			}
+			b.event(ev)
 		}
 	}
 }

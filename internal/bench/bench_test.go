@@ -396,7 +396,16 @@ func TestLoadDirect(t *testing.T) {
 	for _, row := range rows {
 		t.Run(row.name, func(t *testing.T) {
 			spec := row.load
-			spec.Port = startBackend(t, backendSpec{Kind: row.backend, Bytes: spec.Bytes})
+			b := backendSpec{Kind: row.backend, Bytes: spec.Bytes}
+			if row.merged {
+				ports, err := freePorts(1)
+				if err != nil {
+					t.Fatal(err)
+				}
+				spec.Port, b.Ports, spec.Backend = ports[0], ports, &b
+			} else {
+				spec.Port = startBackend(t, b)
+			}
 			spec.Conns = min(spec.Conns, 150)
 			spec.Rate = min(spec.Rate, 2000)
 			r, err := load(t, spec)

@@ -26,6 +26,11 @@ type loadSpec struct {
 	// the next when one ends.
 	Rate int
 
+	// Backend, if there is one, is served by the generator itself: one process
+	// on the CPU beside the proxy's is woken less often than two, and a proxy
+	// that wakes others pays for that.
+	Backend *backendSpec
+
 	// PIDs are the processes of the proxy. Their CPU time is read by the
 	// generator itself, at the very instants between which it counts.
 	PIDs []int
@@ -280,8 +285,14 @@ func loadKeep(spec *loadSpec) (loadResult, error) {
 	if err != nil {
 		return loadResult{}, err
 	}
+	var own *backend
+	if spec.Backend != nil {
+		if own, err = newBackend(spec.Backend, p); err != nil {
+			return loadResult{}, err
+		}
+	}
 	sa := sockaddr(spec.Port)
-	byFD := make([]*client, 4096)
+	byFD := make([]*client, 20000) // the others are those of our own backend
 	clients := make([]*client, spec.Conns)
 	for i := range clients {
 		fd, err := connect(&sa)
@@ -350,6 +361,10 @@ func loadKeep(spec *loadSpec) (loadResult, error) {
 				continue
 			}
 			c := byFD[ev.Fd]
+			if c == nil {
+				own.event(ev)
+				continue
+			}
 			if c.unsent {
 				if err := c.push(); err != nil {
 					return loadResult{}, err
@@ -418,8 +433,14 @@ func loadConnect(spec *loadSpec) (loadResult, error) {
 	if err != nil {
 		return loadResult{}, err
 	}
+	var own *backend
+	if spec.Backend != nil {
+		if own, err = newBackend(spec.Backend, p); err != nil {
+			return loadResult{}, err
+		}
+	}
 	sa := sockaddr(spec.Port)
-	byFD := make([]*client, 4096)
+	byFD := make([]*client, 20000) // the others are those of our own backend
 	open := func(c *client, now time.Time) error {
 		fd, err := connect(&sa)
 		if err != nil {
@@ -461,6 +482,10 @@ func loadConnect(spec *loadSpec) (loadResult, error) {
 		}
 		for _, ev := range events {
 			c := byFD[ev.Fd]
+			if c == nil {
+				own.event(ev)
+				continue
+			}
 			if c.unsent {
 				if err := c.push(); err != nil {
 					return loadResult{}, err
@@ -473,6 +498,7 @@ func loadConnect(spec *loadSpec) (loadResult, error) {
 			if !whole {
 				continue
 			}
+			byFD[c.fd] = nil
 			closeFD(c.fd)
 			now = time.Now()
 			if over {

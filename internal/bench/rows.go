@@ -13,6 +13,7 @@ type row struct {
 
 	backend string   // kind of the backend: "echo", "source" or "http"
 	load    loadSpec // what the generator does; ports and times are filled in
+	merged  bool     // backend and load are one process
 	loops   int      // event loops, threads or workers of the proxy, a CPU each
 	run     func(*run) error
 
@@ -48,37 +49,37 @@ var rows = []row{
 	},
 	{
 		name: "http-small", title: "GET with an answer of 100 octets, 64 connections", unit: "us/op",
-		backend: "http", load: loadSpec{Kind: "keep", Talk: "http", Conns: 64, Bytes: 100},
+		backend: "http", merged: true, load: loadSpec{Kind: "keep", Talk: "http", Conns: 64, Bytes: 100},
 		loops: 1, run: (*run).rounds, goal: 0.75,
 	},
 	{
 		name: "http-small-8", title: "the same, 8 connections", unit: "us/op",
-		backend: "http", load: loadSpec{Kind: "keep", Talk: "http", Conns: 8, Bytes: 100},
+		backend: "http", merged: true, load: loadSpec{Kind: "keep", Talk: "http", Conns: 8, Bytes: 100},
 		loops: 1, run: (*run).rounds, goal: 0.85,
 	},
 	{
 		name: "http-small-2loops", title: "the same, 64 connections, 2 loops, threads or workers", unit: "us/op",
-		backend: "http", load: loadSpec{Kind: "keep", Talk: "http", Conns: 64, Bytes: 100},
+		backend: "http", merged: true, load: loadSpec{Kind: "keep", Talk: "http", Conns: 64, Bytes: 100},
 		loops: 2, run: (*run).rounds, goal: 0.85,
 	},
 	{
 		name: "http-10k", title: "GET with an answer of 10 KiB, 64 connections", unit: "us/op",
-		backend: "http", load: loadSpec{Kind: "keep", Talk: "http", Conns: 64, Bytes: 10 << 10},
+		backend: "http", merged: true, load: loadSpec{Kind: "keep", Talk: "http", Conns: 64, Bytes: 10 << 10},
 		loops: 1, run: (*run).rounds, goal: 0.75,
 	},
 	{
 		name: "http-1m", title: "GET with an answer of 1 MiB, 8 connections", unit: "us/op",
-		backend: "http", load: loadSpec{Kind: "keep", Talk: "http", Conns: 8, Bytes: 1 << 20},
+		backend: "http", merged: true, load: loadSpec{Kind: "keep", Talk: "http", Conns: 8, Bytes: 1 << 20},
 		loops: 1, run: (*run).rounds, goal: 0.95,
 	},
 	{
 		name: "http-close", title: "connect, GET with an answer of 100 octets, close; 16 at a time", unit: "us/op",
-		backend: "http", load: loadSpec{Kind: "connect", Talk: "http", Conns: 16, Bytes: 100},
+		backend: "http", merged: true, load: loadSpec{Kind: "connect", Talk: "http", Conns: 16, Bytes: 100},
 		loops: 1, run: (*run).rounds, goal: 0.85,
 	},
 	{
 		name: "http-ws-echo", title: "WebSocket frames of 64 octets there and back, 64 connections", unit: "us/op",
-		backend: "http", load: loadSpec{Kind: "keep", Talk: "websocket", Conns: 64, Bytes: 64},
+		backend: "http", merged: true, load: loadSpec{Kind: "keep", Talk: "websocket", Conns: 64, Bytes: 64},
 		loops: 1, run: (*run).rounds, goal: 0.90,
 	},
 	{

@@ -179,7 +179,10 @@ func (m *run) prepare() error {
 		backendPorts = append(backendPorts, ports[2*i+1])
 		m.result.Machine.Versions[name] = m.version(name, s.command("")[0])
 	}
-	m.backend, err = startChild("backend", backendSpec{Kind: m.row.backend, Ports: backendPorts, Bytes: m.row.load.Bytes, Proxied: true}, filepath.Join(m.dir, "backend.err"), m.loadCPUs()...)
+	if m.row.merged {
+		return nil
+	}
+	m.backend, err = startChild("backend", m.backendSpec(backendPorts...), filepath.Join(m.dir, "backend.err"), m.loadCPUs()...)
 	if err != nil {
 		return err
 	}
@@ -188,6 +191,11 @@ func (m *run) prepare() error {
 		m.end()
 	}
 	return err
+}
+
+// backendSpec is what the backend serves on the ports.
+func (m *run) backendSpec(ports ...int) *backendSpec {
+	return &backendSpec{Kind: m.row.backend, Ports: ports, Bytes: m.row.load.Bytes, Proxied: true}
 }
 
 // version asks a proxy, or the repository for Holdfast, for its version.
@@ -258,6 +266,9 @@ func (m *run) spec(s *side) loadSpec {
 	l := m.row.load
 	l.Port, l.PIDs = s.settings.Port, family(s.process.pid())
 	l.Warmup, l.Measure = warmup, m.measure
+	if m.row.merged {
+		l.Backend = m.backendSpec(s.settings.BackendPort)
+	}
 	return l
 }
 
@@ -273,7 +284,10 @@ func (m *run) load(s *side, spec loadSpec) (loadResult, error) {
 
 // cause finds why a round failed: whoever has ended first.
 func (m *run) cause(s *side, err error) error {
-	return fmt.Errorf("bench: through %s: %w", s.name, cmp.Or(s.process.alive(), m.backend.alive(), err))
+	if m.backend != nil {
+		err = cmp.Or(m.backend.alive(), err)
+	}
+	return fmt.Errorf("bench: through %s: %w", s.name, cmp.Or(s.process.alive(), err))
 }
 
 // loadResult waits for the result of the generator.
