@@ -75,6 +75,7 @@ const (
 	greeting                             // a PROXY header is still to come
 	deafened                             // the backend takes no more of the request
 	ours                                 // the answer is our own
+	parting                              // the client said itself that it asks for nothing more
 )
 
 // inbox holds octets that a leg said and that are not digested: half a head,
@@ -363,7 +364,10 @@ func (f *Flow) request(now Instant, d *Desk, h *h1.Head, size int) {
 	rules := f.listener.Rules
 	x.method, x.minor, x.status, x.route = h.Method, h.Minor, 0, 0
 	x.flags &= greeting
-	if h.Close || rules.KeepaliveTimeout == 0 {
+	switch {
+	case h.Close:
+		x.flags |= last | parting
+	case rules.KeepaliveTimeout == 0:
 		x.flags |= last
 	}
 	if upgrades(h) || h.Method == h1.CONNECT {
@@ -401,6 +405,7 @@ func (f *Flow) request(now Instant, d *Desk, h *h1.Head, size int) {
 	b := d.Config.Backends[choose(rt, d.picks)]
 	if b == nil {
 		// The listener has left the configuration, and its backends as well.
+		x.flags |= last
 		f.answer(now, d, 503, NoEndpoint)
 		return
 	}
@@ -586,7 +591,7 @@ func (f *Flow) lingering(now Instant, e *Event) {
 func (f *Flow) over(now Instant, d *Desk) {
 	x := f.x
 	switch {
-	case x.flags&last != 0 && (!x.body[Client].Done() || len(x.in[Client].rest()) > 0 || f.cause == BadRequest || f.cause == HeadTimeout):
+	case x.flags&last != 0 && (x.flags&parting == 0 || !x.body[Client].Done() || len(x.in[Client].rest()) > 0 || f.cause == BadRequest || f.cause == HeadTimeout):
 		f.at = now.Add(LingerMax)
 		f.legs[Client].fulls = 0
 		f.become(Lingering)

@@ -3,6 +3,7 @@ package loop
 import (
 	"sync"
 
+	"github.com/holdfast-lb/holdfast/internal/config"
 	"github.com/holdfast-lb/holdfast/internal/flow"
 	"github.com/holdfast-lb/holdfast/internal/frozen"
 	"github.com/holdfast-lb/holdfast/internal/ledger"
@@ -130,7 +131,7 @@ func (l *Loop) Park(i uint32) (p Parked, ok bool) {
 	if s.flow.Unsettled() {
 		s.flow.Settle(&l.lender)
 	}
-	p.Octets = s.flow.Unsent(flow.Client) + s.flow.Unsent(flow.Backend)
+	p.Octets = s.flow.Unsent(flow.Client) + s.flow.Unsent(flow.Backend) + len(s.flow.Unread(flow.Client)) + len(s.flow.Unread(flow.Backend))
 	z, err := s.flow.Freeze(l.now)
 	if err != nil {
 		// Only a flow that is Done refuses, and one that is Done has no slot.
@@ -312,7 +313,12 @@ func (l *Loop) adopt(z *frozen.Flow, fds []sock.FD, objects flow.Objects) error 
 				if s.far == 0 {
 					l.attach(i, s)
 				}
-				l.far(s.far - 1).account = l.book(f.Backend().Ref.Name).Endpoint(e.Ref.Name)
+				b := l.far(s.far - 1)
+				b.account = l.book(f.Backend().Ref.Name).Endpoint(e.Ref.Name)
+				if b.fd >= 0 && s.flow.Speaks() == config.HTTP {
+					l.spec = l.dialSpec(s)
+					b.pool = l.pool(s)
+				}
 			}
 			l.Count.Adopted++
 			l.guard(i)

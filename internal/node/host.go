@@ -234,6 +234,11 @@ func (n *Node) Migrate(to string) (*Report, error) {
 	if err := carrier.SetTimeout(answerTime); err != nil {
 		return nil, err
 	}
+	// Idle legs to backends do not move: some are dialled from an address that
+	// does.
+	for _, l := range n.shared.Loops {
+		l.Ask((*loop.Loop).CloseIdle)
+	}
 	// While flows are on their way only the peer grants what is limited.
 	n.shared.Ledger.Pause()
 	defer n.shared.Ledger.Resume()
@@ -555,8 +560,10 @@ func (f *hostFlow) save(late bool) error {
 		}
 		legs[i].Fd = 0
 	}
-	if flow.State(z.State) != flow.Relaying {
-		z.Legs = nil
+	if flow.State(z.State) != flow.Relaying && len(z.Legs) > 0 {
+		if z.Legs[0].Fd = 0; len(z.Legs[0].Unsent) == 0 {
+			z.Legs = nil
+		}
 	}
 	return nil
 }

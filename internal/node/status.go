@@ -228,6 +228,9 @@ func statusOf(l *loop.Loop, slot uint32, f *flow.Flow) FlowStatus {
 		Kind: l.Kind(slot), AgeSeconds: float64(l.Now()-f.Born()) / 1e9, Moves: f.Moves(), Requests: f.Requests(), Loop: l.Index(),
 		In: f.Received(flow.Client), Out: f.Sent(flow.Client), Unsent: f.Unsent(flow.Client) + f.Unsent(flow.Backend),
 	}
+	if s.Client == "" { // a flow of an older release
+		s.Client = addr(sock.PeerAddr(l.Leg(slot, flow.Client)))
+	}
 	if e := f.Endpoint(); e != nil {
 		s.Endpoint = e.Ref.Name
 	}
