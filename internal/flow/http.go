@@ -304,7 +304,7 @@ func (f *Flow) digest(now Instant, d *Desk) {
 	d.Tally.Requests++
 	f.requests++
 	if err != nil {
-		f.x.minor = 1
+		f.x.method, f.x.minor = h1.OtherMethod, 1 // not those of the request before
 		f.refuse(now, d, err)
 		return
 	}
