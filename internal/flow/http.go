@@ -1,6 +1,7 @@
 package flow
 
 import (
+	"bytes"
 	"math"
 	"net/netip"
 	"time"
@@ -305,6 +306,9 @@ func (f *Flow) digest(now Instant, d *Desk) {
 	f.requests++
 	if err != nil {
 		f.x.method, f.x.minor = h1.OtherMethod, 1 // not those of the request before
+		if bytes.HasPrefix(in.rest(), []byte("HEAD ")) {
+			f.x.method = h1.HEAD // who asked so takes a body for the next answer
+		}
 		f.refuse(now, d, err)
 		return
 	}
