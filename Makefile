@@ -6,7 +6,7 @@ SHELL := bash
 
 BENCH ?= tcp-echo
 LAB ?= four-distances
-LABS ?= four-distances seed-000 vanished-peers hostile soak main-job
+LABS ?= four-distances seed-000 vanished-peers corpora vtc hostile soak main-job
 FUZZTIME ?= 10s
 SEEDS ?= 200
 RELEASE ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
@@ -14,6 +14,8 @@ RELEASE ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 # SHORT=1 and SABOTAGE=x become flags of the commands.
 short = $(if $(filter-out 0,$(SHORT)),-short)
 sabotage = $(if $(SABOTAGE),-sabotage $(SABOTAGE))
+# Directories with more of what the labs corpora and vtc have of their own.
+more = $(if $(CORPUS),-corpus $(CORPUS)) $(if $(VTC),-vtc $(VTC))
 # In CI a skipped test is a failure unless internal/lint/skips/allowed.txt lists it.
 tests = go run ./internal/lint/skips $(if $(CI),-strict)
 
@@ -34,8 +36,8 @@ run: ## a server, Holdfast, clients and live figures on loopback
 bench: ## BENCH=tcp-echo [SHORT=1] [OUT=docs/benchmarks]: Holdfast beside haproxy and nginx
 	@go run ./cmd/holdfast-bench -row $(BENCH) $(short) $(if $(OUT),-out $(OUT))
 
-lab: ## LAB=four-distances [SHORT=1] [SABOTAGE=drop-octet|rst-one|blind-relay|kill]
-	@go run ./cmd/holdfast-lab -lab $(LAB) $(short) $(sabotage) $(LABFLAGS)
+lab: ## LAB=four-distances [SHORT=1] [SABOTAGE=drop-octet|rst-one|blind-relay|kill] [CORPUS=dir] [VTC=dir]
+	@go run ./cmd/holdfast-lab -lab $(LAB) $(short) $(sabotage) $(more) $(LABFLAGS)
 
 generate: ## the Go code of internal/frozen/frozen.proto
 	@$(call protoc,.)
@@ -137,11 +139,15 @@ labs: ## LABS="...": every lab in turn
 # A lab that cannot fail shows nothing. With each sabotage it must come to a
 # verdict, and a figure of correctness must be false: that it was slow, or
 # could not go on, does not count.
-SABOTAGES = drop-octet rst-one blind-relay kill
+# A name before a colon is another lab than the first one.
+SABOTAGES = drop-octet rst-one blind-relay kill \
+	corpora:blind-relay corpora:drop-octet corpora:kill vtc:blind-relay vtc:kill
 sabotage: ## each sabotage of the lab is noticed
 	@bad=0; out=$$(mktemp); trap 'rm -f "$$out"' EXIT
 	for s in $(SABOTAGES); do
-		if $(MAKE) --no-print-directory lab SHORT=1 SABOTAGE=$$s LABFLAGS=-figures-only >"$$out" 2>&1; then
+		lab=$(LAB); how=$$s
+		if [[ $$s == *:* ]]; then lab=$${s%%:*}; how=$${s##*:}; fi
+		if $(MAKE) --no-print-directory lab LAB=$$lab SHORT=1 SABOTAGE=$$how LABFLAGS=-figures-only >"$$out" 2>&1; then
 			echo "-- $$s: NOT NOTICED"; tail -n 20 "$$out"; bad=1; continue
 		fi
 		failures=$$(sed -nE 's/^\{.*"failures":\[(.*)\],"figures_hold":.*$$/\1/p' "$$out")

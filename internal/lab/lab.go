@@ -25,11 +25,13 @@ type lab struct {
 
 // labs are all that there are, by name.
 var labs = map[string]lab{
+	"corpora":        {"streams that readers understand differently, through the balancer", corpora, 2 * time.Minute},
 	"four-distances": {"flows of all kinds move at four distances: config, loop, process, host", fourDistances, 40 * time.Minute},
 	"hostile":        {"slow and hostile HTTP clients, and one that means no harm", hostility, 6 * time.Minute},
 	"seed-000":       {"the servers run on the host that is evacuated", seed000, 5 * time.Minute},
 	"soak":           {"all kinds of HTTP clients and failing backends under moves, for long", soaking, 13 * time.Minute},
 	"vanished-peers": {"clients that vanish without a word are gone in time", vanishedPeers, 2 * time.Minute},
+	"vtc":            {"cases of varnishtest, each with a client and a server around the balancer", vtc, 5 * time.Minute},
 }
 
 // Stages of a re-executed program.
@@ -84,7 +86,9 @@ func parse(args []string) (Options, string, error) {
 	f.IntVar(&o.Moves, "moves", 0, "how many `moves` of each distance; 0: as the lab likes")
 	f.Uint64Var(&o.Seed, "seed", 1, "of all octets and periods")
 	f.StringVar(&o.Binary, "binary", "", "`path` of the product; empty: build ./cmd/holdfast")
-	f.StringVar(&o.Balancer, "balancer", "holdfast", "holdfast, or a `substitute` to try the lab itself: haproxy, direct")
+	f.StringVar(&o.Balancer, "balancer", "holdfast", "holdfast, or a `substitute` to try the lab itself: haproxy, direct; nginx for corpora and vtc")
+	f.StringVar(&o.Corpus, "corpus", "", "`directory` of further *.jsonl for the lab corpora")
+	f.StringVar(&o.VTC, "vtc", "", "`directory` of further *.vtc for the lab vtc")
 	f.BoolVar(&o.FiguresOnly, "figures-only", false, "a missed goal of speed is no failure")
 	if err := f.Parse(args); err != nil {
 		return o, name, err
