@@ -16,6 +16,8 @@ type fleet struct {
 	// trouble is what excuses errors here; nil: nothing does.
 	trouble *trouble
 	began   time.Time // of the run, for the text
+	// say is told at once of what is not excused; may be nil.
+	say func(format string, args ...any)
 
 	mu          sync.Mutex // guards all below
 	right       int
@@ -43,6 +45,7 @@ func (f *fleet) note(what fmt.Stringer, began time.Time, err error) {
 		}
 	case errors.As(err, &w):
 		f.wrong = append(f.wrong, text())
+		f.tell(f.wrong)
 	case near:
 		if f.excused == nil {
 			f.excused = map[string]int{}
@@ -50,6 +53,15 @@ func (f *fleet) note(what fmt.Stringer, began time.Time, err error) {
 		f.excused[kindOf(err)]++
 	default:
 		f.unexplained = append(f.unexplained, text())
+		f.tell(f.unexplained)
+	}
+}
+
+// tell says the last of all, and after some no more.
+func (f *fleet) tell(all []string) {
+	const most = 50
+	if f.say != nil && len(all) <= most {
+		f.say("  %s", all[len(all)-1])
 	}
 }
 

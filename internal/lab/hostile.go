@@ -120,7 +120,7 @@ func (h *hostile) set() (err error) {
 		return err
 	}
 	h.pid = h.balancer.Serving().PID
-	h.canary = &fleet{name: "canary", to: h.service.vip, began: h.began}
+	h.canary = &fleet{name: "canary", to: h.service.vip, began: h.began, say: h.phase}
 	if h.Sabotage == DropOctet || h.Sabotage == RSTOne {
 		client := h.world.Host("client")
 		if h.saboteur, err = newSaboteur(client, h.Sabotage, netip.AddrPortFrom(client.V4, 7000), h.service.vip); err != nil {
@@ -392,7 +392,12 @@ const backlogRoom = 1000
 func (h *hostile) attack(d *damage) {
 	var wg sync.WaitGroup
 	for part := range slices.Chunk(make([]struct{}, d.conns), 250) {
-		conns, failed := dialMany(h.world.Host("client"), h.service.vip, len(part), d.bufferBytes)
+		failed := dialMany(h.world.Host("client"), h.service.vip, len(part), d.bufferBytes, func(c net.Conn, i int) {
+			wg.Go(func() {
+				d.play(c, i)
+				_ = c.Close()
+			})
+		})
 		d.mu.Lock()
 		d.refused += failed
 		d.mu.Unlock()
@@ -402,32 +407,27 @@ func (h *hostile) attack(d *damage) {
 			_, waiting := h.world.Host("n1").Listens(h.service.vip)
 			return waiting < backlogRoom
 		})
-		for i, c := range conns {
-			wg.Go(func() {
-				d.play(c, i)
-				_ = c.Close()
-			})
-		}
 	}
 	wg.Wait()
 }
 
-// dialMany connects n times.
-func dialMany(from *Host, to netip.AddrPort, n, bufferBytes int) (conns []net.Conn, failed int) {
+// dialMany connects n times and hands each connection over at once: the
+// balancer's patience with it has begun.
+func dialMany(from *Host, to netip.AddrPort, n, bufferBytes int, each func(c net.Conn, i int)) (failed int) {
 	_ = from.Do(func() error {
 		d := net.Dialer{Timeout: connectPatience, Control: bounded(bufferBytes)}
 		d.SetMultipathTCP(false)
-		for range n {
+		for i := range n {
 			c, err := d.Dial("tcp", to.String())
 			if err != nil {
 				failed++
 				continue
 			}
-			conns = append(conns, c)
+			each(c, i)
 		}
 		return nil
 	})
-	return conns, failed
+	return failed
 }
 
 // play plays the attack's part on one connection, then waits for its end.

@@ -122,13 +122,20 @@ type holdable struct {
 func (l holdable) Accept() (net.Conn, error) {
 	for {
 		c, err := l.Listener.Accept()
-		if err != nil || !l.o.hang.Load() {
+		if err != nil || !l.o.hold(c) {
 			return c, err
 		}
-		l.o.mu.Lock()
-		l.o.hung[c] = true
-		l.o.mu.Unlock()
 	}
+}
+
+// hold keeps a connection that nobody will serve, if the origin hangs.
+func (o *Origin) hold(c net.Conn) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.hang.Load() {
+		o.hung[c] = true
+	}
+	return o.hung[c]
 }
 
 // state keeps the list of connections, and ends idle ones if that is asked for.
@@ -182,9 +189,9 @@ func (o *Origin) Hang() { o.hang.Store(true) }
 
 // Resume answers again on what came before; what came while it hung is reset.
 func (o *Origin) Resume() {
-	o.hang.Store(false)
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	o.hang.Store(false)
 	for c := range o.hung {
 		reset(c)
 	}

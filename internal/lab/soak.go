@@ -135,7 +135,7 @@ func (s *soak) set() (err error) {
 			w.endpoints = append(w.endpoints, at(p))
 		}
 		s.services = append(s.services, w)
-		s.fleets[name] = &fleet{name: name, to: w.vip, began: s.began}
+		s.fleets[name] = &fleet{name: name, to: w.vip, began: s.began, say: s.phase}
 	}
 	for i := range 3 {
 		if _, err := add(fmt.Sprintf("good%d", i+1), 9001+i); err != nil {
