@@ -231,8 +231,8 @@ func (b *Body) size(c byte) *fault {
 	if b.digits == digitsMax {
 		return faultChunkSize
 	}
-	v := b.left<<4 | d // left is at most chunkMax>>4, so no bit is lost
-	if b.left > chunkMax>>4 || v > chunkMax-b.count {
+	v := b.left<<4 | d // no bit is lost: all digits fit
+	if v > chunkMax-b.count {
 		return faultChunkBig
 	}
 	b.left, b.state = v, size

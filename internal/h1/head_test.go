@@ -90,6 +90,29 @@ func TestLimits(t *testing.T) {
 			}
 		}
 	}
+	if code, at := status(most, short+strings.Repeat("x", HeadMost), 8); code != 431 || at != HeadMost {
+		t.Errorf("a head without end: %d with octet %d, want 431 with %d", code, at, HeadMost)
+	}
+
+	// A host has a bound, too.
+	for n, want := range map[int]int{255: 0, 256: 400} {
+		if code, _ := status(testLimits, short+"Host: "+strings.Repeat("a", n)+":80\r\n\r\n", 1000); code != want {
+			t.Errorf("a host of %d octets: %d, want %d", n, code, want)
+		}
+	}
+
+	// Of a response Scan says what it says of a request; the parse does not
+	// rely on it.
+	for n, want := range map[int]int{100: 0, 101: 502} {
+		var h Head
+		code := 0
+		if err := h.Response([]byte("HTTP/1.1 200 "+strings.Repeat("x", n-13)+"\r\n\r\n"), GET, &lim); err != nil {
+			code = err.Status
+		}
+		if code != want {
+			t.Errorf("a status line of %d octets: %d, want %d", n, code, want)
+		}
+	}
 }
 
 // What no head can hold is refused when it comes, not when the head ends.
@@ -112,6 +135,15 @@ func TestScanRefusesAtOnce(t *testing.T) {
 		before := input[:len(input)-1]
 		if size, _, err := Scan([]byte(before), 0, &testLimits); size != 0 || err != nil {
 			t.Errorf("%q: %d, %v, but it may yet become a head", before, size, err)
+		}
+	}
+}
+
+// LF alone is no end of a line, be there what looks like the end of a head.
+func TestScanWantsCRLF(t *testing.T) {
+	for _, input := range []string{"a\n\n\n", "a\r\n\n\n", "a\n\r\n\r\n", "a\r\nb\n\n\r\n\r\n", "a\n\n\nb\r\n\r\n", "\n\r\n\r\n"} {
+		if size, _, err := Scan([]byte(input), 0, &testLimits); err == nil {
+			t.Errorf("%q: an end at %d", input, size)
 		}
 	}
 }
