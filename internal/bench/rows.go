@@ -73,8 +73,8 @@ var rows = []row{
 		loops: 1, run: (*run).rounds, goal: 0.95,
 	},
 	{
-		name: "http-close", title: "connect, GET with an answer of 100 octets, close; 16 at a time", unit: "us/op",
-		backend: "http", merged: true, load: loadSpec{Kind: "connect", Talk: "http", Conns: 16, Bytes: 100},
+		name: "http-close", title: "connect, GET with an answer of 100 octets, close; 64 at a time", unit: "us/op",
+		backend: "http", merged: true, load: loadSpec{Kind: "connect", Talk: "http", Conns: 64, Bytes: 100},
 		loops: 1, run: (*run).rounds, goal: 0.85,
 	},
 	{
