@@ -153,7 +153,7 @@ func (f *Flow) retry(now Instant, d *Desk, status int) {
 			f.tried |= 1 << (i % 64)
 		}
 	}
-	f.endpoint = nil // the runner sees that and gives the slot back
+	f.endpoint, f.reusable = nil, false // the runner sees that and gives the slot back
 	if int(f.attempts) >= f.backend.RetryMax {
 		f.fail(now, d, status, NoEndpoint)
 		return
