@@ -11,7 +11,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -21,6 +24,10 @@ var vtcOwn embed.FS
 // vtcLimit is the most that one case may take, in seconds: none waits for much
 // more than a moment, unless something is wrong.
 const vtcLimit = "8"
+
+// vtcAtOnce is how many cases run at a time, each at ports of its own: mostly
+// they wait.
+const vtcAtOnce = 3
 
 // vtcPlain is how many failures make it plain that a sabotage was noticed: what
 // fails mostly waits for something.
@@ -47,27 +54,50 @@ func vtc(ctx context.Context, o Options, out io.Writer, v *Verdict) error {
 	if o.Sabotage != "" && o.Sabotage != BlindRelay && o.Sabotage != KillOne {
 		return fmt.Errorf("lab: vtc knows no sabotage %q", o.Sabotage)
 	}
-	passed, failed := 0, []string{}
-	for i, file := range cases {
-		if o.Sabotage != "" && len(failed) == vtcPlain {
-			break
-		}
+	var mu sync.Mutex // guards passed, failed and broken
+	passed, failed, broken := 0, []string{}, error(nil)
+	one := func(i int) {
 		began := time.Now()
-		trouble, err := vtcRun(ctx, o, world.Host("n1"), file, i, i == len(cases)/2)
-		if err != nil {
-			return err
-		}
+		name := filepath.Base(cases[i])
+		trouble, err := vtcRun(ctx, o, world.Host("n1"), cases[i], i, i == len(cases)/2)
+		mu.Lock()
+		defer mu.Unlock()
 		word := "ok"
-		if trouble != "" {
-			word = "FAILED"
-			failed = append(failed, filepath.Base(file))
-			v.Say("-- %s\n%s", filepath.Base(file), trouble)
-		} else {
+		switch {
+		case err != nil:
+			word, broken = "BROKEN", errors.Join(broken, err)
+		case trouble != "":
+			word, failed = "FAILED", append(failed, name)
+			v.Say("-- %s\n%s", name, trouble)
+		default:
 			passed++
 		}
 		_, _ = fmt.Fprintf(out, "%6.1f s  %-6s  %-28s %6.2f s\n",
-			time.Since(o.began).Seconds(), word, strings.TrimSuffix(filepath.Base(file), ".vtc"), time.Since(began).Seconds())
+			time.Since(o.began).Seconds(), word, strings.TrimSuffix(name, ".vtc"), time.Since(began).Seconds())
 	}
+	plain := func() bool {
+		mu.Lock()
+		defer mu.Unlock()
+		return broken != nil || o.Sabotage != "" && len(failed) >= vtcPlain
+	}
+	var next atomic.Int64
+	var wg sync.WaitGroup
+	for range vtcAtOnce {
+		wg.Go(func() {
+			for ctx.Err() == nil && !plain() {
+				i := int(next.Add(1)) - 1
+				if i >= len(cases) {
+					return
+				}
+				one(i)
+			}
+		})
+	}
+	wg.Wait()
+	if err := errors.Join(ctx.Err(), broken); err != nil {
+		return err
+	}
+	slices.Sort(failed)
 	v.Figure("cases", len(cases))
 	v.Figure("passed", passed)
 	v.Must(len(failed) == 0 && passed > 0, "cases passed", strings.TrimSpace(fmt.Sprintf("%d of %d %s", passed, len(cases), strings.Join(failed, " "))), "all")
