@@ -150,13 +150,13 @@ func TestScanWantsCRLF(t *testing.T) {
 
 // Octets that no Scan would call a head are an error, not a panic.
 func TestHeadsThatScanWouldNotFind(t *testing.T) {
+	var h Head
 	for _, file := range vectorFiles {
 		for _, v := range vectors(t, file) {
 			for end := range v.input {
 				for _, tail := range []string{"", "\r\n", "\r\n\r\n", "\n\r\n\r\n", " \r\n\r\n"} {
 					input := append(bytes.Clone(v.input[:end]), tail...)
 					size, _, bad := Scan(input, 0, &testLimits)
-					var h Head
 					err := h.Request(input, &testLimits)
 					if err == nil && (bad != nil || size != len(input)) {
 						t.Fatalf("%q is a request, but Scan says %d, %v", input, size, bad)
@@ -169,7 +169,6 @@ func TestHeadsThatScanWouldNotFind(t *testing.T) {
 			}
 		}
 	}
-	var h Head
 	if err := h.Request(nil, &testLimits); err == nil || err.Why != faultNoEnd.request.Why {
 		t.Errorf("nothing: %v", err)
 	}

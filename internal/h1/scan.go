@@ -73,7 +73,7 @@ func scan(b []byte, from int, lim *Limits) (size, scanned int, bad *fault) {
 		}
 		start = 2
 	}
-	if len(w) > start && class[w[start]] == 0 {
+	if len(w) > start && class[w[start]]&inToken == 0 {
 		return 0, 0, faultStart
 	}
 	i := min(max(from, start), len(w))

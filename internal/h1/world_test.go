@@ -157,7 +157,7 @@ func (r *reader) end() {
 
 // Observe leaves out how far was scanned: that depends on the pieces.
 func (r *reader) Observe() string {
-	return fmt.Sprintf("%s%q, unread %q, body %t %+v", r.log.String(), r.passed, r.unread, r.passing, r.body)
+	return r.log.String() + "passed " + string(r.passed) + ", unread " + string(r.unread) + ", content " + strconv.FormatUint(r.body.Content(), 10)
 }
 
 func (r *reader) Freeze() ([]byte, bool, error) {
