@@ -33,8 +33,11 @@ run: ## a server, Holdfast, clients and live figures on loopback
 	@$(MAKE) --no-print-directory build
 	bin/holdfast demo || [[ $$? == 130 ]]
 
-bench: ## BENCH=tcp-echo [SHORT=1] [OUT=docs/benchmarks]: Holdfast beside haproxy and nginx
-	@go run ./cmd/holdfast-bench -row $(BENCH) $(short) $(if $(OUT),-out $(OUT))
+comma = ,
+bench: ## BENCH=tcp-echo,http-small [SHORT=1] [OUT=docs/benchmarks]: Holdfast beside haproxy and nginx
+	@for b in $(subst $(comma), ,$(BENCH)); do
+		go run ./cmd/holdfast-bench -row $$b $(short) $(if $(OUT),-out $(OUT))
+	done
 
 lab: ## LAB=four-distances [SHORT=1] [SABOTAGE=drop-octet|rst-one|blind-relay|kill] [CORPUS=dir] [VTC=dir]
 	@go run ./cmd/holdfast-lab -lab $(LAB) $(short) $(sabotage) $(more) $(LABFLAGS)
@@ -62,7 +65,7 @@ test: ## all of the stages, with a summary; what CI runs
 		printf '\n== %s\n' "$$stage"; t=$$SECONDS; verdict=ok
 		case $$stage in
 			labs) args="SHORT=1 LABFLAGS=-figures-only" ;;
-			bench) args="SHORT=1" ;;
+			bench) args="SHORT=1 BENCH=tcp-echo,http-small" ;;
 			fuzz) args="FUZZTIME=5s" ;;
 			*) args="" ;;
 		esac
