@@ -71,7 +71,7 @@ func (l *Loop) rest(s *slot) bool {
 		if _, e := l.k.Peek(b.fd); e != sock.Again {
 			return false
 		}
-		b.is &^= readable
+		l.drained(b.owner, s, flow.Backend)
 	}
 	if !b.lively {
 		b.lively = true
