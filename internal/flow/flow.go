@@ -195,10 +195,7 @@ func New(now Instant, id uint64, l *config.Listener, b *config.Backend, client A
 		f.at = after(now, headTimeout(l))
 	case l.Protocol == config.HTTP:
 		f.state = Reading
-		f.at = after(now, l.Rules.KeepaliveTimeout)
-		if f.at == 0 {
-			f.at = after(now, l.Rules.HeaderTimeout)
-		}
+		f.at = after(now, idleTimeout(l.Rules))
 	default:
 		f.work = lender.lendWork()
 		f.backend = b

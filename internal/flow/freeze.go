@@ -221,7 +221,7 @@ func (f *Flow) checkOctets(z *frozen.Flow) error {
 }
 
 // exchangeFlagsAll are those that this release knows.
-const exchangeFlagsAll = parting<<1 - 1
+const exchangeFlagsAll = bad<<1 - 1
 
 // thawExchange: the rest of a flow that speaks HTTP.
 func (f *Flow) thawExchange(z *frozen.Flow) error {
@@ -243,8 +243,10 @@ func (f *Flow) thawExchange(z *frozen.Flow) error {
 		// Of another version the routes may be others.
 		x.route = int16(h.Route)
 	}
-	f.received, f.sent = c.received, c.sent
-	c.received, c.sent = 0, 0
+	if x.flags&greeting == 0 { // the header is taken off the count in one piece
+		f.received, f.sent = c.received, c.sent
+		c.received, c.sent = 0, 0
+	}
 	if err := x.thaw(Client, z.Client.H1); err != nil {
 		return err
 	}

@@ -2,7 +2,6 @@ package flow
 
 import (
 	"bytes"
-	"math"
 	"net/netip"
 	"time"
 
@@ -77,6 +76,7 @@ const (
 	deafened                             // the backend takes no more of the request
 	ours                                 // the answer is our own
 	parting                              // the client said itself that it asks for nothing more
+	bad                                  // the answer is our own, and the client is to blame
 )
 
 // inbox holds octets that a leg said and that are not digested: half a head,
@@ -252,11 +252,10 @@ func (f *Flow) reading(now Instant, e *Event) {
 		f.x.in[Client].fill(e.Octets, e.Desk.Lender)
 		f.digest(now, e.Desk)
 	case Resumed:
-		f.at = after(now, headTimeout(f.listener))
 		f.digest(now, e.Desk)
 	case Ended:
 		f.end(Finished)
-		if f.work != nil {
+		if f.work != nil && len(f.x.in[Client].rest()) > 0 {
 			f.cause = ClientReset // in the midst of a head
 		}
 	case Broke:
@@ -350,10 +349,13 @@ func (f *Flow) greeted(now Instant, d *Desk) bool {
 	if !local {
 		f.client = AddressOf(source)
 	}
-	if f.listener.Rules != nil {
-		f.at = after(now, f.listener.Rules.KeepaliveTimeout)
-	} else {
+	switch {
+	case f.listener.Rules == nil:
 		f.at = after(now, f.backend.QueueTime)
+	case len(in.rest()) > 0:
+		f.at = after(now, f.listener.Rules.HeaderTimeout)
+	default:
+		f.at = after(now, idleTimeout(f.listener.Rules))
 	}
 	return true
 }
@@ -371,7 +373,9 @@ func (f *Flow) request(now Instant, d *Desk, h *h1.Head, size int) {
 	switch {
 	case h.Close:
 		x.flags |= last | parting
-	case rules.KeepaliveTimeout == 0:
+	case rules.KeepaliveTimeout == 0 || h.Method == h1.CONNECT:
+		// What was said in the hope of a tunnel is not taken for a request if
+		// there is none.
 		x.flags |= last
 	}
 	if upgrades(h) || h.Method == h1.CONNECT {
@@ -379,6 +383,8 @@ func (f *Flow) request(now Instant, d *Desk, h *h1.Head, size int) {
 	}
 	x.body[Client] = h1.NewBody(h.Framing, h.Length)
 	x.body[Backend] = h1.Body{}
+	in := &x.in[Client]
+	in.take(size)
 	if rules.BodyMax > 0 && h.Framing == h1.ByLength && h.Length > rules.BodyMax {
 		f.answer(now, d, 413, BadRequest)
 		return
@@ -392,17 +398,17 @@ func (f *Flow) request(now Instant, d *Desk, h *h1.Head, size int) {
 		return
 	}
 	if n < 0 {
-		f.give(now, d, size, appendAnswer(d.Build[:0], 404, h.Method == h1.HEAD, f.closes(), h.Minor), 404)
+		f.give(now, d, appendAnswer(d.Build[:0], 404, h.Method == h1.HEAD, f.closes(), h.Minor), 404)
 		return
 	}
 	rt := rules.Routes[n]
 	x.route = int16(n + 1)
 	switch {
 	case rt.Redirect != nil:
-		f.give(now, d, size, appendRedirect(d.Build[:0], h, rt.Redirect, f.closes(), h.Minor), rt.Redirect.Status)
+		f.give(now, d, appendRedirect(d.Build[:0], h, rt.Redirect, f.closes(), h.Minor), rt.Redirect.Status)
 		return
 	case rt.Respond != nil:
-		f.give(now, d, size, appendRespond(d.Build[:0], rt.Respond, h.Method == h1.HEAD, f.closes(), h.Minor), rt.Respond.Status)
+		f.give(now, d, appendRespond(d.Build[:0], rt.Respond, h.Method == h1.HEAD, f.closes(), h.Minor), rt.Respond.Status)
 		return
 	}
 	d.picks++
@@ -423,8 +429,6 @@ func (f *Flow) request(now Instant, d *Desk, h *h1.Head, size int) {
 	if h.Method.Idempotent() && x.body[Client].Done() && x.flags&upgrading == 0 {
 		x.flags |= repeatable
 	}
-	in := &x.in[Client]
-	in.take(size)
 	rest := in.rest()
 	taken, out := 0, 0
 	if !x.body[Client].Done() {
@@ -436,7 +440,7 @@ func (f *Flow) request(now Instant, d *Desk, h *h1.Head, size int) {
 		in.take(taken)
 	}
 	h2 := &f.legs[Backend]
-	h2.buf, h2.off, h2.lent = d.place(head, rest[:out], in.lent), 0, false
+	h2.buf, h2.off, h2.lent = d.place(head, rest[:out]), 0, false
 	h2.received, h2.sent = 0, 0
 	if x.flags&repeatable != 0 {
 		h2.keep = true
@@ -468,20 +472,18 @@ func (f *Flow) excessive() bool {
 // large tells whether the rest of a body is worth a pipe at once.
 func (f *Flow) large(s Side) bool { return f.x.body[s].Bare() >= 2*relayLeast }
 
-// place gives head and rest in one piece. rest lies in the scratch, where there
-// may be room for the head in front of it, or (kept) elsewhere. head is in
-// Build.
-func (d *Desk) place(head, rest []byte, kept bool) []byte {
+// place gives head and rest in one piece. Where rest lies in the scratch, there
+// may be room for the head in front of it. head is in Build.
+func (d *Desk) place(head, rest []byte) []byte {
 	if len(rest) == 0 {
 		return head
 	}
-	if !kept {
-		// Both slices end where the scratch ends, so their capacities tell how
-		// far apart they begin.
-		if at := cap(d.Scratch) - cap(rest); at >= len(head) {
-			copy(d.Scratch[at-len(head):], head)
-			return d.Scratch[at-len(head) : at+len(rest)]
-		}
+	// Slices of the scratch end where it ends, so their capacities tell how far
+	// apart they begin.
+	at := cap(d.Scratch) - cap(rest)
+	if at >= len(head) && at < len(d.Scratch) && &d.Scratch[at] == &rest[0] {
+		copy(d.Scratch[at-len(head):], head)
+		return d.Scratch[at-len(head) : at+len(rest)]
 	}
 	return append(head, rest...)
 }
@@ -508,17 +510,18 @@ func (f *Flow) answer(now Instant, d *Desk, status int, c Cause) {
 		return
 	}
 	if c == BadRequest || c == HeadTimeout {
-		x.flags |= last
+		x.flags |= last | bad
 	}
-	f.cause = c
-	f.give(now, d, 0, appendAnswer(d.Build[:0], status, x.method == h1.HEAD, f.closes(), x.minor), status)
+	if len(f.legs[Client].due()) > 0 {
+		f.Settle(d.Lender) // a 1xx may lie where the answer is to be built
+	}
+	f.give(now, d, appendAnswer(d.Build[:0], status, x.method == h1.HEAD, f.closes(), x.minor), status)
 }
 
-// give sends an answer of our own. size octets of the head are done with.
-func (f *Flow) give(now Instant, d *Desk, size int, octets []byte, status int) {
+// give sends an answer of our own.
+func (f *Flow) give(now Instant, d *Desk, octets []byte, status int) {
 	f.legs[Backend].drop(d.Lender)
 	f.endpoint, f.reusable = nil, false
-	f.x.in[Client].take(size)
 	f.x.status = uint16(status)
 	f.x.flags |= ours
 	c := &f.legs[Client]
@@ -566,20 +569,22 @@ func (f *Flow) wrote(now Instant, e *Event) {
 // closed while octets of the peer are unread answers by RST, which takes the
 // answer away from whom it was for (RFC 9112, section 9.6).
 func (f *Flow) lingering(now Instant, e *Event) {
-	cause := f.cause
-	if cause == NotEnded {
-		cause = Finished
+	cause := Finished
+	switch {
+	case f.x.flags&bad != 0 && f.x.status == 408:
+		cause = HeadTimeout
+	case f.x.flags&bad != 0:
+		cause = BadRequest
+	case f.x.flags&ours != 0:
+		cause = Refused
 	}
 	switch e.Kind {
 	case HasShut:
 		f.legs[Client].shut = true
 	case Received:
-		// Thrown away.
+		// Thrown away, until it ends or its time is over: a client that only
+		// writes must not lose the answer for that.
 		f.legs[Client].received += uint64(e.N)
-		if f.legs[Client].fulls++; f.legs[Client].fulls == math.MaxUint8 {
-			f.end(cause) // it goes on and on
-			f.gentle = true
-		}
 	case Ended, Expired, Broke, Deafened:
 		f.end(cause)
 		f.gentle = true
@@ -595,26 +600,25 @@ func (f *Flow) lingering(now Instant, e *Event) {
 func (f *Flow) over(now Instant, d *Desk) {
 	x := f.x
 	switch {
-	case x.flags&last != 0 && (x.flags&parting == 0 || !x.body[Client].Done() || len(x.in[Client].rest()) > 0 || f.cause == BadRequest || f.cause == HeadTimeout):
+	case x.flags&last != 0 && (x.flags&(parting|bad) != parting || !x.body[Client].Done() || len(x.in[Client].rest()) > 0):
 		f.at = now.Add(LingerMax)
-		f.legs[Client].fulls = 0
 		f.become(Lingering)
 		f.legs[Backend].drop(d.Lender)
 		x.in[Client].drop(d.Lender)
 	case x.flags&last != 0:
 		f.end(Finished)
 	default:
-		f.cause = NotEnded
 		f.become(Reading)
-		f.at = after(now, f.listener.Rules.KeepaliveTimeout)
+		f.at = after(now, idleTimeout(f.listener.Rules))
 		if len(x.in[Client].rest()) > 0 {
+			f.at = after(now, f.listener.Rules.HeaderTimeout)
 			// Pipelined: the place is used again.
 			f.legs[Backend].drop(d.Lender)
 			f.legs[Client].drop(d.Lender)
 			f.backend = nil
 			x.in[Backend].drop(d.Lender)
 			x.in[Client].scanned, x.in[Client].starved = 0, false
-			x.flags, x.status, x.route, x.body = 0, 0, 0, [2]h1.Body{}
+			x.method, x.minor, x.flags, x.status, x.route, x.body = 0, 0, 0, 0, 0, [2]h1.Body{}
 			return
 		}
 		f.rest(d.Lender)
@@ -643,18 +647,16 @@ func (f *Flow) dialed(e *Event) {
 		h := &f.legs[Backend]
 		var room [proxyproto.HeadMost]byte
 		header := proxyproto.Append(room[:0], uint8(v), f.client.AddrPort(), e.Local)
-		joined := make([]byte, 0, len(header)+len(h.buf))
-		joined = append(append(joined, header...), h.buf...)
-		keep := h.keep
+		joined := make([]byte, 0, len(header)+len(h.due()))
+		joined = append(append(joined, header...), h.due()...)
 		h.drop(e.Desk.Lender)
-		h.buf, h.keep = joined, keep
+		h.buf = joined
 		if f.x == nil {
 			// Octets of ours: the account of what passed begins behind them.
 			f.legs[Client].received += uint64(len(header))
 		} else {
 			f.x.flags |= spoilt // the leg speaks for this client alone
 			f.x.flags &^= repeatable
-			h.keep = false
 		}
 	}
 }
@@ -751,6 +753,7 @@ func (f *Flow) response(now Instant, e *Event) {
 	in, c := &x.in[Backend], &f.legs[Client]
 	if b := &f.legs[Backend]; b.keep {
 		b.keep = false // it has been answered, so it is not sent again
+		x.flags &^= repeatable
 		if len(b.due()) == 0 {
 			b.drop(d.Lender)
 		}
@@ -833,7 +836,7 @@ func (f *Flow) response(now Instant, e *Event) {
 		if n < len(rest) {
 			x.flags |= spoilt
 		}
-		out = d.place(out, rest[:pass], in.lent)
+		out = d.place(out, rest[:pass])
 		in.drop(d.Lender)
 		if f.large(Backend) {
 			f.legs[Backend].bulk = true
@@ -860,7 +863,7 @@ func (f *Flow) tunnel(d *Desk, head []byte, e *Event) {
 	x := f.x
 	c, b := &f.legs[Client], &f.legs[Backend]
 	rest := x.in[Backend].rest()
-	c.buf, c.off, c.lent = d.place(head, rest, x.in[Backend].lent), 0, false
+	c.buf, c.off, c.lent = d.place(head, rest), 0, false
 	x.in[Backend].drop(d.Lender)
 	if in := &x.in[Client]; len(in.rest()) > 0 {
 		// It said more than the request in the hope of a tunnel.
@@ -876,11 +879,10 @@ func (f *Flow) tunnel(d *Desk, head []byte, e *Event) {
 	d.Tally.Tunnels++
 	d.Tally.Responses[1]++
 	// The accounts of a tunnel must balance, as those of TCP do.
-	f.received += c.received
+	f.received += c.received - uint64(len(b.due()))
 	f.sent += c.sent
-	c.received, c.sent = 0, 0
+	c.received, c.sent = uint64(len(b.due())), 0
 	b.received, b.sent = uint64(len(c.buf)), 0
-	c.received = uint64(len(b.due()))
 }
 
 // ended: FIN came from a leg, after all it sent.
@@ -899,7 +901,7 @@ func (f *Flow) ended(now Instant, e *Event) {
 		return
 	}
 	if err := x.body[Backend].End(); err != nil {
-		f.truncated(BadResponse)
+		f.truncated()
 	}
 }
 
@@ -922,16 +924,15 @@ func (f *Flow) broke(now Instant, e *Event) {
 		f.unanswered(now, e.Desk, 502, BackendReset)
 	default:
 		x.flags |= spoilt
-		f.truncated(BackendReset)
+		f.truncated()
 	}
 }
 
 // truncated: the response ends before its end. What came of it is the client's
 // due, and then RST: it must not take it for all.
-func (f *Flow) truncated(c Cause) {
+func (f *Flow) truncated() {
 	f.legs[Backend].broken = true
 	f.x.flags |= last
-	f.cause = c
 }
 
 // unanswered: the backend leg is gone and no response has begun. Where that is
@@ -956,8 +957,12 @@ func (f *Flow) progress(now Instant, d *Desk) {
 	x := f.x
 	c, b := &f.legs[Client], &f.legs[Backend]
 	if b.broken {
-		if len(c.due()) == 0 {
-			f.end(f.cause)
+		switch {
+		case len(c.due()) > 0:
+		case b.ended:
+			f.end(BadResponse)
+		default:
+			f.end(BackendReset)
 		}
 		return
 	}
@@ -977,6 +982,15 @@ func (f *Flow) progress(now Instant, d *Desk) {
 	if len(c.due()) == 0 {
 		f.over(now, d)
 	}
+}
+
+// idleTimeout is how long a client may take until its next request, or its
+// first: where no connection is kept, one that is must not stay for ever.
+func idleTimeout(r *config.Rules) time.Duration {
+	if r.KeepaliveTimeout == 0 {
+		return r.HeaderTimeout
+	}
+	return r.KeepaliveTimeout
 }
 
 // contains tells whether one of the prefixes holds a.

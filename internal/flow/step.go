@@ -94,7 +94,7 @@ func (f *Flow) end(c Cause) {
 func (f *Flow) queued(now Instant, e *Event) {
 	switch e.Kind {
 	case Secured:
-		f.endpoint = e.Endpoint
+		f.endpoint, f.reusable = e.Endpoint, false
 		f.at = after(now, f.backend.ConnectTimeout)
 		f.become(Dialing)
 	case Unavailable:

@@ -146,7 +146,7 @@ func (f *Flow) Absorb(s Side, octets []byte, l *Lender) {
 		f.x.body[s.Other()].Passed(uint64(len(octets)))
 	}
 	h := &f.legs[s]
-	if h.broken {
+	if h.broken || s == Backend && f.x != nil && f.x.flags&deafened != 0 {
 		return // they can go nowhere, as those that were due when it broke
 	}
 	due := h.due()
