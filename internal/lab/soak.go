@@ -36,6 +36,7 @@ type soak struct {
 
 	ids      atomic.Uint32
 	sockets  atomic.Int32 // WebSockets that are open
+	underway sync.Map     // of *exchange to when it began
 	ending   chan struct{}
 	loads    sync.WaitGroup
 	events   map[Label]int
@@ -74,7 +75,7 @@ func (o Options) soakPlan() soakPlan {
 }
 
 // clientsEnd is how long the longest exchange takes when all is well.
-const clientsEnd = 7 * time.Second
+const clientsEnd = 8 * time.Second
 
 // Names of the fleets. The good one never fails. The fickle one closes idle
 // connections at random, and its clients send only what may be repeated. The
@@ -104,6 +105,7 @@ func soaking(ctx context.Context, o Options, out io.Writer, v *Verdict) error {
 	s.phase("the clients end")
 	close(s.ending)
 	if !waitFor(&s.loads, clientsEnd) {
+		s.sayUnderway()
 		v.Must(false, "clients that ended", "not all within "+clientsEnd.String(), "all")
 	}
 	if broken != nil {
@@ -258,6 +260,22 @@ func (s *soak) drive(p soakPlan, until time.Time) error {
 		}
 	}
 	return nil
+}
+
+// sayUnderway says which exchanges do not end, and what the product knows of
+// their flows.
+func (s *soak) sayUnderway() {
+	s.underway.Range(func(x, began any) bool {
+		s.v.Say("under way for %.1f s: %v", time.Since(began.(time.Time)).Seconds(), x)
+		return true
+	})
+	if h, ok := s.balancer.(*webHoldfast); ok {
+		ctx, cancel := context.WithTimeout(s.ctx, 5*time.Second)
+		defer cancel()
+		n := h.nodes[h.active]
+		text, err := n.host.Output(ctx, h.Binary, "flows", "--max", "0", "--socket", n.socket)
+		s.v.Say("flows (%v):\n%s", err, text)
+	}
 }
 
 // event makes one, and keeps what the product says of it.

@@ -103,7 +103,9 @@ func (s *soak) mixed(f *fleet, k int, next maker) {
 		}
 		for n := 5 + r.IntN(30); n > 0 && !s.over(); n-- {
 			x := next(r, s.ids.Add(1))
+			s.underway.Store(x, time.Now())
 			err := c.do(x)
+			s.underway.Delete(x)
 			f.note(x, x.began, err)
 			if err != nil || !c.mayStay() {
 				break
