@@ -315,7 +315,7 @@ func (l *Loop) adopt(z *frozen.Flow, fds []sock.FD, objects flow.Objects) error 
 				}
 				b := l.far(s.far - 1)
 				b.account = l.book(f.Backend().Ref.Name).Endpoint(e.Ref.Name)
-				if b.fd >= 0 && s.flow.Speaks() == config.HTTP {
+				if b.fd >= 0 && s.flow.Speaks() == config.HTTP && asDialled(z, &s.flow) {
 					l.spec = l.dialSpec(s)
 					b.pool = l.pool(s)
 				}
@@ -328,6 +328,13 @@ func (l *Loop) adopt(z *frozen.Flow, fds []sock.FD, objects flow.Objects) error 
 	l.k.CloseReset(client)
 	l.k.CloseReset(backend)
 	return err
+}
+
+// asDialled tells whether f is under the same objects as z, whose leg it has. If
+// it has adopted others, that leg is not the one that it would dial.
+func asDialled(z *frozen.Flow, f *flow.Flow) bool {
+	return z.Endpoint.GetVersion() == f.Endpoint().Ref.Version && z.Backend.GetVersion() == f.Backend().Ref.Version &&
+		z.Listener.GetVersion() == f.Listener().Ref.Version
 }
 
 // legFDs finds the descriptors that a frozen flow names.
