@@ -1,6 +1,7 @@
 package h1
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -71,6 +72,50 @@ func TestVectorsMoved(t *testing.T) {
 			frozentest.Check(t, make)
 			if t.Failed() {
 				t.Fatalf("%s, %s", file, v.name())
+			}
+		}
+	}
+}
+
+// A head that was used before says what a new one says.
+func TestHeadsAreUsedAgain(t *testing.T) {
+	parse := func(h *Head, v vector, size int) string {
+		var err *Error
+		if v.kind.responses {
+			err = h.Response(v.input[:size], v.kind.asked, &testLimits)
+		} else {
+			err = h.Request(v.input[:size], &testLimits)
+		}
+		if err != nil {
+			return err.Why
+		}
+		seen := describe(h, false) + describe(h, true)
+		for k := range names {
+			seen += fmt.Sprint(h.Index(Known(k)), " ")
+		}
+		return seen + string(h.AppendFields(nil))
+	}
+	var all []vector
+	for _, file := range vectorFiles {
+		all = append(all, vectors(t, file)...)
+	}
+	var used Head
+	for _, before := range []string{
+		"PUT /a?b HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nTE: trailers\r\nContent-Length: 5\r\n\r\n",
+		"OPTIONS * HTTP/1.1\r\nHost: a\r\nConnection: close, upgrade\r\nUpgrade: a\r\nVia: x\r\nForwarded: y\r\n\r\n",
+		"HTTP/1.1 101 x\r\nConnection: upgrade\r\nUpgrade: a\r\n\r\n",
+	} {
+		for _, v := range all {
+			size, _, err := Scan(v.input, 0, &testLimits)
+			if err != nil || size == 0 {
+				continue
+			}
+			if used.Request([]byte(before), &testLimits) != nil && used.Response([]byte(before), GET, &testLimits) != nil {
+				t.Fatalf("%q was to be a head", before)
+			}
+			got, want := parse(&used, v, size), parse(new(Head), v, size)
+			if got != want {
+				t.Errorf("%s, after %q\n got %s\nwant %s", v.name(), before, got, want)
 			}
 		}
 	}
