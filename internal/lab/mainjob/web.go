@@ -201,8 +201,10 @@ func (j *job) curl() (string, error) {
 	return "", nil
 }
 
-// transferRate is that of the long transfers, in octets a second.
-const transferRate = 256 << 10
+// transferRate is that of the long transfers, in octets a second. The kernels
+// between a server and a slow reader hold some 10 MB; a rate that takes longer
+// over them than timeouts.body is for a lab of its own.
+const transferRate = 1 << 20
 
 // startTransfers lets curl download and upload for about d, in one request
 // each.
