@@ -7,6 +7,7 @@ import (
 	"hash/fnv"
 	"io"
 	"net/http"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -98,6 +99,7 @@ func parseHTTP(text string) (*httpScript, error) {
 				return nil, fmt.Errorf("%s: %w", line, err)
 			}
 			o.n = n
+			s.raw = s.raw || o.verb == "body" && o.side == Client
 		case "fin", "rst", "slow", "unavailable", "rejected", "dial-failed", "place", "kill", "tick":
 		default:
 			return nil, fmt.Errorf("%q is no hop", line)
@@ -314,15 +316,12 @@ func (b *back) requestsIn(octets []byte) (all []heard, rest []byte, err error) {
 			return nil, nil, nil
 		}
 	}
-	r := bufio.NewReader(bytes.NewReader(octets))
+	r := bufio.NewReaderSize(bytes.NewReader(octets), len(octets)+16)
 	for {
-		if _, err := r.Peek(1); err != nil {
+		if !headIn(r) {
 			return all, nil, nil
 		}
 		q, err := http.ReadRequest(r)
-		if err == io.ErrUnexpectedEOF || err == io.EOF {
-			return all, nil, nil // half a head
-		}
 		if err != nil {
 			return nil, nil, fmt.Errorf("leg %d: %w in %q", b.number, err, octets[:min(len(octets), 400)])
 		}
@@ -341,6 +340,13 @@ func (b *back) requestsIn(octets []byte) (all []heard, rest []byte, err error) {
 			return all, rest, err
 		}
 	}
+}
+
+// headIn tells whether all of a head is there. The buffer of r has room for all.
+func headIn(r *bufio.Reader) bool {
+	_, _ = r.Peek(1)
+	all, _ := r.Peek(r.Buffered())
+	return bytes.Contains(all, []byte("\r\n\r\n"))
 }
 
 // answers has the server of a leg answer the first request that it has not.
@@ -462,9 +468,12 @@ func (w *httpWorld) auditClient() (finals int, err error) {
 	k := &w.client
 	fin := k.ended || k.shut && !k.wiped
 	octets := k.whole()
-	r := bufio.NewReader(bytes.NewReader(octets))
+	r := bufio.NewReaderSize(bytes.NewReader(octets), len(octets)+16)
 	for {
-		if _, err := r.Peek(1); err != nil {
+		if !headIn(r) {
+			if r.Buffered() > 0 && fin {
+				return 0, fmt.Errorf("half a head, then FIN, as answer %d", finals)
+			}
 			return finals, nil
 		}
 		q := request{method: "GET", minor: 1}
@@ -473,12 +482,6 @@ func (w *httpWorld) auditClient() (finals int, err error) {
 			q = w.asked[finals]
 		}
 		p, err := http.ReadResponse(r, &http.Request{Method: q.method})
-		if err == io.ErrUnexpectedEOF {
-			if fin {
-				return 0, fmt.Errorf("half a head, then FIN, as answer %d", finals)
-			}
-			return finals, nil
-		}
 		if err != nil {
 			return 0, fmt.Errorf("answer %d: %w", finals, err)
 		}
@@ -500,7 +503,7 @@ func (w *httpWorld) auditClient() (finals int, err error) {
 			continue
 		}
 		got, err := io.ReadAll(p.Body)
-		toEnd := p.ContentLength < 0 && len(p.TransferEncoding) == 0
+		toEnd := p.ContentLength < 0 && len(p.TransferEncoding) == 0 && q.method != "HEAD" && p.StatusCode != 304
 		whole := err == nil && (!toEnd || fin)
 		if toEnd && !p.Close || len(p.TransferEncoding) > 0 && q.minor == 0 {
 			return 0, fmt.Errorf("answer %d to HTTP/1.%d has no framing that it understands: %v", finals, q.minor, p.Header)
@@ -548,7 +551,8 @@ func (w *httpWorld) ours(p *http.Response, q *request, got []byte, whole, extra 
 	right := false
 	switch p.StatusCode {
 	case 200:
-		right = strings.HasPrefix(q.target, "/hello/") && (!whole || string(got) == "hello\n" || q.method == "HEAD")
+		right = strings.HasPrefix(q.target, "/hello/") && (!whole || string(got) == "hello\n" || q.method == "HEAD") ||
+			p.Header.Get("Via") != "" && slices.ContainsFunc(w.backs, func(b *back) bool { return b.raw }) // what the script had it say
 	case 308:
 		right = strings.HasPrefix(q.target, "/moved/") && p.Header.Get("Location") == "http://elsewhere"+q.target
 	case 400:
@@ -587,13 +591,19 @@ func (w *httpWorld) ours(p *http.Response, q *request, got []byte, whole, extra 
 // auditPlain: a flow without HTTP that begins with a PROXY header passes on what
 // stands behind it, behind one of our own.
 func (w *httpWorld) auditPlain() error {
-	want := ""
+	want, n := "", 0
 	for _, o := range w.hops {
-		if o.verb == "says" && o.side == Client {
+		switch {
+		case o.side != Client:
+		case o.verb == "says":
 			want += o.text
+		case o.verb == "body":
+			want += string(octets(Client, n, o.n))
+			n += o.n
 		}
 	}
-	n, from, _, _, _ := proxyproto.Parse([]byte(want))
+	var from netip.AddrPort
+	n, from, _, _, _ = proxyproto.Parse([]byte(want))
 	for _, b := range w.backs {
 		got := b.whole()
 		k, told, _, _, err := proxyproto.Parse(got)

@@ -72,6 +72,9 @@ var greetedAs = netip.MustParseAddrPort("198.51.100.9:99")
 // the largest head that is allowed.
 const httpScratch = 2 << 10
 
+// junk is what lies in the scratch and where heads are built, between steps.
+var junk = [Headroom]byte([]byte(strings.Repeat("junk", Headroom/4)))
+
 // back is the kernel of a backend leg, and the server behind it.
 type back struct {
 	kern
@@ -169,6 +172,7 @@ func newHTTPWorld(s *httpScript) *httpWorld {
 	w := &httpWorld{httpScript: s, now: 1e9}
 	w.desk = NewDesk(&w.lender)
 	w.desk.Scratch = make([]byte, Headroom+httpScratch)
+	w.desk.Build = make([]byte, 0, 2*httpScratch)
 	w.desk.Config = httpObjects.Config
 	w.client.room = 1 << 20
 	l := httpObjects.Listeners[s.listener]
@@ -185,11 +189,9 @@ func (w *httpWorld) Steps() int { return len(w.hops) }
 // Scratch is the runner's: after a step nobody may rely on it, nor on what was
 // built.
 func (w *httpWorld) Scratch() []byte {
-	build := w.desk.Build[:cap(w.desk.Build)]
-	for i := range build {
-		build[i] = 0x5A
-	}
-	return w.desk.Scratch
+	copy(w.desk.Build[:cap(w.desk.Build)], junk[:])
+	copy(w.desk.Scratch, junk[:])
+	return w.desk.Scratch[Headroom:]
 }
 
 func (w *httpWorld) step(e Event) bool {
@@ -315,8 +317,15 @@ func (w *httpWorld) Step(i int) {
 		panic(o.verb)
 	}
 	w.beat()
-	w.drive()
-	w.take()
+	w.run()
+}
+
+// run lets the flow and its peers do all they can.
+func (w *httpWorld) run() {
+	for more := true; more; {
+		w.drive()
+		more = w.take()
+	}
 }
 
 // beat lets peers say what they are about to, at the pace of the script.
@@ -358,19 +367,21 @@ func (w *httpWorld) beatAll(s Side) {
 	w.pace = pace
 }
 
-func (k *kern) take(n int) {
+func (k *kern) take(n int) bool {
 	n = min(n, len(k.out))
 	k.got, k.out = append(k.got, k.out[:n]...), k.out[n:]
+	return n > 0
 }
 
-// take lets peers take what they do not leave on purpose.
-func (w *httpWorld) take() {
+// take lets peers take what they do not leave on purpose, and tells whether
+// there was any.
+func (w *httpWorld) take() (some bool) {
 	if !w.slow {
-		w.client.take(1 << 30)
+		some = w.client.take(1 << 30)
 	}
 	for _, b := range w.backs {
-		if !b.slow {
-			b.take(1 << 30)
+		if !b.slow && b.take(1<<30) {
+			some = true
 		}
 	}
 	for s := Client; s <= Backend; s++ {
@@ -378,6 +389,7 @@ func (w *httpWorld) take() {
 			k.ended = true
 		}
 	}
+	return some
 }
 
 func (w *httpWorld) secured(n int) {
@@ -652,8 +664,7 @@ func (w *httpWorld) Thaw(octets []byte) error {
 		return fmt.Errorf("frozen again it is\n%v\n%v, before it was\n%v\n%v", again.Summary(), again, w.z.Summary(), w.z)
 	}
 	w.z = nil
-	w.drive()
-	w.take()
+	w.run()
 	return nil
 }
 
