@@ -278,11 +278,11 @@ func (f *Flow) thawExchange(z *frozen.Flow) error {
 			return refused("h1", "no answer is due")
 		}
 	case Lingering:
-		if len(c.due()) > 0 {
+		if len(c.due()) > 0 && c.shut {
 			return refused("h1", "octets are due to a client that was told the end")
 		}
 	case Reading:
-		if len(c.due()) > 0 || len(h.Request) > 0 {
+		if len(h.Request) > 0 {
 			return refused("h1", "octets of another request")
 		}
 		x.flags &= greeting
@@ -331,7 +331,7 @@ func (f *Flow) thawObjects(z *frozen.Flow, objects Objects) error {
 	if !http && (f.state == Answering || f.state == Lingering) || h.GetTunnel() && f.state != Relaying {
 		return refused("state", "%v, of a flow without HTTP", f.state)
 	}
-	if f.state == Reading && b == nil && z.Client != nil && z.Client.H1 == nil && h.GetFlags() == 0 {
+	if f.state == Reading && b == nil && z.Client != nil && z.Client.H1 == nil && len(z.Client.Unsent) == 0 && h.GetFlags() == 0 {
 		return nil // idle: it holds nothing
 	}
 	f.work = new(work)

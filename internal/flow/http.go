@@ -188,6 +188,11 @@ func (f *Flow) wantsHTTP(w *Wants) {
 	switch f.state {
 	case Reading:
 		w.Deadline = f.at
+		if f.work != nil && len(f.legs[Client].due()) > 0 {
+			// Of the response before: another host's kernel would not take it.
+			w.Out[Client] = f.legs[Client].due()
+			return
+		}
 		if f.work == nil || f.x == nil || len(f.x.in[Client].rest()) == 0 {
 			w.Read[Client] = true
 			return
@@ -210,6 +215,7 @@ func (f *Flow) wantsHTTP(w *Wants) {
 		w.Out[Client] = f.legs[Client].due()
 		w.Deadline = after(f.at, f.patience())
 	case Lingering:
+		w.Out[Client] = f.legs[Client].due()
 		w.Shut[Client] = !f.legs[Client].shut
 		w.Read[Client] = f.legs[Client].shut
 		w.Deadline = f.at
@@ -251,6 +257,10 @@ func (f *Flow) reading(now Instant, e *Event) {
 		f.legs[Client].received += uint64(e.N)
 		f.x.in[Client].fill(e.Octets, e.Desk.Lender)
 		f.digest(now, e.Desk)
+	case Wrote:
+		if f.took(e); len(f.legs[Client].due()) == 0 && len(f.x.in[Client].rest()) == 0 && f.x.flags&greeting == 0 {
+			f.rest(e.Desk.Lender)
+		}
 	case Resumed:
 		f.digest(now, e.Desk)
 	case Ended:
@@ -556,12 +566,7 @@ func (f *Flow) answering(now Instant, e *Event) {
 }
 
 func (f *Flow) wrote(now Instant, e *Event) {
-	leg := &f.legs[e.Leg]
-	if e.N > len(leg.due()) {
-		f.impossible(e)
-	}
-	leg.off += uint32(e.N)
-	leg.sent += uint64(e.N)
+	f.took(e)
 	f.at = now
 }
 
@@ -579,6 +584,8 @@ func (f *Flow) lingering(now Instant, e *Event) {
 		cause = Refused
 	}
 	switch e.Kind {
+	case Wrote:
+		f.took(e)
 	case HasShut:
 		f.legs[Client].shut = true
 	case Received:

@@ -93,6 +93,8 @@ func (f *Flow) end(c Cause) {
 
 func (f *Flow) queued(now Instant, e *Event) {
 	switch e.Kind {
+	case Wrote:
+		f.took(e)
 	case Secured:
 		f.endpoint, f.reusable = e.Endpoint, false
 		f.at = after(now, f.backend.ConnectTimeout)
@@ -112,6 +114,16 @@ func (f *Flow) queued(now Instant, e *Event) {
 	}
 }
 
+// took notes what a leg's kernel has taken.
+func (f *Flow) took(e *Event) {
+	leg := &f.legs[e.Leg]
+	if e.N > len(leg.due()) {
+		f.impossible(e)
+	}
+	leg.off += uint32(e.N)
+	leg.sent += uint64(e.N)
+}
+
 // fail ends a flow that no endpoint serves: with an answer, where the client
 // understands one.
 func (f *Flow) fail(now Instant, d *Desk, status int, c Cause) {
@@ -124,6 +136,8 @@ func (f *Flow) fail(now Instant, d *Desk, status int, c Cause) {
 
 func (f *Flow) dialing(now Instant, e *Event) {
 	switch e.Kind {
+	case Wrote:
+		f.took(e)
 	case Dialed:
 		f.at = now
 		f.become(Relaying)
@@ -180,11 +194,7 @@ func (f *Flow) relaying(now Instant, e *Event) {
 			leg.fulls, leg.bulk = 0, true
 		}
 	case Wrote:
-		if e.N > len(leg.due()) {
-			f.impossible(e)
-		}
-		leg.off += uint32(e.N)
-		leg.sent += uint64(e.N)
+		f.took(e)
 		f.at = now
 	case Relayed:
 		leg.received += uint64(e.N)

@@ -45,9 +45,11 @@ func (f *Flow) Wants(w *Wants) {
 		}
 	case Queued:
 		w.Secure = true
+		w.Out[Client] = f.legs[Client].due()
 		w.Deadline = f.at
 	case Dialing:
 		w.Dial = true
+		w.Out[Client] = f.legs[Client].due()
 		w.Deadline = f.at
 	case Done:
 		w.Done = true

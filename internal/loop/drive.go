@@ -26,9 +26,9 @@ func (l *Loop) drive(i uint32, s *slot) {
 			l.remove(i, s, w.Abort, s.flow.Cause())
 			return
 		case w.Secure:
-			more = l.secure(i, s)
+			more = l.secure(i, s) || len(w.Out[flow.Client]) > 0 && l.exchange(i, s, w, &budget)
 		case w.Dial:
-			more = l.dial(i, s)
+			more = l.dial(i, s) || len(w.Out[flow.Client]) > 0 && l.exchange(i, s, w, &budget)
 		case w.Resume:
 			if s.flow.Unsettled() {
 				s.flow.Settle(&l.lender)

@@ -62,7 +62,7 @@ func (l *Loop) rest(s *slot) bool {
 	k := s.far - 1
 	b := l.far(k)
 	p := b.pool
-	if p == nil || p.gone || b.is&(over|failed|deaf) != 0 || !b.has(watched) || p.n >= p.policy.IdleMax || b.pipe != noPipe {
+	if p == nil || p.gone || b.is&(over|failed|deaf) != 0 || b.brew&thickBackend != 0 || !b.has(watched) || p.n >= p.policy.IdleMax || b.pipe != noPipe {
 		return false
 	}
 	if b.has(readable) {

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -334,7 +335,7 @@ func (g *hostGiver) candidates(l *loop.Loop) (out []candidate) {
 			f := l.Flow(i)
 			client, backend := l.Leg(i, flow.Client), l.Leg(i, flow.Backend)
 			x := candidate{slot: i, id: f.ID(), tuples: []netadmin.Tuple{tuple(client)}, queued: sock.Queued(client)}
-			if f.State() == flow.Relaying {
+			if f.State() == flow.Relaying && backend >= 0 {
 				x.tuples = append(x.tuples, tuple(backend))
 				x.queued += sock.Queued(backend)
 			}
@@ -504,7 +505,8 @@ func (g *hostGiver) park(l *loop.Loop, list []candidate) (flows []*hostFlow) {
 					h.tuples = append(h.tuples, tuple(fd))
 				}
 			}
-			if len(h.tuples) != len(x.tuples) || !valid(h.tuples) {
+			// A flow of HTTP may have another backend leg by now.
+			if !slices.Equal(h.tuples, x.tuples) || !valid(h.tuples) {
 				back = append(back, p)
 				g.tries[x.id]++
 				continue
@@ -847,6 +849,17 @@ func (t *hostTaker) restore(batch *frozen.Batch) error {
 	return nil
 }
 
+// unsend takes back the octets of a request that its restored leg did not take:
+// they are still here, or they come before those that are.
+func unsend(h *frozen.H1, rest []byte) {
+	if n := uint32(len(rest)); h.RequestSent >= n {
+		h.RequestSent -= n
+		return
+	}
+	h.Request = append(append([]byte(nil), rest...), h.Request[h.RequestSent:]...)
+	h.RequestSent = 0
+}
+
 // discard forgets sockets that were restored and not committed, silently.
 func (t *hostTaker) discard() {
 	for _, fd := range t.fds {
@@ -875,7 +888,11 @@ func (t *hostTaker) commit() error {
 			// What the restored socket did not take back goes before all that
 			// was not sent: its order in the stream.
 			if rest := rests[g.Fd-1]; len(rest) > 0 {
-				g.Unsent = append(append([]byte(nil), rest...), g.Unsent...)
+				if g != z.Client && z.H1 != nil && !z.H1.Tunnel {
+					unsend(z.H1, rest)
+				} else {
+					g.Unsent = append(append([]byte(nil), rest...), g.Unsent...)
+				}
 				g.Sent -= uint64(len(rest))
 				// A FIN comes after it: the loop shuts down again.
 				g.Shut = false
