@@ -2,10 +2,13 @@ package sim
 
 import (
 	"cmp"
+	"fmt"
+	"iter"
 	"maps"
 	"slices"
 	"time"
 
+	"github.com/holdfast-lb/holdfast/internal/config"
 	"github.com/holdfast-lb/holdfast/internal/flow"
 	"github.com/holdfast-lb/holdfast/internal/ledger"
 	"github.com/holdfast-lb/holdfast/internal/loop"
@@ -64,6 +67,12 @@ type simmer struct {
 // loop that is to have it, and some.
 const unseenMax = 700
 
+// inTurn is a request of a flow, or the flow.
+type inTurn struct {
+	flow    uint64
+	request int
+}
+
 // inLine is a flow that waits.
 type inLine struct{ place, since uint64 }
 
@@ -74,10 +83,10 @@ func (w *World) checkLimits(perEnd map[string]int) {
 	if len(w.hosts) > 1 {
 		return
 	}
-	if w.shape.perEnd > 0 && w.shape.revision == 0 {
-		for name, n := range perEnd {
-			if n > w.shape.perEnd {
-				w.fail("%d connections are open to %s, the limit is %d", n, name, w.shape.perEnd)
+	if w.shape.revision == 0 {
+		for name, most := range w.ends() {
+			if n := perEnd[name]; most > 0 && n > most {
+				w.fail("%d connections or requests are open to %s, the limit is %d", n, name, most)
 			}
 		}
 	}
@@ -98,23 +107,29 @@ func (w *World) checkFlows(p *Proc, l *loop.Loop, owners map[uint64]string, perE
 			return
 		}
 		owners[f.ID()] = p.name
-		if f.Place() != 0 && w.queuedAt[f.ID()] == 0 {
-			w.queuedAt[f.ID()] = uint64(w.turns)
+		turn := inTurn{f.ID(), f.Requests()}
+		if f.Place() != 0 && w.queuedAt[turn] == 0 {
+			w.queuedAt[turn] = uint64(w.turns)
 		}
 		if e := f.Endpoint(); e != nil {
 			perEnd[e.Ref.Name]++
 		} else if f.Place() != 0 {
-			w.lines = append(w.lines, inLine{f.Place(), w.queuedAt[f.ID()]})
+			w.lines = append(w.lines, inLine{f.Place(), w.queuedAt[turn]})
 		}
 		client, backend := l.Leg(i, flow.Client), l.Leg(i, flow.Backend)
 		c := p.fds.sock(client, "look at the client leg")
 		if c == nil {
 			continue
 		}
+		var b *Sock
 		if backend >= 0 {
-			if b := p.fds.sock(backend, "look at the backend leg"); b != nil {
-				c.mate, b.mate = b, c
-			}
+			b = p.fds.sock(backend, "look at the backend leg")
+		}
+		if w.web != nil && f.Listener().Protocol == config.HTTP {
+			w.web.checkFlow(f, c, b)
+		}
+		if b != nil {
+			c.mate, b.mate = b, c
 		}
 		if c.gone || c.held && w.inFlight[f.ID()] == nil {
 			w.fail("flow %x is in a table of %s, its socket has moved away", f.ID(), p.name)
@@ -152,6 +167,10 @@ func (w *World) stuckFlow(p *Proc, l *loop.Loop, i uint32) {
 		if fd := l.Leg(i, s); fd >= 0 {
 			legs[s] = p.fds.sock(fd, "look")
 		}
+	}
+	if f.Speaks() == config.HTTP && f.State() != flow.Dialing && f.State() != flow.Queued {
+		w.stuckWeb(f, legs)
+		return
 	}
 	switch f.State() {
 	case flow.Dialing:
@@ -208,7 +227,7 @@ func (w *World) stuckQueue(p *Proc) {
 			continue
 		}
 		for _, e := range b.Endpoints {
-			if ledger.Room(b, book.Endpoint(e.Ref.Name)) && w.shape.broken == 0 {
+			if ledger.Room(b, book.Endpoint(e.Ref.Name)) && w.shape.broken == 0 && (w.web == nil || w.web.shape.broken == 0) {
 				w.fail("%s: %d flows wait for %s, endpoint %s has room (holds %d, foreign %d)", p.name, book.Waiting(), b.Ref.Name, e.Name, book.Endpoint(e.Ref.Name).InUse(), book.Endpoint(e.Ref.Name).Foreign())
 				return
 			}
@@ -235,19 +254,22 @@ func (w *World) remains() {
 		for name, n := range led.Held() {
 			w.fail("%s: the account of %s holds %d at the end", p.name, name, n)
 		}
-		for _, s := range w.services {
-			if n := p.account("pool/" + s.name).Foreign(); n != 0 {
-				w.fail("%s: the account of %s counts %d of another process at the end, for ever", p.name, s.name, n)
+		for name := range w.ends() {
+			if n := p.account(name).Foreign(); n != 0 {
+				w.fail("%s: the account of %s counts %d of another process at the end, for ever", p.name, name, n)
 			}
 		}
-		if n := led.Backend("pool").Waiting(); n != 0 {
-			w.fail("%s: %d wait at the end", p.name, n)
+		for _, name := range []string{"pool", "app"} {
+			if n := led.Backend(name).Waiting(); n != 0 {
+				w.fail("%s: %d wait for %s at the end", p.name, n, name)
+			}
 		}
 		want := len(p.gen.Listening)
 		for i, l := range p.shared.Loops {
 			if n := l.Lent(); n != 0 {
 				w.fail("%s loop %d: %d octets are lent at the end", p.name, i, n)
 			}
+			l.CloseIdle()
 			l.Free()
 			if n := len(p.kernels[i].watches); n > len(p.gen.Listening) {
 				w.fail("%s loop %d: %d descriptors are watched at the end", p.name, i, n)
@@ -259,6 +281,33 @@ func (w *World) remains() {
 		p.count()
 	}
 	w.explain()
+	if w.web != nil && w.failed == nil {
+		w.web.judge()
+	}
+}
+
+// ends gives the full names of all endpoints, each with the number of
+// connections, or requests, that it takes at once; 0 is any.
+func (w *World) ends() iter.Seq2[string, int] {
+	return func(yield func(string, int) bool) {
+		for _, s := range w.services {
+			if !yield("pool/"+s.name, w.shape.perEnd) {
+				return
+			}
+		}
+		for i := range w.webEndpoints() {
+			if !yield(fmt.Sprintf("app/a%d", i), w.web.shape.perEnd) {
+				return
+			}
+		}
+	}
+}
+
+func (w *World) webEndpoints() int {
+	if w.web == nil {
+		return 0
+	}
+	return w.web.shape.endpoints
 }
 
 // explain finds those who were reset though nothing that happened to them, and
@@ -299,8 +348,10 @@ func (p *Peer) across() *Peer {
 	if o := p.other(); o != nil {
 		return o
 	}
-	if m := p.s.peer.mate; m != nil && m.peer != nil && m.peer.owner != nil {
-		return m.peer.owner
+	if m := p.s.peer.mate; m != nil && m.peer != nil {
+		if o, ok := m.peer.owner.(*Peer); ok {
+			return o
+		}
 	}
 	for _, o := range p.net.peers {
 		if o.peerKey == p.key {

@@ -141,6 +141,9 @@ func (p *Proc) migrate(to *Proc) *task {
 	return p.task("migrate", func(t *task) {
 		near.t = t
 		p.shared.Fixed.Store(true)
+		for _, l := range p.shared.Loops {
+			t.ask(l, (*loop.Loop).CloseIdle)
+		}
 		err := p.giveHost(t, near)
 		if err == nil {
 			// The old host takes no more: SYN goes to the new one; what waits
@@ -337,8 +340,10 @@ func (p *Proc) freezeSockets(x loop.Parked) bool {
 		}
 		legs[i].Socket, legs[i].Fd = octets, 0
 	}
-	if !relaying {
-		z.Legs = nil
+	if !relaying && len(z.Legs) > 0 {
+		if z.Legs[0].Fd = 0; len(z.Legs[0].Unsent) == 0 {
+			z.Legs = nil
+		}
 	}
 	return true
 }

@@ -25,8 +25,9 @@ func (t *task) ask(l *loop.Loop, f func(*loop.Loop)) {
 	t.wait(func() bool { return done })
 }
 
-// reload brings the process to another configuration, as node.Apply.
-func (p *Proc) reload(source string) *task {
+// reload brings the process to another configuration, as node.Apply. done, if
+// not nil, is told when new flows and requests come under it.
+func (p *Proc) reload(source string, done func()) *task {
 	return p.task("reload", func(t *task) {
 		c, _, err := config.Parse("sim.yaml", []byte(source), nil)
 		if err != nil {
@@ -45,6 +46,9 @@ func (p *Proc) reload(source string) *task {
 		for _, l := range p.shared.Loops {
 			t.ask(l, func(l *loop.Loop) { l.SetGeneration(g) })
 		}
+		if done != nil {
+			done()
+		}
 		used := map[string]bool{}
 		for _, x := range g.Listening {
 			used[x.Object.VIP.String()] = true
@@ -62,7 +66,7 @@ func (p *Proc) reload(source string) *task {
 				for _, i := range l.Slots(0, nil) {
 					f := l.Flow(i)
 					now := c.Listeners[f.Listener().Ref.Name]
-					if now == nil || now == f.Listener() && c.Backends[f.Backend().Ref.Name] == f.Backend() {
+					if now == nil || now == f.Listener() && (f.Backend() == nil || c.Backends[f.Backend().Ref.Name] == f.Backend()) {
 						continue
 					}
 					switch now.OnChange {

@@ -107,7 +107,8 @@ type Sock struct {
 
 	mate    *Sock  // the flow's other leg
 	excused string // why its connection may end before its time
-	owner   *Peer
+	served  bool   // by whoever is at the other end: a whole request of HTTP
+	owner   owner
 }
 
 func (n *Net) pair(local, remote netip.AddrPort) (*Sock, *Sock) {
@@ -118,6 +119,17 @@ func (n *Net) pair(local, remote netip.AddrPort) (*Sock, *Sock) {
 	a.peer, b.peer = b, a
 	n.socks = append(n.socks, a, b)
 	return a, b
+}
+
+func (s *Sock) String() string {
+	if s == nil {
+		return "none"
+	}
+	watched := "not watched"
+	if s.file != nil && len(s.file.watches) > 0 {
+		watched = fmt.Sprintf("watched for %#x, pending %t", uint32(s.file.watches[0].want), s.file.watches[0].pending)
+	}
+	return fmt.Sprintf("%v to %v: %s, to read %d, unacknowledged %d, FIN in %t out %t sent %t, connected %t dead %t (%v) orphan %t", s.local, s.remote, watched, len(s.rcv), len(s.snd), s.finIn, s.finOut, s.finSent, s.connected, s.dead, s.errno, s.orphan)
 }
 
 func (n *Net) port() uint16 {
@@ -372,6 +384,11 @@ func (s *Sock) excuse(why string) {
 	}
 	if s.peer != nil && s.peer.owner != nil {
 		s.peer.owner.excuse(why)
+	}
+	if m := s.mate; m != nil && m.peer != nil {
+		if c, ok := m.peer.owner.(*webClient); ok {
+			c.excuse(why)
+		}
 	}
 }
 

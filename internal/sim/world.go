@@ -17,18 +17,20 @@ type World struct {
 	hosts    []*Host
 	procs    []*Proc // all that ever were
 	peers    []*Peer
+	web      *web // nil: nobody speaks HTTP here
 	services []*service
 	shape    shape
 	loops    int
 	fdsMax   int
 	noise    bool
+	calm     bool
 	bulk     bool
 	flood    bool
 	chase    bool
 	releases int
 	refusals int
 
-	queuedAt map[uint64]uint64 // the turn after which a flow was first seen with a place
+	queuedAt map[inTurn]uint64 // the turn after which a flow was first seen with a place
 	lines    []inLine
 	simmers  map[uint64]simmer
 	inFlight map[uint64]*Proc // flows that are in no table: who owns them
@@ -58,6 +60,10 @@ type shape struct {
 // service is the server side of one endpoint.
 type service struct {
 	name     string
+	web      bool
+	endpoint int // of HTTP: which one, how often it has got another address, and the turn since which it is no endpoint
+	moves    int
+	leftAt   int
 	at       netip.AddrPort
 	unix     string
 	listener *Listener
@@ -69,6 +75,7 @@ type Scenario struct {
 	Reloads, Rebalances, Upgrades, Migrations int
 	Crash                                     bool // successors die
 	Clients                                   int
+	Web                                       int // clients that speak HTTP
 	FailAt                                    int // the call of this number fails
 	FaultOdds                                 int
 	Calm                                      bool // no resets, no sleepers, no noise
@@ -108,7 +115,7 @@ func (w *World) counted(c *loop.Counters) {
 
 // NewWorld makes the world of a seed: one host, or two if flows migrate.
 func NewWorld(seed uint64, sc Scenario) *World {
-	w := &World{seed: seed, net: newNet(seed), inFlight: map[uint64]*Proc{}, queuedAt: map[uint64]uint64{}, simmers: map[uint64]simmer{}, fdsMax: 4000}
+	w := &World{seed: seed, net: newNet(seed), inFlight: map[uint64]*Proc{}, queuedAt: map[inTurn]uint64{}, simmers: map[uint64]simmer{}, fdsMax: 4000}
 	r := w.net.rng
 	w.loops = 1 + r.IntN(3)
 	w.bulk, w.flood, w.chase = sc.Bulk, sc.Flood, sc.Chase
@@ -134,6 +141,9 @@ func NewWorld(seed uint64, sc Scenario) *World {
 	}
 	for i := range w.shape.endpoints {
 		w.serve(i)
+	}
+	if w.calm = sc.Calm; sc.Web > 0 {
+		w.web = newWeb(w, sc)
 	}
 	w.net.faults = Faults{At: sc.FailAt, Odds: sc.FaultOdds}
 	for i := range 1 + min(1, sc.Migrations) {
@@ -188,6 +198,9 @@ func (w *World) yaml() string {
 		fmt.Fprintf(&b, ", connectionsMax: %d", s.listenMax)
 	}
 	fmt.Fprintf(&b, ", backlog: %d }\n", 100+s.revision)
+	if w.web != nil {
+		w.web.listeners(&b, s.revision)
+	}
 	fmt.Fprintf(&b, "backends:\n  pool:\n    balance: %s\n    connectTimeout: 2s\n    retry: { max: 4 }\n", s.balance)
 	if s.perEnd > 0 {
 		fmt.Fprintf(&b, "    limits: { connectionsPerEndpoint: %d, queue: %d, queueTime: 10m }\n", s.perEnd, s.queue)
@@ -200,6 +213,9 @@ func (w *World) yaml() string {
 		}
 		fmt.Fprintf(&b, "      - { name: %s, address: %q }\n", e.name, address)
 	}
+	if w.web != nil {
+		w.web.backends(&b)
+	}
 	return b.String()
 }
 
@@ -207,7 +223,7 @@ func (w *World) yaml() string {
 func (w *World) client(calm bool) {
 	near, far := w.net.pair(netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, 1}), w.net.port()), vip)
 	_ = far
-	near.owner = w.peer(fmt.Sprintf("client-%d", len(w.peers)), near, calm)
+	w.peer(fmt.Sprintf("client-%d", len(w.peers)), near, calm)
 	w.net.connect(near, vip)
 }
 
@@ -249,6 +265,7 @@ func (w *World) peer(name string, s *Sock, calm bool) *Peer {
 		}
 	}
 	w.net.peers[p.key] = p
+	s.owner = p
 	w.peers = append(w.peers, p)
 	return p
 }
@@ -261,12 +278,15 @@ func (w *World) serveAll(calm bool) bool {
 			x := s.listener.queue[0]
 			s.listener.queue = s.listener.queue[1:]
 			s.n++
-			x.owner = w.peer(fmt.Sprintf("server-%s-%d", s.name, s.n), x, calm)
+			p := w.peer(fmt.Sprintf("server-%s-%d", s.name, s.n), x, calm)
 			if x.peer.excused != "" {
-				x.owner.excuse(x.peer.excused)
+				p.excuse(x.peer.excused)
 			}
 			any = true
 		}
+	}
+	if w.web != nil {
+		any = w.web.accept(calm) || any
 	}
 	return any
 }
@@ -291,9 +311,24 @@ func (w *World) Run(sc Scenario) error {
 			fmt.Fprintf(&b, "%.4000s\n", p.log.String())
 		}
 	}
+	for _, p := range w.procs {
+		for i, l := range p.shared.Loops {
+			for _, k := range l.Slots(0, nil) {
+				f := l.Flow(k)
+				fmt.Fprintf(&b, "  %s loop %d: flow %x, %s (%v), %d requests; client leg %v, backend leg %v\n", p.name, i, f.ID(), l.Kind(k), f.State(), f.Requests(), p.fds.look(l.Leg(k, flow.Client)), p.fds.look(l.Leg(k, flow.Backend)))
+			}
+		}
+	}
 	for _, p := range w.peers {
 		if !p.closed {
 			fmt.Fprintf(&b, "  %v\n", p)
+		}
+	}
+	if w.web != nil {
+		for _, p := range w.web.active {
+			if !p.ended() {
+				fmt.Fprintf(&b, "  %v\n", p)
+			}
 		}
 	}
 	return fmt.Errorf("%s", b.String())
@@ -303,7 +338,7 @@ func (w *World) Run(sc Scenario) error {
 func (w *World) story(sc Scenario) {
 	r := w.net.rng
 	w.net.faults.on = true
-	events := sc.Clients + sc.Reloads + sc.Rebalances + sc.Upgrades + sc.Migrations
+	events := sc.Clients + sc.Web + sc.Reloads + sc.Rebalances + sc.Upgrades + sc.Migrations
 	left := sc
 	pace := []int{20, 60, 250}[r.IntN(3)] // steps from one event to the next
 	rests := 0
@@ -333,6 +368,9 @@ func (w *World) story(sc Scenario) {
 					w.note("%s: upgrade, doomed %t", p.name, doom != nil)
 					p.upgrade(doom)
 				}
+			case k >= events-left.Web:
+				left.Web--
+				w.web.client(sc.Calm)
 			default:
 				left.Migrations--
 				from := r.IntN(2)
@@ -341,7 +379,7 @@ func (w *World) story(sc Scenario) {
 					p.migrate(q)
 				}
 			}
-			events = left.Clients + left.Reloads + left.Rebalances + left.Upgrades + left.Migrations
+			events = left.Clients + left.Web + left.Reloads + left.Rebalances + left.Upgrades + left.Migrations
 		}
 		if sc.Chase && w.net.thickened {
 			w.net.thickened = false
@@ -412,7 +450,12 @@ func (w *World) change() {
 		}
 	}
 	w.note("%s: reload, revision %d", p.name, s.revision)
-	p.reload(w.yaml())
+	if w.web == nil {
+		p.reload(w.yaml(), nil)
+		return
+	}
+	done := w.web.change()
+	p.reload(w.yaml(), done)
 }
 
 // step does one thing, chosen by chance, and checks the world. It tells
@@ -439,8 +482,16 @@ func (w *World) step(calm, last bool) bool {
 		}
 	case k < 92:
 		did = w.serveAll(calm)
-		if n := len(w.peers); n > 0 {
-			did = w.peers[r.IntN(n)].step(last) || did
+		n, m := len(w.peers), 0
+		if w.web != nil {
+			m = len(w.web.active)
+		}
+		if n+m > 0 {
+			if i := r.IntN(n + m); i < n {
+				did = w.peers[i].step(last) || did
+			} else {
+				did = w.web.active[i-n].step(last) || did
+			}
 		}
 	case k < 98:
 		did = w.tasks()
@@ -454,6 +505,9 @@ func (w *World) step(calm, last bool) bool {
 	w.turns++
 	if w.turns%256 == 0 {
 		w.net.sweep()
+		if w.web != nil {
+			w.web.sweep()
+		}
 	}
 	return did
 }
@@ -507,6 +561,11 @@ func (w *World) settled(calm, last bool) bool {
 		for k := range w.peers {
 			did = w.peers[k].step(last) || did
 		}
+		if w.web != nil {
+			for _, p := range w.web.active {
+				did = p.step(last) || did
+			}
+		}
 		did = w.tasks() || did
 		if w.failed != nil || w.net.bad != nil {
 			w.check()
@@ -550,6 +609,9 @@ func (w *World) finish() {
 			if !p.closed && !p.rst {
 				open++
 			}
+		}
+		if w.web != nil {
+			open += w.web.open()
 		}
 		if open == 0 && w.flows() == 0 {
 			break
