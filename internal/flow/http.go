@@ -554,6 +554,8 @@ func (f *Flow) answering(now Instant, e *Event) {
 		if len(f.legs[Client].due()) == 0 {
 			f.over(now, e.Desk)
 		}
+	case Crept:
+		f.crept(now, e)
 	case Broke, Deafened:
 		f.end(ClientReset)
 	case Expired:
@@ -695,6 +697,9 @@ func (f *Flow) exchanging(now Instant, e *Event) {
 		leg.bulk, leg.fulls = false, 0
 		return
 	case Resumed:
+	case Crept:
+		f.crept(now, e)
+		return
 	case Ended:
 		f.ended(now, e)
 	case Broke, Deafened:

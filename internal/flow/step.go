@@ -28,9 +28,10 @@ const (
 	Kill                         // someone with the right to wants the flow to end
 	Resumed                      // the turn has room for what came before and was not digested
 	Deafened                     // Leg takes nothing any more, but may have said something before
+	Crept                        // N nanoseconds ago the kernel still sent what it had taken before
 )
 
-var eventNames = [...]string{"secured", "unavailable", "rejected", "dialed", "dial-failed", "received", "relayed", "slackened", "ended", "wrote", "has-shut", "broke", "expired", "kill", "resumed", "deafened"}
+var eventNames = [...]string{"secured", "unavailable", "rejected", "dialed", "dial-failed", "received", "relayed", "slackened", "ended", "wrote", "has-shut", "broke", "expired", "kill", "resumed", "deafened", "crept"}
 
 func (k EventKind) String() string {
 	if int(k) < len(eventNames) {
@@ -124,6 +125,10 @@ func (f *Flow) took(e *Event) {
 	leg.sent += uint64(e.N)
 }
 
+// crept: what waits in a kernel's queue moves, though we have nothing to do with
+// it. A slow reader of much is not idle.
+func (f *Flow) crept(now Instant, e *Event) { f.at = max(f.at, now-Instant(e.N)) }
+
 // fail ends a flow that no endpoint serves: with an answer, where the client
 // understands one.
 func (f *Flow) fail(now Instant, d *Desk, status int, c Cause) {
@@ -203,6 +208,9 @@ func (f *Flow) relaying(now Instant, e *Event) {
 		return
 	case Slackened:
 		leg.bulk = false
+		return
+	case Crept:
+		f.crept(now, e)
 		return
 	case Ended:
 		leg.ended, leg.bulk = true, false

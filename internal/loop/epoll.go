@@ -93,6 +93,7 @@ func (k *Epoll) NoDelay(fd sock.FD)                                { sock.NoDela
 func (k *Epoll) Enliven(fd sock.FD, life sock.Life)                { sock.Enliven(fd, life) }
 func (k *Epoll) Threshold(fd sock.FD, octets int)                  { sock.Threshold(fd, octets) }
 func (k *Epoll) Vanished(fd sock.FD, d time.Duration) bool         { return sock.Vanished(fd, d) }
+func (k *Epoll) Sent(fd sock.FD) (time.Duration, bool)             { return sock.Sent(fd) }
 func (k *Epoll) Shutdown(fd sock.FD)                               { fd.Shutdown() }
 func (k *Epoll) Close(fd sock.FD)                                  { fd.Close() }
 func (k *Epoll) CloseReset(fd sock.FD)                             { fd.CloseReset() }

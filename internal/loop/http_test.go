@@ -11,6 +11,7 @@ import (
 
 	"github.com/holdfast-lb/holdfast/internal/balance"
 	"github.com/holdfast-lb/holdfast/internal/config"
+	"github.com/holdfast-lb/holdfast/internal/flow"
 	"github.com/holdfast-lb/holdfast/internal/ledger"
 	"github.com/holdfast-lb/holdfast/internal/sock"
 )
@@ -238,5 +239,50 @@ func TestDeadPooledLeg(t *testing.T) {
 				t.Errorf("the client got %q", got)
 			}
 		})
+	}
+}
+
+// warped is a kernel whose clock the test turns on.
+type warped struct {
+	Kernel
+	ahead flow.Instant
+}
+
+func (k *warped) Now() flow.Instant { return k.Kernel.Now() + k.ahead }
+
+// Sent is of now or never: the time between is the test's.
+func (k *warped) Sent(fd sock.FD) (time.Duration, bool) {
+	ago, ok := k.Kernel.Sent(fd)
+	return 0, ok && ago < 2*time.Second
+}
+
+// A client that reads slowly reads: what the kernel still sends to it counts,
+// though the loop has nothing to write for longer than the timeout.
+func TestSlowReaderIsNotIdle(t *testing.T) {
+	const octets, bite = 4 << 20, 64 << 10
+	w := newWeb(t, "") // bodies may rest for 30 s
+	clock := &warped{Kernel: w.l.k}
+	w.l.k = clock
+	near := w.client()
+	w.says(near, plainGet)
+	far := w.accept()
+	w.hears(far, "\r\n\r\n")
+	w.says(far, fmt.Sprintf("HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n", octets))
+	body, buf := make([]byte, bite), make([]byte, bite)
+	for got, said := 0, 0; got < octets; {
+		switch n, e := sock.Recv(near, buf); {
+		case e == 0 && n > 0:
+			got += n
+			clock.ahead += flow.Instant(15 * time.Second) // until it reads again
+		case e != sock.Again:
+			t.Fatalf("the end after %d octets of %d: %v", got, octets, e)
+		}
+		for range 4 {
+			if said < octets {
+				n, _ := sock.Send(far, body[:min(bite, octets-said)])
+				said += n
+			}
+			w.l.Turn(false)
+		}
 	}
 }

@@ -46,6 +46,8 @@ type Kernel interface {
 	// report it earlier.
 	Threshold(fd sock.FD, octets int)
 	Vanished(fd sock.FD, silence time.Duration) bool
+	// Sent tells how long ago octets of fd went out to its peer, if that is known.
+	Sent(fd sock.FD) (ago time.Duration, ok bool)
 	Shutdown(fd sock.FD)
 	Close(fd sock.FD)
 	CloseReset(fd sock.FD)

@@ -368,6 +368,24 @@ func (l *Loop) survive() {
 	}
 }
 
+// creep tells a flow that seems idle what its legs' kernels still sent, before
+// it is taken for one that is: a queue in the kernel may hold minutes' worth of
+// a slow reader.
+func (l *Loop) creep(s *slot) {
+	if state := s.flow.State(); state != flow.Relaying && state != flow.Answering {
+		return
+	}
+	for side := flow.Client; side <= flow.Backend; side++ {
+		g := l.leg(s, side)
+		if g.fd < 0 {
+			continue
+		}
+		if ago, ok := l.k.Sent(g.fd); ok {
+			l.step(s, flow.Event{Kind: flow.Crept, Leg: side, N: int(ago)})
+		}
+	}
+}
+
 // expired looks at a flow whose entry in the wheel has fired.
 func (l *Loop) expired(i uint32) {
 	s := l.at(i)
@@ -379,7 +397,11 @@ func (l *Loop) expired(i uint32) {
 		defer l.survive()
 		s.flow.Wants(&l.wants)
 		if at := l.wants.Deadline; at != 0 && at <= l.now && !l.wants.Done {
-			l.step(s, flow.Event{Kind: flow.Expired})
+			l.creep(s)
+			s.flow.Wants(&l.wants)
+			if at = l.wants.Deadline; at != 0 && at <= l.now {
+				l.step(s, flow.Event{Kind: flow.Expired})
+			}
 		}
 		l.look(s)
 		l.drive(i, s)

@@ -339,6 +339,18 @@ func Vanished(fd FD, silence time.Duration) bool {
 	return ti.Retransmits >= triesVanished || ti.Probes >= triesVanished
 }
 
+// Sent is how long ago the kernel sent the latest octets of a TCP socket, of
+// those that the peer has since acknowledged or may still. ok is false if that
+// cannot be told, or if they had to be sent again. What the peer's closed window
+// is asked with has no octets and does not count (net/ipv4/tcp_output.c,
+// tcp_event_data_sent).
+func Sent(fd FD) (ago time.Duration, ok bool) {
+	var ti unix.TCPInfo
+	n := uint32(unsafe.Sizeof(ti))
+	_, _, e := syscall.RawSyscall6(unix.SYS_GETSOCKOPT, uintptr(fd), unix.IPPROTO_TCP, unix.TCP_INFO, uintptr(unsafe.Pointer(&ti)), uintptr(unsafe.Pointer(&n)), 0)
+	return time.Duration(ti.Last_data_sent) * time.Millisecond, e == 0 && ti.Retransmits == 0
+}
+
 // Threshold makes a socket readable only from so many octets on, or at its end
 // (SO_RCVLOWAT; net/ipv4/tcp.c, tcp_set_rcvlowat, bounds it by the queue). 1 is
 // what a socket begins with.
