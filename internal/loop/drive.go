@@ -538,14 +538,22 @@ func (l *Loop) dialSpec(s *slot) sock.DialSpec {
 	return spec
 }
 
+// unqueue takes a flow that waits no longer out of the queue. What it was granted
+// and has not heard of yet goes back.
+func (l *Loop) unqueue(i uint32, s *slot) {
+	w := l.waiting[i]
+	if w == nil {
+		return
+	}
+	delete(l.waiting, i)
+	if g := l.book(s.flow.Backend().Ref.Name).Withdraw(w); g.Endpoint != nil {
+		g.Account.Release()
+	}
+}
+
 // remove ends the flow in slot i: everything it held goes back.
 func (l *Loop) remove(i uint32, s *slot, abort [2]bool, cause flow.Cause) {
-	if w := l.waiting[i]; w != nil {
-		delete(l.waiting, i)
-		if g := l.book(s.flow.Backend().Ref.Name).Withdraw(w); g.Endpoint != nil {
-			g.Account.Release()
-		}
-	}
+	l.unqueue(i, s)
 	for side := flow.Client; side <= flow.Backend; side++ {
 		g := l.leg(s, side)
 		if g.pipe != noPipe {
