@@ -259,7 +259,7 @@ func (k *warped) Sent(fd sock.FD) (time.Duration, bool) {
 // A client that reads slowly reads: what the kernel still sends to it counts,
 // though the loop has nothing to write for longer than the timeout.
 func TestSlowReaderIsNotIdle(t *testing.T) {
-	const octets, bite = 4 << 20, 64 << 10
+	const octets, bite = 32 << 20, 64 << 10
 	w := newWeb(t, "") // bodies may rest for 30 s
 	clock := &warped{Kernel: w.l.k}
 	w.l.k = clock
