@@ -401,6 +401,9 @@ func (l *Loop) expired(i uint32) {
 			s.flow.Wants(&l.wants)
 			if at = l.wants.Deadline; at != 0 && at <= l.now {
 				l.step(s, flow.Event{Kind: flow.Expired})
+				if s.flow.State() != flow.Queued {
+					l.unqueue(i, s) // it waited too long
+				}
 			}
 		}
 		l.look(s)
