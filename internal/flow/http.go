@@ -452,6 +452,8 @@ func (f *Flow) request(now Instant, d *Desk, h *h1.Head, size int) {
 	h2 := &f.legs[Backend]
 	h2.buf, h2.off, h2.lent = d.place(head, rest[:out]), 0, false
 	h2.received, h2.sent = 0, 0
+	// What is known of the leg of the request before is not of this one.
+	h2.ended, h2.broken, h2.bulk, h2.fulls = false, false, false, 0
 	if x.flags&repeatable != 0 {
 		h2.keep = true
 	}
