@@ -228,9 +228,9 @@ func (f *Flow) thawExchange(z *frozen.Flow) error {
 	h, x := z.H1, f.x
 	c, b := &f.legs[Client], &f.legs[Backend]
 	switch {
-	case h.Method > uint32(h1.PATCH) || h.Minor > 1 || h.Status > 999 || h.Route > math.MaxInt16 || h.Flags&^uint32(exchangeFlagsAll) != 0 || h.Requests > math.MaxUint32:
-		return refused("h1", "method %d, minor %d, status %d, route %d, flags %x, requests %d: not known to this release",
-			h.Method, h.Minor, h.Status, h.Route, h.Flags, h.Requests)
+	case h.Method > uint32(h1.PATCH) || h.Minor > 1 || h.Status > 999 || h.Route > math.MaxInt16 || h.Flags&^uint32(exchangeFlagsAll) != 0:
+		return refused("h1", "method %d, minor %d, status %d, route %d, flags %x: not known to this release",
+			h.Method, h.Minor, h.Status, h.Route, h.Flags)
 	case len(h.Request) > UnsentMax || h.RequestSent > uint32(len(h.Request)):
 		return refused("h1", "%d of %d octets of a request", h.RequestSent, len(h.Request))
 	case h.Tunnel || len(b.due()) > 0:
@@ -261,6 +261,17 @@ func (f *Flow) thawExchange(z *frozen.Flow) error {
 	}
 	b.keep = len(h.Request) > 0 && x.flags&repeatable != 0
 	whole := len(b.due()) == 0 && b.off > 0
+	over := &x.body[Backend]
+	switch c, b := len(x.in[Client].rest()), len(x.in[Backend].rest()); {
+	case c > 0 && (f.state == Lingering || f.state != Reading && f.state != Answering && !x.body[Client].Done()),
+		b > 0 && (x.status != 0 || b == BlockBytes): // a head of it would not fit
+		return refused("h1", "%v, with %d and %d octets unread", f.state, c, b)
+	case x.status == 0 && (over.Framing() != h1.NoBody || over.Content() > 0):
+		return refused("h1", "a body without a head")
+	}
+	if f.state != Relaying && len(z.Legs) == 1 && (b.ended || b.broken || b.received > 0 || b.sent > 0 || z.Legs[0].H1 != nil) {
+		return refused("leg", "%v, and a backend leg that is connected", f.state)
+	}
 	switch f.state {
 	case Queued, Dialing:
 		if len(h.Request) == 0 || h.RequestSent > 0 || x.status != 0 {
@@ -273,13 +284,22 @@ func (f *Flow) thawExchange(z *frozen.Flow) error {
 		if f.endpoint == nil && (x.status == 0 || len(c.due()) == 0) || !b.keep && whole {
 			return refused("h1", "an exchange that is over")
 		}
+		if len(c.due()) == 0 && x.status != 0 && over.Done() || b.broken && (x.status == 0 || len(c.due()) == 0) {
+			return refused("h1", "a response that is over")
+		}
 	case Answering:
+		if len(h.Request) > 0 {
+			return refused("h1", "an answer, and a request to be sent")
+		}
 		if len(c.due()) == 0 || x.status == 0 {
 			return refused("h1", "no answer is due")
 		}
 	case Lingering:
 		if len(c.due()) > 0 && c.shut {
 			return refused("h1", "octets are due to a client that was told the end")
+		}
+		if len(h.Request) > 0 || z.LeftNanos == 0 {
+			return refused("h1", "no deadline, or a request to be sent")
 		}
 	case Reading:
 		if len(h.Request) > 0 {
@@ -322,6 +342,9 @@ func (f *Flow) thawObjects(z *frozen.Flow, objects Objects) error {
 		return refused("object", "no listener %s@%016x here", l.Name, l.Version)
 	}
 	h := z.H1
+	if h.GetRequests() > math.MaxUint32 {
+		return refused("h1", "%d requests: out of bounds", h.Requests)
+	}
 	f.requests = uint32(h.GetRequests())
 	http := f.listener.Protocol == config.HTTP
 	if http && h == nil || !http && h != nil && exchangeFlags(h.Flags)&greeting == 0 {
@@ -331,7 +354,10 @@ func (f *Flow) thawObjects(z *frozen.Flow, objects Objects) error {
 	if !http && (f.state == Answering || f.state == Lingering) || h.GetTunnel() && f.state != Relaying {
 		return refused("state", "%v, of a flow without HTTP", f.state)
 	}
-	if f.state == Reading && b == nil && z.Client != nil && z.Client.H1 == nil && len(z.Client.Unsent) == 0 && h.GetFlags() == 0 {
+	if f.state == Reading && h == nil || f.state != Reading && exchangeFlags(h.GetFlags())&greeting != 0 {
+		return refused("h1", "%v, and a greeting to come: %t", f.state, h != nil)
+	}
+	if http && f.state == Reading && b == nil && e == nil && z.Client != nil && z.Client.H1 == nil && len(z.Client.Unsent) == 0 && h.GetFlags() == 0 {
 		return nil // idle: it holds nothing
 	}
 	f.work = new(work)

@@ -100,7 +100,7 @@ func parseHTTP(text string) (*httpScript, error) {
 			}
 			o.n = n
 			s.raw = s.raw || o.verb == "body" && o.side == Client
-		case "fin", "rst", "slow", "unavailable", "rejected", "dial-failed", "place", "kill", "tick":
+		case "fin", "rst", "vanishes", "slow", "unavailable", "rejected", "dial-failed", "place", "kill", "tick":
 		default:
 			return nil, fmt.Errorf("%q is no hop", line)
 		}

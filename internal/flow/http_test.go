@@ -129,7 +129,7 @@ var (
 	noises = []string{
 		"client says \"\\r\\n\"", "client says \"G\"", "client says \"GET / HTTP/1.1\\r\\nHost: h\\r\\nX\"", "client says \"\\x00\"",
 		"backend says \"HTTP/1.1 20\"", "backend says \"HTTP/1.1 200 OK\\r\\n\\r\\n\"", "backend says \"x\"", "backend says \"HTTP/1.1 100 Go\\r\\n\\r\\n\"",
-		"backend answers switch 20", "backend answers connected 9", "client body 30", "backend body 30", "client slow", "backend slow", "place", "kill",
+		"backend answers switch 20", "backend answers connected 9", "client body 30", "backend body 30", "client slow", "backend slow", "backend vanishes", "kill",
 	}
 	numbers = []int{1, 40, 200, 999, 1000, 4000, 10000, 20000}
 )
@@ -183,6 +183,9 @@ func compileHTTP(code []byte) *httpScript {
 			fmt.Fprintf(&b, "backend answers %s\n", replies[c>>4])
 		case 6:
 			noise := noises[c>>4]
+			if strings.HasPrefix(noise, "client says") && closed {
+				break
+			}
 			if strings.HasPrefix(noise, "client says") || strings.HasPrefix(noise, "client body") && !closed {
 				goOn()
 				closed = true
@@ -244,9 +247,9 @@ var httpCorpus = []string{
 
 // Long random scripts beyond those that the fuzzer keeps.
 func TestHTTPFlowMovesAnywhere(t *testing.T) {
-	n := 600
+	n := 250
 	if testing.Short() {
-		n = 100
+		n = 60
 	}
 	for seed := range uint64(n) {
 		checkHTTPMoves(t, randomHTTP(seed), frozentest.Bits(mix(seed)))

@@ -111,7 +111,7 @@ type hop struct {
 func (o hop) String() string {
 	who := ""
 	switch o.verb {
-	case "says", "takes", "room", "fin", "rst", "slow", "body":
+	case "says", "takes", "room", "fin", "rst", "slow", "body", "vanishes":
 		who = o.side.String() + " "
 	case "answers":
 		who = "backend "
@@ -262,6 +262,18 @@ func (w *httpWorld) Step(i int) {
 			b.rst, b.out = true, nil
 			w.troubled = true
 			w.rough = w.rough || w.bulk
+		}
+	case "vanishes": // the kernel gives up on the peer, without a read
+		w.troubled = true
+		if o.side == Client {
+			w.client.rst, w.client.out, w.rough = true, nil, true
+		}
+		if b != nil && o.side == Backend {
+			b.rst, b.fin, b.in, b.out = true, true, nil, nil
+			w.rough = w.rough || w.bulk
+		}
+		if w.f.State() == Relaying && (o.side == Client || w.cur != nil) && !isBroken(&w.f, o.side) {
+			w.step(Event{Kind: Broke, Leg: o.side})
 		}
 	case "slow":
 		if o.side == Client {
