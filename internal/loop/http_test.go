@@ -286,3 +286,37 @@ func TestSlowReaderIsNotIdle(t *testing.T) {
 		}
 	}
 }
+
+// A leg whose stream simmered when it went to its pool simmers again in its next
+// flow: what is less than the threshold is found by the clock.
+func TestStreamOnPooledLeg(t *testing.T) {
+	w := newWeb(t, "")
+	var far sock.FD
+	for round := range 2 { // each of a client of its own, and so in another slot
+		near := w.client()
+		w.says(near, plainGet)
+		if round == 0 {
+			far = w.accept()
+		}
+		w.hears(far, "\r\n\r\n")
+		w.says(far, "HTTP/1.1 200 OK\r\nContent-Length: 11\r\n\r\nhello ")
+		w.hears(near, "hello ")
+		for _, i := range w.l.Slots(0, nil) {
+			s := w.l.at(i)
+			if s.far == 0 {
+				continue
+			}
+			w.l.simmer(i, s, flow.Backend)
+			w.says(far, "world")
+			if round == 0 { // the end is reported before the clock looks
+				w.l.leg(s, flow.Backend).note(sock.Readable)
+				w.l.guard(i)
+			}
+			break
+		}
+		w.hears(near, "world")
+	}
+	if n := w.l.Idle(); n != 1 {
+		t.Errorf("%d idle legs, want 1", n)
+	}
+}

@@ -81,6 +81,7 @@ func (l *Loop) rest(s *slot) bool {
 	}
 	s.far = 0
 	b.account, b.owner, b.since = nil, none, l.now
+	b.brew, b.relayed = 0, 0 // the list of those that simmer has its flow, not the next one
 	b.prev, b.next = p.last, 0
 	if p.last != 0 {
 		l.far(p.last - 1).next = k + 1
