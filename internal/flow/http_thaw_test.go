@@ -1,11 +1,13 @@
 package flow
 
 import (
+	"bytes"
 	"errors"
 	"strings"
 	"testing"
 
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
 
 	"github.com/holdfast-lb/holdfast/internal/frozen"
 	"github.com/holdfast-lb/holdfast/internal/h1"
@@ -126,7 +128,10 @@ func TestThawRefusesHTTP(t *testing.T) {
 		{"two backends", "awaiting", func(z *frozen.Flow) { z.Legs = append(z.Legs, &frozen.Leg{}) }, "backend legs"},
 		{"all was taken", "taking", func(z *frozen.Flow) { z.Client.Unsent = nil }, "over"},
 		{"no answer came, and no leg", "taking", func(z *frozen.Flow) { z.H1.Status = 0 }, "over"},
-		{"a response that is over", "response", func(z *frozen.Flow) { z.Client.Unsent, z.Legs = nil, httpSample(t, "awaiting").Legs; z.Endpoint = httpSample(t, "awaiting").Endpoint }, "over"},
+		{"a response that is over", "response", func(z *frozen.Flow) {
+			z.Client.Unsent, z.Legs = nil, httpSample(t, "awaiting").Legs
+			z.Endpoint = httpSample(t, "awaiting").Endpoint
+		}, "over"},
 		{"a broken leg, all was taken", "cut", func(z *frozen.Flow) { z.Client.Unsent = nil }, "over"},
 		{"octets behind half a body", "upload", func(z *frozen.Flow) { z.Client.H1.Unread = []byte("x") }, "unread"},
 		{"octets behind half a response", "response", func(z *frozen.Flow) { z.Legs[0].H1.Unread = []byte("x") }, "unread"},
@@ -181,63 +186,161 @@ func FuzzThawHTTP(f *testing.F) {
 		if proto.Unmarshal(octets, z) != nil {
 			return
 		}
-		known := httpObjects.Config
-		plain := z.Listener.GetName() == "plain"
-		if z.Listener != nil { // a fuzzer does not guess versions
-			l := known.Listeners[z.Listener.Name]
-			if l == nil {
-				l = known.Listeners["greeted"]
-			}
-			z.Listener = ref(l.Ref)
+		livesOn(t, z, code)
+	})
+}
+
+// livesOn thaws z, unless it is refused, and has what comes of it follow a
+// script; it moves after each step. It tells whether it was accepted.
+func livesOn(t testing.TB, z *frozen.Flow, code []byte) bool {
+	t.Helper()
+	known := httpObjects.Config
+	plain := z.Listener.GetName() == "plain"
+	if z.Listener != nil { // a fuzzer does not guess versions
+		l := known.Listeners[z.Listener.Name]
+		if l == nil {
+			l = known.Listeners["greeted"]
 		}
-		name := "many"
+		z.Listener = ref(l.Ref)
+	}
+	name := "many"
+	switch {
+	case plain:
+		name = "toldToo"
+	case z.Backend.GetName() == "told":
+		name = "told"
+	}
+	if z.Backend != nil {
+		z.Backend = ref(known.Backends[name].Ref)
+	}
+	if z.Endpoint != nil {
+		z.Endpoint = ref(known.Backends[name].Endpoints[z.Endpoint.Version%3].Ref)
+	}
+	s := compileHTTP(code)
+	w := newHTTPWorld(s)
+	w.f.Drop(&w.lender)
+	var err error
+	if w.f, err = Thaw(w.now, z, httpObjects); err != nil {
+		var no *frozen.Refused
+		if !errors.As(err, &no) {
+			t.Fatalf("%v is no refusal", err)
+		}
+		return false
+	}
+	if w.f.State() == Relaying && w.f.Endpoint() != nil {
+		w.backs = []*back{{endpoint: w.f.Endpoint()}}
+		w.cur = w.backs[0]
+		w.cur.room = 1 << 20
+	}
+	for side := Client; side <= Backend; side++ {
+		if k := w.leg(side); k != nil {
+			k.fin, k.shut, k.rst = w.f.Ended(side), w.f.Shut(side), isBroken(&w.f, side)
+		}
+	}
+	w.run()
+	for i := range s.hops {
+		w.Step(i)
+		for k := range w.Scratch() {
+			w.desk.Scratch[Headroom+k] = 0xA5
+		}
+		if w.f.State() == Done {
+			break
+		}
+		if again, ok, err := w.Freeze(); err != nil || !ok {
+			t.Fatalf("freeze: %t %v", ok, err)
+		} else if err := w.Thaw(again); err != nil {
+			t.Fatalf("a flow that was accepted is not when it moves on: %v", err)
+		}
+	}
+	return true
+}
+
+// A field of a frozen flow that is another than it was makes it be refused, or
+// else the flow lives all the same. Two at a time find more.
+func TestThawOfOtherFields(t *testing.T) {
+	accepted, refused := 0, 0
+	codes := []string{"\x60\x13\x03\x5b\x00\x69\x79\x43\x87\x07\x7b\x7b", "\x60\x88\x0b\x2b\x7b\x3b\x08\x7b", "\x61\x33\x87\x79\x00\x13\x07"}
+	for name := range httpSamples {
+		z := httpSample(t, name)
+		n := 0
+		each(z.ProtoReflect(), func(protoreflect.Message, protoreflect.FieldDescriptor) { n++ })
+		for i := range n * 4 {
+			for k, code := range codes {
+				c := proto.Clone(z).(*frozen.Flow)
+				change(c, i/4, uint64(i%4))
+				if k > 0 {
+					change(c, int(mix(uint64(i*k)))&0xff%n, mix(uint64(i+k))%4)
+				}
+				if livesOn(t, c, []byte(code)) {
+					accepted++
+				} else {
+					refused++
+				}
+				if t.Failed() {
+					t.Fatalf("%s with field %d changed, script %d: %v", name, i/4, k, c)
+				}
+			}
+		}
+	}
+	if accepted < 1000 || refused < 1000 {
+		t.Errorf("%d accepted, %d refused: that proves little", accepted, refused)
+	}
+}
+
+// each calls do for every field that m could have, and those of its messages.
+func each(m protoreflect.Message, do func(protoreflect.Message, protoreflect.FieldDescriptor)) {
+	fields := m.Descriptor().Fields()
+	for i := range fields.Len() {
+		f := fields.Get(i)
+		do(m, f)
 		switch {
-		case plain:
-			name = "toldToo"
-		case z.Backend.GetName() == "told":
-			name = "told"
-		}
-		if z.Backend != nil {
-			z.Backend = ref(known.Backends[name].Ref)
-		}
-		if z.Endpoint != nil {
-			z.Endpoint = ref(known.Backends[name].Endpoints[z.Endpoint.Version%3].Ref)
-		}
-		s := compileHTTP(code)
-		w := newHTTPWorld(s)
-		w.f.Drop(&w.lender)
-		var err error
-		if w.f, err = Thaw(w.now, z, httpObjects); err != nil {
-			var no *frozen.Refused
-			if !errors.As(err, &no) {
-				t.Fatalf("%v is no refusal", err)
+		case f.Kind() != protoreflect.MessageKind || !m.Has(f):
+		case f.IsList():
+			for i := range m.Get(f).List().Len() {
+				each(m.Get(f).List().Get(i).Message(), do)
 			}
+		default:
+			each(m.Get(f).Message(), do)
+		}
+	}
+}
+
+// change makes field number k of z another, in one of four ways.
+func change(z *frozen.Flow, k int, way uint64) {
+	n := 0
+	each(z.ProtoReflect(), func(m protoreflect.Message, f protoreflect.FieldDescriptor) {
+		if n++; n != k+1 {
 			return
 		}
-		if w.f.State() == Relaying && w.f.Endpoint() != nil {
-			w.backs = []*back{{endpoint: w.f.Endpoint()}}
-			w.cur = w.backs[0]
-			w.cur.room = 1 << 20
-		}
-		for side := Client; side <= Backend; side++ {
-			if k := w.leg(side); k != nil {
-				k.fin, k.shut, k.rst = w.f.Ended(side), w.f.Shut(side), isBroken(&w.f, side)
+		switch f.Kind() {
+		case protoreflect.MessageKind:
+			switch {
+			case way == 0:
+				m.Clear(f)
+			case f.IsList():
+				m.Mutable(f).List().AppendMutable()
+			default:
+				m.Mutable(f)
 			}
-		}
-		w.run()
-		for i := range s.hops {
-			w.Step(i)
-			for k := range w.Scratch() {
-				w.desk.Scratch[Headroom+k] = 0xA5
+		case protoreflect.BoolKind:
+			m.Set(f, protoreflect.ValueOfBool(!m.Get(f).Bool()))
+		case protoreflect.BytesKind:
+			was := m.Get(f).Bytes()
+			m.Set(f, protoreflect.ValueOfBytes([][]byte{nil, []byte("x"), append(bytes.Clone(was), "x"...), was[min(1, len(was)):]}[way]))
+		case protoreflect.Uint32Kind:
+			m.Set(f, protoreflect.ValueOfUint32([]uint32{0, 1, uint32(m.Get(f).Uint()) ^ 1<<(k%12), uint32(m.Get(f).Uint()) + 1}[way]))
+		case protoreflect.Uint64Kind:
+			m.Set(f, protoreflect.ValueOfUint64([]uint64{0, 1, 1 << 40, m.Get(f).Uint() + 1}[way]))
+		case protoreflect.Fixed64Kind:
+			m.Set(f, protoreflect.ValueOfUint64([]uint64{0, 1, 1 << 60, m.Get(f).Uint() + 1}[way]))
+		case protoreflect.EnumKind:
+			m.Set(f, protoreflect.ValueOfEnum([]protoreflect.EnumNumber{1, 2, 5, 7}[way]))
+		case protoreflect.StringKind:
+			if way == 0 {
+				m.Set(f, protoreflect.ValueOfString("web"))
 			}
-			if w.f.State() == Done {
-				break
-			}
-			if again, ok, err := w.Freeze(); err != nil || !ok {
-				t.Fatalf("freeze: %t %v", ok, err)
-			} else if err := w.Thaw(again); err != nil {
-				t.Fatalf("a flow that was accepted is not when it moves on: %v", err)
-			}
+		default:
+			panic(f.Kind())
 		}
 	})
 }

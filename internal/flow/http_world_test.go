@@ -785,6 +785,14 @@ func (w *httpWorld) Verify() error {
 				return fmt.Errorf("%d octets are due to the %v, its kernel has room for %d, nothing happens", len(wants.Out[s]), s, k.room-len(k.out))
 			}
 		}
+		// Nothing that could go on stands still.
+		idle := len(wants.Out[Client])+len(wants.Out[Backend])+len(w.pipes[Client])+len(w.pipes[Backend]) == 0
+		if b := w.cur; idle && b != nil && w.f.State() == Relaying && (len(b.in) > 0 || b.fin && !w.f.Ended(Backend)) {
+			return fmt.Errorf("leg %d is not read: %d octets, FIN %t", b.number, len(b.in), b.fin)
+		}
+		if k := &w.client; idle && (w.f.State() == Reading || w.f.State() == Lingering) && (len(k.in) > 0 || k.fin) {
+			return fmt.Errorf("the client is not read: %d octets, FIN %t", len(k.in), k.fin)
+		}
 		if wants.Deadline == 0 && w.f.Phase() != Tunnel && w.f.Phase() != Octets {
 			return errors.New("it may wait for ever")
 		}

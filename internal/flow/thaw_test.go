@@ -158,7 +158,7 @@ func TestThawRefuses(t *testing.T) {
 func TestEveryFieldIsDecided(t *testing.T) {
 	filled := map[string]bool{ // by the carrier, or by other names
 		"Leg.fd": true, "Leg.socket": true,
-		"H1.tunnel":  true, // a flow of HTTP without an exchange
+		"H1.tunnel":  true,                          // a flow of HTTP without an exchange
 		"H1.request": true, "H1.request_sent": true, // half.buf and off, of the backend leg
 	}
 	messages := map[string]protoreflect.MessageDescriptor{}
