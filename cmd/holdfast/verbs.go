@@ -282,6 +282,14 @@ func printStatus(s *node.Status) {
 	}
 	fmt.Printf("  accepted %d + arrived %d = ended %d (%s) + left %d + open %d\n",
 		s.Accepted, s.Arrived, sum, strings.Join(ended, ", "), s.Left, s.Flows)
+	if s.Requests > 0 {
+		var classes []string
+		for _, k := range sortedKeys(s.Responses) {
+			classes = append(classes, fmt.Sprintf("%s %d", k, s.Responses[k]))
+		}
+		fmt.Printf("  http     %d requests; %s; answered by ourselves %d, sent again %d, on pooled legs %d; %d legs idle\n",
+			s.Requests, strings.Join(classes, ", "), s.OwnAnswers, s.Repeated, s.Reused, s.IdleLegs)
+	}
 	var moves []string
 	for _, k := range []string{"config", "loop", "process", "host"} {
 		moves = append(moves, fmt.Sprintf("%s %d (%d flows)", k, s.Moves[k], s.MovedFlows[k]))
