@@ -38,6 +38,7 @@ type job struct {
 	transferOctets   int
 	visited          int      // of curl's visits; its witness alone writes it
 	browser          *browser // nil: none
+	reader           *reader
 
 	now     atomic.Int32 // a when
 	stage   atomic.Value // a string: where the run is
@@ -152,7 +153,8 @@ func (j *job) connect(p pace) (err error) {
 	j.keep("redis transaction", 0, multi.identity)
 	j.keep("redis messages", 20*time.Millisecond, func() (string, error) { return "", j.messages.publish() })
 	j.keep("WebSocket", 20*time.Millisecond, socket.identity)
-	j.keep("web pages", 10*time.Millisecond, newReader().identity)
+	j.reader = newReader("http://" + webVIP + "/article.txt")
+	j.keep("web pages", 10*time.Millisecond, j.reader.identity)
 	j.keep("curl", 0, j.curl)
 	if err := j.keepBrowser(); err != nil {
 		return err

@@ -3,8 +3,10 @@ package mainjob
 import (
 	"bufio"
 	"errors"
+	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"strings"
 	"testing"
 	"time"
@@ -103,5 +105,62 @@ func TestChannelHearsEachMessageOnce(t *testing.T) {
 		case <-time.After(5 * time.Second):
 			t.Fatalf("%s: still listening", name)
 		}
+	}
+}
+
+// A connection that the other end closes, or that carries more than responses,
+// is found; that Go's client may end one by itself is no fault of others.
+func TestReaderKnowsWhoEndsItsConnection(t *testing.T) {
+	answer := fmt.Sprintf("HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", len(article), article)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	// What the server does with its connections: the octets after a response, and
+	// "end".
+	does := make(chan string)
+	go func() { // ends with the listener
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() { // ends with the connection, which the client or "end" closes
+				defer func() { _ = c.Close() }()
+				for in := bufio.NewReader(c); ; {
+					if _, err := http.ReadRequest(in); err != nil {
+						return
+					}
+					what := <-does
+					_, _ = io.WriteString(c, answer+strings.TrimSuffix(what, "end"))
+					if strings.HasSuffix(what, "end") {
+						return
+					}
+				}
+			}()
+		}
+	}()
+	r := newReader("http://" + l.Addr().String() + "/")
+	defer r.client.CloseIdleConnections()
+	ask := func(what string) (string, error) {
+		go func() { does <- what }() // ends when the request has come
+		return r.identity()
+	}
+	first, err := ask("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.client.CloseIdleConnections()
+	if same, err := ask("end"); err != nil || same != first || r.gaveUp != 1 {
+		t.Fatalf("the client's own end: %q after %q, %d given up, %v", same, first, r.gaveUp, err)
+	}
+	if other, err := ask(""); err != nil || other == first || r.gaveUp != 1 {
+		t.Errorf("the server's end: %q after %q, %d given up, %v", other, first, r.gaveUp, err)
+	}
+	was := r.name
+	_, err = ask("x")
+	if now, next := ask(""); err == nil && next == nil && now == was {
+		t.Error("an octet more than the response was not noticed")
 	}
 }

@@ -2,6 +2,7 @@ package mainjob
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -13,6 +14,8 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/holdfast-lb/holdfast/internal/lab"
@@ -113,22 +116,91 @@ func (t *tunnel) identity() (string, error) {
 // one without a word.
 type reader struct {
 	client *http.Client
+	url    string
 	asked  int
+	name   string    // of the first connection
+	on     *readerOn // the one in use
+	most   int       // octets of a response with its head, which are always as many
+	gaveUp int       // connections that the client closed of itself
 }
 
-func newReader() *reader {
-	return &reader{client: &http.Client{Transport: &http.Transport{MaxConnsPerHost: 1, DisableCompression: true}, Timeout: answerTime}}
+// readerOn is a connection of a reader.
+type readerOn struct {
+	net.Conn
+	octets atomic.Int64  // that came since a response was whole
+	ended  chan struct{} // closed by the client's Close
+	once   sync.Once
+	mu     sync.Mutex // guards broken
+	broken error      // what it met before it closed
+}
+
+func (c *readerOn) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	c.octets.Add(int64(n))
+	c.note(err)
+	return n, err
+}
+
+func (c *readerOn) Write(b []byte) (int, error) {
+	n, err := c.Conn.Write(b)
+	c.note(err)
+	return n, err
+}
+
+func (c *readerOn) note(err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	select {
+	case <-c.ended:
+	default:
+		if c.broken == nil {
+			c.broken = err
+		}
+	}
+}
+
+func (c *readerOn) Close() error {
+	c.once.Do(func() { close(c.ended) })
+	return c.Conn.Close()
+}
+
+// gaveUp tells that nobody but the client ended the connection. On a busy
+// machine Go's does so to one that is well, a balancer or none: when its writer
+// is not heard of within 50 ms of the response (maxWriteWaitBeforeConnReuse in
+// net/http).
+func (c *readerOn) gaveUp() bool {
+	select {
+	case <-c.ended:
+	case <-time.After(answerTime): // it may open another one before it closes this
+		return false
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.broken == nil && c.octets.Load() == 0 // it also ends one that says what was not asked for
+}
+
+func newReader(url string) *reader {
+	dial := func(ctx context.Context, network, address string) (net.Conn, error) {
+		var d net.Dialer
+		c, err := d.DialContext(ctx, network, address)
+		if err != nil {
+			return nil, err
+		}
+		return &readerOn{Conn: c, ended: make(chan struct{})}, nil
+	}
+	transport := &http.Transport{MaxConnsPerHost: 1, DisableCompression: true, DialContext: dial}
+	return &reader{url: url, client: &http.Client{Transport: transport, Timeout: answerTime}}
 }
 
 // identity reads an article. The connection is known by its own end.
 func (r *reader) identity() (string, error) {
-	local := ""
-	req, err := http.NewRequest(http.MethodGet, "http://"+webVIP+"/article.txt", nil)
+	var on *readerOn
+	req, err := http.NewRequest(http.MethodGet, r.url, nil)
 	if err != nil {
 		return "", err
 	}
 	req = req.WithContext(httptrace.WithClientTrace(req.Context(), &httptrace.ClientTrace{
-		GotConn: func(c httptrace.GotConnInfo) { local = c.Conn.LocalAddr().String() },
+		GotConn: func(c httptrace.GotConnInfo) { on, _ = c.Conn.(*readerOn) },
 	}))
 	res, err := r.client.Do(req)
 	if err != nil {
@@ -137,10 +209,31 @@ func (r *reader) identity() (string, error) {
 	b, err := io.ReadAll(res.Body)
 	_ = res.Body.Close()
 	r.asked++
-	if err != nil || res.StatusCode != http.StatusOK || !bytes.Equal(b, article) {
-		return "", fmt.Errorf("Go's client: request %d: status %d, %d octets: %w", r.asked, res.StatusCode, len(b), orUnexpected(err))
+	if err != nil || res.StatusCode != http.StatusOK || res.Close || !bytes.Equal(b, article) {
+		return "", fmt.Errorf("Go's client: request %d: status %d, %d octets, to be closed: %v: %w", r.asked, res.StatusCode, len(b), res.Close, orUnexpected(err))
 	}
-	return local, nil
+	return r.judge(on)
+}
+
+// judge compares the connection of a response with that of the one before.
+func (r *reader) judge(on *readerOn) (string, error) {
+	octets := int(on.octets.Swap(0))
+	if r.on == nil {
+		r.most = octets
+	}
+	if octets != r.most {
+		// More than was asked for makes Go's client close, too.
+		return "", fmt.Errorf("Go's client: request %d: %d octets came, with the first response it was %d", r.asked, octets, r.most)
+	}
+	switch was := r.on; {
+	case was == on:
+	case was != nil && was.gaveUp():
+		r.gaveUp++
+	default:
+		r.name = on.LocalAddr().String()
+	}
+	r.on = on
+	return r.name, nil
 }
 
 // visit is one run of curl and what it must say.
@@ -255,5 +348,8 @@ func (j *job) judgeWeb() {
 	}
 	j.v.zero("wrong octets at the web servers", faults)
 	j.v.figure("curl_visits", j.visited)
+	if j.reader != nil {
+		j.v.figure("connections_given_up_by_client", j.reader.gaveUp)
+	}
 	j.v.must(j.visited >= len(visits()), "curl's visits", fmt.Sprint(j.visited), "each kind once, and right")
 }
