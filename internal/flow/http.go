@@ -936,6 +936,11 @@ func (f *Flow) broke(now Instant, e *Event) {
 	case f.endpoint == nil: // its part is over
 	case x.status == 0:
 		f.unanswered(now, e.Desk, 502, BackendReset)
+	case x.body[Backend].Done():
+		// It has answered in full and takes no more of the request. The client's
+		// due is whole.
+		x.flags |= deafened | spoilt
+		f.legs[Backend].drop(e.Desk.Lender)
 	default:
 		x.flags |= spoilt
 		f.truncated()
