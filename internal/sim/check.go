@@ -168,8 +168,8 @@ func (w *World) stuckFlow(p *Proc, l *loop.Loop, i uint32) {
 			legs[s] = p.fds.sock(fd, "look")
 		}
 	}
-	if f.Speaks() == config.HTTP && f.State() != flow.Dialing && f.State() != flow.Queued {
-		w.stuckWeb(f, legs)
+	if f.Phase() != flow.Tunnel && f.Speaks() == config.HTTP && f.State() != flow.Dialing && f.State() != flow.Queued {
+		w.stuckWeb(f, legs, l.Kind(i))
 		return
 	}
 	switch f.State() {

@@ -32,6 +32,9 @@ func scenario(seed uint64) Scenario {
 	if seed%40 == 13 {
 		sc.Flood, sc.Clients = true, 3
 	}
+	if seed%2 == 0 && !sc.Flood {
+		sc.Web, sc.Clients = sc.Clients, sc.Clients/3
+	}
 	if seed%11 == 5 {
 		sc.FaultOdds = 300
 	}

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/holdfast-lb/holdfast/internal/flow"
+	"github.com/holdfast-lb/holdfast/internal/loop"
 	"github.com/holdfast-lb/holdfast/internal/sock"
 )
 
@@ -21,6 +22,7 @@ type web struct {
 	clients  []*webClient
 	servers  []*webServer
 	active   []webPeer // that have not come to their end
+	room     []byte    // for whoever reads or writes now
 
 	idleDeaths int    // servers that ended a connection between two requests, or said what nobody asked
 	unsafe502  []*ask // requests that could not be sent again and were answered 502 without a reason that is known
@@ -59,7 +61,7 @@ var webVIPs = [...]netip.AddrPort{netip.MustParseAddrPort("10.0.0.5:81"), netip.
 
 func newWeb(w *World, sc Scenario) *web {
 	r := w.net.rng
-	h := &web{w: w}
+	h := &web{w: w, room: make([]byte, 70000)}
 	h.shape = webShape{
 		endpoints: 1 + r.IntN(3), queue: 200,
 		onChange: []string{"keep", "adopt", "close"}[r.IntN(3)], balance: []string{"least", "round-robin"}[r.IntN(2)],
@@ -257,7 +259,7 @@ func (h *web) checkFlow(f *flow.Flow, c, b *Sock) {
 
 // stuckWeb wants that a flow for which nothing can happen but by the clock
 // wants nothing that could be had.
-func (w *World) stuckWeb(f *flow.Flow, legs [2]*Sock) {
+func (w *World) stuckWeb(f *flow.Flow, legs [2]*Sock, kind string) {
 	var wants flow.Wants
 	f.Wants(&wants)
 	for s := flow.Client; s <= flow.Backend; s++ {
@@ -271,7 +273,7 @@ func (w *World) stuckWeb(f *flow.Flow, legs [2]*Sock) {
 			w.fail("lost wakeup: flow %x, %v: %d octets are due to the %v, which has room for %d", f.ID(), f.Phase(), len(wants.Out[s]), s, leg.free())
 		case wants.Shut[s]:
 			w.fail("flow %x: FIN to the %v is not sent", f.ID(), s)
-		case wants.Relay[s] && legs[s.Other()] != nil && !legs[s.Other()].roomy():
+		case kind == loop.KindHTTPSplice && legs[s.Other()] != nil && !legs[s.Other()].roomy():
 			// A pipe may be full of what the other leg does not take.
 		case wants.Read[s] && leg.mask()&sock.Readable != 0:
 			w.fail("lost wakeup: flow %x, phase %d: %d octets of the %v are not read, FIN %t RST %t", f.ID(), f.Phase(), len(leg.rcv), s, leg.finIn, leg.dead)

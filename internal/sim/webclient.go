@@ -260,7 +260,7 @@ func (c *webClient) say(last bool) bool {
 		}
 		return n > 0
 	case c.tube != nil && c.tube.open:
-		did, e := c.tube.say(c.s, p.mouth)
+		did, e := c.tube.say(c.s, c.h.room[:p.mouth])
 		if e != 0 && !did {
 			return c.s.dead && c.lost()
 		}
@@ -327,7 +327,7 @@ func (c *webClient) hear(last bool) bool {
 		c.sleeps = w.net.now.Add(time.Duration(1+w.net.rng.IntN(1000)) * time.Millisecond)
 		return true
 	}
-	b := make([]byte, c.plan.gulp)
+	b := c.h.room[:c.plan.gulp]
 	n, e := c.s.recv(b)
 	switch {
 	case n > 0:

@@ -136,7 +136,7 @@ func (p *webServer) say(last bool) bool {
 		p.die(p.byRST)
 		return true
 	case p.tube != nil:
-		did, e := p.tube.say(p.s, p.mouth)
+		did, e := p.tube.say(p.s, p.h.room[:p.mouth])
 		if e != 0 && !did {
 			return p.s.dead && p.lost()
 		}
@@ -197,7 +197,7 @@ func (p *webServer) hear() bool {
 	if p.answering && len(p.out) == 0 && p.cut == 0 && !p.drains {
 		p.answered() // before it hears what comes next
 	}
-	b := make([]byte, p.gulp)
+	b := p.h.room[:p.gulp]
 	n, e := p.s.recv(b)
 	switch {
 	case n > 0:
@@ -467,12 +467,12 @@ func (t *tube) String() string {
 	return fmt.Sprintf("open %t said %d of %d got %d of %d shut %t fin %t", t.open, t.said, t.total, t.got, t.peerTotal, t.shut, t.fin)
 }
 
-func (t *tube) say(s *Sock, mouth int) (bool, sock.Errno) {
+func (t *tube) say(s *Sock, room []byte) (bool, sock.Errno) {
 	switch {
 	case t.shut:
 		return false, 0
 	case t.said < t.total:
-		b := make([]byte, min(mouth, t.total-t.said, s.free()+1))
+		b := room[:min(len(room), t.total-t.said, s.free()+1)]
 		fill(b, t.key, t.said)
 		n, e := s.send(b)
 		t.said += n

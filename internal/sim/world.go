@@ -316,6 +316,9 @@ func (w *World) Run(sc Scenario) error {
 			for _, k := range l.Slots(0, nil) {
 				f := l.Flow(k)
 				fmt.Fprintf(&b, "  %s loop %d: flow %x, %s (%v), %d requests; client leg %v, backend leg %v\n", p.name, i, f.ID(), l.Kind(k), f.State(), f.Requests(), p.fds.look(l.Leg(k, flow.Client)), p.fds.look(l.Leg(k, flow.Backend)))
+				if z, err := f.Freeze(w.net.now); err == nil && z.H1 != nil {
+					fmt.Fprintf(&b, "    %.2000v\n", z)
+				}
 			}
 		}
 	}
@@ -325,6 +328,7 @@ func (w *World) Run(sc Scenario) error {
 		}
 	}
 	if w.web != nil {
+		fmt.Fprintf(&b, "  the configuration of HTTP: %+v\n", w.web.shape)
 		for _, p := range w.web.active {
 			if !p.ended() {
 				fmt.Fprintf(&b, "  %v\n", p)
