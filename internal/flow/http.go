@@ -611,7 +611,9 @@ func (f *Flow) lingering(now Instant, e *Event) {
 func (f *Flow) over(now Instant, d *Desk) {
 	x := f.x
 	switch {
-	case x.flags&last != 0 && (x.flags&(parting|bad) != parting || !x.body[Client].Done() || len(x.in[Client].rest()) > 0):
+	case x.flags&last != 0 && (x.flags&(parting|bad) != parting || x.body[Client].Framing() != h1.NoBody || len(x.in[Client].rest()) > 0):
+		// Who asked for the end says no more, but for what some say behind a body:
+		// an empty line (RFC 9112, section 2.2).
 		f.at = now.Add(LingerMax)
 		f.become(Lingering)
 		f.legs[Backend].drop(d.Lender)
