@@ -294,6 +294,9 @@ func (l *Loop) exchange(i uint32, s *slot, w *flow.Wants, budget *int) bool {
 		}
 		if w.Read[side] && g.has(readable) {
 			if l.read(i, s, side) {
+				if !s.flow.Unsettled() {
+					*budget -= flow.BlockBytes // thrown away: what is passed on counts when it is sent
+				}
 				return true
 			}
 			continue
