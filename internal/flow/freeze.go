@@ -92,6 +92,12 @@ func (f *Flow) freezeExchange(out *frozen.Flow) {
 	if b.keep {
 		out.H1.Request, out.H1.RequestSent = b.buf, b.off
 	}
+	if planted.Bug(36) {
+		out.H1.Flags &^= uint32(last)
+	}
+	if planted.Bug(44) {
+		out.H1.Flags &^= uint32(spoilt)
+	}
 	if cap(b.buf) <= BlockBytes {
 		out.H1.Request = append([]byte(nil), out.H1.Request...)
 	}
@@ -108,6 +114,10 @@ func (x *exchange) freeze(s Side) *frozen.H1Leg {
 	in := &x.in[s]
 	z := &frozen.H1Leg{Unread: append([]byte(nil), in.rest()...), Scanned: in.scanned, Body: x.body[s].Freeze()}
 	planted.Cut(31, &z.Unread)
+	planted.Zero(33, &z.Body)
+	if planted.Bug(34) {
+		z.Scanned = uint32(len(z.Unread))
+	}
 	return z
 }
 

@@ -436,7 +436,7 @@ func (f *Flow) request(now Instant, d *Desk, h *h1.Head, size int) {
 	p := party{client: f.client.AddrPort().Addr(), port: f.client.AddrPort().Port(), vip: f.listener.VIP, id: f.id, number: uint64(f.requests)}
 	p.trusted = len(rules.Trust) > 0 && trusts(rules, p.client)
 	head := appendRequest(d.Build[:0], h, rules, rt, &p)
-	if h.Method.Idempotent() && x.body[Client].Done() && x.flags&upgrading == 0 {
+	if (h.Method.Idempotent() || planted.Bug(35)) && x.body[Client].Done() && x.flags&upgrading == 0 {
 		x.flags |= repeatable
 	}
 	rest := in.rest()
@@ -812,7 +812,7 @@ func (f *Flow) response(now Instant, e *Event) {
 			return
 		}
 		if h.Status < 200 {
-			if x.minor > 0 { // RFC 9110, section 15.2: none to HTTP/1.0
+			if x.minor > 0 && !planted.Bug(42) { // RFC 9110, section 15.2: none to HTTP/1.0
 				if len(out)+size > cap(out)/2 {
 					f.answer(now, d, 502, BadResponse) // no end of them
 					return
@@ -952,7 +952,7 @@ func (f *Flow) broke(now Instant, e *Event) {
 // truncated: the response ends before its end. What came of it is the client's
 // due, and then RST: it must not take it for all.
 func (f *Flow) truncated() {
-	f.legs[Backend].broken = true
+	f.legs[Backend].broken = !planted.Bug(40)
 	f.x.flags |= last
 }
 
@@ -967,6 +967,9 @@ func (f *Flow) unanswered(now Instant, d *Desk, status int, c Cause) {
 	d.Tally.Repeated++
 	x.flags = x.flags&^(reused|deafened|spoilt) | fresh
 	b.off, b.ended, b.broken = 0, false, false
+	if planted.Bug(37) {
+		b.off = 1
+	}
 	b.received, b.sent = 0, 0
 	f.endpoint, f.reusable = nil, false
 	f.at = after(now, f.backend.QueueTime)
@@ -993,9 +996,9 @@ func (f *Flow) progress(now Instant, d *Desk) {
 	// All of the response is here. The leg is free for others as soon as all of
 	// the request is there.
 	if f.endpoint != nil {
-		whole := x.body[Client].Done() && len(b.due()) == 0 && x.flags&deafened == 0
+		whole := (x.body[Client].Done() || planted.Bug(39)) && len(b.due()) == 0 && x.flags&deafened == 0
 		if whole || len(c.due()) == 0 {
-			f.reusable = whole && x.flags&spoilt == 0 && !planted.Bug(30)
+			f.reusable = whole && (x.flags&spoilt == 0 || planted.Bug(30))
 			f.endpoint = nil
 			b.drop(d.Lender)
 		}

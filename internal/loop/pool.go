@@ -71,7 +71,10 @@ func (l *Loop) rest(s *slot) bool {
 		if _, e := l.k.Peek(b.fd); e != sock.Again {
 			return false
 		}
-		l.drained(b.owner, s, flow.Backend)
+		if l.drained(b.owner, s, flow.Backend); planted.Bug(43) && p.n > 0 {
+			b.is |= muted
+			l.rewatch(b.owner, s, flow.Backend)
+		}
 	}
 	if !b.lively {
 		b.lively = true

@@ -62,6 +62,21 @@ var All = []string{
 	"a bulk transfer whose pipe is full is not taken up again",
 	"the gate is not left when a flow ends",
 	"age is lost on a move",
+	"a leg is pooled although its server said that it ends",
+	"freeze loses the last octet of half a head",
+	"a pooled leg is not looked at before a request that can be sent but once",
+	"freeze forgets how a body is framed",
+	"freeze says that all of half a head was scanned",
+	"any method may be sent again",
+	"freeze forgets that the connection ends with this response",
+	"what is sent again lacks its first octet",
+	"a leg that was dialled for another version of its endpoint is pooled",
+	"a leg is pooled although the request is not whole",
+	"a response that was cut off is not reset",
+	"what is sent again may go to a pooled leg",
+	"interim answers are not passed on",
+	"a leg goes to its pool muted",
+	"freeze forgets that the leg is good for nothing more",
 }
 
 // Record writes rows into the section of docs/planted-bugs.md that begins and
