@@ -970,6 +970,9 @@ func (f *Flow) unanswered(now Instant, d *Desk, status int, c Cause) {
 	if planted.Bug(37) {
 		b.off = 1
 	}
+	if planted.Bug(41) {
+		x.flags &^= fresh
+	}
 	b.received, b.sent = 0, 0
 	f.endpoint, f.reusable = nil, false
 	f.at = after(now, f.backend.QueueTime)
