@@ -10,8 +10,8 @@ import (
 	"github.com/holdfast-lb/holdfast/internal/planted"
 )
 
-// ours are the planted bugs that lie in this package.
-var ours = []int{1, 2, 3, 4, 5, 17, 21, 29}
+// lieHere are the planted bugs that lie in this package.
+var lieHere = []int{1, 2, 3, 4, 5, 17, 21, 29}
 
 // catcher keeps what a test that has to fail says.
 type catcher struct {
@@ -34,7 +34,7 @@ func (c *catcher) Fatalf(format string, args ...any) {
 func TestPlanted(t *testing.T) {
 	const scripts = 400
 	var rows []string
-	for _, n := range ours {
+	for _, n := range lieHere {
 		planted.Set(n)
 		c := &catcher{TB: t}
 		k := 0
