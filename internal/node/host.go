@@ -827,7 +827,7 @@ func (t *hostTaker) restore(batch *frozen.Batch) error {
 		prepared[x] = true
 	}
 	for _, z := range batch.Flows {
-		for _, g := range append([]*frozen.Leg{z.Client}, z.Legs...) {
+		for _, g := range connected(z) {
 			s := new(tcprepair.State)
 			if err := s.UnmarshalBinary(g.Socket); err != nil {
 				return &frozen.Refused{What: "socket", Why: err.Error()}
@@ -847,6 +847,16 @@ func (t *hostTaker) restore(batch *frozen.Batch) error {
 		}
 	}
 	return nil
+}
+
+// connected are the legs of a flow that have a socket to be restored. One that
+// is still to be dialled may have octets that came behind a PROXY header.
+func connected(z *frozen.Flow) []*frozen.Leg {
+	legs := []*frozen.Leg{z.Client}
+	if flow.State(z.State) == flow.Relaying {
+		legs = append(legs, z.Legs...)
+	}
+	return legs
 }
 
 // unsend takes back the octets of a request that its restored leg did not take:
@@ -884,7 +894,7 @@ func (t *hostTaker) commit() error {
 		}
 	}
 	for _, z := range batch.Flows {
-		for _, g := range append([]*frozen.Leg{z.Client}, z.Legs...) {
+		for _, g := range connected(z) {
 			// What the restored socket did not take back goes before all that
 			// was not sent: its order in the stream.
 			if rest := rests[g.Fd-1]; len(rest) > 0 {
