@@ -294,9 +294,10 @@ func (j *job) curl() (string, error) {
 	return "", nil
 }
 
-// transferRate is that of the long transfers, in octets a second. The kernels
-// between a server and a slow reader hold some 10 MB; a rate that takes longer
-// over them than timeouts.body is for a lab of its own.
+// transferRate is that of the long transfers, in octets a second. curl keeps to
+// it by reading up to 10 MB at once (100 times 100 KiB) and then nothing until
+// that was slow enough: at 256 KiB/s nothing at all for 39 s, which is longer
+// than timeouts.body.
 const transferRate = 1 << 20
 
 // startTransfers lets curl download and upload for about d, in one request
