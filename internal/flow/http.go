@@ -258,8 +258,12 @@ func (f *Flow) reading(now Instant, e *Event) {
 		f.x.in[Client].fill(e.Octets, e.Desk.Lender)
 		f.digest(now, e.Desk)
 	case Wrote:
-		if f.took(e); len(f.legs[Client].due()) == 0 && len(f.x.in[Client].rest()) == 0 && f.x.flags&greeting == 0 {
-			f.rest(e.Desk.Lender)
+		f.took(e)
+		if len(f.x.in[Client].rest()) == 0 && f.x.flags&greeting == 0 {
+			f.at = after(now, idleTimeout(f.listener.Rules)) // it still reads
+			if len(f.legs[Client].due()) == 0 {
+				f.rest(e.Desk.Lender)
+			}
 		}
 	case Resumed:
 		f.digest(now, e.Desk)
@@ -274,7 +278,8 @@ func (f *Flow) reading(now Instant, e *Event) {
 		switch {
 		case f.work == nil || len(f.x.in[Client].rest()) == 0:
 			f.end(IdleTimeout)
-			f.gentle = true
+			// FIN would say that a response which is still due was sent.
+			f.gentle = f.work == nil || len(f.legs[Client].due()) == 0
 		case f.x.flags&greeting != 0:
 			f.end(HeadTimeout)
 		default:
