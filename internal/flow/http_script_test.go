@@ -66,10 +66,14 @@ func parseHTTP(text string) (*httpScript, error) {
 		}
 		o.verb = words[0]
 		switch o.verb {
-		case "asks":
+		case "asks", "asks-also": // with what the client said before, in one piece
 			r, now, then := ask(words[1:])
 			later = then
 			s.asked = append(s.asked, r)
+			if n := len(s.hops); n > 0 && words[0] == "asks-also" && s.hops[n-1].verb == "says" && s.hops[n-1].side == Client {
+				s.hops[n-1].text += now
+				continue
+			}
 			o = hop{verb: "says", text: now, arg: strings.Join(words[1:], " ")}
 		case "goes-on": // with the content that it held back
 			o = hop{verb: "says", text: later, arg: "the rest"}
@@ -86,7 +90,7 @@ func parseHTTP(text string) (*httpScript, error) {
 			}
 			o.text = quoted
 			s.raw = s.raw || o.side == Client
-		case "answers", "dialed":
+		case "answers", "mutters", "dialed":
 			if len(words) > 1 {
 				o.arg = words[1]
 			}
@@ -135,7 +139,7 @@ func (s *httpScript) stretch() {
 // said is about how many octets a peer says by o.
 func (o hop) said() int {
 	switch o.verb {
-	case "answers":
+	case "answers", "mutters":
 		return len(answer(o.arg, o.n, "GET", "/some")) + o.n
 	case "body":
 		return o.n

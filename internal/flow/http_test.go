@@ -177,10 +177,15 @@ func compileHTTP(code []byte) *httpScript {
 				method, rest, _ := strings.Cut(wish, " ")
 				closed = strings.Contains(wish, "upgrade")
 				held = strings.Contains(wish, "expect") || strings.Contains(wish, "later")
-				fmt.Fprintf(&b, "client asks %s %s%d %s\n", method, prefixes[(int(c)*7+i)%len(prefixes)*int(c&1)], i, rest)
+				verb := []string{"asks", "asks-also", "asks-also"}[c&15]
+				fmt.Fprintf(&b, "client "+verb+" %s %s%d %s\n", method, prefixes[(int(c)*7+i)%len(prefixes)*int(c&1)], i, rest)
 			}
 		case 3, 4, 5:
-			fmt.Fprintf(&b, "backend answers %s\n", replies[c>>4])
+			verb := "answers"
+			if c&15 == 5 {
+				verb = "mutters"
+			}
+			fmt.Fprintf(&b, "backend %s %s\n", verb, replies[c>>4])
 		case 6:
 			noise := noises[c>>4]
 			if strings.HasPrefix(noise, "client says") && closed {

@@ -81,6 +81,7 @@ type back struct {
 	number     int
 	endpoint   *config.Endpoint
 	pending    []byte // what the server is about to say
+	muttering  bool   // and only says with what comes next
 	slow       bool   // the server takes octets only when the script says so
 	idle       bool   // between two flows' requests, in the pool
 	told       bool   // a PROXY header comes first
@@ -113,7 +114,7 @@ func (o hop) String() string {
 	switch o.verb {
 	case "says", "takes", "room", "fin", "rst", "slow", "body", "vanishes":
 		who = o.side.String() + " "
-	case "answers":
+	case "answers", "mutters":
 		who = "backend "
 	}
 	out := who + o.verb
@@ -238,9 +239,10 @@ func (w *httpWorld) Step(i int) {
 			b.pending = append(b.pending, octets(Backend, b.tunneled, o.n)...)
 			b.tunneled += o.n
 		}
-	case "answers":
+	case "answers", "mutters":
 		if b != nil && !b.fin && !b.rst {
 			w.answers(b, o.arg, o.n)
+			b.muttering = o.verb == "mutters"
 		}
 	case "fin":
 		w.beatAll(o.side)
@@ -357,7 +359,10 @@ func (w *httpWorld) beat() {
 	}
 	say(&w.client, &w.pending)
 	for _, b := range w.backs {
-		say(&b.kern, &b.pending)
+		if !b.muttering {
+			say(&b.kern, &b.pending)
+		}
+		b.muttering = false
 	}
 }
 
