@@ -12,9 +12,11 @@ import (
 
 // Backend legs that are idle between requests belong to the loop. A pool holds
 // those that any flow may take which would dial the same: the same version of
-// an endpoint, from the same address. (A leg that was dialled for VIP v is not
-// used for VIP w, else it could not move with w.) The latest comes first, so
-// what is too many grows old and is closed.
+// an endpoint, from the same address, within the same ports and with the same
+// bounds. (A leg that was dialled for VIP v is not used for VIP w, else it could
+// not move with w; nor is one for a listener whose flows move, unless it was
+// dialled for that.) The latest comes first, so what is too many grows old and
+// is closed.
 
 // idle are all idle legs of a loop.
 type idle struct {
@@ -27,6 +29,9 @@ type idle struct {
 type pool struct {
 	endpoint     *config.Endpoint
 	source       netip.Addr
+	portMin      uint16 // of sock.DialSpec, as are the next
+	portMax      uint16
+	mss, buffer  int
 	policy       *config.Backend // whose limits hold
 	oldest, last uint32
 	n            int
@@ -47,14 +52,20 @@ func (l *Loop) pool(s *slot) *pool {
 	e := s.flow.Endpoint()
 	first := l.idle.pools[e]
 	for p := first; p != nil; p = p.next {
-		if p.source == l.spec.Source {
+		if p.dials(&l.spec) {
 			p.policy = b
 			return p
 		}
 	}
-	p := &pool{endpoint: e, source: l.spec.Source, policy: b, next: first}
+	x := &l.spec
+	p := &pool{endpoint: e, source: x.Source, portMin: x.PortMin, portMax: x.PortMax, mss: x.MSS, buffer: x.Buffer, policy: b, next: first}
 	l.idle.pools[e] = p
 	return p
+}
+
+// dials tells whether the legs of p were dialled as x says.
+func (p *pool) dials(x *sock.DialSpec) bool {
+	return p.source == x.Source && p.portMin == x.PortMin && p.portMax == x.PortMax && p.mss == x.MSS && p.buffer == x.Buffer
 }
 
 // rest puts the leg that a flow leaves into its pool; false if it may not.
