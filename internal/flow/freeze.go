@@ -115,9 +115,6 @@ func (x *exchange) freeze(s Side) *frozen.H1Leg {
 	z := &frozen.H1Leg{Unread: append([]byte(nil), in.rest()...), Scanned: in.scanned, Body: x.body[s].Freeze()}
 	planted.Cut(31, &z.Unread)
 	planted.Zero(33, &z.Body)
-	if planted.Bug(34) {
-		z.Scanned = uint32(len(z.Unread))
-	}
 	return z
 }
 
@@ -269,7 +266,7 @@ func (f *Flow) thawExchange(z *frozen.Flow) error {
 		b.buf, b.off = h.Request[:len(h.Request):len(h.Request)], h.RequestSent
 		b.lent = len(b.buf) > BlockBytes
 	}
-	b.keep = len(h.Request) > 0 && x.flags&repeatable != 0
+	b.keep = !planted.Bug(34) && len(h.Request) > 0 && x.flags&repeatable != 0
 	whole := len(b.due()) == 0 && b.off > 0
 	over := &x.body[Backend]
 	switch c, b := len(x.in[Client].rest()), len(x.in[Backend].rest()); {

@@ -66,7 +66,7 @@ var All = []string{
 	"freeze loses the last octet of half a head",
 	"a pooled leg is not looked at before a request that can be sent but once",
 	"freeze forgets how a body is framed",
-	"freeze says that all of half a head was scanned",
+	"thaw forgets that a request may have to be sent again",
 	"any method may be sent again",
 	"freeze forgets that the connection ends with this response",
 	"what is sent again lacks its first octet",
