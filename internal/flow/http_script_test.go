@@ -334,7 +334,7 @@ func (b *back) requestsIn(octets []byte) (all []heard, rest []byte, err error) {
 		h.whole = err == nil
 		all = append(all, h)
 		if !h.whole {
-			if err != io.ErrUnexpectedEOF {
+			if !strings.Contains(err.Error(), "unexpected EOF") { // it has several
 				return nil, nil, fmt.Errorf("leg %d: %w", b.number, err)
 			}
 			return all, nil, nil

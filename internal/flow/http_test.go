@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -285,4 +286,45 @@ func randomHTTP(seed uint64) *httpScript {
 		}
 	}
 	return compileHTTP(code)
+}
+
+// Either side may end at any point of an exchange, by FIN or by RST, or vanish:
+// what was cut never looks whole, and nothing is sent twice that may not be.
+func TestHTTPEndsAnywhere(t *testing.T) {
+	for _, text := range []string{
+		"client asks POST /1 chunks=2,30 ext\nbackend answers chunks 20\nclient asks GET /2\nbackend answers len 20",
+		"client asks PUT /1 len=30 expect\nbackend answers continue\nclient goes-on\nbackend answers len 5\nclient asks POST /2\nbackend answers 204",
+		"client asks GET /1 1.0 keep\nbackend answers hints\nbackend answers old-keep 9\nclient asks HEAD /2 1.0\nbackend answers chunks 30",
+		"client asks GET /1 upgrade=websocket\nbackend answers switch 20\nclient body 20\nbackend body 20",
+		"listener greeted\nclient greets v2\nclient asks GET /told/1\nbackend answers bye 9",
+		"client slow\nclient room 40\nclient asks GET /1\nbackend answers chunks 30\nclient takes 50\nclient room 1000\nclient takes 300",
+	} {
+		base, err := parseHTTP("pace 3 5\n" + text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, end := range []hop{
+			{verb: "fin", arg: "now"}, {verb: "rst", arg: "now"}, {verb: "vanishes"},
+			{verb: "fin", side: Backend, arg: "now"}, {verb: "rst", side: Backend, arg: "now"}, {verb: "vanishes", side: Backend},
+		} {
+			for k := range base.hops {
+				if testing.Short() && k%4 != 0 {
+					continue
+				}
+				s := *base
+				s.hops = slices.Insert(slices.Clone(base.hops), k, end)
+				s.hops = append(s.hops, hop{verb: "wait", n: 10000}, hop{verb: "tick"}, hop{verb: "wait", n: 20000}, hop{verb: "wait", n: 60000}, hop{verb: "tick"})
+				w := newHTTPWorld(&s)
+				stayed := frozentest.Run(t, w, "unmoved", frozentest.Never)
+				if w.f.State() != Done {
+					t.Fatalf("it never ends: %s\n%s", w.Observe(), &s)
+				}
+				for i, seen := range frozentest.Run(t, newHTTPWorld(&s), "moved", frozentest.Always) {
+					if seen != stayed[i] {
+						t.Fatalf("%v at %d, after step %d\nunmoved %s\n  moved %s\n%s", end, k, i, stayed[i], seen, &s)
+					}
+				}
+			}
+		}
+	}
 }

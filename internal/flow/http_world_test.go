@@ -245,7 +245,7 @@ func (w *httpWorld) Step(i int) {
 			b.muttering = o.verb == "mutters"
 		}
 	case "fin":
-		w.beatAll(o.side)
+		w.beatAll(o.side, o.arg == "now")
 		if o.side == Client {
 			w.client.fin = w.client.fin || !w.client.rst && !w.client.closed
 		} else if b != nil {
@@ -254,7 +254,7 @@ func (w *httpWorld) Step(i int) {
 			w.rough = w.rough || w.bulk
 		}
 	case "rst":
-		w.beatAll(o.side)
+		w.beatAll(o.side, o.arg == "now")
 		if o.side == Client {
 			if !w.client.closed {
 				w.client.rst, w.client.out = true, nil
@@ -366,8 +366,16 @@ func (w *httpWorld) beat() {
 	}
 }
 
-// beatAll: what a peer was about to say comes before its end.
-func (w *httpWorld) beatAll(s Side) {
+// beatAll: what a peer was about to say comes before its end, or never.
+func (w *httpWorld) beatAll(s Side, never bool) {
+	if never {
+		if s == Client {
+			w.pending = nil
+		} else if b := w.target(); b != nil {
+			b.pending = nil
+		}
+		return
+	}
 	pace := w.pace
 	w.pace = nil
 	if s == Client {
