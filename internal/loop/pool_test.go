@@ -1,39 +1,51 @@
 package loop
 
 import (
+	"fmt"
 	"testing"
 
+	"github.com/holdfast-lb/holdfast/internal/flow"
 	"github.com/holdfast-lb/holdfast/internal/sock"
 )
 
-// A pool has the legs that were dialled alike: one dialled for a listener whose
-// flows stay has a port and a segment size with which it could not move.
-func TestPoolOfLegsDialledAlike(t *testing.T) {
+// A leg that was muted, since the client took nothing, is heard of again when it
+// has been in its pool.
+func TestMutedLegIsPooled(t *testing.T) {
+	const size = 64 << 20 // more than all queues on the way hold
 	w := newWeb(t, "")
 	near := w.client()
-	w.open[near] = true
 	w.says(near, plainGet)
-	w.hears(w.accept(), "\r\n\r\n")
-	s := w.l.at(w.l.Slots(1, nil)[0])
-	plain := sock.DialSpec{Source: addrPort("127.0.0.1:0").Addr()}
-	of := func(x sock.DialSpec) *pool {
-		w.l.spec = x
-		return w.l.pool(s)
-	}
-	first := of(plain)
-	for name, change := range map[string]func(*sock.DialSpec){
-		"another address":      func(x *sock.DialSpec) { x.Source = addrPort("127.0.0.2:0").Addr() },
-		"ports of its node":    func(x *sock.DialSpec) { x.PortMin, x.PortMax = 20000, 29999 },
-		"segments of any path": func(x *sock.DialSpec) { x.MSS = movableMSS },
-		"bounded queues":       func(x *sock.DialSpec) { x.Buffer = movableBuffer },
-	} {
-		other := plain
-		change(&other)
-		if p := of(other); p == first || p != of(other) {
-			t.Errorf("%s: in the pool of the others: %t", name, p == first)
+	far := w.accept()
+	w.hears(far, "\r\n\r\n")
+	w.says(far, fmt.Sprintf("HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n", size))
+	w.hears(near, "\r\n\r\n")
+	some := make([]byte, 64<<10)
+	sent, got := 0, 0
+	send := func() {
+		if n, e := sock.Send(far, some[:min(len(some), size-sent)]); e == 0 {
+			sent += n
 		}
 	}
-	if of(plain) != first {
-		t.Error("legs that were dialled alike are in two pools")
+	w.until("a muted leg", func() bool {
+		send()
+		i := w.l.Slots(0, nil)[0]
+		return w.l.leg(w.l.at(i), flow.Backend).has(muted)
+	})
+	if sent == size {
+		t.Fatal("all of the response fits the queues")
 	}
+	w.until("the end of the response", func() bool {
+		if sent < size {
+			send()
+		}
+		if n, e := sock.Recv(near, some); e == 0 && n > 0 {
+			got += n
+		}
+		return got == size
+	})
+	w.until("an idle leg", func() bool { return w.l.Idle() == 1 })
+	w.says(near, plainGet)
+	w.hears(far, "\r\n\r\n")
+	w.says(far, plainAnswer)
+	w.hears(near, "hello")
 }
