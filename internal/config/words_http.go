@@ -135,7 +135,7 @@ func isTarget(s string) bool {
 
 func isHex(c byte) bool { return '0' <= c && c <= '9' || 'a' <= c|0x20 && c|0x20 <= 'f' }
 
-// checkPath wants a path as it is sent: nothing of it is decoded.
+// checkPath wants a path as it is sent, in the one way to write it.
 func checkPath(path string) error {
 	switch {
 	case !strings.HasPrefix(path, "/"):
@@ -152,8 +152,26 @@ func checkPath(path string) error {
 			return fmt.Errorf("a path has no segment %s; requests with one are refused", name)
 		}
 	}
+	if way := plainPath(path); way != path {
+		return fmt.Errorf("must be %q, which names the same", clip(way))
+	}
 	return nil
 }
+
+// plainPath gives path, which is well formed, in the one way to write it: letters,
+// digits and "-._~" not percent-encoded, other octets with capital digits (RFC
+// 3986, section 6.2.2). So are those of requests compared.
+func plainPath(path string) string {
+	return encodedForm.ReplaceAllStringFunc(path, func(c string) string {
+		v, _ := strconv.ParseUint(c[1:], 16, 8)
+		if b := byte(v); isAlphanumeric(b) || strings.IndexByte("-._~", b) >= 0 {
+			return string(rune(b))
+		}
+		return strings.ToUpper(c)
+	})
+}
+
+var encodedForm = regexp.MustCompile("%[0-9a-fA-F]{2}")
 
 // segments gives a path as the most generous backend reads it, as far as that
 // makes segments: it is so that requests are refused.

@@ -137,6 +137,7 @@ func appendTarget(dst []byte, h *h1.Head, rt *config.Route) []byte {
 	case rt.Rewrite == nil:
 		dst = append(dst, path...)
 	default:
+		path = plain(path) // what the route looked at
 		from := len(dst)
 		if dst = appendRewritten(dst, path, rt); dotted(dst[from:]) && !dotted(path) {
 			dst = appendLiteral(dst[:from], dst[from:])

@@ -183,7 +183,7 @@ func TestAppendRequest(t *testing.T) {
 		{"regex without a slash", none, regex("/(.*)", "$1"), nil, lines("GET /a HTTP/1.1", "Host: a"), lines("GET /a HTTP/1.1", "Host: a")},
 		{"regex that leaves nothing", none, regex("/.*", ""), nil, lines("GET /a?b HTTP/1.1", "Host: a"), lines("GET /?b HTTP/1.1", "Host: a")},
 		{"regex that makes dots of a client's", none, regex("/x(.*)", "/in/.$1"), nil,
-			lines("GET /x./%2fb HTTP/1.1", "Host: a"), lines("GET /in/%252E%252E/%252fb HTTP/1.1", "Host: a")},
+			lines("GET /x./%2fb HTTP/1.1", "Host: a"), lines("GET /in/%252E%252E/%252Fb HTTP/1.1", "Host: a")},
 		{"regex of a path with dots", none, regex("/x/(.*)", "/$1"), nil,
 			lines("GET /x/../b HTTP/1.1", "Host: a"), lines("GET /../b HTTP/1.1", "Host: a")},
 

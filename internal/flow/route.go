@@ -12,7 +12,7 @@ import (
 // route gives the index of the first route that the request h matches, or -1.
 // It looks at what the client sent: also at fields that are for one hop.
 func route(r *config.Rules, h *h1.Head) int {
-	host, path := hostOf(h), pathOf(h)
+	host, path := hostOf(h), plain(pathOf(h))
 	for i, rt := range r.Routes {
 		if matches(&rt.Match, h, host, path) {
 			return i
@@ -61,6 +61,44 @@ func pathOf(h *h1.Head) []byte {
 	default:
 		panic("flow: no such form of a target")
 	}
+}
+
+// plain gives path in the one way to write it: letters, digits and "-._~" not
+// percent-encoded, other octets with capital digits. Both ways name the same
+// (RFC 3986, section 6.2.2), so a route must rule both; what is passed on stays
+// as it is. A path that is not plain, which is rare, is copied.
+func plain(path []byte) []byte {
+	for i := 0; i+2 < len(path); i++ {
+		if path[i] != '%' || !folds(path[i+1], path[i+2]) {
+			continue
+		}
+		made := append(make([]byte, 0, len(path)), path[:i]...)
+		for ; i < len(path); i++ {
+			c := path[i]
+			if c != '%' || i+2 >= len(path) {
+				made = append(made, c)
+				continue
+			}
+			if c = unhex(path[i+1])<<4 | unhex(path[i+2]); unreserved(c) {
+				made = append(made, c)
+			} else {
+				made = append(made, '%', upperHex[c>>4], upperHex[c&15])
+			}
+			i += 2
+		}
+		return made
+	}
+	return path
+}
+
+// folds tells whether an encoded octet is written in another way than plain
+// writes it.
+func folds(high, low byte) bool {
+	return high >= 'a' || low >= 'a' || unreserved(unhex(high)<<4|unhex(low))
+}
+
+func unreserved(c byte) bool {
+	return '0' <= c && c <= '9' || 'a' <= c|0x20 && c|0x20 <= 'z' || c == '-' || c == '.' || c == '_' || c == '~'
 }
 
 // hasQuery tells whether a question mark follows the path, be the query empty

@@ -53,7 +53,7 @@ func TestMatch(t *testing.T) {
 		{"exact, below", config.Match{Exact: "/a"}, get("/a/", "a"), false},
 		{"exact, of an empty path", config.Match{Exact: "/"}, get("http://a?b", "a"), true},
 		{"exact, in capitals", config.Match{Exact: "/a"}, get("/A", "a"), false},
-		{"exact, encoded", config.Match{Exact: "/a"}, get("/%61", "a"), false},
+		{"exact, encoded", config.Match{Exact: "/a"}, get("/%61", "a"), true},
 		{"prefix itself", config.Match{Prefix: "/a"}, get("/a", "a"), true},
 		{"prefix with a query", config.Match{Prefix: "/a"}, get("/a?/b", "a"), true},
 		{"below prefix", config.Match{Prefix: "/a"}, get("/a/b", "a"), true},
@@ -69,6 +69,13 @@ func TestMatch(t *testing.T) {
 		{"any regex of CONNECT", config.Match{Regex: anchored(".*")}, "CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\n\r\n", false},
 		{"regex", config.Match{Regex: anchored("/v[0-9]+/.*")}, get("/v12/x?y", "a"), true},
 		{"regex, more before", config.Match{Regex: anchored("/v[0-9]+/.*")}, get("/x/v12/x", "a"), false},
+
+		{"encoded without need", config.Match{Prefix: "/admin"}, get("/%61dmi%6E/x", "a"), true},
+		{"exact, encoded without need", config.Match{Exact: "/~a-b"}, get("/%7ea%2Db", "a"), true},
+		{"regex, encoded without need", config.Match{Regex: anchored("/v[0-9]")}, get("/%76%31", "a"), true},
+		{"encoded, digits in small letters", config.Match{Exact: "/a%2Fb"}, get("/a%2fb", "a"), true},
+		{"encoded slash is none", config.Match{Prefix: "/a"}, get("/a%2fb", "a"), false},
+		{"decoded once", config.Match{Exact: "/a"}, get("/%2561", "a"), false},
 
 		{"method", config.Match{Methods: []string{"POST", "GET"}}, get("/", "a"), true},
 		{"other method", config.Match{Methods: []string{"POST"}}, get("/", "a"), false},
