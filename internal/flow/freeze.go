@@ -228,7 +228,7 @@ func (f *Flow) checkOctets(z *frozen.Flow) error {
 }
 
 // exchangeFlagsAll are those that this release knows.
-const exchangeFlagsAll = bad<<1 - 1
+const exchangeFlagsAll = severed<<1 - 1
 
 // thawExchange: the rest of a flow that speaks HTTP.
 func (f *Flow) thawExchange(z *frozen.Flow) error {

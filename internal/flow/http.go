@@ -77,6 +77,7 @@ const (
 	ours                                 // the answer is our own
 	parting                              // the client said itself that it asks for nothing more
 	bad                                  // the answer is our own, and the client is to blame
+	severed                              // the backend takes no more because it has gone: an end that is read is none
 )
 
 // inbox holds octets that a leg said and that are not digested: half a head,
@@ -921,6 +922,12 @@ func (f *Flow) ended(now Instant, e *Event) {
 		f.unanswered(now, e.Desk, 502, BackendReset)
 		return
 	}
+	if x.flags&severed != 0 {
+		// A write was told of the reset, so a read is not (net/ipv4/tcp.c,
+		// tcp_recvmsg_locked: 0 of a socket that is closed).
+		f.broke(now, &Event{Kind: Broke, Leg: Backend, Desk: e.Desk})
+		return
+	}
 	if err := x.body[Backend].End(); err != nil {
 		f.truncated()
 	}
@@ -935,6 +942,9 @@ func (f *Flow) broke(now Instant, e *Event) {
 	case e.Kind == Deafened:
 		// It may have answered before it stopped listening.
 		x.flags |= deafened | spoilt
+		if e.Severed {
+			x.flags |= severed
+		}
 		if b := &f.legs[Backend]; !b.keep {
 			b.drop(e.Desk.Lender)
 		} else {

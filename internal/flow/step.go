@@ -46,6 +46,7 @@ type Event struct {
 	Leg      Side
 	Full     bool // Received: the read filled the whole scratch
 	Reused   bool // Dialed: the leg has served a request before
+	Severed  bool // Deafened: by more than that the peer has ended
 	N        int
 	Octets   []byte // Received: those of Unread first
 	Endpoint *config.Endpoint

@@ -254,7 +254,7 @@ func (l *Loop) exchange(i uint32, s *slot, w *flow.Wants, budget *int) bool {
 					if side == flow.Backend && s.flow.Speaks() == config.HTTP {
 						kind = flow.Deafened // it may have answered before
 					}
-					l.step(s, flow.Event{Kind: kind, Leg: side})
+					l.step(s, flow.Event{Kind: kind, Leg: side, Severed: e != sock.BrokenPipe})
 					return true
 				default:
 					if n < len(out) {

@@ -123,7 +123,7 @@ func (l *Loop) relay(i uint32, s *slot, side flow.Side, most uint64, budget *int
 				if side == flow.Client && s.flow.Speaks() == config.HTTP {
 					kind = flow.Deafened
 				}
-				l.step(s, flow.Event{Kind: kind, Leg: side.Other()})
+				l.step(s, flow.Event{Kind: kind, Leg: side.Other(), Severed: e != sock.BrokenPipe})
 				return true
 			}
 			p.held -= n
