@@ -306,7 +306,7 @@ func TestStreamOnPooledLeg(t *testing.T) {
 			if s.far == 0 {
 				continue
 			}
-			w.l.simmer(i, s, flow.Backend)
+			w.l.simmer(i, s, flow.Backend, bulkThreshold)
 			w.says(far, "world")
 			if round == 0 { // the end is reported before the clock looks
 				w.l.leg(s, flow.Backend).note(sock.Readable)

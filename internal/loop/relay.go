@@ -1,6 +1,7 @@
 package loop
 
 import (
+	"math"
 	"time"
 
 	"github.com/holdfast-lb/holdfast/internal/config"
@@ -138,7 +139,7 @@ func (l *Loop) relay(i uint32, s *slot, side flow.Side, most uint64, budget *int
 			return tell()
 		}
 		if !from.has(readable) {
-			l.slacken(i, s, side, most)
+			l.slacken(i, s, side, most-uint64(moved))
 			return tell()
 		}
 		n, e := l.k.Splice(from.fd, p.w, int(min(pipeBytes, most-uint64(moved))))
@@ -153,7 +154,7 @@ func (l *Loop) relay(i uint32, s *slot, side flow.Side, most uint64, budget *int
 		case e == sock.Again:
 			l.drained(i, s, side)
 			told := tell()
-			l.slacken(i, s, side, most)
+			l.slacken(i, s, side, most-uint64(moved))
 			return told
 		case e != 0:
 			tell()
@@ -176,16 +177,23 @@ func (l *Loop) relay(i uint32, s *slot, side flow.Side, most uint64, budget *int
 
 // slacken gives the empty pipe of a transfer that has run dry to others. If it
 // was too little for a pipe the flow goes back to copying; if it is a stream
-// the leg simmers.
-func (l *Loop) slacken(i uint32, s *slot, side flow.Side, most uint64) {
-	g := l.leg(s, side)
+// the leg simmers. left is how much the transfer may still move.
+func (l *Loop) slacken(i uint32, s *slot, side flow.Side, left uint64) {
+	g, b := l.leg(s, side), l.far(s.far-1)
 	few := l.pipes.all[g.pipe].gave < slackMax
 	l.giveBack(g)
+	proof := uint32(streamBytes)
+	if left < math.MaxUint64 {
+		proof = boundedBytes
+	}
 	switch {
-	case l.far(s.far-1).relayed >= streamBytes && most > 2*streamBytes:
-		l.simmer(i, s, side)
+	case b.relayed >= proof && left >= boundedLeast:
+		l.simmer(i, s, side, int(min(left, bulkThreshold)))
 	case few:
 		l.step(s, flow.Event{Kind: flow.Slackened, Leg: side})
+		fallthrough
+	default:
+		l.thin(s, side) // what is left may be less than the threshold
 	}
 }
 
@@ -195,8 +203,14 @@ func (l *Loop) slacken(i uint32, s *slot, side flow.Side, most uint64) {
 // than that, the end of the stream above all, the clock finds: after a
 // millisecond the leg is looked at anyway, and if it has nothing it is no
 // stream any more. Measured with tcp-bulk: 226 KiB moved at each wake-up before.
+//
+// Where the end is known, as that of a body is, the threshold is never beyond
+// it, so the end is reported as it comes, and less is proof enough. Measured
+// with answers of 1 MiB: 115 us each, 147 before.
 const (
-	streamBytes   = 4 << 20 // without a rest; what is shorter ends without delay
+	streamBytes   = 4 << 20   // without a rest; what is shorter ends without delay
+	boundedBytes  = 256 << 10 // the same where the end is known
+	boundedLeast  = 128 << 10 // of which so much must be left
 	bulkThreshold = 1 << 20
 	simmerTime    = time.Millisecond
 	restMillis    = 2
@@ -206,7 +220,7 @@ const (
 type brew uint8
 
 const (
-	thickClient  brew = 1 << iota // the client leg is reported from bulkThreshold on only
+	thickClient  brew = 1 << iota // the client leg is reported from a threshold on only
 	thickBackend                  // the backend leg is
 	simmering                     // in the list of those that the clock looks at
 )
@@ -224,11 +238,11 @@ func (s *backendLeg) keepsMoving(now flow.Instant, octets int) {
 }
 
 // simmer leaves the leg to the threshold and the clock.
-func (l *Loop) simmer(i uint32, s *slot, side flow.Side) {
+func (l *Loop) simmer(i uint32, s *slot, side flow.Side, threshold int) {
 	b := l.far(s.far - 1)
-	if b.brew&thick(side) == 0 {
+	if b.brew&thick(side) == 0 || threshold < bulkThreshold {
 		b.brew |= thick(side)
-		l.k.Threshold(l.leg(s, side).fd, bulkThreshold)
+		l.k.Threshold(l.leg(s, side).fd, threshold)
 	}
 	if b.brew&simmering == 0 {
 		b.brew |= simmering
