@@ -250,9 +250,9 @@ func (f *Flow) answerTimeout() (d time.Duration) {
 func (f *Flow) reading(now Instant, e *Event) {
 	switch e.Kind {
 	case Received:
-		first := f.work == nil || f.x == nil || len(f.x.in[Client].rest()) == 0
+		first := f.work == nil || f.x == nil || blank(f.x.in[Client].rest())
 		f.begin(e.Desk.Lender)
-		if first && f.x.flags&greeting == 0 {
+		if first && f.x.flags&greeting == 0 && !blank(e.Octets) {
 			f.at = after(now, headTimeout(f.listener))
 		}
 		f.legs[Client].received += uint64(e.N)
@@ -277,7 +277,7 @@ func (f *Flow) reading(now Instant, e *Event) {
 		f.end(ClientReset)
 	case Expired:
 		switch {
-		case f.work == nil || len(f.x.in[Client].rest()) == 0:
+		case f.work == nil || len(f.x.in[Client].rest()) == 0 || f.x.flags&greeting == 0 && blank(f.x.in[Client].rest()):
 			f.end(IdleTimeout)
 			// FIN would say that a response which is still due was sent.
 			f.gentle = f.work == nil || len(f.legs[Client].due()) == 0
@@ -292,6 +292,10 @@ func (f *Flow) reading(now Instant, e *Event) {
 		f.impossible(e)
 	}
 }
+
+// blank tells that b has nothing of a request yet: some clients say an empty line
+// behind a body, and what they ask for next, if anything, comes later.
+func blank(b []byte) bool { return len(b) <= 2 && string(b) == "\r\n"[:len(b)] }
 
 // digest looks at what the client said: a PROXY header, a request's head.
 func (f *Flow) digest(now Instant, d *Desk) {
@@ -629,8 +633,10 @@ func (f *Flow) over(now Instant, d *Desk) {
 	default:
 		f.become(Reading)
 		f.at = after(now, idleTimeout(f.listener.Rules))
-		if len(x.in[Client].rest()) > 0 {
-			f.at = after(now, f.listener.Rules.HeaderTimeout)
+		if rest := x.in[Client].rest(); len(rest) > 0 {
+			if !blank(rest) {
+				f.at = after(now, f.listener.Rules.HeaderTimeout)
+			}
 			// Pipelined: the place is used again.
 			f.legs[Backend].drop(d.Lender)
 			f.legs[Client].drop(d.Lender)
@@ -807,7 +813,7 @@ func (f *Flow) response(now Instant, e *Event) {
 		if err == nil {
 			err = h.Response(in.rest()[:size], x.method, &lim)
 		}
-		if err != nil || h.Status == 101 && x.flags&upgrading == 0 {
+		if err != nil || h.Status == 101 && (x.flags&upgrading == 0 || x.method == h1.CONNECT) {
 			f.answer(now, d, 502, BadResponse)
 			return
 		}
