@@ -108,12 +108,12 @@ func (w *World) checkFlows(p *Proc, l *loop.Loop, owners map[uint64]string, perE
 		}
 		owners[f.ID()] = p.name
 		turn := inTurn{f.ID(), f.Requests()}
-		if f.Place() != 0 && w.queuedAt[turn] == 0 {
+		if f.Place() != 0 && f.State() == flow.Queued && w.queuedAt[turn] == 0 {
 			w.queuedAt[turn] = uint64(w.turns)
 		}
 		if e := f.Endpoint(); e != nil {
 			perEnd[e.Ref.Name]++
-		} else if f.Place() != 0 {
+		} else if f.Place() != 0 && f.State() == flow.Queued {
 			w.lines = append(w.lines, inLine{f.Place(), w.queuedAt[turn]})
 		}
 		client, backend := l.Leg(i, flow.Client), l.Leg(i, flow.Backend)

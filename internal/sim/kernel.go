@@ -414,6 +414,11 @@ func (k *Kernel) Send(fd sock.FD, b []byte) (int, sock.Errno) {
 		s.timesOut(sock.TimedOut)
 		return 0, sock.TimedOut
 	}
+	if s.served && !s.asked {
+		if s.asked = true; s.mate == nil {
+			k.net.first(s, b)
+		}
+	}
 	return s.send(b)
 }
 

@@ -24,10 +24,11 @@ type Net struct {
 	peers     map[uint64]*Peer // by the key of their stream
 
 	faults     Faults
-	thresholds int    // how often one was set
-	thickened  bool   // one was set a moment ago
-	strays     uint64 // connections that may end early while their flow is not known
-	bad        error  // the first thing that no program may do to a kernel
+	first      func(s *Sock, b []byte) // is shown what a leg that has served is given first
+	thresholds int                     // how often one was set
+	thickened  bool                    // one was set a moment ago
+	strays     uint64                  // connections that may end early while their flow is not known
+	bad        error                   // the first thing that no program may do to a kernel
 }
 
 type behaviour uint8
@@ -108,6 +109,7 @@ type Sock struct {
 	mate    *Sock  // the flow's other leg
 	excused string // why its connection may end before its time
 	served  bool   // by whoever is at the other end: a whole request of HTTP
+	asked   bool   // another one has begun since
 	owner   owner
 }
 

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/holdfast-lb/holdfast/internal/flow"
@@ -62,6 +63,7 @@ var webVIPs = [...]netip.AddrPort{netip.MustParseAddrPort("10.0.0.5:81"), netip.
 func newWeb(w *World, sc Scenario) *web {
 	r := w.net.rng
 	h := &web{w: w, room: make([]byte, 70000)}
+	w.net.first = h.first
 	h.shape = webShape{
 		endpoints: 1 + r.IntN(3), queue: 200,
 		onChange: []string{"keep", "adopt", "close"}[r.IntN(3)], balance: []string{"least", "round-robin"}[r.IntN(2)],
@@ -249,11 +251,22 @@ func (h *web) checkFlow(f *flow.Flow, c, b *Sock) {
 		}
 		return
 	}
-	if c.mate != b && len(h.w.hosts) == 1 && f.Wary() && f.State() == flow.Relaying && f.Phase() != flow.Tunnel && b.served && (b.finIn || b.dead) {
-		h.w.fail("flow %x has a request that can be sent but once on a leg that was dead when it was taken", f.ID())
+	for _, s := range []*Sock{c, b} {
+		if m := s.mate; m != nil && m != c && m != b {
+			m.mate = nil
+		}
 	}
-	if b.mate != nil && b.mate != c {
-		b.mate.mate = nil
+}
+
+// first looks at the first octets that a leg which served before is given of a
+// request. It was idle at the end of the last turn.
+func (h *web) first(s *Sock, b []byte) {
+	if !s.finIn && !s.dead {
+		return
+	}
+	text, _, _ := cutHead(b)
+	if id, _ := strconv.Atoi(text.get("x-id")); id > 0 && id <= len(h.asks) && !h.asks[id-1].repeatable() {
+		h.w.fail("a leg that was dead already is taken for what can be sent but once: %v", h.asks[id-1])
 	}
 }
 

@@ -112,7 +112,7 @@ func (h *web) newAsk(c *webClient, calm bool) *ask {
 	if a.kind == plainAsk {
 		switch a.method {
 		case "POST", "PUT", "BREW", "DELETE":
-			if a.method != "DELETE" || r.IntN(4) == 0 {
+			if a.method != "DELETE" && r.IntN(3) > 0 || r.IntN(4) == 0 {
 				a.framing = byLength
 				if a.size = pick(20, 5000, 70000, 200000); a.size == 0 {
 					a.framing = bodiless

@@ -183,7 +183,7 @@ func (p *webServer) answered() {
 	p.answering = false
 	p.cur = nil
 	p.served++
-	p.s.peer.served = true
+	p.s.peer.served, p.s.peer.asked = true, false
 	r := w.net.rng
 	p.byRST = r.IntN(2) == 0
 	if p.bye = a.farewell; p.bye {
