@@ -450,7 +450,7 @@ func (w *httpWorld) auditBack(b *back, served map[string]int) error {
 			return fmt.Errorf("%s %s was sent %d times, first on leg %d as request %d of which %d were answered", r.method, h.target, served[h.target], before.number, at, before.answered)
 		}
 	}
-	if b.idle && (len(all) != b.answered || len(all) > 0 && !all[len(all)-1].whole) {
+	if b.idle && !b.raw && (len(all) != b.answered || len(all) > 0 && !all[len(all)-1].whole) {
 		return fmt.Errorf("leg %d is idle with %d requests, %d answered", b.number, len(all), b.answered)
 	}
 	if want := octets(Client, 0, w.tunneled); !bytes.HasPrefix(want, rest) {
@@ -470,7 +470,7 @@ func (w *httpWorld) firstWith(target string) int {
 // are.
 func (w *httpWorld) auditClient() (finals int, err error) {
 	k := &w.client
-	fin := k.ended || k.shut && !k.wiped
+	fin := !k.rst && (k.ended || k.shut && !k.wiped)
 	octets := k.whole()
 	r := bufio.NewReaderSize(bytes.NewReader(octets), len(octets)+16)
 	for {

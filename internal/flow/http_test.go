@@ -151,12 +151,6 @@ func compileHTTP(code []byte) *httpScript {
 	if kind&2 != 0 {
 		b.WriteString("manual\n")
 	}
-	switch kind >> 5 {
-	case 0, 1:
-		b.WriteString("pace 1 3000 20\n")
-	case 2:
-		b.WriteString("pace 40 2\n")
-	}
 	if l := listeners[kind>>2&7]; l == "greeted" || l == "brief" || l == "plain" {
 		b.WriteString("client greets\n")
 	}
@@ -220,6 +214,12 @@ func compileHTTP(code []byte) *httpScript {
 	s, err := parseHTTP(b.String())
 	if err != nil {
 		panic(err)
+	}
+	switch large := s.said() > 4<<10; {
+	case kind>>5 < 2, kind>>5 == 2 && large:
+		return s.paced(1, 3000, 20)
+	case kind>>5 == 2:
+		return s.paced(40, 2)
 	}
 	return s
 }
