@@ -29,8 +29,38 @@ type Desk struct {
 	Lender *Lender
 	Tally  Tally
 
-	head  h1.Head
-	picks uint64 // requests shared by weight so far
+	head   h1.Head
+	picks  uint64 // requests shared by weight so far
+	latest latest
+}
+
+// latest spares a desk looking names up that it looked up for the request
+// before.
+type latest struct {
+	in       *config.Config
+	listener *config.Listener
+	name     string
+	backend  *config.Backend
+}
+
+// current is what now stands for l in the configuration; nil if nothing does.
+func (d *Desk) current(l *config.Listener) *config.Listener {
+	if d.latest.in != d.Config {
+		d.latest = latest{in: d.Config}
+	}
+	if d.latest.listener != l {
+		d.latest.listener = d.Config.Listeners[l.Ref.Name]
+	}
+	return d.latest.listener
+}
+
+// backend is the one of the name; nil if there is none. current was called
+// before it in the same Step.
+func (d *Desk) backend(name string) *config.Backend {
+	if d.latest.backend == nil || d.latest.name != name {
+		d.latest.name, d.latest.backend = name, d.Config.Backends[name]
+	}
+	return d.latest.backend
 }
 
 // Tally counts what the flows of a runner did.
@@ -288,6 +318,8 @@ func (f *Flow) reading(now Instant, e *Event) {
 		}
 	case Kill:
 		f.end(Killed)
+		// Of one that is idle the last response may still be under way.
+		f.gentle = f.work == nil
 	default:
 		f.impossible(e)
 	}
@@ -383,9 +415,10 @@ func (f *Flow) greeted(now Instant, d *Desk) bool {
 // request deals with a head that was parsed and is size octets long.
 func (f *Flow) request(now Instant, d *Desk, h *h1.Head, size int) {
 	x := f.x
-	if l := d.Config.Listeners[f.listener.Ref.Name]; l != nil && l != f.listener && l.Rules != nil {
+	current := d.Config.Listeners[f.listener.Ref.Name]
+	if current != nil && current != f.listener && current.Rules != nil {
 		// Between requests a flow comes under what is in force now.
-		f.listener = l
+		f.listener = current
 	}
 	rules := f.listener.Rules
 	x.method, x.minor, x.status, x.route = h.Method, h.Minor, 0, 0
@@ -393,9 +426,9 @@ func (f *Flow) request(now Instant, d *Desk, h *h1.Head, size int) {
 	switch {
 	case h.Close:
 		x.flags |= last | parting
-	case rules.KeepaliveTimeout == 0 || h.Method == h1.CONNECT:
-		// What was said in the hope of a tunnel is not taken for a request if
-		// there is none.
+	case rules.KeepaliveTimeout == 0 || current == nil || h.Method == h1.CONNECT:
+		// The listener is gone; or, what was said in the hope of a tunnel is not
+		// taken for a request if there is none.
 		x.flags |= last
 	}
 	if upgrades(h) || h.Method == h1.CONNECT {
@@ -425,14 +458,14 @@ func (f *Flow) request(now Instant, d *Desk, h *h1.Head, size int) {
 	x.route = int16(n + 1)
 	switch {
 	case rt.Redirect != nil:
-		f.give(now, d, appendRedirect(d.Build[:0], h, rt.Redirect, f.closes(), h.Minor), rt.Redirect.Status)
+		f.give(now, d, appendRedirect(d.Build[:0], h, rt.Redirect, f.cameBy(h), f.closes(), h.Minor), rt.Redirect.Status)
 		return
 	case rt.Respond != nil:
 		f.give(now, d, appendRespond(d.Build[:0], rt.Respond, h.Method == h1.HEAD, f.closes(), h.Minor), rt.Respond.Status)
 		return
 	}
 	d.picks++
-	b := d.Config.Backends[choose(rt, d.picks)]
+	b := d.backend(choose(rt, d.picks))
 	if b == nil {
 		// The listener has left the configuration, and its backends as well.
 		x.flags |= last
@@ -443,7 +476,8 @@ func (f *Flow) request(now Instant, d *Desk, h *h1.Head, size int) {
 	f.at = after(now, b.QueueTime)
 	f.become(Queued)
 
-	p := party{client: f.client.AddrPort().Addr(), port: f.client.AddrPort().Port(), vip: f.listener.VIP, id: f.id, number: uint64(f.requests)}
+	from := f.client.AddrPort()
+	p := party{client: from.Addr(), port: from.Port(), vip: f.listener.VIP, id: f.id, number: uint64(f.requests)}
 	p.trusted = len(rules.Trust) > 0 && trusts(rules, p.client)
 	head := appendRequest(d.Build[:0], h, rules, rt, &p)
 	if (h.Method.Idempotent() || planted.Bug(35)) && x.body[Client].Done() && x.flags&upgrading == 0 {
@@ -473,6 +507,17 @@ func (f *Flow) request(now Instant, d *Desk, h *h1.Head, size int) {
 	if f.excessive() {
 		f.answer(now, d, 413, BadRequest)
 	}
+}
+
+// cameBy is the scheme by which a client asks: what a proxy before us that is
+// trusted says, else our own.
+func (f *Flow) cameBy(h *h1.Head) string {
+	rules := f.listener.Rules
+	if i := h.Index(h1.XForwardedProto); i >= 0 && len(rules.Trust) > 0 && trusts(rules, f.client.AddrPort().Addr()) &&
+		same(h.Fields[i].Value.Of(h.Octets), "https") {
+		return "https"
+	}
+	return "http"
 }
 
 // anyByPath tells whether a path decides anything here.
