@@ -74,6 +74,10 @@ func (t *Traffic) exchangeOn(f *flow, buf []byte) error {
 
 // readOn reads what the server sends until Stop.
 func (t *Traffic) readOn(f *flow, buf []byte) error {
+	if c, ok := f.client.conn.(*net.TCPConn); ok && f.kind == slowReader {
+		// Kernels that may hold tens of MiB for it would hold minutes of it.
+		_ = c.SetReadBuffer(64 << 10)
+	}
 	for !t.stopping() {
 		if _, err := t.receive(&f.client, buf, len(buf)); err != nil {
 			if errors.Is(err, io.EOF) && t.stopping() { // it ends because all do

@@ -67,10 +67,11 @@ func appendAnswer(dst []byte, status int, head, close bool, minor uint8) []byte 
 
 // appendRedirect appends the answer to h that rd makes. Where nobody names a
 // host, which only happens in HTTP/1.0, the place is relative to the client's.
-func appendRedirect(dst []byte, h *h1.Head, rd *config.Redirect, close bool, minor uint8) []byte {
+// scheme is the one by which the client came.
+func appendRedirect(dst []byte, h *h1.Head, rd *config.Redirect, scheme string, close bool, minor uint8) []byte {
 	dst = appendStatus(dst, rd.Status, reason(rd.Status))
 	dst = append(dst, "Location: "...)
-	dst = appendPlace(dst, h, rd)
+	dst = appendPlace(dst, h, rd, scheme)
 	dst = append(dst, "\r\nContent-Length: 0\r\n"...)
 	dst = appendConnection(dst, minor, close, false)
 	return append(dst, '\r', '\n')
@@ -78,10 +79,10 @@ func appendRedirect(dst []byte, h *h1.Head, rd *config.Redirect, close bool, min
 
 // appendPlace appends the URI that rd and the request h make. With another
 // scheme the port of the request means nothing and is left out.
-func appendPlace(dst []byte, h *h1.Head, rd *config.Redirect) []byte {
+func appendPlace(dst []byte, h *h1.Head, rd *config.Redirect, scheme string) []byte {
 	host := h.Authority.Of(h.Octets)
-	if rd.Scheme != "" && rd.Scheme != "http" {
-		host = withoutPort(host)
+	if rd.Scheme != "" && rd.Scheme != scheme {
+		scheme, host = rd.Scheme, withoutPort(host)
 	}
 	path := pathOf(h)
 	if path == nil {
@@ -93,10 +94,6 @@ func appendPlace(dst []byte, h *h1.Head, rd *config.Redirect) []byte {
 			dst = append(dst, "/."...)
 		}
 	} else {
-		scheme := rd.Scheme
-		if scheme == "" {
-			scheme = "http"
-		}
 		dst = append(dst, scheme...)
 		dst = append(dst, "://"...)
 		if rd.Host != "" {

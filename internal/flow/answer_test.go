@@ -93,16 +93,36 @@ func TestAppendRedirect(t *testing.T) {
 	} {
 		for _, status := range []int{301, 302, 303, 307, 308} {
 			c.redirect.Status = status
-			out := appendRedirect(nil, parseRequest(t, c.in), &c.redirect, false, 1)
+			out := appendRedirect(nil, parseRequest(t, c.in), &c.redirect, "http", false, 1)
 			response, rest := readResponse(t, out, http.MethodGet)
 			if response.StatusCode != status || response.ContentLength != 0 || len(rest()) != 0 || len(response.Header) != 2 || response.Header.Get("Location") != c.want {
 				t.Errorf("of %q by %+v: got %q, want %s", c.in, c.redirect, out, c.want)
 			}
 		}
 	}
-	out := appendRedirect(nil, parseRequest(t, get("/", "h")), &config.Redirect{Status: 302}, true, 0)
+	out := appendRedirect(nil, parseRequest(t, get("/", "h")), &config.Redirect{Status: 302}, "http", true, 0)
 	if want := lines("HTTP/1.1 302 Found", "Location: http://h/", "Content-Length: 0", "Connection: close"); string(out) != want {
 		t.Errorf("got %q, want %q", out, want)
+	}
+}
+
+// Behind a proxy that ends TLS a redirect stays where the client came from.
+func TestRedirectByScheme(t *testing.T) {
+	for _, c := range []struct {
+		redirect config.Redirect
+		scheme   string
+		want     string
+	}{
+		{config.Redirect{Status: 307, Path: "/b"}, "https", "https://h:8/b"},
+		{config.Redirect{Status: 307, Scheme: "https"}, "https", "https://h:8/a"},
+		{config.Redirect{Status: 307, Scheme: "http"}, "https", "http://h/a"},
+		{config.Redirect{Status: 307, Scheme: "https"}, "http", "https://h/a"},
+	} {
+		out := appendRedirect(nil, parseRequest(t, "GET /a HTTP/1.1\r\nHost: h:8\r\n\r\n"), &c.redirect, c.scheme, false, 1)
+		response, _ := readResponse(t, out, http.MethodGet)
+		if got := response.Header.Get("Location"); got != c.want {
+			t.Errorf("by %s, %+v: got %s, want %s", c.scheme, c.redirect, got, c.want)
+		}
 	}
 }
 
@@ -144,7 +164,7 @@ func TestAnsweringAllocatesNothing(t *testing.T) {
 		for _, status := range ourStatuses {
 			dst = appendAnswer(dst[:0], status, false, true, 1)
 		}
-		dst = appendRedirect(dst[:0], h, redirect, false, 1)
+		dst = appendRedirect(dst[:0], h, redirect, "http", false, 1)
 		dst = appendRespond(dst[:0], respond, false, false, 1)
 	}); n != 0 {
 		t.Errorf("%v allocations", n)

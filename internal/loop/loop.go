@@ -112,6 +112,10 @@ type Loop struct {
 	waiting map[uint32]*ledger.Waiter
 	books   map[string]*ledger.Backend
 	gates   map[string]*ledger.Gate
+	latest  struct {
+		name string
+		book *ledger.Backend
+	}
 
 	lender flow.Lender
 	desk   *flow.Desk
@@ -400,6 +404,10 @@ func (l *Loop) expired(i uint32) {
 			l.creep(s)
 			s.flow.Wants(&l.wants)
 			if at = l.wants.Deadline; at != 0 && at <= l.now {
+				if s.flow.State() == flow.Dialing {
+					l.far(s.far - 1).account.CountError()
+					l.Count.Retries++
+				}
 				l.step(s, flow.Event{Kind: flow.Expired})
 				if s.flow.State() != flow.Queued {
 					l.unqueue(i, s) // it waited too long
