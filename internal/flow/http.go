@@ -29,38 +29,8 @@ type Desk struct {
 	Lender *Lender
 	Tally  Tally
 
-	head   h1.Head
-	picks  uint64 // requests shared by weight so far
-	latest latest
-}
-
-// latest spares a desk looking names up that it looked up for the request
-// before.
-type latest struct {
-	in       *config.Config
-	listener *config.Listener
-	name     string
-	backend  *config.Backend
-}
-
-// current is what now stands for l in the configuration; nil if nothing does.
-func (d *Desk) current(l *config.Listener) *config.Listener {
-	if d.latest.in != d.Config {
-		d.latest = latest{in: d.Config}
-	}
-	if d.latest.listener != l {
-		d.latest.listener = d.Config.Listeners[l.Ref.Name]
-	}
-	return d.latest.listener
-}
-
-// backend is the one of the name; nil if there is none. current was called
-// before it in the same Step.
-func (d *Desk) backend(name string) *config.Backend {
-	if d.latest.backend == nil || d.latest.name != name {
-		d.latest.name, d.latest.backend = name, d.Config.Backends[name]
-	}
-	return d.latest.backend
+	head  h1.Head
+	picks uint64 // requests shared by weight so far
 }
 
 // Tally counts what the flows of a runner did.
@@ -465,7 +435,7 @@ func (f *Flow) request(now Instant, d *Desk, h *h1.Head, size int) {
 		return
 	}
 	d.picks++
-	b := d.backend(choose(rt, d.picks))
+	b := d.Config.Backends[choose(rt, d.picks)]
 	if b == nil {
 		// The listener has left the configuration, and its backends as well.
 		x.flags |= last
@@ -476,8 +446,7 @@ func (f *Flow) request(now Instant, d *Desk, h *h1.Head, size int) {
 	f.at = after(now, b.QueueTime)
 	f.become(Queued)
 
-	from := f.client.AddrPort()
-	p := party{client: from.Addr(), port: from.Port(), vip: f.listener.VIP, id: f.id, number: uint64(f.requests)}
+	p := party{client: f.client.AddrPort().Addr(), port: f.client.AddrPort().Port(), vip: f.listener.VIP, id: f.id, number: uint64(f.requests)}
 	p.trusted = len(rules.Trust) > 0 && trusts(rules, p.client)
 	head := appendRequest(d.Build[:0], h, rules, rt, &p)
 	if (h.Method.Idempotent() || planted.Bug(35)) && x.body[Client].Done() && x.flags&upgrading == 0 {

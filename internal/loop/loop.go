@@ -112,10 +112,6 @@ type Loop struct {
 	waiting map[uint32]*ledger.Waiter
 	books   map[string]*ledger.Backend
 	gates   map[string]*ledger.Gate
-	latest  struct {
-		name string
-		book *ledger.Backend
-	}
 
 	lender flow.Lender
 	desk   *flow.Desk
