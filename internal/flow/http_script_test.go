@@ -376,10 +376,7 @@ func (w *httpWorld) answers(b *back, kind string, n int) {
 	if b.tunnel > 0 {
 		b.pending = append(b.pending, octets(Backend, 0, n)...)
 	}
-	switch kind {
-	case "close", "old-close":
-		b.untilClose = true
-	}
+	b.parting = b.parting || slices.Contains([]string{"close", "bye", "old", "old-close"}, kind) && q.method != "HEAD"
 }
 
 // audit holds all that the peers got against what the others said. It knows
@@ -449,6 +446,9 @@ func (w *httpWorld) auditBack(b *back, served map[string]int) error {
 		if served[h.target] > 2 || !idempotent || r.body > 0 || at == 0 || before.answered > at || !before.fin && !before.rst || k > 0 {
 			return fmt.Errorf("%s %s was sent %d times, first on leg %d as request %d of which %d were answered", r.method, h.target, served[h.target], before.number, at, before.answered)
 		}
+	}
+	if b.idle && b.parting {
+		return fmt.Errorf("leg %d is idle, though its server said that it ends", b.number)
 	}
 	if b.idle && !b.raw && (len(all) != b.answered || len(all) > 0 && !all[len(all)-1].whole) {
 		return fmt.Errorf("leg %d is idle with %d requests, %d answered", b.number, len(all), b.answered)

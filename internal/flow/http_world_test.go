@@ -78,18 +78,18 @@ var junk = [Headroom]byte([]byte(strings.Repeat("junk", Headroom/4)))
 // back is the kernel of a backend leg, and the server behind it.
 type back struct {
 	kern
-	number     int
-	endpoint   *config.Endpoint
-	pending    []byte // what the server is about to say
-	muttering  bool   // and only says with what comes next
-	slow       bool   // the server takes octets only when the script says so
-	idle       bool   // between two flows' requests, in the pool
-	told       bool   // a PROXY header comes first
-	raw        bool   // it said what the script says, be it HTTP or not
-	answered   int    // requests that the server has answered, or begun to
-	tunnel     int    // 1 + where in got a tunnel begins; 0: there is none
-	tunneled   int    // octets the server said in the tunnel
-	untilClose bool   // its last answer ends with its FIN
+	number    int
+	endpoint  *config.Endpoint
+	pending   []byte // what the server is about to say
+	muttering bool   // and only says with what comes next
+	slow      bool   // the server takes octets only when the script says so
+	idle      bool   // between two flows' requests, in the pool
+	told      bool   // a PROXY header comes first
+	raw       bool   // it said what the script says, be it HTTP or not
+	answered  int    // requests that the server has answered, or begun to
+	tunnel    int    // 1 + where in got a tunnel begins; 0: there is none
+	tunneled  int    // octets the server said in the tunnel
+	parting   bool   // it said that it ends
 }
 
 // request is what the client asks for.

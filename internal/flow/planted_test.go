@@ -4,6 +4,8 @@ package flow
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -11,7 +13,10 @@ import (
 )
 
 // lieHere are the planted bugs that lie in this package.
-var lieHere = []int{1, 2, 3, 4, 5, 17, 21, 29}
+var lieHere = []int{1, 2, 3, 4, 5, 17, 21, 29, 30, 31, 33, 34, 35, 36, 37, 39, 40, 41, 44}
+
+// firstOfHTTP is the first bug that only flows with HTTP have.
+const firstOfHTTP = 30
 
 // catcher keeps what a test that has to fail says.
 type catcher struct {
@@ -33,6 +38,7 @@ func (c *catcher) Fatalf(format string, args ...any) {
 // found by comparison, whether it has consequences soon or not.
 func TestPlanted(t *testing.T) {
 	const scripts = 400
+	golden := goldenHTTP(t)
 	var rows []string
 	for _, n := range lieHere {
 		planted.Set(n)
@@ -41,6 +47,14 @@ func TestPlanted(t *testing.T) {
 		for ; k < scripts && c.said == ""; k++ {
 			func() {
 				defer func() { _ = recover() }()
+				if n >= firstOfHTTP {
+					if k < len(golden) {
+						checkHTTPMoves(c, golden[k])
+					} else {
+						checkHTTPMoves(c, randomHTTP(uint64(k)))
+					}
+					return
+				}
 				script, bulk := randomScript(uint64(k))
 				checkMoves(c, script, bulk)
 			}()
@@ -60,4 +74,25 @@ func TestPlanted(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+}
+
+// goldenHTTP are the inputs of the golden scripts.
+func goldenHTTP(t testing.TB) (all []*httpScript) {
+	files, err := filepath.Glob("testdata/http/*.txt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		input, _, _ := strings.Cut(string(text), "----\n")
+		s, err := parseHTTP(input)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, s)
+	}
+	return all
 }
