@@ -49,3 +49,29 @@ func TestMutedLegIsPooled(t *testing.T) {
 	w.says(far, plainAnswer)
 	w.hears(near, "hello")
 }
+
+// A slot in which one stream after the other simmers is looked at once at a time:
+// the second look would find nothing, and take the stream for one that has ended.
+func TestSlotSimmersOnce(t *testing.T) {
+	w := newWeb(t, "")
+	near := w.client()
+	w.says(near, plainGet)
+	far := w.accept()
+	w.hears(far, "\r\n\r\n")
+	w.says(far, "HTTP/1.1 200 OK\r\nContent-Length: 11\r\n\r\nhello ")
+	w.hears(near, "hello ")
+	i := w.l.Slots(0, nil)[0]
+	s := w.l.at(i)
+	for range 3 { // as if the leg had been in its pool between
+		w.l.far(s.far - 1).brew = 0
+		w.l.simmer(i, s, flow.Backend, bulkThreshold)
+	}
+	w.says(far, "w")
+	w.l.stirred = 0
+	w.l.stir()
+	if n, brew := len(w.l.simmers), w.l.far(s.far-1).brew; n != 1 || brew != thickBackend|simmering {
+		t.Errorf("%d times in the list, %b; want once, and a stream still", n, brew)
+	}
+	w.says(far, "orld")
+	w.hears(near, "world")
+}

@@ -268,16 +268,21 @@ func (l *Loop) stir() {
 	}
 	l.stirred = l.now
 	l.simmers, l.stewing = l.stewing[:0], l.simmers
+	// A slot is there once for each of its streams that began to simmer. Looked
+	// at twice, the present one would seem to have ended.
+	once := l.stewing[:0]
 	for _, i := range l.stewing {
+		if s := l.at(i); s.live && s.far != 0 && l.far(s.far-1).brew&simmering != 0 {
+			l.far(s.far - 1).brew &^= simmering
+			once = append(once, i)
+		}
+	}
+	for _, i := range once {
 		s := l.at(i)
 		if !s.live || s.far == 0 {
 			continue
 		}
 		b := l.far(s.far - 1)
-		if b.brew&simmering == 0 {
-			continue
-		}
-		b.brew &^= simmering
 		before := s.flow.Received(flow.Client) + s.flow.Received(flow.Backend)
 		for side := flow.Client; side <= flow.Backend; side++ {
 			if b.brew&thick(side) != 0 {
