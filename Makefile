@@ -93,8 +93,9 @@ lint: ## golangci-lint, pinned in tools/golangci
 unit: ## every test
 	@go test -timeout 300s -json ./... | $(tests)
 
+# Machines have no goroutines to race; their long tests are short here.
 race: ## every test under the race detector
-	@CGO_ENABLED=1 go test -timeout 300s -race -json ./... | $(tests)
+	@CGO_ENABLED=1 go test -timeout 300s -race -short -json ./... | $(tests)
 
 # The generator is the one of go.mod, so that it and its runtime cannot drift.
 # $(1) is the directory to write to, as if it were the top of the module.
