@@ -246,6 +246,10 @@ func (f *Flow) thawExchange(z *frozen.Flow) error {
 		return refused("h1", "ends that this state does not have")
 	}
 	x.method, x.minor, x.status, x.flags = h1.Method(h.Method), uint8(h.Minor), uint16(h.Status), exchangeFlags(h.Flags)
+	if f.endpoint != nil && !planted.Bug(38) && (z.Endpoint.Version != f.endpoint.Ref.Version || z.Backend.Version != f.backend.Ref.Version || z.Listener.Version != f.listener.Ref.Version) {
+		// It adopts a change. The leg is what was dialled before.
+		x.flags |= spoilt
+	}
 	if f.listener.Ref.Version == z.Listener.Version {
 		// Of another version the routes may be others.
 		x.route = int16(h.Route)
