@@ -108,7 +108,7 @@ func (w *World) checkFlows(p *Proc, l *loop.Loop, owners map[uint64]string, perE
 		}
 		owners[f.ID()] = p.name
 		turn := inTurn{f.ID(), f.Requests()}
-		if f.Place() != 0 && f.State() == flow.Queued && w.queuedAt[turn] == 0 {
+		if s := f.State(); f.Place() != 0 && (s == flow.Queued || s == flow.Dialing || s == flow.Relaying) && w.queuedAt[turn] == 0 {
 			w.queuedAt[turn] = uint64(w.turns)
 		}
 		if e := f.Endpoint(); e != nil {

@@ -229,6 +229,19 @@ func (h *web) accept(calm bool) bool {
 	return any
 }
 
+// risky tells whether something is on its way to a server that may be sent but
+// once.
+func (h *web) risky() bool {
+	for _, c := range h.clients {
+		if n := len(c.asks); n > c.answered && !c.closed {
+			if a := c.asks[n-1]; a.kind == plainAsk && !a.repeatable() && len(a.arrivals) == 0 && a.harm == "" {
+				return true
+			}
+		}
+	}
+	return false
+}
+
 // sweep forgets those who have ended.
 func (h *web) sweep() {
 	h.active = slices.DeleteFunc(h.active, webPeer.ended)

@@ -136,7 +136,7 @@ func (h *web) newAsk(c *webClient, calm bool) *ask {
 	if r.IntN(6) == 0 {
 		a.interim = 1 + r.IntN(3)
 	}
-	a.farewell = a.answerFraming == untilClose || r.IntN(8) == 0
+	a.farewell = a.answerFraming == untilClose || r.IntN(5) == 0
 	a.closes = r.IntN(12) == 0
 	return a
 }

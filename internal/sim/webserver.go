@@ -33,6 +33,7 @@ type webServer struct {
 	served      int
 	bye         bool         // it has said that the connection ends
 	endAt       flow.Instant // ends then, if it is idle; 0 = never
+	spite       bool         // it ends, if it is idle, just when it may be needed
 	sleeps      flow.Instant
 	tube        *tube
 	drains      bool // all is said; what still comes is read and thrown away
@@ -60,6 +61,7 @@ func (h *web) server(svc *service, s *Sock, calm bool) {
 		h: h, name: fmt.Sprintf("web-server-%s-%d", svc.name, svc.n), svc: svc, s: s, calm: calm,
 		gulp: []int{50, 2000, 70000}[r.IntN(3)], mouth: []int{20, 2000, 70000}[r.IntN(3)],
 	}
+	p.spite = !calm && r.IntN(4) == 0
 	s.owner = p
 	if s.peer.excused != "" {
 		p.excuse(s.peer.excused)
@@ -147,7 +149,7 @@ func (p *webServer) say(last bool) bool {
 	case p.answering:
 		p.answered()
 		return true
-	case p.served > 0 && p.cur == nil && len(p.in) == 0 && (p.endAt != 0 && now >= p.endAt || last):
+	case p.served > 0 && p.cur == nil && len(p.in) == 0 && (p.endAt != 0 && now >= p.endAt || last || p.spite && p.h.risky()):
 		if !p.bye {
 			p.h.idleDeaths++
 		}
@@ -187,7 +189,7 @@ func (p *webServer) answered() {
 	r := w.net.rng
 	p.byRST = r.IntN(2) == 0
 	if p.bye = a.farewell; p.bye {
-		p.endAt = w.net.now.Add(time.Duration(r.IntN(int(300 * time.Millisecond))))
+		p.endAt = w.net.now.Add(time.Duration(r.IntN(int(3 * time.Second))))
 	} else if p.endAt = 0; !p.calm && r.IntN(3) == 0 {
 		p.endAt = w.net.now.Add(time.Duration(r.IntN(1 + r.IntN(int(time.Second)))))
 	}
@@ -339,6 +341,8 @@ func (p *webServer) begins(h *head) {
 		switch {
 		case !a.repeatable():
 			p.fault("a request that may be sent but once arrives again, first at %v", was)
+		case p.served > 0:
+			p.fault("a request arrives again, on a leg that served before")
 		case len(a.arrivals) > 1:
 			p.fault("a request arrives for the third time")
 		case was.served == 0 && was.excused == "":
