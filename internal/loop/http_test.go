@@ -242,6 +242,26 @@ func TestDeadPooledLeg(t *testing.T) {
 	}
 }
 
+// What an idle leg says unasked does not become the answer to a request that is
+// heard of in the same turn, though before it.
+func TestUnaskedAnswerIsNotGiven(t *testing.T) {
+	w := newWeb(t, "")
+	near := w.client()
+	w.says(near, plainGet)
+	far := w.accept()
+	w.hears(far, "\r\n\r\n")
+	w.says(far, plainAnswer)
+	w.hears(near, "hello")
+	w.says(near, plainGet)
+	w.says(far, strings.Replace(plainAnswer, "hello", "wrong", 1))
+	far = w.accept()
+	w.hears(far, "\r\n\r\n")
+	w.says(far, plainAnswer)
+	if got := w.hears(near, "hello"); strings.Contains(got, "wrong") {
+		t.Errorf("the client got %q", got)
+	}
+}
+
 // warped is a kernel whose clock the test turns on.
 type warped struct {
 	Kernel

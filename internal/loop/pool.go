@@ -114,8 +114,9 @@ func (l *Loop) wake(i uint32, s *slot, p *pool) bool {
 		k := p.last - 1
 		b := l.far(k)
 		l.unlink(k, b)
-		if s.flow.Wary() && !planted.Bug(32) {
-			// Its peer may have closed it without our having heard of it yet.
+		if (s.flow.Wary() || l.now-b.since > rested || l.rumoured(k, b)) && !planted.Bug(32) {
+			// Its peer may have closed it without our having heard of it yet, or
+			// said what must not become the answer to this request.
 			if _, e := l.k.Peek(b.fd); e != sock.Again {
 				l.closeIdle(k, b)
 				continue
@@ -125,6 +126,22 @@ func (l *Loop) wake(i uint32, s *slot, p *pool) bool {
 		l.freeLeg(s.far - 1)
 		s.far = k + 1
 		return true
+	}
+	return false
+}
+
+// rested is from when on a leg is looked at whatever the request. Servers close
+// legs that were idle for long, and some say so first, by a response to nothing;
+// one that has just answered does neither.
+const rested = flow.Instant(50 * time.Millisecond)
+
+// rumoured tells whether an event of the leg is still to be handled.
+func (l *Loop) rumoured(k uint32, b *backendLeg) bool {
+	data := uint64(b.incarnation)<<32 | uint64(k)<<1 | uint64(flow.Backend)
+	for i := l.next; i < l.n; i++ {
+		if l.events[i].Data() == data {
+			return true
+		}
 	}
 	return false
 }
