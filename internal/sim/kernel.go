@@ -404,9 +404,6 @@ func (k *Kernel) Recv(fd sock.FD, b []byte) (int, sock.Errno) {
 	return s.recv(b)
 }
 
-// SendLast writes, and holds nothing back for the end that follows.
-func (k *Kernel) SendLast(fd sock.FD, b []byte) (int, sock.Errno) { return k.Send(fd, b) }
-
 // Send writes.
 func (k *Kernel) Send(fd sock.FD, b []byte) (int, sock.Errno) {
 	s := k.fds.sock(fd, "send")

@@ -14,6 +14,8 @@ var marches = []struct {
 	{"upgrade", 186, Scenario{Clients: 5, Upgrades: 2, Rebalances: 1}},
 	{"upgrade with a queue", 129, Scenario{Clients: 7, Upgrades: 1, Limited: true}},
 	{"migration", 113, Scenario{Clients: 5, Migrations: 2}},
+	{"upgrade with HTTP", 13, Scenario{Web: 4, Upgrades: 1, Rebalances: 1}},
+	{"migration with HTTP", 16, Scenario{Web: 2, Migrations: 1}},
 	{"reload", 106, Scenario{Clients: 5, Reloads: 3, Rebalances: 2}},
 }
 
