@@ -1,7 +1,10 @@
 package loop
 
 import (
+	"cmp"
+	"maps"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/holdfast-lb/holdfast/internal/config"
@@ -37,6 +40,17 @@ type pool struct {
 	n            int
 	next         *pool // of the same endpoint, from another address
 	gone         bool  // the endpoint has left the configuration
+}
+
+// endpoints are those that have pools, in an order that is the same each time a
+// history is lived through.
+func (x *idle) endpoints() []*config.Endpoint {
+	if len(x.pools) == 0 {
+		return nil
+	}
+	return slices.SortedFunc(maps.Keys(x.pools), func(a, b *config.Endpoint) int {
+		return cmp.Or(cmp.Compare(a.Ref.Name, b.Ref.Name), cmp.Compare(a.Ref.Version, b.Ref.Version))
+	})
 }
 
 // sweepEvery is how often idle legs are looked at for their age.
@@ -184,7 +198,8 @@ func (l *Loop) unasked(k uint32, b *backendLeg) {
 // the configuration.
 func (l *Loop) sweep() {
 	l.idle.sweepAt = l.now.Add(sweepEvery)
-	for e, first := range l.idle.pools {
+	for _, e := range l.idle.endpoints() {
+		first := l.idle.pools[e]
 		gone := false
 		if l.gen != nil {
 			_, there := l.gen.Config.Lookup(e.Ref)
@@ -212,8 +227,8 @@ func (l *Loop) sweep() {
 func (l *Loop) shrink() bool {
 	const enough = 64
 	closed := 0
-	for _, first := range l.idle.pools {
-		for p := first; p != nil; p = p.next {
+	for _, e := range l.idle.endpoints() {
+		for p := l.idle.pools[e]; p != nil; p = p.next {
 			for p.oldest != 0 && closed < enough {
 				k := p.oldest - 1
 				b := l.far(k)
