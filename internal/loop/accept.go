@@ -1,6 +1,8 @@
 package loop
 
 import (
+	"maps"
+	"slices"
 	"github.com/holdfast-lb/holdfast/internal/config"
 	"github.com/holdfast-lb/holdfast/internal/flow"
 	"github.com/holdfast-lb/holdfast/internal/sock"
@@ -40,7 +42,8 @@ func (l *Loop) SetGeneration(g *Generation) {
 	l.gen = g
 	l.desk.Config = g.Config
 	if old != nil {
-		for name, was := range old.Listening {
+		for _, name := range old.names() {
+			was := old.Listening[name]
 			if now := g.Listening[name]; now == nil || now.FD != was.FD {
 				l.unwatchListener(was)
 			}
@@ -52,9 +55,13 @@ func (l *Loop) SetGeneration(g *Generation) {
 	}
 }
 
+// names are those of the listeners, in an order that is always the same.
+func (g *Generation) names() []string { return slices.Sorted(maps.Keys(g.Listening)) }
+
 // listeners by number, for their events.
 func (l *Loop) numberListeners() {
-	for name, x := range l.gen.Listening {
+	for _, name := range l.gen.names() {
+		x := l.gen.Listening[name]
 		n, known := l.numbers[name]
 		if !known {
 			n = len(l.listening)
@@ -76,7 +83,8 @@ func (l *Loop) SetAccepting(on bool) {
 }
 
 func (l *Loop) watchListeners() {
-	for name, x := range l.gen.Listening {
+	for _, name := range l.gen.names() {
+		x := l.gen.Listening[name]
 		if l.watched[x.FD] || l.full[x.FD] {
 			continue
 		}
@@ -90,8 +98,8 @@ func (l *Loop) watchListeners() {
 }
 
 func (l *Loop) unwatchListeners() {
-	for _, x := range l.gen.Listening {
-		l.unwatchListener(x)
+	for _, name := range l.gen.names() {
+		l.unwatchListener(l.gen.Listening[name])
 	}
 }
 
