@@ -1,11 +1,12 @@
 package loop
 
 import (
+	"maps"
+	"slices"
+
 	"github.com/holdfast-lb/holdfast/internal/config"
 	"github.com/holdfast-lb/holdfast/internal/flow"
 	"github.com/holdfast-lb/holdfast/internal/sock"
-	"maps"
-	"slices"
 )
 
 // Life is how a leg under l finds out that its peer has vanished.

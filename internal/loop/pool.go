@@ -96,7 +96,7 @@ func (l *Loop) rest(s *slot) bool {
 		if _, e := l.k.Peek(b.fd); e != sock.Again {
 			return false
 		}
-		if l.drained(b.owner, s, flow.Backend); planted.Bug(43) && p.n > 0 {
+		if l.drained(b.owner, s, flow.Backend); planted.Bug(43) {
 			b.is |= muted
 			l.rewatch(b.owner, s, flow.Backend)
 		}

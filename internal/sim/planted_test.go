@@ -37,7 +37,11 @@ func TestPlanted(t *testing.T) {
 		}
 		planted.Set(n)
 		seed, what := 0, ""
-		for s := 1; s <= plantedSeeds && what == ""; s++ {
+		most := plantedSeeds
+		if notHere[n] != "" {
+			most = 60 // to see that the world stands it
+		}
+		for s := 1; s <= most && what == ""; s++ {
 			seed, what = s, found(uint64(s))
 		}
 		planted.Set(0)

@@ -378,6 +378,11 @@ func (p *webServer) begins(h *head) {
 			return
 		}
 	}
+	if p.spite && p.served > 0 && p.body.over && a.kind == plainAsk && r.IntN(2) == 0 {
+		p.byRST = r.IntN(2) == 0
+		p.dieUnheard()
+		return
+	}
 	if a.expect && !a.early && r.IntN(4) > 0 {
 		p.interim(100, "Continue")
 	}
