@@ -1035,7 +1035,7 @@ func (f *Flow) progress(now Instant, d *Desk) {
 	// the request is there.
 	if f.endpoint != nil {
 		whole := (x.body[Client].Done() || planted.Bug(39)) && len(b.due()) == 0 && x.flags&deafened == 0
-		if whole || len(c.due()) == 0 {
+		if whole || len(c.due()) == 0 || x.flags&deafened != 0 {
 			f.reusable = whole && (x.flags&spoilt == 0 || planted.Bug(30))
 			f.endpoint = nil
 			b.drop(d.Lender)
