@@ -79,7 +79,7 @@ const resumeCost = 4 << 10
 // are closed right behind it. If it is late the clock sees to it.
 func (l *Loop) lazy(s *slot, w *flow.Wants) bool {
 	return s.flow.Speaks() == config.HTTP && s.flow.State() != flow.Reading && !w.Read[flow.Client] &&
-		(len(w.Out[flow.Client]) == 0 || s.client.has(writable)) && l.now < s.flow.Born().Add(tick)
+		s.client.has(writable) && l.now < s.flow.Born().Add(tick)
 }
 
 // livelyAfter is when a backend leg is told to look after its peer: five calls
