@@ -40,7 +40,7 @@ var layers = []lint.Layer{
 		"internal/loop", "internal/move", "internal/flow", "internal/balance", "internal/ledger", "internal/config",
 		"internal/sock", "internal/frozen", "internal/frozen/frozentest", "internal/netadmin", "internal/planted", "tcprepair"}},
 	{Package: "internal/lab", Imports: []string{"internal/config", "internal/sock", "internal/lab/corpus"}},
-	{Package: "internal/lab/corpus"}, // raw request streams and what becomes of them, as functions of octets
+	{Package: "internal/lab/corpus"},                                     // raw request streams and what becomes of them, as functions of octets
 	{Package: "internal/lab/mainjob", Imports: []string{"internal/lab"}}, // apart: its world needs real users
 	{Package: "internal/bench", Imports: []string{"internal/config", "internal/sock"}},
 	{Package: "internal/demo"}, // the traffic of the command and of its test

@@ -213,7 +213,7 @@ func (a *answers) check(head []byte) error {
 	case len(fieldValues(head, "Transfer-Encoding")) > 0:
 		return errors.New("a Transfer-Encoding beside the Content-Length")
 	case oneField(head, "Connection", "close") != a.closing:
-		return fmt.Errorf("Connection %q; to be closed: %v", fieldValues(head, "Connection"), a.closing)
+		return fmt.Errorf("field Connection is %q; to be closed: %v", fieldValues(head, "Connection"), a.closing)
 	}
 	return nil
 }

@@ -412,10 +412,8 @@ func (f *Flow) request(now Instant, d *Desk, h *h1.Head, size int) {
 		f.answer(now, d, 413, BadRequest)
 		return
 	}
-	n := -1
-	if !dotted(h.Path.Of(h.Octets)) {
-		n = route(rules, h)
-	} else if n = route(rules, h); n >= 0 && rules.Routes[n].Match.ByPath() || f.anyByPath() {
+	n := route(rules, h)
+	if dotted(h.Path.Of(h.Octets)) && (n >= 0 && rules.Routes[n].Match.ByPath() || f.anyByPath()) {
 		// Where it leads depends on who resolves the dots.
 		f.answer(now, d, 400, BadRequest)
 		return

@@ -149,7 +149,6 @@ type corpusLab struct {
 	workers  []*corpusWorker
 	saboteur *saboteur
 	kill     bool // the balancer, in mid-run
-	done     atomic.Int64
 }
 
 // corpusWorker sends one stream after another.

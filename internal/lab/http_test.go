@@ -207,6 +207,11 @@ func TestHTTPTrafficFindsSabotage(t *testing.T) {
 	for _, m := range meddlers {
 		m.now.Store(true)
 	}
+	// Some say something in their direction only now and then.
+	for end := time.Now().Add(30 * time.Second); time.Now().Before(end) &&
+		slices.ContainsFunc(meddlers, func(m *meddler) bool { return !m.struck.Load() }); {
+		time.Sleep(50 * time.Millisecond)
+	}
 	_ = r.web.AwaitEach(7*time.Second, "the faults", victims, func(*HTTPFlow) bool { return false })
 	bad := map[*HTTPFlow]bool{}
 	for _, f := range victims {

@@ -228,13 +228,13 @@ const (
 func thick(side flow.Side) brew { return thickClient << side }
 
 // keepsMoving notes what splice has moved. A rest begins the count anew.
-func (s *backendLeg) keepsMoving(now flow.Instant, octets int) {
+func (b *backendLeg) keepsMoving(now flow.Instant, octets int) {
 	at := uint16(now / flow.Instant(time.Millisecond))
-	if at-s.relayedAt > restMillis {
-		s.relayed = 0
+	if at-b.relayedAt > restMillis {
+		b.relayed = 0
 	}
-	s.relayedAt = at
-	s.relayed = min(s.relayed, streamBytes) + uint32(octets)
+	b.relayedAt = at
+	b.relayed = min(b.relayed, streamBytes) + uint32(octets)
 }
 
 // simmer leaves the leg to the threshold and the clock.

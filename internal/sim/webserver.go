@@ -462,11 +462,11 @@ func (p *webServer) answer() {
 
 // tube is one end of a tunnel.
 type tube struct {
-	open               bool
-	key, peerKey       uint64
-	total, peerTotal   int
-	said, got          int
-	shut, fin, spoiled bool
+	open             bool
+	key, peerKey     uint64
+	total, peerTotal int
+	said, got        int
+	shut, fin        bool
 }
 
 func (t *tube) String() string {

@@ -66,11 +66,27 @@ func (l lax) line(b []byte) (line, rest []byte, ok bool) {
 // rubbish is what some readers trim.
 const rubbish = " \t\r\n\v\f\x00\x1c\x1d\x1e\x1f\x7f\x85\xa0"
 
+// trimLeft takes rubbish and more off the front, octet by octet: it is no text.
+func trimLeft(s, more string) string {
+	for s != "" && (strings.IndexByte(rubbish, s[0]) >= 0 || strings.IndexByte(more, s[0]) >= 0) {
+		s = s[1:]
+	}
+	return s
+}
+
+// trim takes rubbish off both ends.
+func trim(s string) string {
+	for s != "" && strings.IndexByte(rubbish, s[len(s)-1]) >= 0 {
+		s = s[:len(s)-1]
+	}
+	return trimLeft(s, "")
+}
+
 // next reads the message at the front of b.
 func (l lax) next(b []byte) (m Message, end End, err error) {
 	rest := b
 	var line []byte
-	ok := true
+	var ok bool
 	for { // empty lines before a request are passed over
 		if line, rest, ok = l.line(rest); !ok {
 			return m, InHead, nil
@@ -110,7 +126,7 @@ func (l lax) next(b []byte) (m Message, end End, err error) {
 		m.Body, m.Size = body, m.Head+size
 		return m, end, nil
 	case hasLength && !(l.exact && anyBut(length, "0123456789")):
-		n := number(strings.TrimLeft(length, rubbish+"+"), 10)
+		n := number(trimLeft(length, "+"), 10)
 		if n > len(rest) {
 			m.Body, m.Size = rest, len(b)
 			return m, InBody, nil
@@ -142,7 +158,7 @@ func (l lax) field(m *Message, line string) {
 		// Only what rules the framing: of the others, rubbish is contents.
 		switch n := trimOctets(name, tokenOctets); strings.ToLower(n) {
 		case "content-length", "transfer-encoding":
-			name, value = n, strings.Trim(value, rubbish)
+			name, value = n, trim(value)
 		}
 	}
 	m.Fields = append(m.Fields, Field{strings.ToLower(name), strings.Trim(value, " \t")})
@@ -194,7 +210,7 @@ func (l lax) chunks(b []byte) (body []byte, size int, end End) {
 		rest = after
 		digits := string(line)
 		if l.size {
-			digits = strings.TrimLeft(digits, rubbish+"+")
+			digits = trimLeft(digits, "+")
 			digits = strings.TrimPrefix(strings.TrimPrefix(digits, "0x"), "0X")
 			digits = strings.ReplaceAll(digits, "_", "")
 		}

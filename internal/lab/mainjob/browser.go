@@ -129,7 +129,7 @@ func (b *browser) attach() error {
 	}
 	m := devTools.FindSubmatch(text)
 	if m == nil {
-		return errors.New("Chromium has not said where its tools are")
+		return errors.New("the browser has not said where its tools are")
 	}
 	res, err := http.Get("http://" + string(m[1]) + "/json/list")
 	if err != nil {
@@ -159,7 +159,7 @@ func (b *browser) attach() error {
 		b.ws, _, err = lab.DialWebSocket(c, u.Host, u.Path)
 		return err
 	}
-	return errors.New("Chromium has no page yet")
+	return errors.New("the browser has no page yet")
 }
 
 // look reads what the page shows.
@@ -168,12 +168,12 @@ func (b *browser) look() error {
 	ask := fmt.Sprintf(`{"id":%d,"method":"Runtime.evaluate","params":{"expression":"document.getElementById('result').textContent"}}`, b.calls)
 	b.ws.Deadline(time.Now().Add(answerTime))
 	if err := b.ws.Send(lab.TextMessage, []byte(ask)); err != nil {
-		return fmt.Errorf("Chromium: %w", err)
+		return fmt.Errorf("the browser: %w", err)
 	}
 	for {
 		_, octets, err := b.ws.Receive()
 		if err != nil {
-			return fmt.Errorf("Chromium: %w", err)
+			return fmt.Errorf("the browser: %w", err)
 		}
 		var answer struct {
 			ID     int `json:"id"`
@@ -184,14 +184,14 @@ func (b *browser) look() error {
 			} `json:"result"`
 		}
 		if err := json.Unmarshal(octets, &answer); err != nil {
-			return fmt.Errorf("Chromium: %w", err)
+			return fmt.Errorf("the browser: %w", err)
 		}
 		if answer.ID != b.calls {
 			continue // an event, or what was asked before
 		}
 		b.last = pageState{}
 		if err := json.Unmarshal([]byte(answer.Result.Result.Value), &b.last); err != nil {
-			return fmt.Errorf("Chromium: the page shows %q: %w", answer.Result.Result.Value, err)
+			return fmt.Errorf("the browser: the page shows %q: %w", answer.Result.Result.Value, err)
 		}
 		return nil
 	}
@@ -207,13 +207,13 @@ func (b *browser) identity() (string, error) {
 		}
 		s := &b.last
 		if len(s.Errors) > 0 {
-			return "", fmt.Errorf("Chromium: the page says %q", s.Errors)
+			return "", fmt.Errorf("the browser: the page says %q", s.Errors)
 		}
 		if s.Messages > before.Messages && s.Fetched > before.Fetched {
 			return s.Who, nil
 		}
 		if time.Now().After(deadline) {
-			return "", fmt.Errorf("Chromium: the page has stopped at %+v", *s)
+			return "", fmt.Errorf("the browser: the page has stopped at %+v", *s)
 		}
 	}
 }
@@ -226,7 +226,7 @@ func (j *job) closeBrowser() {
 		return
 	}
 	j.v.figure("chromium", b.last)
-	j.v.say("Chromium: %d messages of its WebSocket and %d fetches", b.last.Messages, b.last.Fetched)
+	j.v.say("the browser: %d messages of its WebSocket and %d fetches", b.last.Messages, b.last.Fetched)
 	b.end(3 * time.Second)
 	time.Sleep(500 * time.Millisecond) // its last segments are on their way
 }

@@ -204,13 +204,13 @@ func (r *reader) identity() (string, error) {
 	}))
 	res, err := r.client.Do(req)
 	if err != nil {
-		return "", fmt.Errorf("Go's client: %w", err)
+		return "", fmt.Errorf("the client of Go: %w", err)
 	}
 	b, err := io.ReadAll(res.Body)
 	_ = res.Body.Close()
 	r.asked++
 	if err != nil || res.StatusCode != http.StatusOK || res.Close || !bytes.Equal(b, article) {
-		return "", fmt.Errorf("Go's client: request %d: status %d, %d octets, to be closed: %v: %w", r.asked, res.StatusCode, len(b), res.Close, orUnexpected(err))
+		return "", fmt.Errorf("the client of Go: request %d: status %d, %d octets, to be closed: %v: %w", r.asked, res.StatusCode, len(b), res.Close, orUnexpected(err))
 	}
 	return r.judge(on)
 }
@@ -223,7 +223,7 @@ func (r *reader) judge(on *readerOn) (string, error) {
 	}
 	if octets != r.most {
 		// More than was asked for makes Go's client close, too.
-		return "", fmt.Errorf("Go's client: request %d: %d octets came, with the first response it was %d", r.asked, octets, r.most)
+		return "", fmt.Errorf("the client of Go: request %d: %d octets came, with the first response it was %d", r.asked, octets, r.most)
 	}
 	switch was := r.on; {
 	case was == on:
