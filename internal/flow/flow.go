@@ -197,7 +197,7 @@ func New(now Instant, id uint64, l *config.Listener, b *config.Backend, client A
 		f.state = Reading
 		f.at = after(now, idleTimeout(l.Rules))
 	default:
-		f.work = lender.lendWork()
+		f.work = lender.works.lend()
 		f.backend = b
 		f.at = after(now, b.QueueTime)
 	}

@@ -17,22 +17,10 @@ import (
 // party is what a request's head is forwarded with, beside the request.
 type party struct {
 	client  netip.Addr     // as it is known: from a PROXY header or the socket
-	port    uint16         // of the client
 	trusted bool           // the peer of the client leg is in Rules.Trust
 	vip     netip.AddrPort // where the client connected
 	id      uint64         // the flow's
 	number  uint64         // of the request on the flow
-}
-
-// trusts tells whether a is a proxy whose word about its clients counts.
-func trusts(r *config.Rules, a netip.Addr) bool {
-	a = a.Unmap().WithZone("")
-	for _, p := range r.Trust {
-		if p.Contains(a) {
-			return true
-		}
-	}
-	return false
 }
 
 // upgrades tells whether the request's Upgrade is passed on. "h2c" never is:
@@ -478,23 +466,11 @@ func editedField(edits []config.Edit, name []byte) bool {
 // edited is editedField for a field of ours.
 func edited(edits []config.Edit, name string) bool {
 	for i := range edits {
-		if edits[i].Kind != config.AddField && sameName(edits[i].Name, name) {
+		if edits[i].Kind != config.AddField && same(edits[i].Name, name) {
 			return true
 		}
 	}
 	return false
-}
-
-func sameName(a, b string) bool {
-	if len(a) != len(b) {
-		return false
-	}
-	for i := range len(a) {
-		if lower(a[i]) != lower(b[i]) {
-			return false
-		}
-	}
-	return true
 }
 
 // appendEdits appends the fields that edits add. What a later one takes away
@@ -502,7 +478,7 @@ func sameName(a, b string) bool {
 func appendEdits(dst []byte, edits []config.Edit, fixed bool) []byte {
 	for i := range edits {
 		e := &edits[i]
-		if e.Kind == config.RemoveField || edited(edits[i+1:], e.Name) || fixed && sameName(e.Name, "Host") {
+		if e.Kind == config.RemoveField || edited(edits[i+1:], e.Name) || fixed && same(e.Name, "Host") {
 			continue
 		}
 		dst = append(dst, e.Name...)

@@ -16,7 +16,7 @@ import (
 
 var (
 	someVIP = netip.MustParseAddrPort("192.0.2.80:8080")
-	someone = party{client: netip.MustParseAddr("198.51.100.7"), port: 1234, vip: someVIP, id: 0xabc, number: 3}
+	someone = party{client: netip.MustParseAddr("198.51.100.7"), vip: someVIP, id: 0xabc, number: 3}
 )
 
 func trusted(p party) *party {
@@ -234,11 +234,11 @@ func TestTrusts(t *testing.T) {
 	}{
 		{"10.1.2.3", true}, {"::ffff:10.1.2.3", true}, {"11.0.0.1", false}, {"2001:db8::1", true}, {"2001:db8::1%eth0", true}, {"::1", false},
 	} {
-		if got := trusts(r, netip.MustParseAddr(c.addr)); got != c.want {
-			t.Errorf("trusts(%s): got %v", c.addr, got)
+		if got := contains(r.Trust, netip.MustParseAddr(c.addr)); got != c.want {
+			t.Errorf("contains(%s): got %v", c.addr, got)
 		}
 	}
-	if trusts(r, netip.Addr{}) || trusts(&config.Rules{}, netip.MustParseAddr("10.0.0.1")) {
+	if contains(r.Trust, netip.Addr{}) || contains(nil, netip.MustParseAddr("10.0.0.1")) {
 		t.Error("nobody is trusted")
 	}
 }

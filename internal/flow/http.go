@@ -125,10 +125,10 @@ func (in *inbox) drop(l *Lender) {
 // begin makes the place for an exchange.
 func (f *Flow) begin(l *Lender) {
 	if f.work == nil {
-		f.work = l.lendWork()
+		f.work = l.works.lend()
 	}
 	if f.x == nil {
-		f.x = l.lendExchange()
+		f.x = l.exchanges.lend()
 	}
 }
 
@@ -236,14 +236,11 @@ func (f *Flow) wantsBody(w *Wants, side Side, room bool) {
 	w.Relay[side] = w.Most[side] >= relayLeast && f.legs[side].bulk
 }
 
-func (f *Flow) answerTimeout() (d time.Duration) {
-	if n := int(f.x.route) - 1; n >= 0 && n < len(f.listener.Rules.Routes) {
-		d = f.listener.Rules.Routes[n].AnswerTimeout
+func (f *Flow) answerTimeout() time.Duration {
+	if rt := f.ruling(); rt != nil && rt.AnswerTimeout != 0 {
+		return rt.AnswerTimeout
 	}
-	if d == 0 {
-		d = f.backend.AnswerTimeout
-	}
-	return d
+	return f.backend.AnswerTimeout
 }
 
 // reading is what a flow hears before it knows where a request goes.
@@ -295,6 +292,11 @@ func (f *Flow) reading(now Instant, e *Event) {
 	}
 }
 
+// limits are those of the heads, of requests and of responses.
+func limits(r *config.Rules) h1.Limits {
+	return h1.Limits{LineMax: r.LineMax, HeadMax: r.HeadMax, FieldsMax: r.FieldsMax}
+}
+
 // blank tells that b has nothing of a request yet: some clients say an empty line
 // behind a body, and what they ask for next, if anything, comes later.
 func blank(b []byte) bool { return len(b) <= 2 && string(b) == "\r\n"[:len(b)] }
@@ -309,11 +311,10 @@ func (f *Flow) digest(now Instant, d *Desk) {
 		f.sayNothing(d)
 		return
 	}
-	rules := f.listener.Rules
-	lim := h1.Limits{LineMax: rules.LineMax, HeadMax: rules.HeadMax, FieldsMax: rules.FieldsMax}
 	if len(in.rest()) == 0 {
 		return
 	}
+	lim := limits(f.listener.Rules)
 	size, scanned, err := h1.Scan(in.rest(), int(in.scanned), &lim)
 	if err == nil && size == 0 {
 		in.scanned, in.starved = uint32(scanned), true
@@ -347,7 +348,7 @@ func (f *Flow) sayNothing(d *Desk) {
 		b.buf, b.off, b.lent = nil, 0, false
 	}
 	*in = inbox{}
-	d.Lender.giveBackExchange(f.x)
+	d.Lender.exchanges.giveBack(f.x)
 	f.x = nil
 	f.become(Queued)
 }
@@ -444,8 +445,7 @@ func (f *Flow) request(now Instant, d *Desk, h *h1.Head, size int) {
 	f.at = after(now, b.QueueTime)
 	f.become(Queued)
 
-	p := party{client: f.client.AddrPort().Addr(), port: f.client.AddrPort().Port(), vip: f.listener.VIP, id: f.id, number: uint64(f.requests)}
-	p.trusted = len(rules.Trust) > 0 && trusts(rules, p.client)
+	p := party{client: f.client.AddrPort().Addr(), trusted: f.trusted(), vip: f.listener.VIP, id: f.id, number: uint64(f.requests)}
 	head := appendRequest(d.Build[:0], h, rules, rt, &p)
 	if (h.Method.Idempotent() || planted.Bug(35)) && x.body[Client].Done() && x.flags&upgrading == 0 {
 		x.flags |= repeatable
@@ -460,13 +460,13 @@ func (f *Flow) request(now Instant, d *Desk, h *h1.Head, size int) {
 		}
 		in.take(taken)
 	}
-	h2 := &f.legs[Backend]
-	h2.buf, h2.off, h2.lent = d.place(head, rest[:out]), 0, false
-	h2.received, h2.sent = 0, 0
+	leg := &f.legs[Backend]
+	leg.buf, leg.off, leg.lent = d.place(head, rest[:out]), 0, false
+	leg.received, leg.sent = 0, 0
 	// What is known of the leg of the request before is not of this one.
-	h2.ended, h2.broken, h2.bulk, h2.fulls = false, false, false, 0
+	leg.ended, leg.broken, leg.bulk, leg.fulls = false, false, false, 0
 	if x.flags&repeatable != 0 {
-		h2.keep = true
+		leg.keep = true
 	}
 	if f.large(Client) {
 		f.legs[Client].bulk = true
@@ -476,12 +476,17 @@ func (f *Flow) request(now Instant, d *Desk, h *h1.Head, size int) {
 	}
 }
 
+// trusted tells whether the client is a proxy whose word about its own clients
+// counts.
+func (f *Flow) trusted() bool {
+	trust := f.listener.Rules.Trust
+	return len(trust) > 0 && contains(trust, f.client.AddrPort().Addr())
+}
+
 // cameBy is the scheme by which a client asks: what a proxy before us that is
 // trusted says, else our own.
 func (f *Flow) cameBy(h *h1.Head) string {
-	rules := f.listener.Rules
-	if i := h.Index(h1.XForwardedProto); i >= 0 && len(rules.Trust) > 0 && trusts(rules, f.client.AddrPort().Addr()) &&
-		same(h.Fields[i].Value.Of(h.Octets), "https") {
+	if i := h.Index(h1.XForwardedProto); i >= 0 && f.trusted() && same(h.Fields[i].Value.Of(h.Octets), "https") {
 		return "https"
 	}
 	return "http"
@@ -560,7 +565,7 @@ func (f *Flow) give(now Instant, d *Desk, octets []byte, status int) {
 	f.x.flags |= ours
 	c := &f.legs[Client]
 	if due := c.due(); len(due) > 0 { // a 1xx
-		octets = append(append(make([]byte, 0, len(due)+len(octets)), due...), octets...)
+		octets = joined(due, octets)
 	}
 	c.drop(d.Lender)
 	c.buf, c.off, c.lent = octets, 0, false
@@ -684,10 +689,9 @@ func (f *Flow) dialed(e *Event) {
 		h := &f.legs[Backend]
 		var room [proxyproto.HeadMost]byte
 		header := proxyproto.Append(room[:0], uint8(v), f.client.AddrPort(), e.Local)
-		joined := make([]byte, 0, len(header)+len(h.due()))
-		joined = append(append(joined, header...), h.due()...)
+		octets := joined(header, h.due())
 		h.drop(e.Desk.Lender)
-		h.buf = joined
+		h.buf = octets
 		if f.x == nil {
 			// Octets of ours: the account of what passed begins behind them.
 			f.legs[Client].received += uint64(len(header))
@@ -724,7 +728,6 @@ func (f *Flow) exchanging(now Instant, e *Event) {
 	case Slackened:
 		leg.bulk, leg.fulls = false, 0
 		return
-	case Resumed:
 	case Crept:
 		f.crept(now, e)
 		return
@@ -812,7 +815,7 @@ func (f *Flow) response(now Instant, e *Event) {
 		return
 	}
 	rules := f.listener.Rules
-	lim := h1.Limits{LineMax: rules.LineMax, HeadMax: rules.HeadMax, FieldsMax: rules.FieldsMax}
+	lim := limits(rules)
 	rt := f.ruling()
 	in.fill(e.Octets, d.Lender)
 	h, out := &d.head, d.Build[:0]
@@ -832,7 +835,7 @@ func (f *Flow) response(now Instant, e *Event) {
 		if h.Status == 101 || x.method == h1.CONNECT && h.Status/100 == 2 {
 			out = appendResponse(out, h, rules, rt, x.minor, false, false)
 			in.take(size)
-			f.tunnel(d, out, e)
+			f.tunnel(d, out)
 			return
 		}
 		if h.Status < 200 {
@@ -899,7 +902,7 @@ func (f *Flow) ruling() *config.Route {
 }
 
 // tunnel ends HTTP on the flow: from now on octets pass as they are.
-func (f *Flow) tunnel(d *Desk, head []byte, e *Event) {
+func (f *Flow) tunnel(d *Desk, head []byte) {
 	x := f.x
 	c, b := &f.legs[Client], &f.legs[Backend]
 	rest := x.in[Backend].rest()
@@ -907,14 +910,12 @@ func (f *Flow) tunnel(d *Desk, head []byte, e *Event) {
 	x.in[Backend].drop(d.Lender)
 	if in := &x.in[Client]; len(in.rest()) > 0 {
 		// It said more than the request in the hope of a tunnel.
-		due := b.due()
-		joined := make([]byte, 0, len(due)+len(in.rest()))
-		joined = append(append(joined, due...), in.rest()...)
+		octets := joined(b.due(), in.rest())
 		in.drop(d.Lender)
 		b.drop(d.Lender)
-		b.buf = joined
+		b.buf = octets
 	}
-	d.Lender.giveBackExchange(x)
+	d.Lender.exchanges.giveBack(x)
 	f.x = nil
 	d.Tally.Tunnels++
 	d.Tally.Responses[1]++
@@ -1055,6 +1056,7 @@ func idleTimeout(r *config.Rules) time.Duration {
 
 // contains tells whether one of the prefixes holds a.
 func contains(all []netip.Prefix, a netip.Addr) bool {
+	a = a.Unmap().WithZone("")
 	for _, p := range all {
 		if p.Contains(a) {
 			return true

@@ -213,11 +213,11 @@ func pairIs(p *config.Pair, value []byte) bool {
 }
 
 // same tells whether b is s but for the case of ASCII letters.
-func same(b []byte, s string) bool {
+func same[T string | []byte](b T, s string) bool {
 	if len(b) != len(s) {
 		return false
 	}
-	for i := range b {
+	for i := range len(b) {
 		if c, d := b[i], s[i]; c != d && lower(c) != lower(d) {
 			return false
 		}
@@ -290,11 +290,7 @@ func choose(rt *config.Route, pick uint64) string {
 	if len(rt.Backends) == 1 {
 		return rt.Backends[0].Name
 	}
-	sum := uint64(0)
-	for _, w := range rt.Backends {
-		sum += uint64(w.Weight)
-	}
-	at, _ := bits.Mul64(pick*golden, sum)
+	at, _ := bits.Mul64(pick*golden, uint64(rt.Weight()))
 	for _, w := range rt.Backends {
 		if at < uint64(w.Weight) {
 			return w.Name

@@ -1,7 +1,9 @@
 package flow
 
 import (
+	"fmt"
 	"regexp"
+	"strings"
 	"testing"
 
 	"github.com/holdfast-lb/holdfast/internal/config"
@@ -144,13 +146,30 @@ func TestDotted(t *testing.T) {
 	}
 }
 
+// shared is a route to backends a, b and so on with these weights, read from a
+// file: what is summed up there is asked for here.
+func shared(t testing.TB, match string, weights ...int) *config.Route {
+	t.Helper()
+	var shares, backends strings.Builder
+	for i, w := range weights {
+		fmt.Fprintf(&shares, "{ name: %c, weight: %d }, ", 'a'+i, w)
+		fmt.Fprintf(&backends, "%c: { endpoints: [ { address: 10.0.0.1:80 } ] }, ", 'a'+i)
+	}
+	text := fmt.Sprintf("listeners: { l: { vip: 10.0.0.5:80, protocol: http, routes: [ { match: { %s }, backends: [ %s ] } ] } }\nbackends: { %s }\n",
+		match, shares.String(), backends.String())
+	c, _, err := config.Parse("test.yaml", []byte(text), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c.Listeners["l"].Rules.Routes[0]
+}
+
 // Over many requests the shares are those of the weights, and in each short
 // run, from wherever it begins, they are near them.
 func TestChoose(t *testing.T) {
 	for _, weights := range [][]int{{1}, {0, 5}, {1, 1}, {1, 2, 3}, {100, 1}, {1000, 1000, 1000, 1}, {90, 10}, {1, 0, 1}} {
-		rt, sum := &config.Route{}, 0
-		for i, w := range weights {
-			rt.Backends = append(rt.Backends, config.Weighted{Name: string(rune('a' + i)), Weight: w})
+		rt, sum := shared(t, "", weights...), 0
+		for _, w := range weights {
 			sum += w
 		}
 		for _, start := range []uint64{0, 1, 1 << 20, 1<<64 - 50} {
@@ -181,8 +200,7 @@ func TestRoutingAllocatesNothing(t *testing.T) {
 		{Match: config.Match{Exact: "/api"}},
 		{Match: config.Match{Headers: []config.Pair{{Name: "x-a", Value: "c"}}}},
 		{Match: config.Match{Query: []config.Pair{{Name: "x", Value: "2"}}}},
-		{Match: config.Match{Hosts: []string{"*.example.org"}, Prefix: "/api/", Methods: []string{"GET"}},
-			Backends: []config.Weighted{{Name: "a", Weight: 1}, {Name: "b", Weight: 2}}},
+		shared(t, `host: [ "*.example.org" ], path: /api/, method: [ GET ]`, 1, 2),
 	}}
 	pick := uint64(0)
 	if n := testing.AllocsPerRun(100, func() {
@@ -200,7 +218,7 @@ func BenchmarkRoute(b *testing.B) {
 	r := &config.Rules{Routes: []*config.Route{
 		{Match: config.Match{Hosts: []string{"example.com"}}},
 		{Match: config.Match{Prefix: "/static/"}},
-		{Match: config.Match{Prefix: "/api/"}, Backends: []config.Weighted{{Name: "a", Weight: 1}, {Name: "b", Weight: 2}}},
+		shared(b, "path: /api/", 1, 2),
 	}}
 	b.ReportAllocs()
 	for k := uint64(0); b.Loop(); k++ {

@@ -194,11 +194,7 @@ func (f *Flow) relaying(now Instant, e *Event) {
 		to.buf, to.off = e.Octets, 0
 		leg.received += uint64(len(e.Octets))
 		f.at = now
-		if !e.Full {
-			leg.fulls, leg.bulk = 0, false
-		} else if leg.fulls++; leg.fulls >= bulkAfter {
-			leg.fulls, leg.bulk = 0, true
-		}
+		f.full(e.Leg, e.Full)
 	case Wrote:
 		f.took(e)
 		f.at = now

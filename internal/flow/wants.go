@@ -151,10 +151,13 @@ func (f *Flow) Absorb(s Side, octets []byte, l *Lender) {
 	if h.broken || s == Backend && f.x != nil && f.x.flags&deafened != 0 {
 		return // they can go nowhere, as those that were due when it broke
 	}
-	due := h.due()
-	joined := make([]byte, 0, len(due)+len(octets))
-	joined = append(append(joined, due...), octets...)
-	f.replace(h, joined, l)
+	f.replace(h, joined(h.due(), octets), l)
+}
+
+// joined is a and then b, in a piece of its own that has no room to spare: by
+// its capacity a lender knows a block.
+func joined(a, b []byte) []byte {
+	return append(append(make([]byte, 0, len(a)+len(b)), a...), b...)
 }
 
 // Drop gives back the blocks of a flow that has ended or was frozen.
@@ -168,9 +171,9 @@ func (f *Flow) Drop(l *Lender) {
 	if f.x != nil {
 		f.x.in[Client].drop(l)
 		f.x.in[Backend].drop(l)
-		l.giveBackExchange(f.x)
+		l.exchanges.giveBack(f.x)
 	}
-	l.giveBackWork(f.work)
+	l.works.giveBack(f.work)
 	f.work = nil
 }
 
@@ -205,8 +208,8 @@ const SmallBytes = 2 << 10
 // is not safe for others. The zero value is ready.
 type Lender struct {
 	free, small [][]byte
-	works       []*work
-	exchanges   []*exchange
+	works       stock[work]
+	exchanges   stock[exchange]
 	lent        int // octets of blocks out on loan
 }
 
@@ -214,8 +217,28 @@ type Lender struct {
 const (
 	freeMax  = 64
 	smallMax = 256
-	worksMax = 512
+	stockMax = 512
 )
+
+// stock is what lies ready for the next loan, each as good as new.
+type stock[T any] []*T
+
+func (s *stock[T]) lend() *T {
+	n := len(*s)
+	if n == 0 {
+		return new(T)
+	}
+	t := (*s)[n-1]
+	*s = (*s)[:n-1]
+	return t
+}
+
+func (s *stock[T]) giveBack(t *T) {
+	*t = *new(T)
+	if len(*s) < stockMax {
+		*s = append(*s, t)
+	}
+}
 
 // Lent is how many octets of blocks are out on loan.
 func (l *Lender) Lent() int { return l.lent }
@@ -252,36 +275,4 @@ func (l *Lender) giveBack(b []byte) {
 		}
 	}
 	// A larger one was made for a move: the collector has it.
-}
-
-func (l *Lender) lendWork() *work {
-	if n := len(l.works); n > 0 {
-		w := l.works[n-1]
-		l.works = l.works[:n-1]
-		return w
-	}
-	return new(work)
-}
-
-func (l *Lender) giveBackWork(w *work) {
-	*w = work{}
-	if len(l.works) < worksMax {
-		l.works = append(l.works, w)
-	}
-}
-
-func (l *Lender) lendExchange() *exchange {
-	if n := len(l.exchanges); n > 0 {
-		x := l.exchanges[n-1]
-		l.exchanges = l.exchanges[:n-1]
-		return x
-	}
-	return new(exchange)
-}
-
-func (l *Lender) giveBackExchange(x *exchange) {
-	*x = exchange{}
-	if len(l.exchanges) < worksMax {
-		l.exchanges = append(l.exchanges, x)
-	}
 }

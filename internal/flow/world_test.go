@@ -504,7 +504,7 @@ func (w *world) Verify() error {
 	w.f.Wants(&wants)
 	for s := Client; s <= Backend; s++ {
 		from, to := &w.legs[s], &w.legs[s.Other()]
-		due := append(append([]byte(nil), wants.Out[s.Other()]...), w.pipes[s]...)
+		due := joined(wants.Out[s.Other()], w.pipes[s])
 		all := bytes.Join([][]byte{to.got, to.out, due, from.in}, nil)
 		whole := !to.rst && !to.wiped && !from.rst && w.f.State() != Done
 		if whole && len(all) != from.said {
@@ -512,7 +512,7 @@ func (w *world) Verify() error {
 		}
 		check := all
 		if !whole { // something may be missing at the end, nothing in what arrived
-			check = append(append([]byte(nil), to.got...), to.out...)
+			check = joined(to.got, to.out)
 		}
 		for i, got := range check {
 			if want := octet(s, i); got != want {
