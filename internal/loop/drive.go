@@ -380,7 +380,7 @@ func (l *Loop) granted(i uint32, s *slot, g ledger.Grant) {
 // the token names, if that is still there.
 func (l *Loop) served(of uint64) {
 	i := uint32(of) >> 1
-	if int(i) >= l.table.size() {
+	if int(i) >= l.table.slots.size() {
 		return
 	}
 	s := l.at(i)

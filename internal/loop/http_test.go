@@ -137,16 +137,30 @@ const (
 	plainAnswer = "HTTP/1.1 200 OK\r\nServer: test\r\nContent-Type: text/plain\r\nContent-Length: 5\r\n\r\nhello"
 )
 
+// ask sends a request and gives the new leg on which it came to the endpoint.
+func (w *web) ask(near sock.FD) (far sock.FD) {
+	w.t.Helper()
+	w.says(near, plainGet)
+	far = w.accept()
+	w.hears(far, "\r\n\r\n")
+	return far
+}
+
+// exchange is a request and its response on a new leg, which is idle after it.
+func (w *web) exchange(near sock.FD) (far sock.FD) {
+	w.t.Helper()
+	far = w.ask(near)
+	w.says(far, plainAnswer)
+	w.hears(near, "hello")
+	return far
+}
+
 // A request on a pooled leg, from its first octet to the last of the response,
 // allocates nothing.
 func TestRequestAllocatesNothing(t *testing.T) {
 	w := newWeb(t, "")
 	near := w.client()
-	w.says(near, plainGet)
-	far := w.accept()
-	w.hears(far, "\r\n\r\n")
-	w.says(far, plainAnswer)
-	w.hears(near, "hello")
+	far := w.exchange(near)
 	get, answer, buf := []byte(plainGet), []byte(plainAnswer), make([]byte, 4096)
 	pass := func(from, to sock.FD, octets []byte) {
 		if _, e := sock.Send(from, octets); e != 0 {
@@ -179,11 +193,7 @@ func TestRequestAllocatesNothing(t *testing.T) {
 func TestPool(t *testing.T) {
 	w := newWeb(t, "")
 	one, two := w.client(), w.client()
-	w.says(one, plainGet)
-	far := w.accept()
-	w.hears(far, "\r\n\r\n")
-	w.says(far, plainAnswer)
-	w.hears(one, "hello")
+	far := w.exchange(one)
 	if w.l.Idle() != 1 {
 		t.Fatalf("%d idle legs, want 1", w.l.Idle())
 	}
@@ -196,19 +206,11 @@ func TestPool(t *testing.T) {
 
 	far.Shutdown() // an idle leg whose peer says FIN
 	w.until("the end of an idle leg", func() bool { return w.l.Idle() == 0 })
-	w.says(one, plainGet)
-	far = w.accept()
-	w.hears(far, "\r\n\r\n")
-	w.says(far, plainAnswer)
-	w.hears(one, "hello")
+	far = w.exchange(one)
 
 	w.says(far, "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil") // an answer to nothing
 	w.until("the end of a leg that speaks unasked", func() bool { return w.l.Idle() == 0 })
-	w.says(two, plainGet)
-	far = w.accept()
-	w.hears(far, "\r\n\r\n")
-	w.says(far, plainAnswer)
-	w.hears(two, "hello")
+	w.exchange(two)
 }
 
 // A pooled leg that is dead before it answers is no reason for an error: what
@@ -222,11 +224,7 @@ func TestDeadPooledLeg(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			w := newWeb(t, "")
 			near := w.client()
-			w.says(near, plainGet)
-			far := w.accept()
-			w.hears(far, "\r\n\r\n")
-			w.says(far, plainAnswer)
-			w.hears(near, "hello")
+			far := w.exchange(near)
 			// Both at once: the loop takes the request before it hears that the
 			// leg is gone, or after; either way the client must not notice.
 			delete(w.open, far)
@@ -247,11 +245,7 @@ func TestDeadPooledLeg(t *testing.T) {
 func TestUnaskedAnswerIsNotGiven(t *testing.T) {
 	w := newWeb(t, "")
 	near := w.client()
-	w.says(near, plainGet)
-	far := w.accept()
-	w.hears(far, "\r\n\r\n")
-	w.says(far, plainAnswer)
-	w.hears(near, "hello")
+	far := w.exchange(near)
 	w.says(near, plainGet)
 	w.says(far, strings.Replace(plainAnswer, "hello", "wrong", 1))
 	far = w.accept()
@@ -284,9 +278,7 @@ func TestSlowReaderIsNotIdle(t *testing.T) {
 	clock := &warped{Kernel: w.l.k}
 	w.l.k = clock
 	near := w.client()
-	w.says(near, plainGet)
-	far := w.accept()
-	w.hears(far, "\r\n\r\n")
+	far := w.ask(near)
 	w.says(far, fmt.Sprintf("HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n", octets))
 	body, buf := make([]byte, bite), make([]byte, bite)
 	for got, said := 0, 0; got < octets; {

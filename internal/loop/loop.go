@@ -316,7 +316,7 @@ func (l *Loop) find(data uint64) (i uint32, s *slot, side flow.Side) {
 	i, side = uint32(data)>>1, flow.Side(data&1)
 	incarnation := uint32(data>>32) & incarnationMask
 	if side == flow.Backend {
-		if int(i) >= len(l.table.legs)*chunkLegs {
+		if int(i) >= l.table.legs.size() {
 			return 0, nil, side
 		}
 		b := l.far(i)
@@ -329,7 +329,7 @@ func (l *Loop) find(data uint64) (i uint32, s *slot, side flow.Side) {
 		}
 		return b.owner, l.at(b.owner), side
 	}
-	if int(i) >= l.table.size() {
+	if int(i) >= l.table.slots.size() {
 		return 0, nil, side
 	}
 	s = l.at(i)

@@ -151,7 +151,7 @@ const rested = flow.Instant(50 * time.Millisecond)
 
 // rumoured tells whether an event of the leg is still to be handled.
 func (l *Loop) rumoured(k uint32, b *backendLeg) bool {
-	data := uint64(b.incarnation)<<32 | uint64(k)<<1 | uint64(flow.Backend)
+	data := legData(k, b)
 	for i := l.next; i < l.n; i++ {
 		if l.events[i].Data() == data {
 			return true
@@ -176,6 +176,14 @@ func (l *Loop) unlink(k uint32, b *backendLeg) {
 	b.prev, b.next = 0, 0
 	p.n--
 	l.idle.n--
+}
+
+// closeOldest closes the leg that has been in the pool for the longest time.
+func (l *Loop) closeOldest(p *pool) {
+	k := p.oldest - 1
+	b := l.far(k)
+	l.unlink(k, b)
+	l.closeIdle(k, b)
 }
 
 func (l *Loop) closeIdle(k uint32, b *backendLeg) {
@@ -208,13 +216,10 @@ func (l *Loop) sweep() {
 		for p := first; p != nil; p = p.next {
 			p.gone = gone
 			for p.oldest != 0 {
-				k := p.oldest - 1
-				b := l.far(k)
-				if !gone && l.now < b.since.Add(p.policy.IdleTime) && p.n <= p.policy.IdleMax {
+				if since := l.far(p.oldest - 1).since; !gone && l.now < since.Add(p.policy.IdleTime) && p.n <= p.policy.IdleMax {
 					break
 				}
-				l.unlink(k, b)
-				l.closeIdle(k, b)
+				l.closeOldest(p)
 			}
 		}
 		if gone {
@@ -230,10 +235,7 @@ func (l *Loop) shrink() bool {
 	for _, e := range l.idle.endpoints() {
 		for p := l.idle.pools[e]; p != nil; p = p.next {
 			for p.oldest != 0 && closed < enough {
-				k := p.oldest - 1
-				b := l.far(k)
-				l.unlink(k, b)
-				l.closeIdle(k, b)
+				l.closeOldest(p)
 				closed++
 			}
 		}

@@ -14,9 +14,7 @@ func TestMutedLegIsPooled(t *testing.T) {
 	const size = 64 << 20 // more than all queues on the way hold
 	w := newWeb(t, "")
 	near := w.client()
-	w.says(near, plainGet)
-	far := w.accept()
-	w.hears(far, "\r\n\r\n")
+	far := w.ask(near)
 	w.says(far, fmt.Sprintf("HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n", size))
 	w.hears(near, "\r\n\r\n")
 	some := make([]byte, 64<<10)
@@ -55,9 +53,7 @@ func TestMutedLegIsPooled(t *testing.T) {
 func TestSlotSimmersOnce(t *testing.T) {
 	w := newWeb(t, "")
 	near := w.client()
-	w.says(near, plainGet)
-	far := w.accept()
-	w.hears(far, "\r\n\r\n")
+	far := w.ask(near)
 	w.says(far, "HTTP/1.1 200 OK\r\nContent-Length: 11\r\n\r\nhello ")
 	w.hears(near, "hello ")
 	i := w.l.Slots(0, nil)[0]

@@ -14,7 +14,7 @@ func TestSlotIsSmall(t *testing.T) {
 		t.Errorf("a slot has %d octets (flow %d, leg %d, timer %d), want at most 128", n,
 			unsafe.Sizeof(flow.Flow{}), unsafe.Sizeof(leg{}), unsafe.Sizeof(timer{}))
 	}
-	if n := unsafe.Sizeof([chunkSlots]slot{}); n > 64<<10 || n < 60<<10 {
+	if n := unsafe.Sizeof([chunkPlaces]slot{}); n > 64<<10 || n < 60<<10 {
 		t.Errorf("a chunk has %d octets; the allocator gives 64 KiB for it", n)
 	}
 }

@@ -93,27 +93,47 @@ func (g *leg) note(r sock.Ready) (news bool) {
 	return *g != was
 }
 
-// chunkSlots makes a chunk fill the 64 KiB that the allocator gives for it.
-// Backend legs need less room; a chunk of them is smaller.
-const (
-	chunkSlots = 512
-	chunkLegs  = 512
-)
+// chunkPlaces makes a chunk of slots fill the 64 KiB that the allocator gives
+// for it. Backend legs need less room; a chunk of them is smaller.
+const chunkPlaces = 512
 
-// table holds slots and backend legs in chunks, so that they never move and
-// memory grows by steps of 64 KiB.
-type table struct {
-	chunks   []*[chunkSlots]slot
-	free     []uint32
-	legs     []*[chunkLegs]backendLeg
-	freeLegs []uint32
+// chunked holds what has a number in chunks, so that it never moves and memory
+// grows by steps of 64 KiB at most. The zero value is ready.
+type chunked[T any] struct {
+	chunks []*[chunkPlaces]T
+	free   []uint32 // the last is taken first
 }
 
-func (t *table) size() int { return len(t.chunks) * chunkSlots }
+func (c *chunked[T]) size() int { return len(c.chunks) * chunkPlaces }
 
-func (l *Loop) at(i uint32) *slot { return &l.table.chunks[i/chunkSlots][i%chunkSlots] }
+func (c *chunked[T]) at(i uint32) *T { return &c.chunks[i/chunkPlaces][i%chunkPlaces] }
 
-func (l *Loop) far(k uint32) *backendLeg { return &l.table.legs[k/chunkLegs][k%chunkLegs] }
+// take gives the number of a place that nobody has. What its last tenant left
+// is still there.
+func (c *chunked[T]) take() uint32 {
+	if len(c.free) == 0 {
+		base := uint32(c.size())
+		c.chunks = append(c.chunks, new([chunkPlaces]T))
+		for k := chunkPlaces - 1; k >= 0; k-- {
+			c.free = append(c.free, base+uint32(k))
+		}
+	}
+	i := c.free[len(c.free)-1]
+	c.free = c.free[:len(c.free)-1]
+	return i
+}
+
+func (c *chunked[T]) giveBack(i uint32) { c.free = append(c.free, i) }
+
+// table holds the flows of a loop and the backend legs.
+type table struct {
+	slots chunked[slot]
+	legs  chunked[backendLeg]
+}
+
+func (l *Loop) at(i uint32) *slot { return l.table.slots.at(i) }
+
+func (l *Loop) far(k uint32) *backendLeg { return l.table.legs.at(k) }
 
 // leg is the leg of a flow at that side. One that is not there has no
 // descriptor, and what is noted of it is forgotten.
@@ -130,16 +150,7 @@ func (l *Loop) leg(s *slot, side flow.Side) *leg {
 
 // enter gives f a slot, and its backend leg, if it has one, a place.
 func (l *Loop) enter(f flow.Flow, client, backend sock.FD) (uint32, *slot) {
-	t := &l.table
-	if len(t.free) == 0 {
-		base := uint32(t.size())
-		t.chunks = append(t.chunks, new([chunkSlots]slot))
-		for k := chunkSlots - 1; k >= 0; k-- {
-			t.free = append(t.free, base+uint32(k))
-		}
-	}
-	i := t.free[len(t.free)-1]
-	t.free = t.free[:len(t.free)-1]
+	i := l.table.slots.take()
 	s := l.at(i)
 	*s = slot{flow: f, incarnation: (s.incarnation + 1) & incarnationMask, live: true}
 	s.timer.bucket = -1
@@ -154,16 +165,7 @@ func (l *Loop) enter(f flow.Flow, client, backend sock.FD) (uint32, *slot) {
 
 // attach makes the place for a flow's backend leg.
 func (l *Loop) attach(i uint32, s *slot) *backendLeg {
-	t := &l.table
-	if len(t.freeLegs) == 0 {
-		base := uint32(len(t.legs) * chunkLegs)
-		t.legs = append(t.legs, new([chunkLegs]backendLeg))
-		for k := chunkLegs - 1; k >= 0; k-- {
-			t.freeLegs = append(t.freeLegs, base+uint32(k))
-		}
-	}
-	k := t.freeLegs[len(t.freeLegs)-1]
-	t.freeLegs = t.freeLegs[:len(t.freeLegs)-1]
+	k := l.table.legs.take()
 	b := l.far(k)
 	*b = backendLeg{
 		leg: leg{fd: sock.NoFD, pipe: noPipe}, owner: i, live: true,
@@ -190,7 +192,7 @@ func (l *Loop) detach(s *slot) {
 func (l *Loop) freeLeg(k uint32) {
 	b := l.far(k)
 	b.live, b.pool, b.account, b.fd = false, nil, nil, sock.NoFD
-	l.table.freeLegs = append(l.table.freeLegs, k)
+	l.table.legs.giveBack(k)
 }
 
 // leave empties the slot; the flow in it has gone or ended, and its legs.
@@ -199,16 +201,21 @@ func (l *Loop) leave(i uint32, s *slot) {
 	l.detach(s)
 	s.live, s.again = false, false
 	s.flow = flow.Flow{}
-	l.table.free = append(l.table.free, i)
+	l.table.slots.giveBack(i)
 	l.load.Add(-1)
 }
 
 // data is what the poller says of a leg.
 func (l *Loop) data(i uint32, s *slot, side flow.Side) uint64 {
 	if side == flow.Backend && s.far != 0 {
-		return uint64(l.far(s.far-1).incarnation)<<32 | uint64(s.far-1)<<1 | uint64(side)
+		return legData(s.far-1, l.far(s.far-1))
 	}
 	return token(i, s)
+}
+
+// legData is what the poller says of a backend leg, be it idle or a flow's.
+func legData(k uint32, b *backendLeg) uint64 {
+	return uint64(b.incarnation)<<32 | uint64(k)<<1 | uint64(flow.Backend)
 }
 
 // token names a flow as long as it is in its slot.
@@ -216,10 +223,10 @@ func token(i uint32, s *slot) uint64 { return uint64(s.incarnation)<<32 | uint64
 
 // each calls do for every flow in the table.
 func (l *Loop) each(do func(i uint32, s *slot)) {
-	for c := range l.table.chunks {
-		for k := range l.table.chunks[c] {
-			if s := &l.table.chunks[c][k]; s.live {
-				do(uint32(c*chunkSlots+k), s)
+	for c, chunk := range l.table.slots.chunks {
+		for k := range chunk {
+			if s := &chunk[k]; s.live {
+				do(uint32(c*chunkPlaces+k), s)
 			}
 		}
 	}
