@@ -10,10 +10,8 @@ import (
 	"strings"
 	"time"
 
-	"google.golang.org/protobuf/proto"
 
 	"github.com/holdfast-lb/holdfast/internal/config"
-	"github.com/holdfast-lb/holdfast/internal/frozen"
 	"github.com/holdfast-lb/holdfast/internal/proxyproto"
 )
 
@@ -145,11 +143,7 @@ type httpScript struct {
 // and those of its backend legs, one after another.
 type httpWorld struct {
 	*httpScript
-	now     Instant
-	f       Flow
-	z       *frozen.Flow
-	wanted  string
-	lender  Lender
+	moving
 	desk    *Desk
 	client  kern
 	pending []byte // what the client is about to say
@@ -157,8 +151,7 @@ type httpWorld struct {
 	backs   []*back
 	cur     *back // the flow's
 	dialing bool  // a leg is being dialled
-	pipes   [2][]byte
-	rough   bool // what came in a pipe met an end: how far octets got may differ
+	rough   bool  // what came in a pipe met an end: how far octets got may differ
 	acts    int
 	beats   int
 	at      int // the step under way
@@ -170,7 +163,7 @@ type httpWorld struct {
 }
 
 func newHTTPWorld(s *httpScript) *httpWorld {
-	w := &httpWorld{httpScript: s, now: 1e9}
+	w := &httpWorld{httpScript: s, moving: moving{now: 1e9}}
 	w.desk = NewDesk(&w.lender)
 	w.desk.Scratch = make([]byte, Headroom+httpScratch)
 	w.desk.Build = make([]byte, 0, 2*httpScratch)
@@ -644,67 +637,17 @@ func (w *httpWorld) relay(s Side, most uint64) bool {
 }
 
 func (w *httpWorld) Freeze() ([]byte, bool, error) {
-	if w.f.State() == Done {
-		return nil, false, nil
-	}
-	for s := Client; s <= Backend; s++ {
-		w.f.Absorb(s.Other(), w.pipes[s], &w.lender)
-		w.pipes[s] = nil
-	}
-	if w.f.Unsettled() {
-		w.f.Settle(&w.lender)
-	}
-	w.wanted = w.wantsNow()
-	z, err := w.f.Freeze(w.now)
-	if err != nil {
-		return nil, false, err
-	}
-	w.f.Drop(&w.lender)
-	if n := w.lender.Lent(); n != 0 {
-		return nil, false, fmt.Errorf("%d octets of blocks are still lent", n)
-	}
-	w.f, w.z, w.moved = Flow{}, z, true
-	out, err := (&frozen.Batch{Flows: []*frozen.Flow{z}}).Encode()
-	return out, true, err
+	octets, ok, err := w.moving.Freeze()
+	w.moved = w.moved || ok
+	return octets, ok, err
 }
 
 func (w *httpWorld) Thaw(octets []byte) error {
-	batch, err := frozen.Decode(octets)
-	if err != nil {
+	if err := w.thaw(octets, httpObjects); err != nil {
 		return err
 	}
-	if w.f, err = Thaw(w.now, batch.Flows[0], httpObjects); err != nil {
-		return err
-	}
-	// It asks again for all that it waited for, and for nothing else.
-	if got := w.wantsNow(); got != w.wanted {
-		return fmt.Errorf("thawed it wants\n%s, before it wanted\n%s", got, w.wanted)
-	}
-	// What is put down again at once is what was picked up.
-	again, err := w.f.Freeze(w.now)
-	if err != nil {
-		return err
-	}
-	if again.Moves--; !proto.Equal(again, w.z) {
-		return fmt.Errorf("frozen again it is\n%v\n%v, before it was\n%v\n%v", again.Summary(), again, w.z.Summary(), w.z)
-	}
-	w.z = nil
 	w.run()
 	return nil
-}
-
-func (w *httpWorld) wantsNow() string {
-	var x Wants
-	w.f.Wants(&x)
-	x.Relay = [2]bool{}
-	if x.Resume {
-		// What was looked at in vain is looked at again.
-		x.Resume, x.Read[Client] = false, true
-	}
-	if x.Deadline != 0 {
-		x.Deadline = max(1, x.Deadline-w.now)
-	}
-	return fmt.Sprintf("%+v", x)
 }
 
 func (w *httpWorld) Observe() string {

@@ -90,20 +90,25 @@ type kern struct {
 	closed bool
 }
 
+// moving is a flow of a test world, which is put down and picked up.
+type moving struct {
+	now    Instant
+	f      Flow
+	z      *frozen.Flow // what it was frozen to, to compare with
+	wanted string       // and what it wanted then
+	lender Lender
+	pipes  [2][]byte // octets from the leg, on their way
+}
+
 // world is a flow between two kernels, following a script.
 type world struct {
+	moving
 	script  []op
-	now     Instant
-	f       Flow
-	z       *frozen.Flow // what Freeze gave, to compare with
-	wanted  string       // and what it wanted then
-	lender  Lender
 	scratch [scratchBytes]byte
 	legs    [2]kern
-	pipes   [2][]byte // octets from the leg, on their way
-	bulk    bool      // use pipes where the flow wants
-	rough   bool      // an RST came: how far octets got may differ
-	acts    int       // so many in all
+	bulk    bool // use pipes where the flow wants
+	rough   bool // an RST came: how far octets got may differ
+	acts    int  // so many in all
 }
 
 type op struct {
@@ -202,7 +207,7 @@ func compile(code []byte) (script []op, bulk bool) {
 }
 
 func newWorld(script []op, bulk bool) *world {
-	w := &world{script: script, now: 1e9, bulk: bulk}
+	w := &world{moving: moving{now: 1e9}, script: script, bulk: bulk}
 	l := objects.Listeners["a"]
 	w.f = New(w.now, 0xabc<<40|7, l, objects.Backends["many"], Address{}, &w.lender)
 	w.legs[Client].room, w.legs[Backend].room = roomDefault, roomDefault
@@ -385,7 +390,8 @@ func (w *world) relay(s Side) bool {
 	return true
 }
 
-func (w *world) Freeze() ([]byte, bool, error) {
+// Freeze puts the flow down, and with it what is in the pipes.
+func (w *moving) Freeze() ([]byte, bool, error) {
 	if w.f.State() == Done {
 		return nil, false, nil
 	}
@@ -410,12 +416,13 @@ func (w *world) Freeze() ([]byte, bool, error) {
 	return out, true, err
 }
 
-func (w *world) Thaw(octets []byte) error {
+// thaw picks it up.
+func (w *moving) thaw(octets []byte, known Objects) error {
 	batch, err := frozen.Decode(octets)
 	if err != nil {
 		return err
 	}
-	if w.f, err = Thaw(w.now, batch.Flows[0], objects); err != nil {
+	if w.f, err = Thaw(w.now, batch.Flows[0], known); err != nil {
 		return err
 	}
 	// It asks again for all that it waited for, and for nothing else.
@@ -428,23 +435,34 @@ func (w *world) Thaw(octets []byte) error {
 		return err
 	}
 	if again.Moves--; !proto.Equal(again, w.z) {
-		return fmt.Errorf("frozen again it is\n%v, before it was\n%v", again.Summary(), w.z.Summary())
+		return fmt.Errorf("frozen again it is\n%v\n%v, before it was\n%v\n%v", again.Summary(), again, w.z.Summary(), w.z)
 	}
 	w.z = nil
-	w.drive()
 	return nil
 }
 
 // wantsNow tells what the flow wants, without what may differ after a move:
 // whether it guesses that bulk goes on, and the clock of the deadline.
-func (w *world) wantsNow() string {
+func (w *moving) wantsNow() string {
 	var x Wants
 	w.f.Wants(&x)
 	x.Relay = [2]bool{}
+	if x.Resume {
+		// What was looked at in vain is looked at again.
+		x.Resume, x.Read[Client] = false, true
+	}
 	if x.Deadline != 0 {
 		x.Deadline = max(1, x.Deadline-w.now)
 	}
 	return fmt.Sprintf("%+v", x)
+}
+
+func (w *world) Thaw(octets []byte) error {
+	if err := w.thaw(octets, objects); err != nil {
+		return err
+	}
+	w.drive()
+	return nil
 }
 
 func (w *world) Observe() string {
