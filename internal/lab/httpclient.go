@@ -203,6 +203,7 @@ func (f *HTTPFlow) askBare(c *httpConn, n int, x httpPlan) error {
 func (f *HTTPFlow) hear(c *httpConn, n int, x httpPlan) error {
 	began := f.web.t.now()
 	c.wait(httpPatience, "the answer to %d", n)
+	c.behind = c.out // the server may have most of the request's body still to take
 	if f.Kind == HTTPDialing || f.Kind == HTTPQueued {
 		c.wait(0, "the answer to %d", n)
 	}

@@ -90,6 +90,10 @@ type HTTPFlow struct {
 	// it did not.
 	finAt [2]atomic.Uint64
 
+	// arrived is when octets of a direction last came to their receiver (Unix,
+	// nanoseconds): a sender whose peer rests waits as long as they come.
+	arrived [2]atomic.Int64
+
 	Opened   atomic.Int64 // the connect succeeded
 	Served   atomic.Int64 // the first answer was right
 	Finished atomic.Int64 // it has ended, for good or ill
@@ -320,6 +324,10 @@ type httpConn struct {
 
 	until   time.Time // when patience with the read under way is over
 	resting bool      // a read that ends early is what is wanted
+
+	// Of the flow that the connection serves now; nil: of none.
+	in, out *atomic.Int64 // when octets last came to this end, and to the other
+	behind  *atomic.Int64 // out, if the read under way waits for what is sent to arrive
 }
 
 // httpBuffer is what a read takes ahead at most.
@@ -353,36 +361,70 @@ func (w *HTTPTraffic) forget(c *httpConn) {
 // wake ends a rest. It may be called from any goroutine.
 func (c *httpConn) wake() { _ = c.SetReadDeadline(time.Unix(1, 0)) }
 
+// serves says whose octets a connection carries, and in which direction those
+// go that this end sends.
+func (c *httpConn) serves(f *HTTPFlow, out Direction) {
+	c.in, c.out = &f.arrived[1-out], &f.arrived[out]
+}
+
 // Read reads from the socket. A deadline that wake has set is not meant for a
 // read that does not rest.
 func (c *httpConn) Read(b []byte) (int, error) {
 	for {
 		n, err := c.Conn.Read(b)
-		if n > 0 || !errors.Is(err, os.ErrDeadlineExceeded) || c.resting || !c.until.IsZero() && time.Now().After(c.until) {
+		if n > 0 && c.in != nil {
+			c.in.Store(time.Now().UnixNano())
+		}
+		if n > 0 || !errors.Is(err, os.ErrDeadlineExceeded) || c.resting {
 			return n, err
+		}
+		if !c.until.IsZero() && !time.Now().Before(c.until) {
+			if c.until = patientUntil(c.behind); !time.Now().Before(c.until) {
+				return n, err
+			}
 		}
 		_ = c.SetReadDeadline(c.until)
 	}
 }
 
 // httpPatience is how long an end waits for the other without progress: longer
-// than any rest.
+// than any rest. A balancer holds several times what a receiver takes at once,
+// so between an end that waits and one that rests octets may come for longer.
 const httpPatience = 3 * time.Minute
+
+// patientUntil is how long to wait for an end to which octets last came then.
+func patientUntil(arrived *atomic.Int64) time.Time {
+	if arrived == nil {
+		return time.Time{}
+	}
+	return time.Unix(0, arrived.Load()).Add(httpPatience)
+}
 
 // wait says what the next reads wait for, and how long.
 func (c *httpConn) wait(d time.Duration, format string, args ...any) {
 	c.doing.Store(fmt.Sprintf(format, args...))
-	c.until = time.Time{}
+	c.until, c.behind = time.Time{}, nil
 	if d > 0 {
 		c.until = time.Now().Add(d)
 	}
 	_ = c.SetReadDeadline(c.until)
 }
 
-// Write sends all of b, however long a slow peer takes.
+// Write sends all of b, however long a peer takes that takes some of what was
+// sent now and then.
 func (c *httpConn) Write(b []byte) (int, error) {
-	_ = c.SetWriteDeadline(time.Now().Add(httpPatience))
-	return c.Conn.Write(b)
+	sent := 0
+	for until := time.Now().Add(httpPatience); ; {
+		_ = c.SetWriteDeadline(until)
+		n, err := c.Conn.Write(b[sent:])
+		sent += n
+		if !errors.Is(err, os.ErrDeadlineExceeded) {
+			return sent, err
+		}
+		if until = patientUntil(c.out); !time.Now().Before(until) {
+			return sent, err
+		}
+	}
 }
 
 // rest waits for d, or until the flow is to end. Nothing may arrive meanwhile,
@@ -545,6 +587,7 @@ func (f *HTTPFlow) dial() (*httpConn, error) {
 	}
 	f.mu.Lock()
 	at := conn.LocalAddr().(*net.TCPAddr).AddrPort()
+	c.serves(f, Up)
 	f.conn, f.local = c, netip.AddrPortFrom(at.Addr().Unmap(), at.Port())
 	f.mu.Unlock()
 	return c, nil

@@ -52,6 +52,7 @@ func (w *HTTPTraffic) MostInFlight(d *Door) int {
 // serve answers the requests of a connection, which may be of many flows.
 func (w *HTTPTraffic) serve(c *httpConn, load *httpLoad) {
 	for {
+		c.in, c.out = nil, nil
 		c.wait(0, "a request")
 		if _, err := c.br.Peek(1); err != nil {
 			if !errors.Is(err, io.EOF) && !errors.Is(err, net.ErrClosed) {
@@ -75,6 +76,7 @@ func (w *HTTPTraffic) serve(c *httpConn, load *httpLoad) {
 			return
 		}
 		x := f.plan(n)
+		c.serves(f, Down)
 		load.enter()
 		err = f.answer(c, req, n, x, sync.OnceFunc(func() { load.now.Add(-1) }))
 		if err != nil {
