@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -41,13 +42,15 @@ func TestPatienceOfSender(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				client, server := connected()
+				var reader sync.WaitGroup
+				defer reader.Wait()
 				defer func() { _ = client.Close() }()
-				go func() {
+				reader.Go(func() {
 					for range c.reads {
 						time.Sleep(patienceRest)
 						_, _ = io.ReadFull(server, make([]byte, piece))
 					}
-				}()
+				})
 				began := time.Now()
 				n, err := client.Write(make([]byte, all))
 				if took := time.Since(began); n != c.reads*piece || !errors.Is(err, c.err) || took != c.after {
@@ -65,8 +68,10 @@ func TestPatienceForAnswer(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			const arrivals = 5
 			client, server := connected()
+			var sender sync.WaitGroup
+			defer sender.Wait()
 			defer func() { _ = client.Close() }()
-			go func() {
+			sender.Go(func() {
 				for range arrivals {
 					time.Sleep(patienceRest)
 					server.in.Store(time.Now().UnixNano())
@@ -74,7 +79,7 @@ func TestPatienceForAnswer(t *testing.T) {
 				if answered {
 					_, _ = server.Write([]byte("x"))
 				}
-			}()
+			})
 			began := time.Now()
 			client.wait(httpPatience, "the answer")
 			client.behind = client.out
