@@ -22,6 +22,31 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
+// servedBy gives a port on which each connection is served by serve, until the
+// test ends.
+func servedBy(t *testing.T, serve func(net.Conn)) (port int) {
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() { serve(conn); _ = conn.Close() }()
+		}
+	}()
+	t.Cleanup(func() {
+		_ = l.Close()
+		<-ended
+	})
+	return l.Addr().(*net.TCPAddr).Port
+}
+
 func TestMedian(t *testing.T) {
 	for _, c := range []struct {
 		values []float64
@@ -454,24 +479,7 @@ func TestLoadFaults(t *testing.T) {
 	} {
 		for _, kind := range c.kinds {
 			t.Run(c.name+", "+kind, func(t *testing.T) {
-				l, err := net.Listen("tcp4", "127.0.0.1:0")
-				if err != nil {
-					t.Fatal(err)
-				}
-				ended := make(chan struct{})
-				go func() {
-					defer close(ended)
-					for {
-						conn, err := l.Accept()
-						if err != nil {
-							return
-						}
-						go func() { c.serve(conn); _ = conn.Close() }()
-					}
-				}()
-				_, err = load(t, loadSpec{Kind: kind, Talk: "echo", Port: l.Addr().(*net.TCPAddr).Port, Conns: 2, Bytes: 64})
-				_ = l.Close()
-				<-ended
+				_, err := load(t, loadSpec{Kind: kind, Talk: "echo", Port: servedBy(t, c.serve), Conns: 2, Bytes: 64})
 				if err == nil || !strings.Contains(err.Error(), c.want) {
 					t.Errorf("error %v, want one with %q", err, c.want)
 				}

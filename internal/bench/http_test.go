@@ -205,24 +205,7 @@ func TestHTTPFaults(t *testing.T) {
 		}, "too many"},
 	} {
 		t.Run(c.name+", "+c.kind, func(t *testing.T) {
-			l, err := net.Listen("tcp4", "127.0.0.1:0")
-			if err != nil {
-				t.Fatal(err)
-			}
-			ended := make(chan struct{})
-			go func() {
-				defer close(ended)
-				for {
-					conn, err := l.Accept()
-					if err != nil {
-						return
-					}
-					go func() { c.serve(conn); _ = conn.Close() }()
-				}
-			}()
-			_, err = load(t, loadSpec{Kind: c.kind, Talk: c.talk, Port: l.Addr().(*net.TCPAddr).Port, Conns: 2, Bytes: 100})
-			_ = l.Close()
-			<-ended
+			_, err := load(t, loadSpec{Kind: c.kind, Talk: c.talk, Port: servedBy(t, c.serve), Conns: 2, Bytes: 100})
 			if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
 				t.Errorf("error %v, want one with %q", err, c.want)
 			}

@@ -10,7 +10,6 @@ import (
 	"strings"
 	"time"
 
-
 	"github.com/holdfast-lb/holdfast/internal/config"
 	"github.com/holdfast-lb/holdfast/internal/proxyproto"
 )

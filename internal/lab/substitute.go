@@ -55,8 +55,13 @@ func (b *HAProxy) Start(ctx context.Context) error {
 		}
 		s.WriteString("\n")
 	}
+	return b.run(ctx, s.String())
+}
+
+// run starts it with a configuration and waits until it listens.
+func (b *HAProxy) run(ctx context.Context, text string) error {
 	file := filepath.Join(b.At.world.Dir, "haproxy.cfg")
-	if err := os.WriteFile(file, []byte(s.String()), 0o600); err != nil {
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		return err
 	}
 	var err error

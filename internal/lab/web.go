@@ -117,16 +117,7 @@ func (b *webHAProxy) Start(ctx context.Context) error {
 		}
 		b.Services = append(b.Services, Service{Name: v.name, VIP: v.vip})
 	}
-	file := filepath.Join(b.At.world.Dir, "haproxy.cfg")
-	if err := os.WriteFile(file, []byte(s.String()), 0o600); err != nil {
-		return err
-	}
-	var err error
-	b.process, err = b.At.Start("haproxy", nil, "/usr/sbin/haproxy", "-db", "-f", file)
-	if err != nil {
-		return err
-	}
-	return awaitListeners(ctx, b.At, b.process, b.Services)
+	return b.run(ctx, s.String())
 }
 
 // webCast chooses who plays the balancer.

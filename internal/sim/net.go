@@ -154,28 +154,22 @@ func (s *Sock) failed() sock.Errno {
 }
 
 func (s *Sock) recv(b []byte) (int, sock.Errno) {
-	switch {
-	case len(s.rcv) > 0:
-		n := copy(b, s.rcv)
-		s.rcv = s.rcv[n:]
-		return n, 0
-	case s.finIn:
-		// SOCK_DONE comes before the error (net/ipv4/tcp.c,
-		// tcp_recvmsg_locked): an RST after FIN is not told here.
-		return 0, 0
-	case s.errno != 0:
-		return 0, s.failed()
-	case s.dead:
-		return 0, 0
+	if n, e := s.peek(); n == 0 {
+		return 0, e
 	}
-	return 0, sock.Again
+	n := copy(b, s.rcv)
+	s.rcv = s.rcv[n:]
+	return n, 0
 }
 
+// peek is recv that takes nothing: 1 stands for all that is there.
 func (s *Sock) peek() (int, sock.Errno) {
 	switch {
 	case len(s.rcv) > 0:
 		return 1, 0
 	case s.finIn:
+		// SOCK_DONE comes before the error (net/ipv4/tcp.c,
+		// tcp_recvmsg_locked): an RST after FIN is not told here.
 		return 0, 0
 	case s.errno != 0:
 		return 0, s.failed()
