@@ -60,7 +60,7 @@ func newWeb(t testing.TB, more string) *web {
 		for _, i := range l.Slots(0, nil) {
 			l.Kill(i)
 		}
-		l.CloseIdle()
+		l.CloseIdle("")
 		l.Free()
 		k.Free()
 		fd.Close()

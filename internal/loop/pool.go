@@ -48,9 +48,24 @@ func (x *idle) endpoints() []*config.Endpoint {
 	if len(x.pools) == 0 {
 		return nil
 	}
-	return slices.SortedFunc(maps.Keys(x.pools), func(a, b *config.Endpoint) int {
+	return inOrder(slices.Collect(maps.Keys(x.pools)))
+}
+
+// versions are those of one endpoint, by its full name, that have pools.
+func (x *idle) versions(endpoint string) (all []*config.Endpoint) {
+	for e := range x.pools {
+		if e.Ref.Name == endpoint {
+			all = append(all, e)
+		}
+	}
+	return inOrder(all)
+}
+
+func inOrder(all []*config.Endpoint) []*config.Endpoint {
+	slices.SortFunc(all, func(a, b *config.Endpoint) int {
 		return cmp.Or(cmp.Compare(a.Ref.Name, b.Ref.Name), cmp.Compare(a.Ref.Version, b.Ref.Version))
 	})
+	return all
 }
 
 // sweepEvery is how often idle legs are looked at for their age.
@@ -246,8 +261,21 @@ func (l *Loop) shrink() bool {
 // Idle is how many backend legs are idle; to be asked for on the loop's thread.
 func (l *Loop) Idle() int { return l.idle.n }
 
-// CloseIdle closes all idle legs: a process that ends, or a host that is left.
-func (l *Loop) CloseIdle() {
-	for l.shrink() {
+// CloseIdle closes the idle legs of the endpoint of that full name, or all if it
+// is "", and tells how many there were: of an endpoint that is taken out of
+// service, a process that ends, or a host that is left.
+func (l *Loop) CloseIdle(endpoint string) (closed int) {
+	all := l.idle.versions(endpoint)
+	if endpoint == "" {
+		all = l.idle.endpoints()
 	}
+	for _, e := range all {
+		for p := l.idle.pools[e]; p != nil; p = p.next {
+			for p.oldest != 0 {
+				l.closeOldest(p)
+				closed++
+			}
+		}
+	}
+	return closed
 }

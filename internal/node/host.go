@@ -238,7 +238,7 @@ func (n *Node) Migrate(to string) (*Report, error) {
 	// Idle legs to backends do not move: some are dialled from an address that
 	// does.
 	for _, l := range n.shared.Loops {
-		l.Ask((*loop.Loop).CloseIdle)
+		l.Ask(func(l *loop.Loop) { l.CloseIdle("") })
 	}
 	// While flows are on their way only the peer grants what is limited.
 	n.shared.Ledger.Pause()

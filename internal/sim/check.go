@@ -269,7 +269,7 @@ func (w *World) remains() {
 			if n := l.Lent(); n != 0 {
 				w.fail("%s loop %d: %d octets are lent at the end", p.name, i, n)
 			}
-			l.CloseIdle()
+			l.CloseIdle("")
 			l.Free()
 			if n := len(p.kernels[i].watches); n > len(p.gen.Listening) {
 				w.fail("%s loop %d: %d descriptors are watched at the end", p.name, i, n)

@@ -142,7 +142,7 @@ func (p *Proc) migrate(to *Proc) *task {
 		near.t = t
 		p.shared.Fixed.Store(true)
 		for _, l := range p.shared.Loops {
-			t.ask(l, (*loop.Loop).CloseIdle)
+			t.ask(l, func(l *loop.Loop) { l.CloseIdle("") })
 		}
 		err := p.giveHost(t, near)
 		if err == nil {

@@ -169,7 +169,7 @@ func (p *Proc) exit() {
 			l.Kill(i)
 		}
 		l.Turn(false)
-		l.CloseIdle()
+		l.CloseIdle("")
 		l.Free()
 	}
 	for _, name := range slices.Sorted(maps.Keys(p.gen.Listening)) {
