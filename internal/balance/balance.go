@@ -8,11 +8,25 @@ import (
 	"github.com/holdfast-lb/holdfast/internal/ledger"
 )
 
-// Pick chooses among the endpoints of b that have room and were not tried, by
-// b's policy: the index, or -1 when there is none. It implements
-// [ledger.Picker].
-func Pick(b *config.Backend, accounts []*ledger.Endpoint, start, tried uint64) int {
-	n := len(accounts)
+// Policy is the [ledger.Policy] for all ways of balancing. Its zero value is ready.
+type Policy struct{}
+
+type roster struct {
+	b        *config.Backend
+	accounts []*ledger.Endpoint
+}
+
+// Roster implements [ledger.Policy].
+func (Policy) Roster(c *config.Backend, accounts []*ledger.Endpoint, zone string, old ledger.Roster) ledger.Roster {
+	return &roster{c, accounts}
+}
+
+func (r *roster) Sticky(i int) bool { return true }
+func (r *roster) Held() bool        { return false }
+func (r *roster) Serving() int      { return len(r.accounts) }
+
+func (r *roster) Pick(a ledger.Asking, start uint64) int {
+	n := len(r.accounts)
 	if n == 0 {
 		return -1
 	}
@@ -24,13 +38,13 @@ func Pick(b *config.Backend, accounts []*ledger.Endpoint, start, tried uint64) i
 		if i >= n {
 			i -= n
 		}
-		if tried&(1<<(i%64)) != 0 || !ledger.Room(b, accounts[i]) {
+		if a.Tried&(1<<(i%64)) != 0 || !r.accounts[i].Room() {
 			continue
 		}
-		if b.Balance != config.Least {
+		if r.b.Balance != config.Least {
 			return i
 		}
-		if best < 0 || accounts[i].InUse() < accounts[best].InUse() {
+		if best < 0 || r.accounts[i].InUse() < r.accounts[best].InUse() {
 			best = i
 		}
 	}

@@ -11,7 +11,7 @@ import (
 // over or the predecessor is done.
 func TestGateCountsThePredecessor(t *testing.T) {
 	opened := 0
-	l := ledger.New(balance.Pick, func(int, uint64) {}, func() { opened++ })
+	l := ledger.New(ledger.Options{Policy: balance.Policy{}, Ring: func(int, uint64) {}, Open: func() { opened++ }})
 	g := l.Listener("web")
 	g.SetMax(3)
 	l.PlacesElsewhere(map[string]int64{"": 2, "web": 2})

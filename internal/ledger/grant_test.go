@@ -23,19 +23,19 @@ backends:
 		t.Fatal(err)
 	}
 	var rung []uint64
-	l := ledger.New(balance.Pick, func(_ int, token uint64) { rung = append(rung, token) }, func() {})
+	l := ledger.New(ledger.Options{Policy: balance.Policy{}, Ring: func(_ int, token uint64) { rung = append(rung, token) }, Open: func() {}})
 	of := c.Backends["b"]
 	b := l.Backend("b")
 	b.Govern(of)
-	up, _, _ := b.Secure(of, 1, 0, 0, 1) // the first has tried "down" and gets "up"
+	up, _, _ := b.Secure(of, &ledger.Asking{Tried: 1, Token: 1}) // the first has tried "down" and gets "up"
 	if up.Endpoint == nil || up.Endpoint.Name != "up" {
 		t.Fatalf("secured %+v", up)
 	}
-	_, second, answer := b.Secure(of, 1, 0, 0, 2) // the second has tried it, too
+	_, second, answer := b.Secure(of, &ledger.Asking{Tried: 1, Token: 2}) // the second has tried it, too
 	if answer != ledger.Waiting || len(rung) != 0 {
 		t.Fatalf("answer %v, rung for %v: it was granted what it had tried", answer, rung)
 	}
-	_, third, _ := b.Secure(of, 0, 0, 0, 3) // the third may have "down"
+	_, third, _ := b.Secure(of, &ledger.Asking{Token: 3}) // the third may have "down"
 	if g := b.Collect(third); g.Endpoint == nil || g.Endpoint.Name != "down" {
 		t.Fatalf("the third got %+v", g)
 	}

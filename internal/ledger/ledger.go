@@ -29,6 +29,7 @@ type Endpoint struct {
 	inUse   atomic.Int64
 	foreign atomic.Int64
 	errors  atomic.Uint64
+	limit   atomic.Int64
 }
 
 // InUse is how many connections we hold to the endpoint now.
@@ -92,18 +93,14 @@ type Waiter struct {
 // Place orders waiters: smaller came first, over all loops and moves.
 func (w *Waiter) Place() uint64 { return w.place }
 
-// Picker chooses the endpoint for a new connection: the index of one with room
-// that was not tried, or -1. accounts are in the order of b's endpoints; start
-// moves on with each choice. Package balance provides it.
-type Picker func(b *config.Backend, accounts []*Endpoint, start, tried uint64) int
-
 // Backend is the account of one backend.
 type Backend struct {
 	Name    string
 	cursor  atomic.Uint64
 	waiting atomic.Int64
 	order   atomic.Pointer[orderOf]
-	pick    Picker
+	policy  Policy
+	zone    string
 	ring    func(loop int, token uint64)
 	places  *atomic.Uint64
 	paused  *atomic.Int32
@@ -143,6 +140,9 @@ func (b *Backend) endpoint(name string) *Endpoint {
 	e := b.endpoints[name]
 	if e == nil {
 		e = &Endpoint{Name: name, backend: b}
+		if c := b.current; c != nil {
+			e.limit.Store(int64(c.ConnectionsPerEndpoint))
+		}
 		b.endpoints[name] = e
 	}
 	return e
@@ -158,11 +158,6 @@ func (b *Backend) Endpoint(name string) *Endpoint {
 // Waiting is how many flows wait for an endpoint.
 func (b *Backend) Waiting() int { return int(b.waiting.Load()) }
 
-// Room tells whether a connection more may be opened under c's limit.
-func Room(c *config.Backend, e *Endpoint) bool {
-	return c.ConnectionsPerEndpoint == 0 || e.inUse.Load()+e.foreign.Load() < int64(c.ConnectionsPerEndpoint)
-}
-
 // Answer is what [Backend.Secure] says.
 type Answer uint8
 
@@ -172,19 +167,23 @@ const (
 	Waiting               // the flow has a place in the queue; the loop's bell will ring
 	Full                  // the queue has no place
 	None                  // no endpoint is left to try
+	Tripped               // the breaker lets nobody through
+	Spent                 // the budget for retries is spent
 )
 
 // Grant is a slot at an endpoint that belongs to a flow.
 type Grant struct {
 	Endpoint *config.Endpoint
 	Account  *Endpoint
+	Stuck    bool // chosen because the client was sticky to it
 }
 
 // Secure takes a slot at an endpoint of c that was not tried, or else a place
 // in the queue. place is the flow's earlier one, 0 for a new one: a flow that
 // has moved keeps its order. What the queue decides later is told by
 // ring(loop, token) and fetched with [Backend.Collect].
-func (b *Backend) Secure(c *config.Backend, tried, place uint64, loop int, token uint64) (Grant, *Waiter, Answer) {
+func (b *Backend) Secure(c *config.Backend, a *Asking) (Grant, *Waiter, Answer) {
+	tried, place, loop, token := a.Tried, a.Place, a.Loop, a.Token
 	all := ^uint64(0)
 	if n := len(c.Endpoints); n < 64 {
 		all = 1<<n - 1
@@ -194,17 +193,20 @@ func (b *Backend) Secure(c *config.Backend, tried, place uint64, loop int, token
 	}
 	if c.ConnectionsPerEndpoint == 0 {
 		accounts := b.accounts(c, false)
-		i := b.pick(c, accounts, b.cursor.Add(1)-1, tried)
+		i := b.policy.Roster(c, accounts, b.zone, nil).Pick(*a, b.cursor.Add(1)-1)
 		if i < 0 {
 			return Grant{}, nil, None
 		}
 		accounts[i].inUse.Add(1)
-		return Grant{c.Endpoints[i], accounts[i]}, nil, Secured
+		return Grant{Endpoint: c.Endpoints[i], Account: accounts[i]}, nil, Secured
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.current == nil {
 		b.current = c
+		for _, e := range b.accounts(c, true) {
+			e.limit.Store(int64(c.ConnectionsPerEndpoint))
+		}
 	}
 	// Whoever waits already comes first, unless this flow was there before.
 	if b.head == nil || (place != 0 && place < b.head.place) {
@@ -246,12 +248,12 @@ func (b *Backend) take(c *config.Backend, tried uint64) Grant {
 		return Grant{}
 	}
 	accounts := b.accounts(c, true)
-	i := b.pick(c, accounts, b.cursor.Add(1)-1, tried)
+	i := b.policy.Roster(c, accounts, b.zone, nil).Pick(Asking{Tried: tried}, b.cursor.Add(1)-1)
 	if i < 0 {
 		return Grant{}
 	}
 	accounts[i].inUse.Add(1)
-	return Grant{c.Endpoints[i], accounts[i]}
+	return Grant{Endpoint: c.Endpoints[i], Account: accounts[i]}
 }
 
 func (b *Backend) insert(w *Waiter) {
@@ -307,6 +309,9 @@ func (e *Endpoint) wake() {
 func (b *Backend) Govern(c *config.Backend) {
 	b.mu.Lock()
 	b.current = c
+	for _, e := range b.accounts(c, true) {
+		e.limit.Store(int64(c.ConnectionsPerEndpoint))
+	}
 	b.grant()
 	b.mu.Unlock()
 }
@@ -429,12 +434,10 @@ func (g *Gate) reopen() {
 // Ledger holds all accounts of a process.
 type Ledger struct {
 	// Node counts all client connections.
-	Node   Gate
-	places atomic.Uint64
-	paused atomic.Int32 // how many moves want nothing granted
-	pick   Picker
-	ring   func(loop int, token uint64)
-	open   func()
+	Node    Gate
+	places  atomic.Uint64
+	paused  atomic.Int32 // how many moves want nothing granted
+	options Options
 
 	// mu guards the maps, not the accounts in them.
 	mu        sync.Mutex
@@ -442,12 +445,10 @@ type Ledger struct {
 	listeners map[string]*Gate
 }
 
-// New makes an empty ledger. ring tells a loop that a waiter of its has been
-// served, open tells all loops that accepting may go on; both are called from
-// any thread and must not block.
-func New(pick Picker, ring func(loop int, token uint64), open func()) *Ledger {
-	l := &Ledger{pick: pick, ring: ring, open: open, backends: map[string]*Backend{}, listeners: map[string]*Gate{}}
-	l.Node.open = open
+// New makes an empty ledger.
+func New(o Options) *Ledger {
+	l := &Ledger{options: o, backends: map[string]*Backend{}, listeners: map[string]*Gate{}}
+	l.Node.open = o.Open
 	return l
 }
 
@@ -457,7 +458,7 @@ func (l *Ledger) Backend(name string) *Backend {
 	defer l.mu.Unlock()
 	b := l.backends[name]
 	if b == nil {
-		b = &Backend{Name: name, endpoints: map[string]*Endpoint{}, pick: l.pick, ring: l.ring, places: &l.places, paused: &l.paused}
+		b = &Backend{Name: name, endpoints: map[string]*Endpoint{}, policy: l.options.Policy, zone: l.options.Zone, ring: l.options.Ring, places: &l.places, paused: &l.paused}
 		l.backends[name] = b
 	}
 	return b
@@ -469,7 +470,7 @@ func (l *Ledger) Listener(name string) *Gate {
 	defer l.mu.Unlock()
 	g := l.listeners[name]
 	if g == nil {
-		g = &Gate{open: l.open}
+		g = &Gate{open: l.options.Open}
 		l.listeners[name] = g
 	}
 	return g
