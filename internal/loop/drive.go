@@ -355,7 +355,7 @@ func (l *Loop) secure(i uint32, s *slot) bool {
 		s.flow.SetPlace(0)
 	}
 	b := s.flow.Backend()
-	g, w, answer := l.book(b.Ref.Name).Secure(b, s.flow.Tried(), s.flow.Place(), l.index, token(i, s))
+	g, w, answer := l.book(b.Ref.Name).Secure(b, &ledger.Asking{Tried: s.flow.Tried(), Place: s.flow.Place(), Loop: l.index, Token: token(i, s), Now: int64(l.now)})
 	switch answer {
 	case ledger.Secured:
 		l.granted(i, s, g)

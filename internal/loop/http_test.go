@@ -37,7 +37,7 @@ func newWeb(t testing.TB, more string) *web {
 		t.Fatal(err)
 	}
 	s := &Shared{Objects: exact{c}, Log: slog.New(slog.DiscardHandler)}
-	s.Ledger = ledger.New(balance.Pick, func(i int, token uint64) { s.Loops[i].Ring(token) }, func() {})
+	s.Ledger = ledger.New(ledger.Options{Policy: balance.Policy{}, Ring: func(i int, token uint64) { s.Loops[i].Ring(token) }, Open: func() {}})
 	fd, err := sock.Listen(sock.ListenSpec{Addr: addrPort("127.0.0.1:0"), Backlog: 64})
 	if err != nil {
 		t.Fatal(err)

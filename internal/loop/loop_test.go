@@ -70,7 +70,7 @@ func newWorld(t testing.TB, loops int) *world {
 	}
 	w := &world{t: t}
 	s := &Shared{Objects: exact{c}, Log: slog.New(slog.DiscardHandler)}
-	s.Ledger = ledger.New(balance.Pick, func(i int, token uint64) { s.Loops[i].Ring(token) }, func() {})
+	s.Ledger = ledger.New(ledger.Options{Policy: balance.Policy{}, Ring: func(i int, token uint64) { s.Loops[i].Ring(token) }, Open: func() {}})
 	fd, err := sock.Listen(sock.ListenSpec{Addr: addrPort("127.0.0.1:0"), Backlog: 256})
 	if err != nil {
 		t.Fatal(err)

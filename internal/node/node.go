@@ -123,7 +123,7 @@ func Start(o Options) (*Node, error) {
 	n.totals.inherit(o.Totals)
 	n.shared = &loop.Shared{Objects: n.registry, Log: o.Log}
 	n.shared.NextID.Store(max(o.FirstID, firstID(c.Node.Name)))
-	n.shared.Ledger = ledger.New(balance.Pick, n.ring, n.reopen)
+	n.shared.Ledger = ledger.New(ledger.Options{Policy: balance.Policy{}, Ring: n.ring, Open: n.reopen, Zone: c.Node.Zone})
 
 	g, opened, err := n.open(c, nil, o.Inherited, o.Generation+1)
 	if err != nil {

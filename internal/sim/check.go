@@ -10,7 +10,6 @@ import (
 
 	"github.com/holdfast-lb/holdfast/internal/config"
 	"github.com/holdfast-lb/holdfast/internal/flow"
-	"github.com/holdfast-lb/holdfast/internal/ledger"
 	"github.com/holdfast-lb/holdfast/internal/loop"
 )
 
@@ -227,7 +226,7 @@ func (w *World) stuckQueue(p *Proc) {
 			continue
 		}
 		for _, e := range b.Endpoints {
-			if ledger.Room(b, book.Endpoint(e.Ref.Name)) && w.shape.broken == 0 && (w.web == nil || w.web.shape.broken == 0) {
+			if book.Endpoint(e.Ref.Name).Room() && w.shape.broken == 0 && (w.web == nil || w.web.shape.broken == 0) {
 				w.fail("%s: %d flows wait for %s, endpoint %s has room (holds %d, foreign %d)", p.name, book.Waiting(), b.Ref.Name, e.Name, book.Endpoint(e.Ref.Name).InUse(), book.Endpoint(e.Ref.Name).Foreign())
 				return
 			}

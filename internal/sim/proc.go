@@ -54,13 +54,16 @@ func (w *World) newProc(name string, h *Host, source string, inherited map[strin
 	p := &Proc{name: name, w: w, host: h, fds: fds, objects: &registry{map[config.Ref]any{}}, source: source, log: &bytes.Buffer{}}
 	p.shared = &loop.Shared{Objects: p.objects, Log: slog.New(slog.NewTextHandler(p.log, &slog.HandlerOptions{Level: slog.LevelError}))}
 	p.shared.NextID.Store(firstID)
-	p.shared.Ledger = ledger.New(balance.Pick,
-		func(loop int, token uint64) { p.shared.Loops[loop].Ring(token) },
-		func() {
+	p.shared.Ledger = ledger.New(ledger.Options{
+		Policy: balance.Policy{},
+		Ring:   func(loop int, token uint64) { p.shared.Loops[loop].Ring(token) },
+		Open: func() {
 			for _, l := range p.shared.Loops {
 				l.Do(func(l *loop.Loop) { l.ResumeAccepting() })
 			}
-		})
+		},
+		Zone: c.Node.Zone,
+	})
 	if p.gen, err = p.open(c, nil, inherited, generation); err != nil {
 		return nil, err
 	}
