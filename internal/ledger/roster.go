@@ -167,6 +167,10 @@ func (l *Ledger) Pass(now int64, lis *config.Listener, route int, source netip.A
 // else how long accepting pauses.
 func (l *Ledger) AcceptWait(now int64, lis *config.Listener) time.Duration { return 0 }
 
+// AcceptNone takes back what AcceptWait has just counted: there was no
+// connection, another loop had been faster.
+func (l *Ledger) AcceptNone(lis *config.Listener) {}
+
 // EnterSource judges a new connection by the rate and the limit of its source,
 // and counts it if it may come in.
 func (l *Ledger) EnterSource(now int64, lis *config.Listener, a netip.Addr) bool { return true }
