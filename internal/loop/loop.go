@@ -113,6 +113,7 @@ type Loop struct {
 	books   map[string]*ledger.Backend
 	gates   map[string]*ledger.Gate
 
+	series seriesBook
 	lender flow.Lender
 	desk   *flow.Desk
 	pipes  pipes

@@ -1,0 +1,137 @@
+package loop
+
+import (
+	"github.com/holdfast-lb/holdfast/internal/config"
+	"github.com/holdfast-lb/holdfast/internal/flow"
+)
+
+// SeriesKey says of what a [Series] is, by names, so that it outlives changes
+// of the configuration.
+type SeriesKey struct {
+	Listener string
+	Route    int // index among the listener's routes; -1 is none
+	// Backend and Endpoint are short names; "" is none, or one of many that are
+	// no longer told apart.
+	Backend, Endpoint string
+}
+
+// Series are the counts of what was served. The zero value is ready; two are
+// merged by adding them.
+type Series struct {
+	Requests [6]uint64           // by class of the status; [0] are flows without HTTP, and what came to no status
+	Causes   [flow.Causes]uint64 // why each ended
+	In, Out  uint64              // octets from and to clients
+	Took     Histogram           // from the first octet to the last
+	Answer   Histogram           // from the request to the first octet of its response
+}
+
+// Add counts all that o has counted.
+func (x *Series) Add(o *Series) {
+	for i, n := range o.Requests {
+		x.Requests[i] += n
+	}
+	for i, n := range o.Causes {
+		x.Causes[i] += n
+	}
+	x.In += o.In
+	x.Out += o.Out
+	x.Took.Add(&o.Took)
+	x.Answer.Add(&o.Answer)
+}
+
+// seriesMax bounds the series of a loop: each takes about 1.2 KiB. Beyond it
+// endpoints are not told apart.
+const seriesMax = 16 << 10
+
+// familiar is how many series are found without looking at names.
+const familiar = 256
+
+// seriesBook holds the series of a loop.
+type seriesBook struct {
+	all map[SeriesKey]*Series
+	// known are the latest by the objects that name them. Objects are immutable
+	// and compared by their pointers, which is cheaper than three strings.
+	known [familiar]knownSeries
+}
+
+type knownSeries struct {
+	listener *config.Listener
+	backend  *config.Backend
+	endpoint *config.Endpoint
+	route    int
+	series   *Series
+}
+
+// of is the series of what was served under these objects; the last two may be
+// nil.
+func (b *seriesBook) of(lis *config.Listener, route int, to *config.Backend, end *config.Endpoint) *Series {
+	// Versions are hashes of contents already.
+	place := lis.Ref.Version + uint64(route)*0x9e3779b97f4a7c15
+	if end != nil {
+		place ^= end.Ref.Version
+	} else if to != nil {
+		place ^= to.Ref.Version
+	}
+	k := &b.known[place%familiar]
+	if k.listener != lis || k.endpoint != end || k.backend != to || k.route != route {
+		*k = knownSeries{lis, to, end, route, b.named(lis, route, to, end)}
+	}
+	return k.series
+}
+
+func (b *seriesBook) named(lis *config.Listener, route int, to *config.Backend, end *config.Endpoint) *Series {
+	key := SeriesKey{Listener: lis.Ref.Name, Route: route}
+	if to != nil {
+		key.Backend = to.Ref.Name
+	}
+	if end != nil {
+		key.Endpoint = end.Name
+	}
+	if b.all[key] == nil && len(b.all) >= seriesMax {
+		if key.Endpoint = ""; b.all[key] == nil && len(b.all) >= 2*seriesMax {
+			key = SeriesKey{Route: -1} // names were changed very often
+		}
+	}
+	return b.keyed(key)
+}
+
+func (b *seriesBook) keyed(key SeriesKey) *Series {
+	x := b.all[key]
+	if x == nil {
+		if b.all == nil {
+			b.all = map[SeriesKey]*Series{}
+		}
+		x = &Series{}
+		b.all[key] = x
+	}
+	return x
+}
+
+// prune forgets the objects of earlier configurations. When there are many
+// series, those of endpoints that have left c become one for each backend: sums
+// never fall.
+func (b *seriesBook) prune(c *config.Config) {
+	clear(b.known[:])
+	if len(b.all) < seriesMax/2 {
+		return
+	}
+	for key, x := range b.all {
+		if key.Endpoint == "" {
+			continue
+		}
+		if to := c.Backends[key.Backend]; to != nil && to.Endpoint(key.Endpoint) != nil && c.Listeners[key.Listener] != nil {
+			continue
+		}
+		delete(b.all, key)
+		key.Endpoint = ""
+		b.keyed(key).Add(x)
+	}
+}
+
+// Series calls do for each series of the loop, in no order; to be called on the
+// loop's thread. What do is given stays the loop's.
+func (l *Loop) Series(do func(SeriesKey, *Series)) {
+	for key, x := range l.series.all {
+		do(key, x)
+	}
+}
