@@ -11,7 +11,8 @@ import (
 // addrPort reads an address with a port. With wildcard it may be 0.0.0.0 or
 // [::], and ":PORT" is "[::]:PORT". The zero AddrPort says that it is not
 // there or was refused.
-func (s *section) addrPort(key string, wildcard bool) netip.AddrPort {
+func (s *section) addrPort(key string, wildcard bool) (a netip.AddrPort) {
+	defer func() { s.noteAddrPort(key, a) }()
 	t, ok := s.scalar(key)
 	if !ok {
 		return netip.AddrPort{}
@@ -42,11 +43,16 @@ func parseAddrPort(s string, wildcard bool) (netip.AddrPort, error) {
 	if err != nil {
 		return netip.AddrPort{}, err
 	}
-	n, err := strconv.ParseUint(port, 10, 16)
-	if err != nil || n == 0 || !wholeForm.MatchString(port) {
-		return netip.AddrPort{}, fmt.Errorf("port %q must be 1 to 65535, in decimal", clip(port))
+	n, err := parsePort(port)
+	return netip.AddrPortFrom(a, n), err
+}
+
+func parsePort(s string) (uint16, error) {
+	n, err := strconv.ParseUint(s, 10, 16)
+	if err != nil || n == 0 || !wholeForm.MatchString(s) {
+		return 0, fmt.Errorf("port %q must be 1 to 65535, in decimal", clip(s))
 	}
-	return netip.AddrPortFrom(a, uint16(n)), nil
+	return uint16(n), nil
 }
 
 // cutPort takes "10.0.0.5:80", "[::1]:80" and ":80" apart.
@@ -107,16 +113,26 @@ func notAddr(s string) error {
 	case strings.Contains(s, ":"):
 		return errors.New("not an IP address")
 	}
-	return errors.New("not an IP address; host names are not resolved by this release")
+	return errors.New("not an IP address; a name can only be the address of an endpoint")
 }
 
-// endpointAddress reads the address of an endpoint: ADDRESS:PORT or unix:PATH.
+// endpointAddress reads the address of an endpoint: ADDRESS:PORT, NAME:PORT or
+// unix:PATH.
 func (s *section) endpointAddress(key string, e *Endpoint) {
 	t, ok := s.scalar(key)
 	if !ok {
 		return
 	}
 	path, unix := strings.CutPrefix(t.value, unixPrefix)
+	if host, _, err := cutPort(t.value); !unix && err == nil && isHostName(host) {
+		if e.Host, e.Port, err = parseHostPort(t.value); err != nil {
+			s.fail(key, "%q: %v", clip(t.value), err)
+			e.Host, e.Port = "", 0
+			return
+		}
+		s.noteText(key, e.Address())
+		return
+	}
 	if !unix {
 		e.Addr = s.addrPort(key, false)
 		return
@@ -126,11 +142,13 @@ func (s *section) endpointAddress(key string, e *Endpoint) {
 		return
 	}
 	e.Unix = path
+	s.noteText(key, e.Address())
 }
 
 // source reads where a backend dials from: "", vip, or an address. It says
 // whether the kernel chooses.
 func (s *section) source(key string, b *Backend) (byKernel bool) {
+	defer func() { s.keepText(key, strings.Trim(sourceText(b), `"`)) }()
 	t, ok := s.scalar(key)
 	switch {
 	case !s.has(key) || ok && t.value == "":
@@ -155,6 +173,7 @@ func (s *section) source(key string, b *Backend) (byKernel bool) {
 
 // portRange reads "FIRST-LAST".
 func (s *section) portRange(key string) (first, last uint16) {
+	defer func() { s.noteText(key, portsText(first, last)) }()
 	t, ok := s.scalar(key)
 	if !ok {
 		return 0, 0
@@ -168,3 +187,5 @@ func (s *section) portRange(key string) (first, last uint16) {
 	}
 	return uint16(a), uint16(b)
 }
+
+func portsText(first, last uint16) string { return fmt.Sprintf("%d-%d", first, last) }

@@ -90,10 +90,50 @@ var (
 	tunnelTimeoutBound    = durationBound{min: time.Millisecond, max: 365 * 24 * time.Hour, zero: "never"}
 	answerTimeoutBound    = durationBound{min: time.Millisecond, max: 24 * time.Hour}
 	idleTimeBound         = durationBound{min: time.Millisecond, max: time.Hour, zero: "no reuse"}
+
+	portBound = intBound{1, 65535}
+
+	// A rate is at most one in 100 ns, so that the time between two is no less
+	// than what a clock tells apart.
+	rateBound  = intBound{1, 10_000_000}
+	burstBound = intBound{1, 10_000_000}
+	bits4Bound = intBound{1, 32}
+	bits6Bound = intBound{1, 128}
+
+	slowStartBound = durationBound{min: 100 * time.Millisecond, max: 24 * time.Hour, zero: "at once"}
+	panicBound     = intBound{0, 100}
+	// Less than a fair part for each would leave some without any.
+	loadBound   = intBound{101, 1000}
+	budgetBound = intBound{0, 100}
+
+	// RFC 6265bis, section 5.5: user agents keep no cookie for longer than 400 days.
+	cookieAgeBound = durationBound{min: time.Second, max: 400 * 24 * time.Hour, zero: "as long as the browser runs", grain: time.Second}
+	entryAgeBound  = durationBound{min: time.Second, max: 365 * 24 * time.Hour}
+	// An entry has some 100 octets.
+	entriesBound = intBound{1, 10_000_000}
+
+	checkIntervalBound = durationBound{min: 10 * time.Millisecond, max: 24 * time.Hour}
+	checkTimeoutBound  = durationBound{min: time.Millisecond, max: 10 * time.Minute}
+	checkCountBound    = intBound{1, 100}
+	answerStatusBound  = intBound{100, 599}
+
+	consecutiveBound  = intBound{0, 1_000_000}
+	failureRateBound  = intBound{0, 100}
+	breakerRateBound  = intBound{1, 100}
+	leastBound        = intBound{1, 1_000_000}
+	windowBound       = durationBound{min: 100 * time.Millisecond, max: time.Hour}
+	ejectTimeBound    = durationBound{min: 100 * time.Millisecond, max: 24 * time.Hour}
+	ejectShareBound   = intBound{1, 100}
+	breakerOpenBound  = durationBound{min: 100 * time.Millisecond, max: time.Hour}
+	breakerProbeBound = intBound{1, 1000}
+
+	memoryBound = sizeBound{min: 64 << 20, max: 1 << 50, zero: "no bound"}
 )
 
 const (
-	endpointsMax = 4096 // of one backend
+	// endpointsMax is for one backend, with what its names resolve to.
+	endpointsMax = 16384
+	addressesMax = 256 // of one name
 
 	routesMax   = 1000 // of one listener
 	sharesMax   = 64   // backends of one route
@@ -112,6 +152,13 @@ const (
 	pathMax  = 4 << 10
 	hostMax  = 253 // RFC 1035, section 2.3.4, without the length and the root
 	regexMax = 1 << 10
+
+	statusesMax  = 64  // ranges of one list
+	checkSendMax = 512 // octets that a check sends, or waits for
+	serversMax   = 8   // that resolve names
+	zoneMax      = 63
+	// secretMin keeps keys from being guessed: 16 letters and digits have 95 bits.
+	secretMin, secretMax = 16, 256
 	// stepsMax bounds the instructions of a compiled expression, for each octet
 	// of a path may be held against each: 16 KiB are some 0.2 s then, at worst.
 	stepsMax = 1000
@@ -128,6 +175,8 @@ const (
 // Words and prefixes of the file.
 const (
 	loopsAuto  = "auto"
+	wordOff    = "off"
+	wordOn     = "on"
 	sourceVIP  = "vip"
 	unixPrefix = "unix:"
 )

@@ -39,6 +39,9 @@ func (l *Listener) check() error {
 	}); err != nil {
 		return err
 	}
+	if err := l.checkGuard(); err != nil {
+		return err
+	}
 	switch {
 	case l.Protocol == TCP && l.Rules != nil:
 		return fmt.Errorf("routes: are not for tcp")
@@ -91,8 +94,8 @@ func (b *Backend) check() error {
 			return fmt.Errorf("source: %w", err)
 		}
 	}
-	if len(b.Endpoints) == 0 {
-		return fmt.Errorf("endpoints: there is none")
+	if err := b.checkPolicy(); err != nil {
+		return err
 	}
 	if len(b.Endpoints) > endpointsMax {
 		return fmt.Errorf("endpoints: %d; at most %d are taken", len(b.Endpoints), endpointsMax)
@@ -107,6 +110,9 @@ func (b *Backend) check() error {
 		if err := e.check(); err != nil {
 			return fmt.Errorf("endpoint %q: %w", clip(e.Name), err)
 		}
+		if e.CheckPort != 0 && b.Check == nil {
+			return fmt.Errorf("endpoint %q: check.port: the backend has no check", clip(e.Name))
+		}
 		if err := checkSource(b, e); err != nil {
 			return fmt.Errorf("endpoint %q: %w", clip(e.Name), err)
 		}
@@ -117,7 +123,7 @@ func (b *Backend) check() error {
 // checkSource: what the source of b excludes for its endpoint e.
 func checkSource(b *Backend, e *Endpoint) error {
 	switch {
-	case !b.SourceVIP && !b.Source.IsValid():
+	case !b.SourceVIP && !b.Source.IsValid(), e.Drop != NoDrop, e.named():
 		return nil
 	case e.Unix != "":
 		return fmt.Errorf("a unix socket is dialled without a source address, but the backend has source %s", sourceText(b))
@@ -132,22 +138,16 @@ func (e *Endpoint) check() error {
 	if err := checkName(e.Backend); err != nil {
 		return fmt.Errorf("backend: %w", err)
 	}
-	if e.Unix != "" {
-		if e.Addr != (netip.AddrPort{}) {
-			return fmt.Errorf("both %v and unix:%s", e.Addr, printable(e.Unix))
-		}
-		if err := checkUnixPath(e.Unix); err != nil {
-			return fmt.Errorf("unix: %w", err)
-		}
-	} else if err := checkAddrPort(e.Addr, false); err != nil {
-		return fmt.Errorf("address: %w", err)
+	if err := e.checkAddress(); err != nil {
+		return err
 	}
-	if e.Name != e.Address() {
-		if err := checkName(e.Name); err != nil {
-			return fmt.Errorf("name: %w", err)
-		}
+	if err := e.checkEndpointName(); err != nil {
+		return fmt.Errorf("name: %w", err)
 	}
-	return nil
+	if e.CheckPort != 0 && (e.Unix != "" || e.Drop != NoDrop) {
+		return fmt.Errorf("check.port: %s has none", e.Address())
+	}
+	return e.checkPolicy()
 }
 
 // checkAddrPort wants a port, and an address as checkAddr does.

@@ -25,6 +25,9 @@ func (r *Rules) check() error {
 	}); err != nil {
 		return err
 	}
+	if err := checkRates(r.Rate, r.SourceRate); err != nil {
+		return fmt.Errorf("http.%w", err)
+	}
 	if r.LineMax > r.HeadMax {
 		return fmt.Errorf("http.limits.line: %s is more than the head's %s", sizeText(uint64(r.LineMax)), sizeText(uint64(r.HeadMax)))
 	}
@@ -78,6 +81,9 @@ func (r *Route) check() error {
 		checks = append(checks, fieldCheck{"rewrite", r.Rewrite.check()})
 	}
 	if err := first(checks); err != nil {
+		return err
+	}
+	if err := checkRates(r.Rate, r.SourceRate); err != nil {
 		return err
 	}
 	if key, err := r.clash(); err != nil {
@@ -173,6 +179,7 @@ func (m *Match) check() error {
 		{"method", checkNormal(m.Methods, parseMethod)},
 		{"path", optional(checkPath)(m.Exact)},
 		{"path", optional(checkPath)(m.Prefix)},
+		{"source", checkPrefixes(m.Sources)},
 	})
 }
 

@@ -28,8 +28,9 @@ import (
 // releases stay as they are. A release that does not know a field refuses the
 // object.
 
-// objectMax bounds an encoded object, in octets.
-const objectMax = 1 << 20
+// objectMax bounds an encoded object, in octets. A backend with the most
+// endpoints has some 2.5 MB if their names are short.
+const objectMax = 8 << 20
 
 // What these fields of a backend mean if they are not there. They are as they
 // were when the fields came, whatever the defaults of the file become.
@@ -37,6 +38,7 @@ const (
 	absentAnswerTimeout = 60 * time.Second
 	absentIdleMax       = 64
 	absentIdleTime      = 30 * time.Second
+	absentWeight        = 100 // of an endpoint: all had the same
 )
 
 // unless gives nil for what is meant by leaving it out.
@@ -72,6 +74,7 @@ type listenerSpec struct {
 	Protocol          string         `json:"protocol,omitzero"` // "" is tcp
 	ProxyFrom         []netip.Prefix `json:"proxyFrom,omitempty"`
 	Rules             *rulesSpec     `json:"rules,omitzero"`
+	guardSpec
 }
 
 type backendSpec struct {
@@ -90,6 +93,7 @@ type backendSpec struct {
 	AnswerTimeout          *time.Duration `json:"answerTimeoutNanos,omitzero"`
 	IdleMax                *int           `json:"idleMax,omitzero"`
 	IdleTime               *time.Duration `json:"idleTimeNanos,omitzero"`
+	policySpec
 }
 
 type endpointSpec struct {
@@ -98,6 +102,15 @@ type endpointSpec struct {
 	Name    string         `json:"name"`
 	Addr    netip.AddrPort `json:"addr"`
 	Unix    string         `json:"unix"`
+
+	Host           string `json:"host,omitzero"`
+	Port           uint16 `json:"port,omitzero"`
+	Drop           string `json:"drop,omitzero"`
+	Weight         *int   `json:"weight,omitzero"` // else absentWeight
+	Backup         bool   `json:"backup,omitzero"`
+	Zone           string `json:"zone,omitzero"`
+	ConnectionsMax int    `json:"connectionsMax,omitzero"`
+	CheckPort      uint16 `json:"checkPort,omitzero"`
 }
 
 func (l *Listener) spec() any {
@@ -108,7 +121,7 @@ func (l *Listener) spec() any {
 		KeepaliveIdle: l.KeepaliveIdle, KeepaliveInterval: l.KeepaliveInterval,
 		KeepaliveCount: l.KeepaliveCount, UserTimeout: l.UserTimeout,
 		OnChange: l.OnChange.String(), Movable: l.Movable,
-		ProxyFrom: l.ProxyFrom,
+		ProxyFrom: l.ProxyFrom, guardSpec: l.guardSpec(),
 	}
 	if l.Protocol != TCP {
 		s.Protocol = l.Protocol.String()
@@ -129,6 +142,7 @@ func (b *Backend) spec() any {
 		AnswerTimeout: unless(absentAnswerTimeout, b.AnswerTimeout),
 		IdleMax:       unless(absentIdleMax, b.IdleMax),
 		IdleTime:      unless(absentIdleTime, b.IdleTime),
+		policySpec:    b.policySpec(),
 	}
 	if b.ProxyHeader != NoProxyHeader {
 		s.ProxyHeader = b.ProxyHeader.String()
@@ -140,7 +154,15 @@ func (b *Backend) spec() any {
 }
 
 func (e *Endpoint) spec() any {
-	return endpointSpec{Kind: EndpointKind.String(), Backend: e.Backend, Name: e.Name, Addr: e.Addr, Unix: e.Unix}
+	s := endpointSpec{
+		Kind: EndpointKind.String(), Backend: e.Backend, Name: e.Name, Addr: e.Addr, Unix: e.Unix,
+		Host: e.Host, Port: e.Port, Weight: unless(absentWeight, e.Weight), Backup: e.Backup, Zone: e.Zone,
+		ConnectionsMax: e.ConnectionsMax, CheckPort: e.CheckPort,
+	}
+	if e.Drop != NoDrop {
+		s.Drop = e.Drop.String()
+	}
+	return s
 }
 
 // canonical gives the octets over which a version is computed.
@@ -194,6 +216,11 @@ func (b *Backend) seal(name string) {
 	for _, e := range b.Endpoints {
 		e.seal()
 	}
+	b.sealAlone(name)
+}
+
+// sealAlone is seal for endpoints that are sealed, and perhaps in use.
+func (b *Backend) sealAlone(name string) {
 	slices.SortStableFunc(b.Endpoints, func(x, y *Endpoint) int { return strings.Compare(x.Name, y.Name) })
 	b.Ref = Ref{Kind: BackendKind, Name: name}
 	b.Ref.Version = version(canonical(b.spec()))
@@ -303,6 +330,7 @@ func decodeListener(data []byte) (*Listener, error) {
 		OnChange: Change(change), Movable: s.Movable,
 		Protocol: Protocol(protocol), ProxyFrom: s.ProxyFrom,
 	}
+	s.guardSpec.fill(l)
 	if s.Rules != nil {
 		if l.Rules, err = s.Rules.rules(); err != nil {
 			return nil, err
@@ -337,11 +365,18 @@ func decodeBackend(data []byte) (*Backend, error) {
 		IdleMax:       otherwise(absentIdleMax, s.IdleMax),
 		IdleTime:      otherwise(absentIdleTime, s.IdleTime),
 	}
-	for _, e := range s.Endpoints {
-		if e.Kind != EndpointKind.String() {
-			return nil, fmt.Errorf("endpoint is of kind %q", clip(e.Kind))
+	if err := s.policySpec.fill(b); err != nil {
+		return nil, err
+	}
+	for _, spec := range s.Endpoints {
+		if spec.Kind != EndpointKind.String() {
+			return nil, fmt.Errorf("endpoint is of kind %q", clip(spec.Kind))
 		}
-		b.Endpoints = append(b.Endpoints, e.endpoint())
+		e, err := spec.endpoint()
+		if err != nil {
+			return nil, err
+		}
+		b.Endpoints = append(b.Endpoints, e)
 	}
 	b.seal(s.Name)
 	return b, nil
@@ -355,11 +390,22 @@ func decodeEndpoint(data []byte) (*Endpoint, error) {
 	if s.Kind != EndpointKind.String() {
 		return nil, fmt.Errorf("is of kind %q", clip(s.Kind))
 	}
-	e := s.endpoint()
+	e, err := s.endpoint()
+	if err != nil {
+		return nil, err
+	}
 	e.seal()
 	return e, nil
 }
 
-func (s endpointSpec) endpoint() *Endpoint {
-	return &Endpoint{Backend: s.Backend, Name: s.Name, Addr: s.Addr, Unix: s.Unix}
+func (s *endpointSpec) endpoint() (*Endpoint, error) {
+	drop, err := fromWord(dropWords, cmp.Or(s.Drop, NoDrop.String()))
+	if err != nil {
+		return nil, fmt.Errorf("drop: %w", err)
+	}
+	return &Endpoint{
+		Backend: s.Backend, Name: s.Name, Addr: s.Addr, Unix: s.Unix,
+		Host: s.Host, Port: s.Port, Drop: Drop(drop), Weight: otherwise(absentWeight, s.Weight),
+		Backup: s.Backup, Zone: s.Zone, ConnectionsMax: s.ConnectionsMax, CheckPort: s.CheckPort,
+	}, nil
 }

@@ -24,6 +24,8 @@ type rulesSpec struct {
 	BodyTimeout      time.Duration  `json:"bodyTimeoutNanos"`
 	KeepaliveTimeout time.Duration  `json:"keepaliveTimeoutNanos"`
 	TunnelTimeout    time.Duration  `json:"tunnelTimeoutNanos"`
+	Rate             *rateSpec      `json:"rate,omitzero"`
+	SourceRate       *rateSpec      `json:"sourceRate,omitzero"`
 }
 
 type routeSpec struct {
@@ -41,6 +43,10 @@ type routeSpec struct {
 	Request       []editSpec     `json:"request,omitempty"`
 	Response      []editSpec     `json:"response,omitempty"`
 	AnswerTimeout time.Duration  `json:"answerTimeoutNanos,omitzero"`
+	Sources       []netip.Prefix `json:"sources,omitempty"`
+	Rate          *rateSpec      `json:"rate,omitzero"`
+	SourceRate    *rateSpec      `json:"sourceRate,omitzero"`
+	Priority      string         `json:"priority,omitzero"` // "" is normal
 }
 
 type pairSpec struct {
@@ -87,6 +93,7 @@ func (r *Rules) spec() *rulesSpec {
 		LineMax: r.LineMax, HeadMax: r.HeadMax, FieldsMax: r.FieldsMax, BodyMax: r.BodyMax,
 		HeaderTimeout: r.HeaderTimeout, BodyTimeout: r.BodyTimeout,
 		KeepaliveTimeout: r.KeepaliveTimeout, TunnelTimeout: r.TunnelTimeout,
+		Rate: r.Rate.spec(), SourceRate: r.SourceRate.spec(),
 		Routes: []routeSpec{},
 	}
 	for _, route := range r.Routes {
@@ -101,6 +108,7 @@ func (r *Route) spec() routeSpec {
 		Methods: r.Match.Methods, Headers: pairSpecs(r.Match.Headers), Query: pairSpecs(r.Match.Query),
 		Redirect: (*redirectSpec)(r.Redirect), Respond: (*respondSpec)(r.Respond),
 		Request: editSpecs(r.Request), Response: editSpecs(r.Response), AnswerTimeout: r.AnswerTimeout,
+		Sources: r.Match.Sources, Rate: r.Rate.spec(), SourceRate: r.SourceRate.spec(), Priority: priorityText(r.Priority),
 	}
 	for _, share := range r.Backends {
 		s.Backends = append(s.Backends, weightedSpec(share))
@@ -135,6 +143,7 @@ func (s *rulesSpec) rules() (*Rules, error) {
 		LineMax: s.LineMax, HeadMax: s.HeadMax, FieldsMax: s.FieldsMax, BodyMax: s.BodyMax,
 		HeaderTimeout: s.HeaderTimeout, BodyTimeout: s.BodyTimeout,
 		KeepaliveTimeout: s.KeepaliveTimeout, TunnelTimeout: s.TunnelTimeout,
+		Rate: s.Rate.rate(), SourceRate: s.SourceRate.sourceRate(),
 	}
 	for i := range s.Routes {
 		route, err := s.Routes[i].route()
@@ -148,10 +157,14 @@ func (s *rulesSpec) rules() (*Rules, error) {
 
 func (s *routeSpec) route() (*Route, error) {
 	r := &Route{
-		Match:    Match{Hosts: s.Hosts, Exact: s.Exact, Prefix: s.Prefix, Methods: s.Methods},
+		Match:    Match{Hosts: s.Hosts, Exact: s.Exact, Prefix: s.Prefix, Methods: s.Methods, Sources: s.Sources},
 		Redirect: (*Redirect)(s.Redirect), Respond: (*Respond)(s.Respond), AnswerTimeout: s.AnswerTimeout,
+		Rate: s.Rate.rate(), SourceRate: s.SourceRate.sourceRate(),
 	}
 	var err error
+	if r.Priority, err = priorityOf(s.Priority); err != nil {
+		return nil, fmt.Errorf("priority: %w", err)
+	}
 	if r.Match.Regex, err = maybeRegex(s.Regex); err != nil {
 		return nil, fmt.Errorf("match.path: %w", err)
 	}

@@ -28,22 +28,25 @@ func rules() *Rules {
 					Hosts: []string{"a.example.org"}, Prefix: "/a/", Methods: []string{"GET"},
 					Headers: []Pair{{Name: "X-A", Value: "b"}, {Name: "X-B", Present: true}, {Name: "X-C", Regex: expression("a|b")}},
 					Query:   []Pair{{Name: "v", Value: "2"}},
+					Sources: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")},
 				},
 				Backends: []Weighted{{"one", 90}, {"two", 10}},
 				Rewrite:  &Rewrite{Prefix: "/b/", HasPrefix: true},
 				Request:  []Edit{{RemoveField, "X-C", ""}, {SetField, "X-A", "b"}, {AddField, "X-B", "c"}},
 				Response: []Edit{{SetField, "X-A", "b"}}, AnswerTimeout: time.Second,
+				Rate: &Rate{10, time.Second, 20}, SourceRate: &SourceRate{Rate{10, time.Minute, 5}, 24, 56}, Priority: HighPriority,
 			},
 			{
 				Match: Match{Exact: "/c"}, Backends: []Weighted{{"one", 1}},
-				Rewrite: &Rewrite{Regex: expression("/(.)"), Replacement: "/${1}"},
+				Rewrite: &Rewrite{Regex: expression("/(.)"), Replacement: "/${1}"}, Priority: NormalPriority,
 			},
-			{Match: Match{Regex: expression("/d.*")}, Redirect: &Redirect{Status: 308, Scheme: "http", Host: "a.example.org", Path: "/"}},
-			{Respond: &Respond{Status: 404, Type: "text/plain", Body: "no\n"}},
+			{Match: Match{Regex: expression("/d.*")}, Redirect: &Redirect{Status: 308, Scheme: "http", Host: "a.example.org", Path: "/"}, Priority: NormalPriority},
+			{Respond: &Respond{Status: 404, Type: "text/plain", Body: "no\n"}, Priority: NormalPriority},
 		},
 		Trust: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}, Forwarded: RFC7239, Via: "holdfast", RequestID: "X-Request-ID",
 		LineMax: 4096, HeadMax: 8192, FieldsMax: 64, BodyMax: 1 << 20,
 		HeaderTimeout: time.Second, BodyTimeout: time.Second, KeepaliveTimeout: time.Second, TunnelTimeout: time.Second,
+		Rate: &Rate{1000, time.Second, 1000}, SourceRate: &SourceRate{Rate{10, time.Hour, 1}, 32, 64},
 	}
 }
 
@@ -60,15 +63,61 @@ func TestEveryFieldOfRulesCounts(t *testing.T) {
 	elsewhere := map[string]any{
 		"Redirect.Status": 307, "Redirect.Scheme": "https", "Match.Prefix": "/z/", "Rewrite.Prefix": "/z/",
 		"Rewrite.Replacement": "/x${1}", "Pair.Present": false, "Rewrite.HasPrefix": nil,
+		"Rate.Per": nil, "SourceRate.Bits4": 8, "Route.Priority": LowPriority,
 	}
+	was := web()
+	counted := map[string]bool{}
+	for n := 0; ; n++ {
+		is, skip := web(), n
+		name := changeLeaf(t, reflect.ValueOf(is.Rules), &skip, elsewhere)
+		if name == "" {
+			break
+		}
+		counted[name] = true
+		sortEdits(is.Rules.Routes[0].Request)
+		is.seal("web")
+		if is.Ref == was.Ref {
+			t.Errorf("%s does not change the version", name)
+		}
+		if Diff(&Config{Listeners: map[string]*Listener{"web": was}}, &Config{Listeners: map[string]*Listener{"web": is}}).String() == "~ listener web: \n" {
+			t.Errorf("%s is not in the plan", name)
+		}
+		got, err := DecodeObject(ListenerKind, "web", is.Encode())
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+		} else if !reflect.DeepEqual(got, is) {
+			t.Errorf("%s: got %+v, want %+v", name, got, is)
+		}
+	}
+	counted["Rewrite.HasPrefix"] = true // goes with Prefix
+	counted["Rate.Per"] = true          // TestRates
+	counted["SourceRate.Rate"] = true   // is what it has
+	for _, typ := range []reflect.Type{
+		reflect.TypeFor[Rules](), reflect.TypeFor[Route](), reflect.TypeFor[Match](), reflect.TypeFor[Pair](), reflect.TypeFor[Weighted](),
+		reflect.TypeFor[Rate](), reflect.TypeFor[SourceRate](), reflect.TypeFor[Redirect](), reflect.TypeFor[Respond](), reflect.TypeFor[Rewrite](), reflect.TypeFor[Edit](),
+	} {
+		for i := range typ.NumField() {
+			f := typ.Field(i)
+			inner := f.Type
+			for inner.Kind() == reflect.Pointer && inner != reflect.TypeFor[pattern]() || inner.Kind() == reflect.Slice {
+				inner = inner.Elem()
+			}
+			nested := inner.Kind() == reflect.Struct && inner != reflect.TypeFor[netip.Prefix]()
+			if name := typ.Name() + "." + f.Name; f.IsExported() && !nested && !counted[name] {
+				t.Errorf("%s was not changed", name)
+			}
+		}
+	}
+}
+
+// changeLeaf changes a field below v: the next one after skip others. It gives
+// its name, or "" if there are no more. elsewhere has what a field becomes
+// where one more, or a letter more, is not valid; nil leaves it as it is.
+func changeLeaf(t *testing.T, v reflect.Value, skip *int, elsewhere map[string]any) string {
 	expression, err := parseRegex("/x(.)")
 	if err != nil {
 		t.Fatal(err)
 	}
-	was := web()
-	counted := map[string]bool{}
-	// With skip leaves passed over, the next is changed and its name given; ""
-	// if there are no more.
 	var visit func(v reflect.Value, skip *int) string
 	visit = func(v reflect.Value, skip *int) string {
 		switch v.Kind() {
@@ -103,7 +152,7 @@ func TestEveryFieldOfRulesCounts(t *testing.T) {
 					}
 				case f.Type() == reflect.TypeFor[[]string]() && f.Len() > 0:
 					to, said = []string{"b.example.org"}, true
-				case f.Type() == reflect.TypeFor[[]netip.Prefix]():
+				case f.Type() == reflect.TypeFor[[]netip.Prefix]() && f.Len() > 0:
 					to, said = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/9")}, true
 				case f.Kind() == reflect.Pointer, f.Kind() == reflect.Slice, f.Kind() == reflect.Struct:
 					if name := visit(f, skip); name != "" {
@@ -122,6 +171,8 @@ func TestEveryFieldOfRulesCounts(t *testing.T) {
 					f.Set(reflect.ValueOf(to))
 				case f.Kind() == reflect.String:
 					f.SetString(f.String() + "x")
+				case f.Kind() == reflect.Bool:
+					f.SetBool(!f.Bool())
 				case f.CanInt():
 					f.SetInt(f.Int() + 1)
 				case f.CanUint():
@@ -135,45 +186,7 @@ func TestEveryFieldOfRulesCounts(t *testing.T) {
 		}
 		return ""
 	}
-	for n := 0; ; n++ {
-		is, skip := web(), n
-		name := visit(reflect.ValueOf(is.Rules), &skip)
-		if name == "" {
-			break
-		}
-		counted[name] = true
-		sortEdits(is.Rules.Routes[0].Request)
-		is.seal("web")
-		if is.Ref == was.Ref {
-			t.Errorf("%s does not change the version", name)
-		}
-		if Diff(&Config{Listeners: map[string]*Listener{"web": was}}, &Config{Listeners: map[string]*Listener{"web": is}}).String() == "~ listener web: \n" {
-			t.Errorf("%s is not in the plan", name)
-		}
-		got, err := DecodeObject(ListenerKind, "web", is.Encode())
-		if err != nil {
-			t.Errorf("%s: %v", name, err)
-		} else if !reflect.DeepEqual(got, is) {
-			t.Errorf("%s: got %+v, want %+v", name, got, is)
-		}
-	}
-	counted["Rewrite.HasPrefix"] = true // goes with Prefix
-	for _, typ := range []reflect.Type{
-		reflect.TypeFor[Rules](), reflect.TypeFor[Route](), reflect.TypeFor[Match](), reflect.TypeFor[Pair](), reflect.TypeFor[Weighted](),
-		reflect.TypeFor[Redirect](), reflect.TypeFor[Respond](), reflect.TypeFor[Rewrite](), reflect.TypeFor[Edit](),
-	} {
-		for i := range typ.NumField() {
-			f := typ.Field(i)
-			inner := f.Type
-			for inner.Kind() == reflect.Pointer && inner != reflect.TypeFor[pattern]() || inner.Kind() == reflect.Slice {
-				inner = inner.Elem()
-			}
-			nested := inner.Kind() == reflect.Struct && inner != reflect.TypeFor[netip.Prefix]()
-			if name := typ.Name() + "." + f.Name; f.IsExported() && !nested && !counted[name] {
-				t.Errorf("%s was not changed", name)
-			}
-		}
-	}
+	return visit(v, skip)
 }
 
 // What comes from elsewhere is held to all that a file is held to.

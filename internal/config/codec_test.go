@@ -31,7 +31,7 @@ func backend() *Backend {
 }
 
 func endpoint(name string) *Endpoint {
-	e := &Endpoint{Backend: "primary", Name: name, Addr: netip.MustParseAddrPort("10.0.0.31:5432")}
+	e := &Endpoint{Backend: "primary", Name: name, Addr: netip.MustParseAddrPort("10.0.0.31:5432"), Weight: 100}
 	e.seal()
 	return e
 }
@@ -65,6 +65,12 @@ func TestEveryFieldCounts(t *testing.T) {
 		"Endpoints": []*Endpoint{endpoint("db1")},
 		"ProxyFrom": []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")},
 		"Rules":     rules(),
+		"Allow":     []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")},
+		"Deny":      []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")},
+
+		"ConnectionRate": &Rate{10, time.Second, 1}, "SourceRate": &SourceRate{Rate{10, time.Minute, 1}, 32, 64},
+		"Retry": Retry{Reset: true}, "Hash": Hash{Kind: HashPath}, "Sticky": sticky(StickyCookie), "Check": check(CheckHTTP),
+		"Eject": eject(), "Breaker": breaker(), "Fallback": &Fallback{Backend: "other"}, "Host": "app.example.org", "Port": uint16(80),
 	}
 	change := func(v reflect.Value, name string) {
 		if to, ok := elsewhere[name]; ok {
@@ -80,7 +86,7 @@ func TestEveryFieldCounts(t *testing.T) {
 				step = int64(time.Second)
 			}
 			v.SetInt(v.Int() + step)
-		case reflect.Uint8:
+		case reflect.Uint8, reflect.Uint16:
 			v.SetUint(v.Uint() + 1)
 		case reflect.String:
 			v.SetString(v.String() + "2")
@@ -95,6 +101,10 @@ func TestEveryFieldCounts(t *testing.T) {
 		"Listener.Rules":     func(o any) { l := o.(*Listener); l.Protocol, l.BackendName, l.IdleTimeout = HTTP, "", 0 },
 		// A connection that says who its client is, is not kept.
 		"Backend.ProxyHeader": func(o any) { o.(*Backend).IdleMax = 0 },
+		"Backend.Hash":        func(o any) { o.(*Backend).Balance = Maglev },
+		"Endpoint.Host":       func(o any) { e := o.(*Endpoint); e.Addr, e.Port = netip.AddrPort{}, 80 },
+		"Endpoint.Port":       func(o any) { e := o.(*Endpoint); e.Addr, e.Host = netip.AddrPort{}, "app.example.org" },
+		"Endpoint.Drop":       func(o any) { o.(*Endpoint).Addr = netip.AddrPort{} },
 		"Endpoint.Unix":       func(o any) { o.(*Endpoint).Addr = netip.AddrPort{} },
 	}
 	// Fields that are part of the name: another one is another object.
@@ -150,10 +160,19 @@ func TestEveryFieldOfNodeAndClusterIsInThePlan(t *testing.T) {
 	base := must(t, read(t, "old.yaml"))
 	for i := range reflect.TypeFor[Node]().NumField() {
 		next := *base
-		if f := reflect.ValueOf(&next.Node).Elem().Field(i); f.Kind() == reflect.String {
+		switch f := reflect.ValueOf(&next.Node).Elem().Field(i); f.Interface().(type) {
+		case string:
 			f.SetString("/other")
-		} else {
+		case int:
 			f.SetInt(7)
+		case uint64:
+			f.SetUint(7)
+		case netip.AddrPort:
+			f.Set(reflect.ValueOf(netip.MustParseAddrPort("10.9.9.9:9")))
+		case []netip.AddrPort:
+			f.Set(reflect.ValueOf([]netip.AddrPort{netip.MustParseAddrPort("10.9.9.9:9")}))
+		default:
+			t.Fatalf("say here what a %T may become", f.Interface())
 		}
 		if Diff(base, &next).String() == "" || strings.HasSuffix(Diff(base, &next).String(), ": \n") {
 			t.Errorf("Node.%s is not in the plan", reflect.TypeFor[Node]().Field(i).Name)
@@ -223,17 +242,16 @@ func TestDecodeObjectRefuses(t *testing.T) {
 		{ListenerKind, "a b", edit(l, `"pg"`, `"a b"`), "name: not a name"},
 		{BackendKind, "primary", edit(b, `"kind":"backend"`, `"kind":"listener"`), "is of kind"},
 		{BackendKind, "primary", edit(b, `"kind":"endpoint"`, `"kind":"backend"`), "is of kind"},
-		{BackendKind, "primary", edit(b, `"round-robin"`, `"random"`), "balance"},
+		{BackendKind, "primary", edit(b, `"round-robin"`, `"chance"`), "balance"},
 		{BackendKind, "primary", edit(b, `"retryMax":2`, `"retryMax":99`), "retry.max: must be 0 to 16"},
 		{BackendKind, "primary", edit(b, `"db2"`, `"db1"`), "is there twice"},
 		{BackendKind, "primary", edit(b, `"db1"`, `"db3"`), "canonical"},
 		{BackendKind, "primary", edit(b, `"backend":"primary"`, `"backend":"other"`), "is of backend"},
-		{BackendKind, "primary", edit(b, b[strings.Index(b, `"endpoints":`):], `"endpoints":[]}`), "there is none"},
 		{BackendKind, "primary", edit(b, `"sourceVIP":false,"source":""`, `"sourceVIP":true,"source":"10.0.0.1"`), "both"},
 		{BackendKind, "primary", edit(b, `"source":""`, `"source":"0.0.0.0"`), "specific"},
 		{BackendKind, "primary", edit(b, `"source":""`, `"source":"2001:db8::1"`), "IPv6"},
 		{EndpointKind, "primary/db1", edit(e, `"kind":"endpoint"`, `"kind":"backend"`), "is of kind"},
-		{EndpointKind, "primary/db1", edit(e, `"unix":""`, `"unix":"/a"`), "both"},
+		{EndpointKind, "primary/db1", edit(e, `"unix":""`, `"unix":"/a"`), "address: there are two"},
 		{EndpointKind, "primary/db1", edit(e, `"10.0.0.31:5432"`, `""`), "not an IP address"},
 		{EndpointKind, "primary/db1", edit(e, `"addr":"10.0.0.31:5432","unix":""`, `"addr":"","unix":"a"`), "absolute"},
 		{EndpointKind, "primary/a/b", edit(e, `"db1"`, `"a/b"`), "name: not a name"},

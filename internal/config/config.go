@@ -13,6 +13,7 @@ type Config struct {
 	Listeners map[string]*Listener // by name
 	Backends  map[string]*Backend  // by name
 	Cluster   *Cluster             // nil: this node moves nothing to other hosts
+	AccessLog *AccessLog           // nil: none is written
 }
 
 // Node is what concerns the process as a whole.
@@ -26,6 +27,16 @@ type Node struct {
 	ConnectionsMax int
 	// AdminSocket is the absolute path of the unix socket of the admin API.
 	AdminSocket string
+	// Metrics is where /metrics is served over TCP as well; invalid: nowhere.
+	Metrics netip.AddrPort
+	// Zone is where the node is, for [Backend.PreferLocal].
+	Zone string
+	// MemoryMax bounds the memory of the process in octets: before it is reached
+	// idle connections are shed and accepting pauses. 0 is no bound.
+	MemoryMax uint64
+	// DNS are the servers that resolve endpoints' names, in order; empty: those
+	// of the system.
+	DNS []netip.AddrPort
 }
 
 // Cluster is what moves between hosts need.
@@ -106,6 +117,9 @@ func (c *Config) Reuse(old *Config) *Config {
 	}
 	if c.Cluster != nil && old.Cluster != nil && c.Cluster.equal(old.Cluster) {
 		next.Cluster = old.Cluster
+	}
+	if c.AccessLog != nil && old.AccessLog != nil && *c.AccessLog == *old.AccessLog {
+		next.AccessLog = old.AccessLog
 	}
 	return &next
 }

@@ -8,8 +8,9 @@ import (
 // Plan is the difference between two configs: what has to be done to come
 // from the old to the new. All slices are in order of names. Diff makes it.
 type Plan struct {
-	Node    *NodeChange    // nil: unchanged
-	Cluster *ClusterChange // nil: unchanged
+	Node      *NodeChange      // nil: unchanged
+	Cluster   *ClusterChange   // nil: unchanged
+	AccessLog *AccessLogChange // nil: unchanged
 
 	BackendsAdded   []*Backend
 	BackendsRemoved []*Backend
@@ -20,7 +21,7 @@ type Plan struct {
 	// Endpoints of added and of removed backends are here, too.
 	EndpointsAdded   []*Endpoint
 	EndpointsRemoved []*Endpoint
-	EndpointsChanged []EndpointChange // same name, another address
+	EndpointsChanged []EndpointChange // same name, another version
 
 	ListenersAdded   []*Listener
 	ListenersRemoved []*Listener
@@ -33,6 +34,10 @@ type NodeChange struct{ Old, New Node }
 // ClusterChange is a cluster section that came (Old is nil), went (New is
 // nil) or changed.
 type ClusterChange struct{ Old, New *Cluster }
+
+// AccessLogChange is an access log that came (Old is nil), went (New is nil) or
+// changed.
+type AccessLogChange struct{ Old, New *AccessLog }
 
 // ListenerChange is a listener of the same name in another version.
 type ListenerChange struct{ Old, New *Listener }
@@ -47,7 +52,7 @@ type EndpointChange struct{ Old, New *Endpoint }
 // object; the node section is then not compared.
 func Diff(old, new *Config) Plan {
 	var p Plan
-	if old != nil && new != nil && old.Node != new.Node {
+	if old != nil && new != nil && nodeFields.changes(&old.Node, &new.Node) != "" {
 		p.Node = &NodeChange{old.Node, new.Node}
 	}
 	if old == nil {
@@ -57,6 +62,9 @@ func Diff(old, new *Config) Plan {
 		new = &Config{}
 	}
 	p.diffCluster(old.Cluster, new.Cluster)
+	if a, b := old.AccessLog, new.AccessLog; (a == nil) != (b == nil) || a != nil && *a != *b {
+		p.AccessLog = &AccessLogChange{a, b}
+	}
 	for _, name := range names(old.Backends, new.Backends) {
 		p.diffBackend(old.Backends[name], new.Backends[name])
 	}
@@ -130,7 +138,7 @@ func names[T any](a, b map[string]T) []string {
 
 // Empty says that there is nothing to do.
 func (p Plan) Empty() bool {
-	return p.Node == nil && p.Cluster == nil &&
+	return p.Node == nil && p.Cluster == nil && p.AccessLog == nil &&
 		len(p.BackendsAdded)+len(p.BackendsRemoved)+len(p.BackendsChanged) == 0 &&
 		len(p.EndpointsAdded)+len(p.EndpointsRemoved)+len(p.EndpointsChanged) == 0 &&
 		len(p.ListenersAdded)+len(p.ListenersRemoved)+len(p.ListenersChanged) == 0

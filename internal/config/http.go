@@ -52,6 +52,11 @@ type Rules struct {
 	// TunnelTimeout: without octets, after an upgrade or CONNECT; 0 is never.
 	TunnelTimeout time.Duration
 
+	// Rate bounds the requests of the listener, SourceRate those of each source
+	// (the client as Trust knows it); more are answered 429. Nil: none.
+	Rate       *Rate
+	SourceRate *SourceRate
+
 	names []string // of BackendNames
 }
 
@@ -93,6 +98,12 @@ type Route struct {
 	Request, Response []Edit
 	// AnswerTimeout replaces the backend's; 0 does not.
 	AnswerTimeout time.Duration
+	// Rate and SourceRate are as those of Rules, for requests under this route.
+	Rate       *Rate
+	SourceRate *SourceRate
+	// Priority orders those that wait for an endpoint: a request of a higher
+	// one goes before all of lower ones.
+	Priority Priority
 
 	weight int // of all Backends
 }
@@ -115,6 +126,7 @@ type Match struct {
 	Methods       []string       // one of them, case-sensitive; empty: any
 	Headers       []Pair         // all of them
 	Query         []Pair         // all of them; names and values as they were sent
+	Sources       []netip.Prefix // one of them holds the client, as Trust knows it; empty: any
 }
 
 // ByPath tells whether m looks at the path.

@@ -59,11 +59,14 @@ func (c Change) String() string { return word(changeWords, uint8(c), "change") }
 type Balance uint8
 
 const (
-	RoundRobin Balance = iota // each in turn
-	Least                     // the one with the fewest connections
+	RoundRobin Balance = iota // each in turn, smoothly, by weight
+	Least                     // the one with the fewest connections for its weight
+	Random                    // by chance, by weight
+	P2C                       // of two by chance, the one that answers sooner: peak EWMA times requests under way
+	Maglev                    // by a hash of what Hash names, and few change when endpoints do
 )
 
-var balanceWords = []string{"round-robin", "least"}
+var balanceWords = []string{"round-robin", "least", "random", "p2c", "maglev"}
 
 // String gives the word of the file for b.
 func (b Balance) String() string { return word(balanceWords, uint8(b), "balance") }
@@ -94,6 +97,18 @@ type Listener struct {
 	ConnectionsMax int
 	// Backlog is the argument of listen(2), in connections.
 	Backlog int
+	// Allow and Deny judge a connection's address (of the socket, not of a PROXY
+	// header): who is in Deny, or not in an Allow that is not empty, is reset.
+	Allow, Deny []netip.Prefix
+	// ConnectionRate bounds how many connections are accepted: more wait in the
+	// backlog. SourceRate does so for each source: more are reset. Nil: none.
+	ConnectionRate *Rate
+	SourceRate     *SourceRate
+	// SourceConnectionsMax bounds the open connections of one source, whose
+	// size SourceRate's prefixes say, or one address; 0 is no bound.
+	SourceConnectionsMax int
+	// Unlogged: no access log of this listener's flows.
+	Unlogged bool
 
 	// KeepaliveIdle, KeepaliveInterval (whole seconds) and KeepaliveCount are
 	// TCP_KEEPIDLE, TCP_KEEPINTVL and TCP_KEEPCNT of the flows' sockets.
@@ -130,8 +145,10 @@ type Backend struct {
 	Balance Balance
 	// ConnectTimeout bounds one attempt to connect to one endpoint.
 	ConnectTimeout time.Duration
-	// RetryMax is the number of further endpoints tried while nothing was sent.
+	// RetryMax is the number of further attempts for a flow or a request.
 	RetryMax int
+	// Retry says what is tried again beside failed connects, and how much.
+	Retry Retry
 
 	// SourceVIP: dial from the local address of the client leg. Source: dial
 	// from this address. Neither: the kernel chooses. Never both.
@@ -156,7 +173,28 @@ type Backend struct {
 	IdleMax  int
 	IdleTime time.Duration
 
-	// Endpoints are sorted by name; there is at least one.
+	// Hash is what [Maglev] hashes.
+	Hash Hash
+	// PreferLocal: endpoints of the node's zone come first, while there are any
+	// that are ready.
+	PreferLocal bool
+	// SlowStart: an endpoint that comes back gets its weight little by little.
+	SlowStart time.Duration
+	// Panic is the share of endpoints, in percent, of which must be up: with fewer
+	// health is not believed and all serve but those in maintenance. 0 is never.
+	Panic int
+	// Sticky keeps a client with one endpoint; nil does not.
+	Sticky *Sticky
+	// Check probes endpoints, Eject watches what they do, Breaker stops asking
+	// any of them; each nil: no such thing.
+	Check   *Check
+	Eject   *Eject
+	Breaker *Breaker
+	// Fallback serves while no endpoint does; nil: 503, or the end of the flow.
+	Fallback *Fallback
+
+	// Endpoints are sorted by name. The file has at least one; there is none while
+	// no name among them resolves.
 	Endpoints []*Endpoint
 }
 
@@ -168,13 +206,41 @@ type Endpoint struct {
 	Name    string         // unique in its backend
 	Addr    netip.AddrPort // valid unless Unix is set
 	Unix    string         // absolute path of a unix stream socket, or ""
+
+	// Host and Port are set of an endpoint that is a name: Addr is not valid and
+	// nothing is ever sent to it. What the name resolves to are endpoints of
+	// their own ([Config.Resolved]), with Host set and Addr valid.
+	Host string
+	Port uint16
+	// Drop is set of an endpoint that is no server but a sink, without address.
+	Drop Drop
+
+	// Weight is the endpoint's share, 0 to 1000; 0 gets nothing new but what is
+	// sticky to it.
+	Weight int
+	// Backup endpoints serve while no other one does.
+	Backup bool
+	// Zone is where it is; "" is nowhere.
+	Zone string
+	// ConnectionsMax replaces the backend's ConnectionsPerEndpoint; 0 does not.
+	ConnectionsMax int
+	// CheckPort replaces the check's port; 0 does not.
+	CheckPort uint16
 }
+
+// DefaultWeight is the weight of an endpoint of which the file says none.
+const DefaultWeight = 100
 
 // Address gives the endpoint's address as the file writes it:
 // "10.0.0.31:5432" or "unix:/run/app.sock".
 func (e *Endpoint) Address() string {
-	if e.Unix != "" {
+	switch {
+	case e.Unix != "":
 		return unixPrefix + e.Unix
+	case e.Drop != NoDrop:
+		return "drop:" + e.Drop.String()
+	case !e.Addr.IsValid():
+		return e.hostPort()
 	}
 	return e.Addr.String()
 }

@@ -1,7 +1,6 @@
 package config
 
 import (
-	"fmt"
 	"net/netip"
 	"strconv"
 
@@ -9,15 +8,20 @@ import (
 )
 
 var (
-	rootKeys     = []string{"node", "listeners", "backends", "cluster"}
-	nodeKeys     = []string{"name", "loops", "connectionsMax", "admin"}
+	rootKeys     = []string{"node", "listeners", "backends", "cluster", "accessLog"}
+	nodeKeys     = []string{"name", "loops", "connectionsMax", "admin", "zone", "memory", "dns"}
+	adminKeys    = []string{"socket", "metrics"}
+	memoryKeys   = []string{"max"}
+	logKeys      = []string{"format", "to"}
 	listenerKeys = []string{"vip", "protocol", "backend", "idleTimeout", "connectionsMax", "backlog",
-		"keepalive", "userTimeout", "onChange", "movable", "routes", "http", "proxyProtocol"}
+		"keepalive", "userTimeout", "onChange", "movable", "routes", "http", "proxyProtocol",
+		"allow", "deny", "rate", "sourceRate", "sourceConnectionsMax", "accessLog"}
 	keepaliveKeys = []string{"idle", "interval", "count"}
 	backendKeys   = []string{"balance", "connectTimeout", "retry", "source", "limits", "endpoints",
-		"proxyProtocol", "answerTimeout", "reuse"}
+		"proxyProtocol", "answerTimeout", "reuse", "hash", "preferLocal", "slowStart", "panic",
+		"sticky", "check", "eject", "breaker", "fallback"}
 	limitsKeys   = []string{"connectionsPerEndpoint", "queue", "queueTime"}
-	endpointKeys = []string{"name", "address"}
+	endpointKeys = []string{"name", "address", "drop", "weight", "backup", "zone", "connections", "check"}
 	clusterKeys  = []string{"listen", "device", "identity", "sourcePorts", "peers"}
 	identityKeys = []string{"certificate", "key", "trust"}
 )
@@ -57,6 +61,9 @@ type (
 		b         *Backend
 		byKernel  bool // the kernel chooses the source
 		endpoints []endpointSite
+		uses      []use // of other backends
+
+		http, tcp *listenerSite // the first that reaches it, of each protocol
 	}
 	// draft is the file, read section by section. Lists are in the order of
 	// the file, and have what is faulty, too.
@@ -67,6 +74,9 @@ type (
 		backends  []backendSite
 		cluster   *Cluster
 		at        *section // of the cluster
+		accessLog *AccessLog
+
+		metricsLine int // of node.admin.metrics
 	}
 )
 
@@ -77,12 +87,15 @@ func (r *reader) config(src []byte) *Config {
 	}
 	r.strict(root, "", 0)
 	d := draft{root: r.section(root, place{1, 1}, "", rootKeys...)}
-	d.node = r.node(d.root.section("node", nodeKeys...))
+	d.node = r.node(&d)
+	if d.root.has("accessLog") {
+		d.accessLog = r.accessLog(d.root.section("accessLog", logKeys...))
+	}
 	for _, e := range d.root.named("listeners") {
-		d.listeners = append(d.listeners, r.listener(e))
+		d.listeners = append(d.listeners, r.listener(d.root, e))
 	}
 	for _, e := range d.root.named("backends") {
-		d.backends = append(d.backends, r.backend(e))
+		d.backends = append(d.backends, r.backend(d.root, e))
 	}
 	if d.root.has("cluster") {
 		d.at = d.root.section("cluster", clusterKeys...)
@@ -93,7 +106,7 @@ func (r *reader) config(src []byte) *Config {
 		return nil // what was read is not whole
 	}
 	c := &Config{
-		Node: d.node, Cluster: d.cluster,
+		Node: d.node, Cluster: d.cluster, AccessLog: d.accessLog,
 		Listeners: make(map[string]*Listener, len(d.listeners)),
 		Backends:  make(map[string]*Backend, len(d.backends)),
 	}
@@ -114,19 +127,26 @@ func (r *reader) config(src []byte) *Config {
 	return c
 }
 
-func (r *reader) node(s *section) Node {
+func (r *reader) node(d *draft) Node {
+	s := d.root.section("node", nodeKeys...)
 	n := Node{
 		Name:           s.checked("name", defaultNodeName, checkName),
+		Loops:          s.loops("loops"),
 		ConnectionsMax: s.integer("connectionsMax", 0, connectionsBound),
+		Zone:           s.checked("zone", "", checkZone),
 	}
-	n.Loops = s.loops("loops")
-	admin := s.section("admin", "socket")
+	n.MemoryMax = s.section("memory", memoryKeys...).size("max", 0, memoryBound)
+	n.DNS = s.servers("dns")
+	admin := s.section("admin", adminKeys...)
 	n.AdminSocket = admin.checked("socket", defaultAdminSocket, checkUnixPath)
+	n.Metrics = admin.addrPort("metrics", true)
+	d.metricsLine = admin.at("metrics").line
 	return n
 }
 
 // loops reads a number of loops, or the word auto, which is 0.
-func (s *section) loops(key string) int {
+func (s *section) loops(key string) (n int) {
+	defer func() { s.notePlain(key, loopsText(n)) }()
 	if t, ok := s.scalar(key); !ok || t.value == loopsAuto {
 		return 0
 	}
@@ -142,8 +162,15 @@ func (s *section) loops(key string) int {
 	return n
 }
 
-func (r *reader) listener(e entry) listenerSite {
-	s := r.section(e.value, at(e.key), e.path, listenerKeys...)
+func loopsText(n int) string {
+	if n == 0 {
+		return loopsAuto
+	}
+	return strconv.Itoa(n)
+}
+
+func (r *reader) listener(root *section, e entry) listenerSite {
+	s := root.entry("listeners", e, listenerKeys...)
 	l := &Listener{Ref: Ref{Name: e.key.Value}}
 	if s.require("vip", "10.0.0.5:5432") {
 		l.VIP = s.addrPort("vip", true)
@@ -174,6 +201,7 @@ func (r *reader) listener(e entry) listenerSite {
 
 	l.OnChange = Change(s.choice("onChange", uint8(KeepFlows), changeWords))
 	l.Movable = s.boolean("movable", false)
+	s.guard(l)
 	return site
 }
 
@@ -193,12 +221,11 @@ func (l *listenerSite) tcp(known bool) {
 	}
 }
 
-func (r *reader) backend(e entry) backendSite {
-	s := r.section(e.value, at(e.key), e.path, backendKeys...)
+func (r *reader) backend(root *section, e entry) backendSite {
+	s := root.entry("backends", e, backendKeys...)
 	b := &Backend{Ref: Ref{Name: e.key.Value}}
 	b.Balance = Balance(s.choice("balance", uint8(RoundRobin), balanceWords))
 	b.ConnectTimeout = s.duration("connectTimeout", defaultConnectTimeout, connectTimeoutBound)
-	b.RetryMax = s.section("retry", "max").integer("max", defaultRetryMax, retryBound)
 	byKernel := s.source("source", b)
 
 	limits := s.section("limits", limitsKeys...)
@@ -210,7 +237,8 @@ func (r *reader) backend(e entry) backendSite {
 	b.AnswerTimeout = s.duration("answerTimeout", defaultAnswerTimeout, answerTimeoutBound)
 	s.reuse(b)
 
-	site := backendSite{s, b, byKernel, nil}
+	site := backendSite{section: s, b: b, byKernel: byKernel}
+	site.policy()
 	if s.require("endpoints", "[ { address: 10.0.0.31:5432 } ]") {
 		site.endpoints = r.endpoints(s, b)
 	}
@@ -242,25 +270,60 @@ func (r *reader) endpoints(s *section, b *Backend) []endpointSite {
 	}
 	var sites []endpointSite
 	for i, item := range items {
-		path := fmt.Sprintf("%s.endpoints[%d]", s.path, i)
-		site := endpointSite{r.section(item, at(item), path, endpointKeys...), &Endpoint{Backend: b.Ref.Name}}
+		site := endpointSite{s.item("endpoints", i, item, endpointKeys...), &Endpoint{Backend: b.Ref.Name}}
 		e := site.e
-		if site.require("address", "10.0.0.31:5432") {
-			site.endpointAddress("address", e)
-		}
-		if e.Unix != "" || e.Addr.IsValid() {
-			e.Name = e.Address()
-		}
-		if name := site.string("name", e.Name); name != e.Name {
-			if err := checkName(name); err != nil {
-				site.fail("name", "%q: %v", clip(name), err)
-			}
-			e.Name = name
-		}
+		site.endpoint(b)
 		b.Endpoints = append(b.Endpoints, e)
 		sites = append(sites, site)
 	}
 	return sites
+}
+
+// endpoint reads one of the endpoints of b.
+func (s *endpointSite) endpoint(b *Backend) {
+	e := s.e
+	switch {
+	case s.has("drop"):
+		e.Drop = NoDrop + 1 + Drop(s.choice("drop", 0, dropWords[NoDrop+1:]))
+		if s.has("address") {
+			s.fail("address", "there is drop, so this is no server; leave one of them out")
+		}
+	case s.require("address", "10.0.0.31:5432"):
+		s.endpointAddress("address", e)
+	}
+	if e.known() {
+		e.Name = e.Address()
+	}
+	if name := s.string("name", e.Name); name != e.Name {
+		if err := checkName(name); err != nil {
+			s.fail("name", "%q: %v", clip(name), err)
+		}
+		e.Name = name
+	}
+	e.Weight = s.integer("weight", DefaultWeight, weightBound)
+	e.Backup = s.boolean("backup", false)
+	e.Zone = s.checked("zone", "", checkZone)
+	e.ConnectionsMax = s.integer("connections", 0, connectionsBound)
+	if !s.has("check") {
+		return
+	}
+	port := s.section.section("check", ownCheckKeys...)
+	if port.require("port", "9000") {
+		e.CheckPort = uint16(port.integer("port", 0, portBound))
+	}
+	switch {
+	case b.Check == nil:
+		s.fail("check", "says at which port the check of the backend is made, and the backend has none; add check: {} to it")
+	case e.Drop != NoDrop:
+		s.fail("check", "there is drop, so there is nothing to check")
+	case e.Unix != "":
+		s.fail("check", "a unix socket has no port; it is checked by itself")
+	}
+}
+
+// known tells whether e has an address of any kind.
+func (e *Endpoint) known() bool {
+	return e.Unix != "" || e.Host != "" || e.Drop != NoDrop || e.Addr.IsValid()
 }
 
 func (r *reader) cluster(s *section) *Cluster {
@@ -285,7 +348,8 @@ func (r *reader) cluster(s *section) *Cluster {
 	if !s.require("peers", "{ n1: 192.168.7.1:7443, n2: 192.168.7.2:7443 }") {
 		return c
 	}
-	peers := &section{r: r, path: join(s.path, "peers"), values: make(map[string]*yaml.Node)}
+	peers := &section{r: r, path: join(s.path, "peers"), values: make(map[string]*yaml.Node), out: r.mappingOut(true)}
+	s.keep("peers", peers.out)
 	for _, e := range s.named("peers") {
 		peers.values[e.key.Value] = e.value
 		c.Peers[e.key.Value] = peers.addrPort(e.key.Value, false)

@@ -1,7 +1,6 @@
 package config
 
 import (
-	"fmt"
 	"slices"
 	"strings"
 
@@ -9,13 +8,15 @@ import (
 )
 
 var (
-	httpKeys         = []string{"trust", "forwarded", "via", "requestID", "limits", "timeouts"}
+	httpKeys         = []string{"trust", "forwarded", "via", "requestID", "limits", "timeouts", "rate", "sourceRate"}
+	requestRateKeys  = []string{"requests", "burst"}
 	httpLimitsKeys   = []string{"line", "head", "fields", "body"}
 	httpTimeoutsKeys = []string{"header", "body", "keepalive", "tunnel"}
 	proxyKeys        = []string{"from"}
 	reuseKeys        = []string{"idle", "time"}
 
-	routeKeys    = []string{"match", "backend", "backends", "redirect", "respond", "rewrite", "headers", "answerTimeout"}
+	routeKeys = []string{"match", "backend", "backends", "redirect", "respond", "rewrite", "headers", "answerTimeout",
+		"rate", "sourceRate", "priority"}
 	actionKeys   = []string{"backend", "backends", "redirect", "respond"}
 	weightedKeys = []string{"name", "weight"}
 	redirectKeys = []string{"scheme", "host", "path", "status"}
@@ -53,7 +54,7 @@ func (l *listenerSite) http() {
 		routes = nil
 	}
 	for i, item := range routes {
-		l.route(item, fmt.Sprintf("%s.routes[%d]", s.path, i))
+		l.route(i, item)
 	}
 	if n := s.values["routes"]; n != nil && n.Kind == yaml.SequenceNode && len(n.Content) == 0 {
 		s.fail("routes", "the list is empty; leave the key out, or write a route")
@@ -62,7 +63,7 @@ func (l *listenerSite) http() {
 	case s.has("backend"):
 		if name := s.checked("backend", "", checkName); name != "" {
 			l.uses = append(l.uses, use{s, "backend", name})
-			l.add(routeSite{s, "backend", &Route{Backends: []Weighted{{name, defaultWeight}}}, true})
+			l.add(routeSite{s, "backend", &Route{Backends: []Weighted{{name, defaultShare}}, Priority: NormalPriority}, true})
 		}
 	case !s.has("routes") && !s.meant["routes"]:
 		s.require("backend", "web, or routes")
@@ -97,13 +98,15 @@ func (s *section) rules() *Rules {
 	r.BodyTimeout = t.duration("body", defaultBodyTimeout, bodyTimeoutBound)
 	r.KeepaliveTimeout = t.duration("keepalive", defaultKeepaliveTimeout, keepaliveTimeoutBound)
 	r.TunnelTimeout = t.duration("tunnel", defaultTunnelTimeout, tunnelTimeoutBound)
+	r.Rate = h.rateOf("requests")
+	r.SourceRate = h.sourceRateOf("requests")
 	return r
 }
 
 // route reads one item of routes.
-func (l *listenerSite) route(n *yaml.Node, path string) {
+func (l *listenerSite) route(i int, n *yaml.Node) {
 	before := len(l.r.problems)
-	s := l.r.section(n, at(n), path, routeKeys...)
+	s := l.item("routes", i, n, routeKeys...)
 	r := &Route{Match: s.section("match", matchKeys...).match()}
 	defer func() { l.add(routeSite{s, "", r, len(l.r.problems) == before}) }()
 	if s.broken {
@@ -116,7 +119,15 @@ func (l *listenerSite) route(n *yaml.Node, path string) {
 	headers := s.section("headers", headersKeys...)
 	r.Request = headers.section("request", editKeys...).edits(false)
 	r.Response = headers.section("response", editKeys...).edits(true)
-	r.AnswerTimeout = s.duration("answerTimeout", 0, answerTimeoutBound)
+	if s.has("answerTimeout") {
+		r.AnswerTimeout = s.duration("answerTimeout", 0, answerTimeoutBound)
+	}
+	r.Rate = s.rateOf("requests")
+	r.SourceRate = s.sourceRateOf("requests")
+	r.Priority = NormalPriority
+	if s.has("priority") || len(r.Backends) > 0 {
+		r.Priority = Priority(s.choice("priority", uint8(NormalPriority), priorityWords))
+	}
 	if len(l.r.problems) > before {
 		return // what was read is not whole
 	}
@@ -146,7 +157,7 @@ func (l *listenerSite) action(s *section, r *Route) {
 	switch found {
 	case "backend":
 		if name := s.checked("backend", "", checkName); name != "" {
-			r.Backends = []Weighted{{name, defaultWeight}}
+			r.Backends = []Weighted{{name, defaultShare}}
 			l.uses = append(l.uses, use{s, "backend", name})
 		}
 	case "backends":
@@ -167,8 +178,8 @@ func (l *listenerSite) backends(s *section, r *Route) {
 	}
 	sum, whole := 0, true
 	for i, item := range items {
-		w := s.r.section(item, at(item), fmt.Sprintf("%s.backends[%d]", s.path, i), weightedKeys...)
-		share := Weighted{Weight: w.integer("weight", defaultWeight, weightBound)}
+		w := s.item("backends", i, item, weightedKeys...)
+		share := Weighted{Weight: w.integer("weight", defaultShare, weightBound)}
 		if w.require("name", "web") {
 			share.Name = w.checked("name", "", checkName)
 		}
@@ -244,6 +255,7 @@ func (s *section) rewrite() *Rewrite {
 		w.Regex = s.regex("regex")
 		if s.require("replacement", "/new/$1") && w.Regex != nil {
 			if t, ok := s.scalar("replacement"); ok {
+				s.noteText("replacement", t.value)
 				var err error
 				if w.Replacement, err = parseReplacement(t.value, w.Regex); err != nil {
 					s.fail("replacement", "%q: %v", clip(t.value), err)

@@ -11,7 +11,7 @@ import (
 )
 
 var (
-	matchKeys = []string{"host", "path", "method", "header", "query"}
+	matchKeys = []string{"host", "path", "method", "header", "query", "source"}
 	pathKeys  = []string{"exact", "prefix", "regex"}
 	valueKeys = []string{"present", "regex"}
 )
@@ -31,6 +31,7 @@ func (s *section) match() Match {
 	}
 	m.Headers = s.pairs("header", true)
 	m.Query = s.pairs("query", false)
+	m.Sources = s.prefixes("source")
 	return m
 }
 
@@ -92,6 +93,7 @@ func (s *section) pairs(key string, header bool) []Pair {
 			}
 		} else if t, ok := open.scalar(e.key.Value); ok {
 			p.Value = t.value
+			open.noteText(e.key.Value, t.value)
 		}
 		if err := checkOne(p); err != nil {
 			s.r.fail(at(e.key), e.path, "%v", err)
@@ -117,6 +119,13 @@ type item struct {
 
 // items reads one text, or a list of at least one.
 func (s *section) items(key string) []item {
+	all := s.texts(key)
+	s.noteItems(key, all)
+	return all
+}
+
+// texts is items without a note.
+func (s *section) texts(key string) []item {
 	n := s.values[key]
 	if n == nil {
 		return nil
@@ -188,6 +197,7 @@ func (s *section) normal(key string, parse func(string) (string, error)) string 
 	if err != nil {
 		s.fail(key, "%q: %v", clip(t.value), err)
 	}
+	s.noteText(key, v)
 	return v
 }
 
@@ -197,6 +207,7 @@ func (s *section) regex(key string) *regexp.Regexp {
 	if !ok {
 		return nil
 	}
+	s.noteText(key, t.value)
 	e, err := parseRegex(t.value)
 	if err != nil {
 		s.fail(key, "%q: %v", clip(t.value), err)
@@ -211,7 +222,8 @@ type openSection struct {
 }
 
 func (s *section) open(key string) openSection {
-	o := openSection{section: &section{r: s.r, path: join(s.path, key), place: s.at(key), values: make(map[string]*yaml.Node)}}
+	o := openSection{section: &section{r: s.r, path: join(s.path, key), place: s.at(key), values: make(map[string]*yaml.Node), out: s.r.mappingOut(s.has(key))}}
+	s.keep(key, o.out)
 	o.entries = s.r.mapping(s.values[key], o.path)
 	for _, e := range o.entries {
 		o.values[e.key.Value] = e.value

@@ -23,6 +23,9 @@ func (p Plan) String() string {
 	if p.Cluster != nil {
 		fmt.Fprintln(&out, p.Cluster.line())
 	}
+	if p.AccessLog != nil {
+		fmt.Fprintln(&out, p.AccessLog.line())
+	}
 	p.backendLines().print(&out)
 	p.listenerLines().print(&out)
 	return out.String()
@@ -52,7 +55,7 @@ func (p Plan) backendLines() *planLines {
 	}
 	for _, c := range p.BackendsChanged {
 		// Nothing to say of the backend itself when only endpoints changed.
-		if changes := backendFields.changes(c.Old, c.New); changes != "" {
+		if changes := backendChanges(c.Old, c.New); changes != "" {
 			l.add(c.New.Ref.Name, "~ backend %s: %s", c.New.Ref.Name, changes)
 		}
 	}
@@ -131,14 +134,16 @@ type fields[T any] []struct {
 }
 
 // changes gives "key old -> new" for each field that differs, with commas.
-func (f fields[T]) changes(old, new *T) string {
+func (f fields[T]) changes(old, new *T) string { return strings.Join(f.list(old, new), ", ") }
+
+func (f fields[T]) list(old, new *T) []string {
 	var all []string
 	for _, field := range f {
 		if was, is := field.value(old), field.value(new); was != is {
 			all = append(all, field.key+" "+was+" -> "+is)
 		}
 	}
-	return strings.Join(all, ", ")
+	return all
 }
 
 var listenerFields = fields[Listener]{
@@ -155,6 +160,12 @@ var listenerFields = fields[Listener]{
 	{"userTimeout", func(l *Listener) string { return durationText(l.UserTimeout) }},
 	{"onChange", func(l *Listener) string { return l.OnChange.String() }},
 	{"movable", func(l *Listener) string { return fmt.Sprint(l.Movable) }},
+	{"allow", func(l *Listener) string { return prefixesText(l.Allow) }},
+	{"deny", func(l *Listener) string { return prefixesText(l.Deny) }},
+	{"rate", func(l *Listener) string { return rateText(l.ConnectionRate) }},
+	{"sourceRate", func(l *Listener) string { return sourceRateText(l.SourceRate) }},
+	{"sourceConnectionsMax", func(l *Listener) string { return fmt.Sprint(l.SourceConnectionsMax) }},
+	{"accessLog", func(l *Listener) string { return onOff(!l.Unlogged) }},
 }
 
 var backendFields = fields[Backend]{
@@ -169,22 +180,43 @@ var backendFields = fields[Backend]{
 	{"answerTimeout", func(b *Backend) string { return durationText(b.AnswerTimeout) }},
 	{"reuse.idle", func(b *Backend) string { return fmt.Sprint(b.IdleMax) }},
 	{"reuse.time", func(b *Backend) string { return durationText(b.IdleTime) }},
+	{"retry.on", retryText},
+	{"retry.budget", func(b *Backend) string { return percentText(b.Retry.Budget) }},
+	{"hash", func(b *Backend) string { return b.Hash.text() }},
+	{"preferLocal", func(b *Backend) string { return fmt.Sprint(b.PreferLocal) }},
+	{"slowStart", func(b *Backend) string { return durationText(b.SlowStart) }},
+	{"panic", func(b *Backend) string { return percentText(b.Panic) }},
 }
 
 var endpointFields = fields[Endpoint]{
-	{"address", (*Endpoint).Address},
+	{"address", func(e *Endpoint) string {
+		if e.Host != "" && e.Addr.IsValid() {
+			return e.Address() + " of " + e.hostPort()
+		}
+		return e.Address()
+	}},
+	{"weight", func(e *Endpoint) string { return fmt.Sprint(e.Weight) }},
+	{"backup", func(e *Endpoint) string { return fmt.Sprint(e.Backup) }},
+	{"zone", func(e *Endpoint) string { return printable(e.Zone) }},
+	{"connections", func(e *Endpoint) string { return fmt.Sprint(e.ConnectionsMax) }},
+	{"check.port", func(e *Endpoint) string { return fmt.Sprint(e.CheckPort) }},
 }
 
 var nodeFields = fields[Node]{
 	{"name", func(n *Node) string { return n.Name }},
-	{"loops", func(n *Node) string {
-		if n.Loops == 0 {
-			return loopsAuto
-		}
-		return fmt.Sprint(n.Loops)
-	}},
+	{"loops", func(n *Node) string { return loopsText(n.Loops) }},
 	{"connectionsMax", func(n *Node) string { return fmt.Sprint(n.ConnectionsMax) }},
 	{"admin.socket", func(n *Node) string { return n.AdminSocket }},
+	{"admin.metrics", func(n *Node) string { return addrPortText(n.Metrics) }},
+	{"zone", func(n *Node) string { return printable(n.Zone) }},
+	{"memory.max", func(n *Node) string { return sizeText(n.MemoryMax) }},
+	{"dns", func(n *Node) string {
+		texts := make([]string, len(n.DNS))
+		for i, a := range n.DNS {
+			texts[i] = a.String()
+		}
+		return "[" + strings.Join(texts, ", ") + "]"
+	}},
 }
 
 // clusterFields are those of a cluster but its peers.
@@ -194,7 +226,7 @@ var clusterFields = fields[Cluster]{
 	{"identity.certificate", func(c *Cluster) string { return c.Certificate }},
 	{"identity.key", func(c *Cluster) string { return c.Key }},
 	{"identity.trust", func(c *Cluster) string { return c.Trust }},
-	{"sourcePorts", func(c *Cluster) string { return fmt.Sprintf("%d-%d", c.SourcePortFirst, c.SourcePortLast) }},
+	{"sourcePorts", func(c *Cluster) string { return portsText(c.SourcePortFirst, c.SourcePortLast) }},
 }
 
 // sourceText gives the source of b as the file writes it; the kernel's choice

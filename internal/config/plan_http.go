@@ -21,6 +21,8 @@ var rulesFields = fields[Rules]{
 	{"http.timeouts.body", func(r *Rules) string { return durationText(r.BodyTimeout) }},
 	{"http.timeouts.keepalive", func(r *Rules) string { return durationText(r.KeepaliveTimeout) }},
 	{"http.timeouts.tunnel", func(r *Rules) string { return durationText(r.TunnelTimeout) }},
+	{"http.rate", func(r *Rules) string { return rateText(r.Rate) }},
+	{"http.sourceRate", func(r *Rules) string { return sourceRateText(r.SourceRate) }},
 }
 
 // listenerChanges gives what differs, as fields.changes does.

@@ -13,6 +13,8 @@ import (
 type reader struct {
 	report
 	lookup func(string) (string, bool)
+	// showing: what is understood is noted, for [Show].
+	showing bool
 }
 
 // section is one mapping of the file. Each of its methods reads one key,
@@ -25,12 +27,14 @@ type section struct {
 	broken bool  // it is there, but it is no mapping, which was reported
 	values map[string]*yaml.Node
 	meant  map[string]bool // keys that some unknown key was probably meant to be
+	out    *yaml.Node      // of [Show]: the mapping as it was understood
 }
 
 // section reads n as a mapping that has no keys but these. n is nil if the
 // section is not there.
 func (r *reader) section(n *yaml.Node, p place, path string, keys ...string) *section {
 	s := &section{r: r, path: path, place: p, values: make(map[string]*yaml.Node), meant: make(map[string]bool)}
+	s.out = r.mappingOut(n != nil)
 	if n == nil {
 		return s
 	}
@@ -109,7 +113,23 @@ func (s *section) require(key, example string) bool {
 
 // section reads the value of key as a section with these keys.
 func (s *section) section(key string, keys ...string) *section {
-	return s.r.section(s.values[key], s.at(key), join(s.path, key), keys...)
+	below := s.r.section(s.values[key], s.at(key), join(s.path, key), keys...)
+	s.keep(key, below.out)
+	return below
+}
+
+// entry reads the value of an entry of the key group as a section.
+func (s *section) entry(group string, e entry, keys ...string) *section {
+	below := s.r.section(e.value, at(e.key), e.path, keys...)
+	s.keepIn(group, yaml.MappingNode, textNode(e.key.Value), below.out)
+	return below
+}
+
+// item reads the i-th item of the list at key as a section.
+func (s *section) item(key string, i int, n *yaml.Node, keys ...string) *section {
+	below := s.r.section(n, at(n), index(join(s.path, key), i), keys...)
+	s.keepIn(key, yaml.SequenceNode, below.out)
+	return below
 }
 
 // named reads the value of key as a mapping from names to anything. Entries

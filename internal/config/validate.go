@@ -1,6 +1,7 @@
 package config
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -18,38 +19,55 @@ func (r *reader) validate(d *draft) {
 		b.validateEndpoints()
 	}
 	names := slices.Sorted(maps.Keys(backends))
-	used := make(map[string]bool) // whether by a listener for HTTP
+	unknown := func(u use) {
+		if backends[u.name] == nil && !d.root.meant["backends"] {
+			u.fail(u.key, "no backend %q%s", clip(u.name), thereAre(u.name, names))
+		}
+	}
+	for i := range d.backends {
+		for _, u := range d.backends[i].uses {
+			unknown(u)
+		}
+	}
+	validateFallbacks(d.backends, backends)
 	taken := make(vips)
-	for _, l := range d.listeners {
+	if d.node.Metrics.IsValid() {
+		taken.take(holder{d.node.Metrics, "node.admin.metrics", d.metricsLine})
+	}
+	for i := range d.listeners {
+		l := &d.listeners[i]
 		l.validateVIP(taken)
+		l.validateGuard(l.l)
 		if l.l.Movable && !d.root.has("cluster") && !d.root.meant["cluster"] {
 			l.fail("movable", "needs a cluster section: flows move to its peers")
 		}
 		if vip := l.l.VIP; l.l.Movable && vip.IsValid() && vip.Addr().IsUnspecified() {
 			l.fail("movable", "the VIP %v is a wildcard; only flows of a specific address can move", vip)
 		}
-		seen := make(map[string]bool) // what is wrong with one backend is said once
 		for _, u := range l.uses {
-			used[u.name] = used[u.name] || l.l.Protocol == HTTP
-			if b := backends[u.name]; b == nil && !d.root.meant["backends"] {
-				u.fail(u.key, "no backend %q%s", clip(u.name), thereAre(u.name, names))
-			} else if b != nil && !seen[u.name] {
-				l.validateBackend(b, u)
-			}
-			seen[u.name] = true
+			unknown(u)
 		}
+		for _, reached := range l.reach(backends) {
+			b := reached.backend
+			if l.l.Protocol == HTTP {
+				b.http = cmp.Or(b.http, l)
+			} else {
+				b.tcp = cmp.Or(b.tcp, l)
+			}
+			l.validateBackend(b, reached.use)
+		}
+		l.validateCookies(backends)
 		l.validateRoutes()
+		if l.has("accessLog") && !l.l.Unlogged && d.accessLog == nil && !d.root.has("accessLog") {
+			r.warn(l.at("accessLog"), join(l.path, "accessLog"), "there is no access log; add accessLog: {} at the top level")
+		}
 	}
-	for _, b := range d.backends {
-		http, some := used[b.b.Ref.Name]
-		if !some {
+	for i := range d.backends {
+		b := &d.backends[i]
+		if b.http == nil && b.tcp == nil {
 			r.warn(b.place, b.path, "used by no listener")
 		}
-		for _, key := range []string{"answerTimeout", "reuse"} {
-			if some && !http && b.has(key) {
-				r.warn(b.at(key), join(b.path, key), "is for http, and no listener for http uses this backend")
-			}
-		}
+		b.validatePolicy(d.node.Zone)
 	}
 	if len(d.listeners) == 0 && !d.root.has("listeners") && !d.root.meant["listeners"] {
 		r.warn(place{1, 1}, "", "there are no listeners, so nothing is served")
@@ -102,7 +120,7 @@ func (b *backendSite) validateEndpoints() {
 			continue
 		}
 		names[e.Name] = site.place
-		if e.Unix == "" && !e.Addr.IsValid() {
+		if !e.known() || e.Drop != NoDrop {
 			continue
 		}
 		if err := checkSource(b.b, e); err != nil {

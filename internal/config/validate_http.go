@@ -1,6 +1,7 @@
 package config
 
 import (
+	"net/netip"
 	"slices"
 	"strings"
 )
@@ -27,7 +28,21 @@ func (l listenerSite) validateRoutes() {
 func (m *Match) covers(o *Match) bool {
 	return m.coversHosts(o) && m.coversPath(o) &&
 		(len(m.Methods) == 0 || len(o.Methods) > 0 && subset(o.Methods, m.Methods)) &&
-		coversPairs(m.Headers, o.Headers, true) && coversPairs(m.Query, o.Query, false)
+		coversPairs(m.Headers, o.Headers, true) && coversPairs(m.Query, o.Query, false) &&
+		coversSources(m.Sources, o.Sources)
+}
+
+// coversSources: whoever is in o is in m.
+func coversSources(m, o []netip.Prefix) bool {
+	if len(m) == 0 {
+		return true
+	}
+	return len(o) > 0 && !slices.ContainsFunc(o, func(p netip.Prefix) bool { return !holds(m, p) })
+}
+
+// holds tells whether one of the networks has all of p.
+func holds(all []netip.Prefix, p netip.Prefix) bool {
+	return slices.ContainsFunc(all, func(q netip.Prefix) bool { return q.Bits() <= p.Bits() && q.Contains(p.Addr()) })
 }
 
 func subset(some, of []string) bool {

@@ -21,14 +21,16 @@ var (
 // string reads a text. It may be in quotes or not.
 func (s *section) string(key, otherwise string) string {
 	if t, ok := s.scalar(key); ok {
-		return t.value
+		otherwise = t.value
 	}
+	s.noteText(key, otherwise)
 	return otherwise
 }
 
 // integer reads a whole number, decimal and nothing else: YAML would read
 // 0777 as 511 and 1_0 as 10.
-func (s *section) integer(key string, otherwise int, bound intBound) int {
+func (s *section) integer(key string, otherwise int, bound intBound) (n int) {
+	defer func() { s.noteNumber(key, n) }()
 	t, ok := s.plain(key)
 	if !ok {
 		return otherwise
@@ -51,7 +53,8 @@ func (s *section) integer(key string, otherwise int, bound intBound) int {
 }
 
 // boolean reads true or false; yes, on and True are refused.
-func (s *section) boolean(key string, otherwise bool) bool {
+func (s *section) boolean(key string, otherwise bool) (is bool) {
+	defer func() { s.noteBool(key, is) }()
 	t, ok := s.plain(key)
 	switch {
 	case !ok:
@@ -76,7 +79,8 @@ func (s *section) plain(key string) (string, bool) {
 }
 
 // duration reads a duration, which has a unit even if it is zero.
-func (s *section) duration(key string, otherwise time.Duration, bound durationBound) time.Duration {
+func (s *section) duration(key string, otherwise time.Duration, bound durationBound) (d time.Duration) {
+	defer func() { s.noteText(key, durationText(d)) }()
 	t, ok := s.scalar(key)
 	if !ok {
 		return otherwise
@@ -105,7 +109,8 @@ func parseDuration(s string) (time.Duration, error) {
 }
 
 // size reads a number of octets, which has a unit unless it is 0.
-func (s *section) size(key string, otherwise uint64, bound sizeBound) uint64 {
+func (s *section) size(key string, otherwise uint64, bound sizeBound) (n uint64) {
+	defer func() { s.noteText(key, sizeText(n)) }()
 	t, ok := s.scalar(key)
 	if !ok {
 		return otherwise
@@ -159,21 +164,31 @@ func sizeText(n uint64) string {
 }
 
 // choice reads one of the words, and gives its index.
-func (s *section) choice(key string, otherwise uint8, words []string) uint8 {
+func (s *section) choice(key string, otherwise uint8, words []string) (i uint8) {
+	defer func() { s.noteText(key, words[i]) }()
 	t, ok := s.scalar(key)
 	if !ok {
 		return otherwise
 	}
-	i := slices.Index(words, t.value)
-	if i < 0 {
-		s.fail(key, "%q: must be one of %s", clip(t.value), strings.Join(words, ", "))
+	n := slices.Index(words, t.value)
+	if n < 0 {
+		s.fail(key, "%q: must be one of %s%s", clip(t.value), strings.Join(words, ", "), meant(t.value, words))
 		return otherwise
 	}
-	return uint8(i)
+	return uint8(n)
+}
+
+// meant proposes the word that wrong probably is.
+func meant(wrong string, words []string) string {
+	if best := nearest(wrong, words); best != "" {
+		return fmt.Sprintf("; did you mean %s?", best)
+	}
+	return ""
 }
 
 // checked reads a text that check allows.
-func (s *section) checked(key, otherwise string, check func(string) error) string {
+func (s *section) checked(key, otherwise string, check func(string) error) (v string) {
+	defer func() { s.noteText(key, v) }()
 	t, ok := s.scalar(key)
 	if !ok {
 		return otherwise

@@ -1,0 +1,129 @@
+package config
+
+import (
+	"net/netip"
+	"strconv"
+
+	"go.yaml.in/yaml/v4"
+)
+
+// secretShown stands for a secret that is set. As a value it is refused, for it
+// is too short, so nobody runs with it.
+const secretShown = "(secret)"
+
+// textNode is a text, which the encoder puts in quotes where it has to.
+func textNode(s string) *yaml.Node { return &yaml.Node{Kind: yaml.ScalarNode, Tag: "!!str", Value: s} }
+
+// plainNode is a value that is no text, or that reads the same either way.
+func plainNode(s string) *yaml.Node { return &yaml.Node{Kind: yaml.ScalarNode, Value: s} }
+
+// listNode is a list on one line.
+func listNode(items ...*yaml.Node) *yaml.Node {
+	return &yaml.Node{Kind: yaml.SequenceNode, Style: yaml.FlowStyle, Content: items}
+}
+
+// mappingOut begins what is shown of a section; nil if nothing is. Its line
+// tells whether the file has the section.
+func (r *reader) mappingOut(given bool) *yaml.Node {
+	if !r.showing {
+		return nil
+	}
+	n := &yaml.Node{Kind: yaml.MappingNode}
+	if given {
+		n.Line = 1
+	}
+	return n
+}
+
+// keep notes that the value of key is n.
+func (s *section) keep(key string, n *yaml.Node) {
+	if s.out == nil || n == nil {
+		return
+	}
+	if !s.has(key) && n.Kind != yaml.MappingNode {
+		n.LineComment = "default"
+	}
+	s.out.Content = append(s.out.Content, textNode(key), n)
+}
+
+// keepIn adds items to the list or the mapping that key has.
+func (s *section) keepIn(key string, kind yaml.Kind, items ...*yaml.Node) {
+	if s.out == nil {
+		return
+	}
+	all := s.out.Content
+	if len(all) == 0 || all[len(all)-2].Value != key {
+		s.keep(key, &yaml.Node{Kind: kind, Line: 1})
+		all = s.out.Content
+	}
+	last := all[len(all)-1]
+	last.Content = append(last.Content, items...)
+}
+
+// noteText notes a text; "" is a key that has no value.
+func (s *section) noteText(key, value string) {
+	if s.out != nil && (value != "" || s.has(key)) {
+		s.keep(key, textNode(value))
+	}
+}
+
+// keepText is noteText for a text of which "" is a value like others.
+func (s *section) keepText(key, value string) {
+	if s.out != nil {
+		s.keep(key, textNode(value))
+	}
+}
+
+func (s *section) noteNumber(key string, n int) {
+	if s.out != nil {
+		s.keep(key, plainNode(strconv.Itoa(n)))
+	}
+}
+
+func (s *section) noteBool(key string, is bool) {
+	if s.out != nil {
+		s.keep(key, plainNode(strconv.FormatBool(is)))
+	}
+}
+
+// notePlain notes a value that is never taken for another one without quotes.
+func (s *section) notePlain(key, value string) {
+	if s.out != nil {
+		s.keep(key, plainNode(value))
+	}
+}
+
+// noteSecret notes that a secret is set.
+func (s *section) noteSecret(key, value string) {
+	if value != "" {
+		s.noteText(key, secretShown)
+	}
+}
+
+func (s *section) noteStatuses(key string, all []StatusRange) {
+	if s.out == nil || len(all) == 0 && !s.has(key) {
+		return
+	}
+	list := listNode()
+	for _, r := range all {
+		list.Content = append(list.Content, plainNode(r.String()))
+	}
+	s.keep(key, list)
+}
+
+func (s *section) noteItems(key string, items []item) {
+	if s.out == nil || len(items) == 0 {
+		return
+	}
+	list := listNode()
+	for _, t := range items {
+		list.Content = append(list.Content, textNode(t.value))
+	}
+	s.keep(key, list)
+}
+
+func (s *section) noteAddrPort(key string, a netip.AddrPort) {
+	if a.IsValid() {
+		s.noteText(key, a.String())
+	}
+}

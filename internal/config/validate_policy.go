@@ -1,0 +1,153 @@
+package config
+
+import (
+	"slices"
+	"strings"
+)
+
+// reached is a backend that a listener comes to, by a place that names it or,
+// over fallbacks, leads to it.
+type reached struct {
+	backend *backendSite
+	use     use // of the listener
+}
+
+// reach gives all backends that requests of l may come to, each once.
+func (l *listenerSite) reach(backends map[string]*backendSite) []reached {
+	var all []reached
+	seen := make(map[*backendSite]bool)
+	for _, u := range l.uses {
+		for b := backends[u.name]; b != nil && !seen[b]; b = backends[b.fallbackName()] {
+			seen[b] = true
+			all = append(all, reached{b, u})
+		}
+	}
+	return all
+}
+
+// fallbackName gives the backend that serves instead, or "", which no backend
+// is named.
+func (s *backendSite) fallbackName() string {
+	if s == nil || s.b.Fallback == nil {
+		return ""
+	}
+	return s.b.Fallback.Backend
+}
+
+// validateFallbacks reports each circle of fallbacks once, at the first of its
+// backends in the file.
+func validateFallbacks(all []backendSite, byName map[string]*backendSite) {
+	told := make(map[*backendSite]bool)
+	for i := range all {
+		b := &all[i]
+		way := []string{printable(b.b.Ref.Name)}
+		on := map[*backendSite]bool{b: true}
+		for next := byName[b.fallbackName()]; next != nil; next = byName[next.fallbackName()] {
+			way = append(way, printable(next.b.Ref.Name))
+			if next == b && !told[b] {
+				b.uses[0].fail("backend", "leads back to where it began: %s", strings.Join(way, " -> "))
+				for site := range on {
+					told[site] = true
+				}
+			}
+			if on[next] {
+				break
+			}
+			on[next] = true
+		}
+	}
+}
+
+// validateCookies warns of backends that overwrite each other's cookies.
+func (l *listenerSite) validateCookies(backends map[string]*backendSite) {
+	type cookie struct{ name, domain, path string }
+	first := make(map[cookie]*backendSite)
+	for _, r := range l.reach(backends) {
+		y := r.backend.b.Sticky
+		if y == nil || y.Kind != StickyCookie || y.Name == "" {
+			continue
+		}
+		c := cookie{y.Name, y.Domain, y.Path}
+		if other := first[c]; other == nil {
+			first[c] = r.backend
+		} else {
+			l.r.warn(r.backend.at("sticky"), join(r.backend.path, "sticky"), "listener %s has another backend with the cookie %s, %s (line %d): "+
+				"each would replace the other's; give one of them another name or path",
+				printable(l.l.Ref.Name), y.Name, printable(other.b.Ref.Name), other.at("sticky").line)
+		}
+	}
+}
+
+// validatePolicy reports what a backend has that does not go with who uses it,
+// or with its endpoints.
+func (s *backendSite) validatePolicy(zone string) {
+	if s.tcp != nil {
+		s.validateTCP()
+	}
+	if s.http == nil && s.tcp != nil {
+		for _, key := range []string{"answerTimeout", "reuse"} {
+			if s.has(key) {
+				s.warn(key, "is for http, and no listener for http uses this backend")
+			}
+		}
+	}
+	b := s.b
+	if s.has("panic") && b.Panic > 0 && b.Check == nil && b.Eject == nil && !s.has("check") && !s.has("eject") {
+		s.warn("panic", "there is neither check nor eject, so no endpoint is ever down")
+	}
+	if b.PreferLocal && zone == "" {
+		s.warn("preferLocal", "this node is in no zone; set node.zone")
+	} else if b.PreferLocal && len(s.endpoints) > 0 && !slices.ContainsFunc(s.endpoints, func(e endpointSite) bool { return e.e.Zone == zone }) {
+		s.warn("preferLocal", "no endpoint is in the zone of this node, %s", zone)
+	}
+	if len(b.Retry.Statuses) > 0 && b.RetryMax == 0 || b.Retry.Reset && b.RetryMax == 0 {
+		s.warn("retry", "with max: 0 nothing is tried again, whatever on says")
+	}
+	s.validateServers()
+}
+
+// validateServers looks at the endpoints together.
+func (s *backendSite) validateServers() {
+	all := s.endpoints
+	if len(all) == 0 {
+		return
+	}
+	if !slices.ContainsFunc(all, func(e endpointSite) bool { return e.e.Weight > 0 }) {
+		s.warn("endpoints", "every weight is 0, so no endpoint gets anything new")
+	}
+	if !slices.ContainsFunc(all, func(e endpointSite) bool { return !e.e.Backup }) {
+		s.warn("endpoints", "every endpoint is a backup, so none of them is")
+	}
+	if c := s.b.Check; c != nil && c.Agent != nil {
+		for _, e := range all {
+			if e.e.Unix != "" {
+				e.fail("address", "an agent is asked at the address of its endpoint, and a unix socket has none")
+			}
+		}
+	}
+}
+
+// validateTCP reports what can only be done with requests.
+func (s *backendSite) validateTCP() {
+	refuse := func(key, what string) {
+		s.r.fail(s.at(key), join(s.path, key), "%s, and listener %s (line %d), which is for tcp, uses this backend",
+			what, printable(s.tcp.l.Ref.Name), s.tcp.place.line)
+	}
+	b := s.b
+	if b.Sticky != nil && b.Sticky.Kind != StickySource && s.has("sticky") {
+		refuse("sticky", "only requests have a "+b.Sticky.Kind.String()+"; sticky: { source: {} } goes by the address")
+	}
+	if b.Hash.Kind != HashSource {
+		refuse("hash", "only requests have a "+b.Hash.Kind.String()+"; hash: { by: source } goes by the address")
+	}
+	if b.Retry.Reset || len(b.Retry.Statuses) > 0 {
+		refuse("retry", "only requests can be sent again, so on: [connect] is all that is possible")
+	}
+	if f := b.Fallback; f != nil && f.Respond != nil {
+		refuse("fallback", "only requests can be answered; fallback: { backend: NAME } is possible")
+	}
+}
+
+func (s *section) warn(key, format string, args ...any) {
+	s.r.warn(s.at(key), join(s.path, key), format, args...)
+}
