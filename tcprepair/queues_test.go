@@ -73,6 +73,41 @@ func TestReceiveQueueZeroWindow(t *testing.T) {
 	})
 }
 
+// What a restored socket says of its window when it goes live the peer does not
+// hear, so it must say it again when its queue is read. It is deaf here: by an
+// answer to one of the peer's own probes the peer would learn it, late.
+func TestReadingOpensWindow(t *testing.T) {
+	eachFamily(t, func(t *testing.T, ours, peers netip.Addr) {
+		wantNoReset(t)
+		c := newConn(t, ours, peers, smallBuffers)
+		c.fill(false)
+		unsent := func() int {
+			n, err := ioctlInt(c.peers, unix.SIOCOUTQNSD, "SIOCOUTQNSD")
+			must(t, "SIOCOUTQNSD", err)
+			return n
+		}
+		s, err := Save(c.ours)
+		must(t, "Save", err)
+		must(t, "Discard", Discard(c.ours))
+		// Segments of few octets take far more room than a queue that is restored
+		// in one piece; so it has more room here.
+		s.RecvBuffer = 256 << 10
+		c.ours, err = Restore(s, Options{})
+		must(t, "Restore", err)
+		deafen(t, c.ours)
+		_, err = GoLive(c.ours, s)
+		must(t, "GoLive", err)
+		if n, err := getInt(c.ours, unix.SOL_SOCKET, unix.SO_RCVBUF, "SO_RCVBUF"); err != nil || n != int(s.RecvBuffer) {
+			t.Errorf("a receive buffer of %d, want %d: %v", n, s.RecvBuffer, err)
+		}
+		kept := unsent()
+		c.drain(true)
+		wait(t, "the peer to send more", func() bool { return unsent() < kept })
+		undeafen(t, c.ours)
+		c.finish(true, true)
+	})
+}
+
 // Octets that were sent and not acknowledged: the restored socket sends them
 // again.
 func TestUnacked(t *testing.T) {

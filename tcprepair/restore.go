@@ -239,10 +239,15 @@ func (s *State) writeSockopts(fd int) error {
 	}
 	// A queue that exceeds its buffer again is fine: the kernel takes no
 	// more until it has shrunk. The unsent tail still has to fit, though.
-	if err := setRecvBuffer(fd, s.RecvBuffer/2); err != nil {
+	if err := setSendBuffer(fd, s.SendBuffer/2); err != nil {
 		return err
 	}
-	if err := setSendBuffer(fd, s.SendBuffer/2); err != nil {
+	return s.writeRecvBuffer(fd)
+}
+
+// writeRecvBuffer sets the saved size of the receive buffer.
+func (s *State) writeRecvBuffer(fd int) error {
+	if err := setRecvBuffer(fd, s.RecvBuffer/2); err != nil {
 		return err
 	}
 	if s.BufferLock != 3 {
@@ -285,8 +290,8 @@ func fill(fd int, b []byte) error {
 // unless leaving it was what failed. Let held packets go only afterwards.
 func GoLive(fd int, s *State) (rest []byte, err error) {
 	rest = s.SendQueue[len(s.SendQueue)-int(s.Unsent):]
-	if err := leave(fd); err != nil {
-		return rest, prefixed(err)
+	if err := s.leaveQuietly(fd); err != nil {
+		return rest, err
 	}
 	for len(rest) > 0 {
 		n, err := unix.SendmsgN(fd, rest, nil, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
@@ -306,4 +311,26 @@ func GoLive(fd int, s *State) (rest []byte, err error) {
 		}
 	}
 	return nil, nil
+}
+
+// leaveQuietly leaves repair mode without that the receive window grows by it.
+//
+// The probe that the kernel sends then tells the window of now, but its
+// sequence number is an old one, and of such a segment the peer takes no window
+// (net/ipv4/tcp_output.c: tcp_xmit_probe_skb; tcp_input.c: tcp_sequence). Yet
+// this kernel counts the window as told. A queue that came in large pieces
+// takes less room than it did, so the window may be open that was closed; if
+// the queue is then read, the kernel sees no news in it (tcp_cleanup_rbuf), and
+// a peer that waits for the window waits until its own next probe, which may be
+// two minutes away. With hardly a buffer there is no window to be told; then
+// the saved one stays, and reading tells of more.
+func (s *State) leaveQuietly(fd int) error {
+	if len(s.RecvQueue) == 0 {
+		return prefixed(leave(fd)) // no peer waits for a window
+	}
+	narrow := setRecvBuffer(fd, 0) // the kernel takes its minimum
+	if err := leave(fd); err != nil {
+		return prefixed(errors.Join(narrow, err))
+	}
+	return prefixed(errors.Join(narrow, s.writeRecvBuffer(fd)))
 }
