@@ -34,13 +34,22 @@ var (
 // Config is nil. Warnings come with or without an error.
 func Parse(file string, src []byte, lookup func(string) (string, bool)) (*Config, Warnings, error) {
 	r := &reader{report: report{file: file}, lookup: lookup}
-	config := r.config(src)
+	config, _ := r.config(src)
+	warnings, err := r.result()
+	if err != nil {
+		config = nil
+	}
+	return config, warnings, err
+}
+
+// result gives all that was reported, in the order of the file.
+func (r *report) result() (Warnings, error) {
 	sortProblems(r.problems)
 	sortProblems(r.warnings)
 	if len(r.problems) > 0 {
-		return nil, r.warnings, &Errors{r.problems}
+		return r.warnings, &Errors{r.problems}
 	}
-	return config, r.warnings, nil
+	return r.warnings, nil
 }
 
 // The places of what was read are kept until all of it was validated: who
@@ -80,10 +89,11 @@ type (
 	}
 )
 
-func (r *reader) config(src []byte) *Config {
+// config reads all of src. It gives the root section, too, for [Show].
+func (r *reader) config(src []byte) (*Config, *section) {
 	root := r.load(src)
 	if root == nil {
-		return nil
+		return nil, nil
 	}
 	r.strict(root, "", 0)
 	d := draft{root: r.section(root, place{1, 1}, "", rootKeys...)}
@@ -103,7 +113,7 @@ func (r *reader) config(src []byte) *Config {
 	}
 	r.validate(&d)
 	if len(r.problems) > 0 {
-		return nil // what was read is not whole
+		return nil, d.root // what was read is not whole
 	}
 	c := &Config{
 		Node: d.node, Cluster: d.cluster, AccessLog: d.accessLog,
@@ -124,7 +134,7 @@ func (r *reader) config(src []byte) *Config {
 		}
 		c.Backends[site.b.Ref.Name] = site.b
 	}
-	return c
+	return c, d.root
 }
 
 func (r *reader) node(d *draft) Node {
@@ -247,16 +257,15 @@ func (r *reader) backend(root *section, e entry) backendSite {
 
 func (s *section) reuse(b *Backend) {
 	reuse := s.section("reuse", reuseKeys...)
-	b.IdleMax = reuse.integer("idle", defaultIdleMax, idleBound)
-	b.IdleTime = reuse.duration("time", defaultIdleTime, idleTimeBound)
-	if b.ProxyHeader == NoProxyHeader {
-		return
+	idle := defaultIdleMax
+	if b.ProxyHeader != NoProxyHeader {
+		idle = 0 // such a connection says who its client is, so it is of no use to another
 	}
-	// Such a connection says who its client is, so it is of no use to another.
-	if reuse.has("idle") && b.IdleMax > 0 {
+	b.IdleMax = reuse.integer("idle", idle, idleBound)
+	b.IdleTime = reuse.duration("time", defaultIdleTime, idleTimeBound)
+	if b.ProxyHeader != NoProxyHeader && b.IdleMax > 0 {
 		reuse.fail("idle", "must be 0, for proxyProtocol makes each connection one client's")
 	}
-	b.IdleMax = 0
 }
 
 func (r *reader) endpoints(s *section, b *Backend) []endpointSite {
@@ -336,7 +345,8 @@ func (r *reader) cluster(s *section) *Cluster {
 	}
 	if s.require("identity", "{ certificate: n1.crt, key: n1.key, trust: ca.crt }") {
 		identity := s.section("identity", identityKeys...)
-		for key, path := range map[string]*string{"certificate": &c.Certificate, "key": &c.Key, "trust": &c.Trust} {
+		for i, path := range []*string{&c.Certificate, &c.Key, &c.Trust} {
+			key := identityKeys[i]
 			if identity.require(key, "/etc/holdfast/"+key+".pem") {
 				*path = identity.checked(key, "", checkFilePath)
 			}

@@ -179,10 +179,11 @@ func (l *listenerSite) backends(s *section, r *Route) {
 	sum, whole := 0, true
 	for i, item := range items {
 		w := s.item("backends", i, item, weightedKeys...)
-		share := Weighted{Weight: w.integer("weight", defaultShare, weightBound)}
+		var share Weighted
 		if w.require("name", "web") {
 			share.Name = w.checked("name", "", checkName)
 		}
+		share.Weight = w.integer("weight", defaultShare, weightBound)
 		sum += share.Weight
 		if share.Name == "" {
 			whole = false
@@ -224,15 +225,17 @@ func (s *section) redirect() *Redirect {
 }
 
 func (s *section) respond() *Respond {
-	r := &Respond{Body: s.string("body", ""), Type: s.checked("type", "", checkType)}
+	r := new(Respond)
 	if s.require("status", "404") {
 		r.Status = s.integer("status", 0, statusBound)
 	}
+	r.Body = s.string("body", "")
+	if r.Body != "" {
+		r.Type = defaultType
+	}
+	r.Type = s.checked("type", r.Type, checkType)
 	if err := checkBody(r.Body); err != nil {
 		s.fail("body", "%v", err)
-	}
-	if r.Body != "" && r.Type == "" {
-		r.Type = defaultType
 	}
 	if r.Body != "" && bodiless(r.Status) {
 		s.fail("body", "a response with status %d has none", r.Status)

@@ -67,12 +67,14 @@ func routeChanges(old, new []*Route) (all []string) {
 }
 
 // routeText gives all of a route, in one line.
-func routeText(r *Route) string {
+func routeText(r *Route) string { return specText(r.spec()) }
+
+func specText(spec any) string {
 	var out bytes.Buffer
 	e := json.NewEncoder(&out)
 	e.SetEscapeHTML(false) // it is for people
-	if err := e.Encode(r.spec()); err != nil {
-		panic(fmt.Sprintf("config: a route does not encode: %v", err)) // plain values only
+	if err := e.Encode(spec); err != nil {
+		panic(fmt.Sprintf("config: %T does not encode: %v", spec, err)) // plain values only
 	}
 	return strings.TrimSuffix(out.String(), "\n")
 }
@@ -80,7 +82,15 @@ func routeText(r *Route) string {
 // clipRoute bounds what a person has to read.
 func clipRoute(r *Route) string {
 	const octetsMax = 400
-	text := routeText(r)
+	spec := r.spec()
+	for _, edits := range [][]editSpec{spec.Request, spec.Response} {
+		for i := range edits {
+			if isSecretField(edits[i].Name) && edits[i].Value != "" {
+				edits[i].Value = secretShown
+			}
+		}
+	}
+	text := specText(spec)
 	if len(text) <= octetsMax {
 		return text
 	}

@@ -3,6 +3,7 @@ package config
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 )
 
@@ -70,6 +71,9 @@ func backendChanges(old, new *Backend) string {
 	}
 	all = append(all, part("check", old.Check, new.Check, checkFields)...)
 	if a, b := old.Check, new.Check; a != nil && b != nil {
+		if headersText(a) == headersText(b) && !slices.Equal(a.Headers, b.Headers) {
+			all = append(all, "check.http.headers changed")
+		}
 		all = append(all, part("check.agent", a.Agent, b.Agent, agentFields)...)
 	}
 	all = append(all, part("eject", old.Eject, new.Eject, ejectFields)...)
@@ -139,6 +143,9 @@ func headersText(c *Check) string {
 	texts := make([]string, len(c.Headers))
 	for i, e := range c.Headers {
 		texts[i] = e.Name + ": " + e.Value
+		if isSecretField(e.Name) {
+			texts[i] = e.Name
+		}
 	}
 	return "[" + strings.Join(texts, ", ") + "]"
 }

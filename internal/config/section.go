@@ -197,6 +197,10 @@ func (r *reader) scalar(n *yaml.Node, path string) (text, bool) {
 		r.fail(at(n), path, "%v", err)
 		return text{}, false
 	}
+	if value == secretShown {
+		r.fail(at(n), path, "stands for a secret, which holdfast config show does not tell; write it out, or ${NAME} for a variable that has it")
+		return text{}, false
+	}
 	const quotes = yaml.SingleQuotedStyle | yaml.DoubleQuotedStyle | yaml.LiteralStyle | yaml.FoldedStyle
 	return text{value, n.Style&quotes != 0 && !expanded}, true
 }

@@ -1,15 +1,67 @@
 package config
 
 import (
+	"bytes"
+	"fmt"
 	"net/netip"
 	"strconv"
+	"strings"
 
 	"go.yaml.in/yaml/v4"
 )
 
-// secretShown stands for a secret that is set. As a value it is refused, for it
-// is too short, so nobody runs with it.
+// secretShown stands for a secret that is set. As a value it is refused, so
+// nobody runs with it.
 const secretShown = "(secret)"
+
+// Show gives the text of a file as it is understood: variables replaced, every
+// default filled in and marked as one, secrets left out. But for these, Parse
+// makes the same of it. Warnings and the error are those of [Parse].
+func Show(file string, src []byte, lookup func(string) (string, bool)) (string, Warnings, error) {
+	r := &reader{report: report{file: file}, lookup: lookup, showing: true}
+	_, root := r.config(src)
+	warnings, err := r.result()
+	if err != nil {
+		return "", warnings, err
+	}
+	prune(root.out)
+	var out bytes.Buffer
+	dumper, err := yaml.NewDumper(&out, yaml.WithIndent(2), yaml.WithLineWidth(-1))
+	if err == nil {
+		err = dumper.Dump(root.out)
+	}
+	if err == nil {
+		err = dumper.Close()
+	}
+	if err != nil {
+		return "", warnings, fmt.Errorf("config: %s: %w", file, err)
+	}
+	return out.String(), warnings, nil
+}
+
+// prune takes sections away of which nothing is known, and that the file does
+// not have.
+func prune(n *yaml.Node) (empty bool) {
+	if n.Kind == yaml.SequenceNode {
+		for _, item := range n.Content {
+			prune(item)
+		}
+	}
+	if n.Kind != yaml.MappingNode {
+		return false
+	}
+	var left []*yaml.Node
+	for i := 0; i < len(n.Content); i += 2 {
+		if !prune(n.Content[i+1]) {
+			left = append(left, n.Content[i], n.Content[i+1])
+		}
+	}
+	n.Content = left
+	if len(left) == 0 {
+		n.Style = yaml.FlowStyle
+	}
+	return len(left) == 0 && n.Line == 0
+}
 
 // textNode is a text, which the encoder puts in quotes where it has to.
 func textNode(s string) *yaml.Node { return &yaml.Node{Kind: yaml.ScalarNode, Tag: "!!str", Value: s} }
@@ -115,11 +167,30 @@ func (s *section) noteItems(key string, items []item) {
 	if s.out == nil || len(items) == 0 {
 		return
 	}
+	shown := func(t item) *yaml.Node {
+		if isSecretField(key) {
+			return textNode(secretShown)
+		}
+		return textNode(t.value)
+	}
+	if s.values[key].Kind != yaml.SequenceNode {
+		s.keep(key, shown(items[0]))
+		return
+	}
 	list := listNode()
 	for _, t := range items {
-		list.Content = append(list.Content, textNode(t.value))
+		list.Content = append(list.Content, shown(t))
 	}
 	s.keep(key, list)
+}
+
+// isSecretField tells of a field of HTTP that its value is a secret as a rule.
+func isSecretField(name string) bool {
+	switch strings.ToLower(name) {
+	case "authorization", "proxy-authorization", "cookie", "set-cookie", "x-api-key", "x-auth-token":
+		return true
+	}
+	return false
 }
 
 func (s *section) noteAddrPort(key string, a netip.AddrPort) {

@@ -80,7 +80,7 @@ func (s *section) plain(key string) (string, bool) {
 
 // duration reads a duration, which has a unit even if it is zero.
 func (s *section) duration(key string, otherwise time.Duration, bound durationBound) (d time.Duration) {
-	defer func() { s.noteText(key, durationText(d)) }()
+	defer func() { s.notePlain(key, durationText(d)) }()
 	t, ok := s.scalar(key)
 	if !ok {
 		return otherwise
@@ -110,7 +110,7 @@ func parseDuration(s string) (time.Duration, error) {
 
 // size reads a number of octets, which has a unit unless it is 0.
 func (s *section) size(key string, otherwise uint64, bound sizeBound) (n uint64) {
-	defer func() { s.noteText(key, sizeText(n)) }()
+	defer func() { s.notePlain(key, sizeText(n)) }()
 	t, ok := s.scalar(key)
 	if !ok {
 		return otherwise
