@@ -2,6 +2,7 @@ package flow
 
 import (
 	"strconv"
+	"time"
 
 	"github.com/holdfast-lb/holdfast/internal/config"
 	"github.com/holdfast-lb/holdfast/internal/h1"
@@ -25,6 +26,8 @@ func said(status int) string {
 		return "the request's target is too long"
 	case 417:
 		return "what the request expects is not known here"
+	case 429:
+		return "more is asked for than is allowed, later it may be"
 	case 431:
 		return "the request's fields are too many or too long"
 	case 500:
@@ -47,8 +50,24 @@ func said(status int) string {
 // Status is 400, 404, 408, 413, 414, 417, 431, 500 to 505. To a HEAD request
 // it has no content, but its length.
 func appendAnswer(dst []byte, status int, head, close bool, minor uint8) []byte {
+	return appendFailure(dst, status, 0, head, close, minor)
+}
+
+// appendLimited appends the answer to a client that may ask again after a while
+// (RFC 6585, section 4).
+func appendLimited(dst []byte, wait time.Duration, head, close bool, minor uint8) []byte {
+	return appendFailure(dst, 429, wait, head, close, minor)
+}
+
+func appendFailure(dst []byte, status int, wait time.Duration, head, close bool, minor uint8) []byte {
 	sentence, why := said(status), reason(status)
 	dst = appendStatus(dst, status, why)
+	if wait > 0 {
+		// In whole seconds (RFC 9110, section 10.2.3): none would be too early.
+		dst = append(dst, "Retry-After: "...)
+		dst = strconv.AppendInt(dst, int64((wait-1)/time.Second)+1, 10)
+		dst = append(dst, '\r', '\n')
+	}
 	dst = append(dst, "Content-Type: text/plain\r\nCache-Control: no-store\r\n"...)
 	// "503 ", ": " and the line's end stand around the two.
 	dst = appendLength(dst, 4+len(why)+2+len(sentence)+1)

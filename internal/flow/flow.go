@@ -54,9 +54,10 @@ const (
 	Reading   State = 5 // a head or a PROXY header is to come, or half of it is here
 	Answering State = 6 // an answer of our own is being sent
 	Lingering State = 7 // all is sent, FIN as well; what still comes is thrown away
+	Sunk      State = 8 // its endpoint is a sink that holds: what comes is thrown away, nothing is said
 )
 
-var stateNames = [...]string{"none", "queued", "dialing", "relaying", "done", "reading", "answering", "lingering"}
+var stateNames = [...]string{"none", "queued", "dialing", "relaying", "done", "reading", "answering", "lingering", "sunk"}
 
 func (s State) String() string {
 	if int(s) < len(stateNames) {
@@ -68,18 +69,20 @@ func (s State) String() string {
 // legal lists the moves between states; become holds to it.
 var legal = [...][]State{
 	Reading:   {Queued, Answering, Done},
-	Queued:    {Dialing, Answering, Done},
+	Queued:    {Dialing, Answering, Sunk, Done},
 	Dialing:   {Queued, Relaying, Answering, Done},           // back to the queue: another endpoint is tried
 	Relaying:  {Queued, Reading, Answering, Lingering, Done}, // back to the queue: a pooled leg was dead
 	Answering: {Reading, Lingering, Done},
 	Lingering: {Done},
+	Sunk:      {Done},
 	Done:      {},
 }
 
-// Cause tells why a flow ended.
+// Cause tells why a flow or an exchange ended. The numbers are those of
+// frozen.Entry: append, never renumber.
 type Cause uint8
 
-// The causes. All but the first three are decisions of ours.
+// The causes. All but the first four are decisions of ours.
 const (
 	NotEnded      Cause = iota
 	Finished            // both sides sent FIN
@@ -96,11 +99,17 @@ const (
 	HeadTimeout         // a request's head took longer than its timeout
 	AnswerTimeout       // the backend did not begin to answer in time
 	Refused             // our own answer, and the end of the connection with it
+	RateLimited         // more requests than a rate allows
+	BreakerOpen         // the backend fails most requests and is not asked for a while
+	RetriesSpent        // a further attempt was due and the budget for them is spent
+	Dropped             // its endpoint is a sink
+	Shed                // ended since memory is short
 	causesEnd           // not a cause
 )
 
 var causeNames = [...]string{"none", "finished", "client-reset", "backend-reset", "no-endpoint", "queue-full", "queue-timeout", "idle-timeout", "killed", "broken",
-	"bad-request", "bad-response", "head-timeout", "answer-timeout", "refused"}
+	"bad-request", "bad-response", "head-timeout", "answer-timeout", "refused",
+	"rate-limited", "breaker-open", "retries-spent", "dropped", "shed"}
 
 // Causes is how many causes there are, for tables indexed by Cause.
 const Causes = int(causesEnd)
@@ -118,13 +127,35 @@ type half struct {
 	ended    bool   `frozen:"ended"`
 	shut     bool   `frozen:"shut"`
 	broken   bool   `frozen:"broken"`
-	bulk     bool   `frozen:"-" why:"a guess about the near future that the next full reads renew"`
-	fulls    uint8  `frozen:"-" why:"part of the same guess"`
+	fulls    uint8  `frozen:"-" why:"a guess about the near future that the next full reads renew"`
+	attempts uint8  `frozen:"Flow.attempts"`                        // of the backend's leg: those to have it that were in vain
+	facts    facts  `frozen:"Flow.facts"`                           // of the backend's leg
+	spent    micros `frozen:"Flow.wait_micros,Flow.connect_micros"` // of the client's leg in the queue, of the backend's until it was there
 	received uint64 `frozen:"received"`
 	sent     uint64 `frozen:"sent"`
 }
 
 func (h *half) due() []byte { return h.buf[h.off:] }
+
+// bulk tells whether pipes are worth it for what comes from the leg.
+func (h *half) bulk() bool { return h.fulls >= bulkAfter }
+
+// facts are of a backend leg, whether it is there or wanted. Append, never
+// renumber.
+type facts uint8
+
+const (
+	stuck facts = 1 << iota // its endpoint was chosen because the client was there before
+	paid                    // the attempt is counted in the budget of retries
+)
+
+// marks are of a flow that is not at rest, or Done.
+type marks uint8
+
+const (
+	reusable marks = 1 << iota // the leg that the flow leaves may serve further requests
+	gentle                     // though we ended it, it owes nothing
+)
 
 // Flow is one client connection and all it alone owns. Make one with [New] or
 // [Thaw]; the zero value is not a flow. It holds no buffer while it is idle,
@@ -143,8 +174,8 @@ type Flow struct {
 	moves    uint32             `frozen:"moves"`
 	state    State              `frozen:"state"`
 	cause    Cause              `frozen:"-" why:"only of a flow that is Done or about to be"`
-	reusable bool               `frozen:"-" why:"of a leg that the runner takes away before the flow is at rest"`
-	gentle   bool               `frozen:"-" why:"only of a flow that is Done: though we ended it, it owes nothing"`
+	marks    marks              `frozen:"-" why:"of a leg that the runner takes away before the flow is at rest, and of a flow that is Done"`
+	last     Phase              `frozen:"-" why:"only of a flow that is Done: where it was before"`
 }
 
 // work is what a flow needs from its first octet to the end of a request, or,
@@ -155,8 +186,8 @@ type work struct {
 	legs     [2]half          `frozen:"Flow.client,Flow.legs"`
 	place    uint64           `frozen:"Flow.place"`
 	tried    uint64           `frozen:"Flow.tried"`
-	attempts uint8            `frozen:"Flow.attempts"`
-	x        *exchange        `frozen:"Flow.h1"` // nil: octets pass as they are
+	x        *exchange        `frozen:"Flow.h1"`  // nil: octets pass as they are
+	entry    *entry           `frozen:"H1.entry"` // nil: nothing is under way that was not told
 }
 
 // Address is an IP address and a port, small. The zero value is none.
@@ -265,7 +296,7 @@ func (f *Flow) Attempt() int {
 	if f.work == nil {
 		return 0
 	}
-	return int(f.attempts)
+	return int(f.legs[Backend].attempts)
 }
 
 // Place is the flow's place in the fair queue, 0 if it never waited.
@@ -278,14 +309,25 @@ func (f *Flow) Place() uint64 {
 
 // SetPlace notes the place that the queue gave to a flow that is Queued; it
 // keeps it through moves.
-func (f *Flow) SetPlace(p uint64) { f.place = p }
+func (f *Flow) SetPlace(p uint64) {
+	f.place = p
+	f.legs[Backend].facts |= paid // the ledger has counted what it lets wait
+}
 
 // Requests is how many requests of HTTP were begun on the flow.
 func (f *Flow) Requests() int { return int(f.requests) }
 
 // Reusable tells, once Endpoint is nil again, whether the backend leg that the
 // flow leaves may serve further requests: of any flow that would dial the same.
-func (f *Flow) Reusable() bool { return f.reusable }
+func (f *Flow) Reusable() bool { return f.marks&reusable != 0 }
+
+// part leaves the endpoint: the runner sees that and gives the slot back.
+func (f *Flow) part(reuse bool) {
+	f.endpoint = nil
+	if f.marks &^= reusable; reuse {
+		f.marks |= reusable
+	}
+}
 
 // Fresh tells whether the backend leg that is wanted must not be one that
 // served requests before.

@@ -490,10 +490,11 @@ func appendEdits(dst []byte, edits []config.Edit, fixed bool) []byte {
 }
 
 // appendResponse appends the head of a backend's response for a client that
-// speaks HTTP/1.minor: interim ones, too, which have close false. It uses h up.
-// The route may be nil. With dechunk the client gets the content without its
+// speaks HTTP/1.minor: interim ones, too, which have close false and no field of
+// ours. It uses h up. The route may be nil; own is a field line that no edit
+// changes, or nothing. With dechunk the client gets the content without its
 // chunks, until close.
-func appendResponse(dst []byte, h *h1.Head, r *config.Rules, rt *config.Route, minor uint8, close, dechunk bool) []byte {
+func appendResponse(dst []byte, h *h1.Head, r *config.Rules, rt *config.Route, own []byte, minor uint8, close, dechunk bool) []byte {
 	dst = appendStatus(dst, h.Status, h.Reason.Of(h.Octets))
 
 	interim := h.Status < 200
@@ -526,6 +527,7 @@ func appendResponse(dst []byte, h *h1.Head, r *config.Rules, rt *config.Route, m
 	dst = appendConnection(dst, minor, close, upgrade)
 	dst = appendVia(dst, h, r, edits)
 	dst = appendEdits(dst, edits, false)
+	dst = append(dst, own...)
 	return append(dst, '\r', '\n')
 }
 

@@ -303,7 +303,7 @@ func TestAppendResponse(t *testing.T) {
 			lines("HTTP/1.1 426 No", "Upgrade: websocket", "Content-Length: 5", "Connection: close, upgrade")},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			got := appendResponse([]byte("before "), parseResponse(t, c.in, h1.GET), &c.rules, c.route, c.minor, c.close, c.dechunk)
+			got := appendResponse([]byte("before "), parseResponse(t, c.in, h1.GET), &c.rules, c.route, nil, c.minor, c.close, c.dechunk)
 			if string(got) != "before "+c.want {
 				t.Errorf("of %q:\n got %q\nwant %q", c.in, got, "before "+c.want)
 			}
@@ -351,13 +351,13 @@ func TestForwardingAllocatesNothing(t *testing.T) {
 			if err := h.Response(response, h1.GET, &testLimits); err != nil {
 				t.Fatal(err)
 			}
-			dst = appendResponse(dst[:0], h, &rules, &route, 1, false, false)
+			dst = appendResponse(dst[:0], h, &rules, &route, nil, 1, false, false)
 		},
 		"rich response": func() {
 			if err := h.Response(response, h1.GET, &testLimits); err != nil {
 				t.Fatal(err)
 			}
-			dst = appendResponse(dst[:0], h, &richRules, &richRoute, 0, true, false)
+			dst = appendResponse(dst[:0], h, &richRules, &richRoute, nil, 0, true, false)
 		},
 	} {
 		if n := testing.AllocsPerRun(100, f); n != 0 {
@@ -394,7 +394,7 @@ func BenchmarkForward(b *testing.B) {
 			if err := h.Response(octets, h1.GET, &testLimits); err != nil {
 				b.Fatal(err)
 			}
-			dst = appendResponse(dst[:0], h, &rules, &route, 1, false, false)
+			dst = appendResponse(dst[:0], h, &rules, &route, nil, 1, false, false)
 		}
 	})
 }

@@ -1,6 +1,7 @@
 package flow
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"math"
@@ -45,7 +46,7 @@ func (f *Flow) Freeze(now Instant) (*frozen.Flow, error) {
 	planted.Zero(29, &out.AgeNanos)
 	deadline := f.at
 	switch f.state {
-	case Relaying, Answering:
+	case Relaying, Answering, Sunk:
 		deadline = after(f.at, f.patience())
 	}
 	if deadline != 0 {
@@ -60,7 +61,9 @@ func (f *Flow) Freeze(now Instant) (*frozen.Flow, error) {
 	if f.backend != nil {
 		out.Backend = ref(f.backend.Ref)
 	}
-	out.Place, out.Attempts, out.Tried = f.place, uint32(f.attempts), f.tried
+	c, b := &f.legs[Client], &f.legs[Backend]
+	out.Place, out.Attempts, out.Tried = f.place, uint32(b.attempts), f.tried
+	out.WaitMicros, out.ConnectMicros, out.Facts = uint32(c.spent), uint32(b.spent), uint32(b.facts)
 	planted.Zero(4, &out.Place)
 	planted.Zero(21, &out.Tried)
 	out.Client = f.legs[Client].freeze()
@@ -74,7 +77,14 @@ func (f *Flow) Freeze(now Instant) (*frozen.Flow, error) {
 	case f.x != nil:
 		f.freezeExchange(out)
 	case f.listener.Protocol == config.HTTP:
-		out.H1 = &frozen.H1{Requests: uint64(f.requests), Tunnel: true, Received: f.received, Sent: f.sent}
+		t := f.entry
+		out.H1 = &frozen.H1{
+			Requests: uint64(f.requests), Tunnel: true, Received: f.received, Sent: f.sent,
+			Status: uint32(t.status), Route: uint32(t.route), Minor: uint32(t.minor),
+		}
+	}
+	if f.entry != nil && !planted.Bug(56) {
+		out.H1.Entry = f.entry.freeze(now)
 	}
 	return out, nil
 }
@@ -87,7 +97,10 @@ func (f *Flow) freezeExchange(out *frozen.Flow) {
 	out.H1 = &frozen.H1{
 		Requests: uint64(f.requests), Method: uint32(x.method), Minor: uint32(x.minor),
 		Status: uint32(x.status), Route: uint32(x.route), Flags: uint32(x.flags),
-		Request: b.due(),
+		Request: b.due(), Key: x.key,
+	}
+	if x.stuck > 0 {
+		out.H1.Stuck = f.backend.Endpoints[x.stuck-1].Name
 	}
 	if b.keep {
 		out.H1.Request, out.H1.RequestSent = b.buf, b.off
@@ -115,6 +128,23 @@ func (x *exchange) freeze(s Side) *frozen.H1Leg {
 	z := &frozen.H1Leg{Unread: append([]byte(nil), in.rest()...), Scanned: in.scanned, Body: x.body[s].Freeze()}
 	planted.Cut(31, &z.Unread)
 	planted.Zero(33, &z.Body)
+	return z
+}
+
+func (t *entry) freeze(now Instant) *frozen.Entry {
+	z := &frozen.Entry{
+		AgeNanos: uint64(max(0, now-t.begun)), Received: t.in, Sent: t.out,
+		HeadMicros: uint32(t.head), AnswerMicros: uint32(t.answer),
+		Cause: uint32(t.cause), Phase: uint32(t.phase), Source: t.source.freeze(), Reused: t.reused,
+	}
+	if t.endpoint != nil {
+		z.Endpoint = t.endpoint.Name
+	}
+	if t.note != nil {
+		n := t.told()
+		z.Noted = true
+		z.Method, z.Target, z.Host, z.Agent = bytes.Clone(n.Method), bytes.Clone(n.Target), bytes.Clone(n.Host), bytes.Clone(n.Agent)
+	}
 	return z
 }
 
@@ -178,7 +208,12 @@ func Thaw(now Instant, z *frozen.Flow, objects Objects) (Flow, error) {
 		f.received, f.sent = z.Client.Received, z.Client.Sent
 		return f, nil
 	}
-	f.place, f.tried, f.attempts = z.Place, z.Tried, uint8(z.Attempts)
+	if z.Facts&^uint32(stuck|paid) != 0 {
+		return Flow{}, refused("flow", "facts %x: not known to this release", z.Facts)
+	}
+	c, b := &f.legs[Client], &f.legs[Backend]
+	f.place, f.tried = z.Place, z.Tried
+	b.attempts, b.facts, b.spent, c.spent = uint8(z.Attempts), facts(z.Facts), micros(z.ConnectMicros), micros(z.WaitMicros)
 	if err := f.legs[Client].thaw(z.Client); err != nil {
 		return Flow{}, err
 	}
@@ -198,7 +233,10 @@ func Thaw(now Instant, z *frozen.Flow, objects Objects) (Flow, error) {
 	if err != nil {
 		return Flow{}, err
 	}
-	if f.state == Relaying || f.state == Answering {
+	if err := f.thawEntry(now, z); err != nil {
+		return Flow{}, err
+	}
+	if f.state == Relaying || f.state == Answering || f.state == Sunk {
 		f.at = now
 		if patience := f.patience(); patience > 0 && z.LeftNanos > 0 {
 			f.at = now.Add(min(0, time.Duration(z.LeftNanos)-patience))
@@ -219,10 +257,81 @@ func (f *Flow) checkOctets(z *frozen.Flow) error {
 		return f.checkHalves()
 	}
 	c, b := &f.legs[Client], &f.legs[Backend]
+	if f.state == Sunk {
+		if len(z.Legs) > 0 || len(c.due()) > 0 || c.sent > 0 || c.ended || c.shut || c.broken {
+			return refused("leg", "octets or ends of a flow in a sink")
+		}
+		return nil
+	}
 	early := uint64(len(b.due())) // what came behind a PROXY header
 	if len(f.listener.ProxyFrom) == 0 && early > 0 || c.received != early || len(c.due()) > 0 || c.sent > 0 ||
 		c.ended || c.shut || c.broken || b.ended || b.shut || b.broken || b.sent > 0 || b.received > 0 {
 		return refused("leg", "octets or ends before a backend leg is connected")
+	}
+	return nil
+}
+
+// thawEntry: what the record will say. Of a flow of an earlier release that has
+// none there is one all the same, which knows less.
+func (f *Flow) thawEntry(now Instant, z *frozen.Flow) error {
+	e, early := z.H1.GetEntry(), f.x != nil && f.x.flags&greeting != 0
+	http := f.listener.Protocol == config.HTTP
+	switch {
+	case !http || f.state == Lingering:
+		if e != nil {
+			return refused("entry", "%v, of %v", f.state, f.listener.Protocol)
+		}
+		return nil
+	case e == nil && early:
+		return nil
+	case e == nil:
+		in := 0
+		if f.x != nil {
+			in = len(f.x.in[Client].rest())
+		}
+		f.entry = &entry{begun: now, in: f.Received(Client) - min(uint64(in), f.Received(Client)), out: f.Sent(Client)}
+		if f.state != Reading {
+			f.entry.head = microsOf(0)
+		}
+		f.entry.endpoint = f.endpoint
+	default:
+		if e.AgeNanos > uint64(1<<62) || e.Received > f.Received(Client) || e.Sent > f.Sent(Client) || e.Cause >= uint32(causesEnd) || e.Phase >= uint32(phasesEnd) {
+			return refused("entry", "age %d, received %d, sent %d, cause %d, phase %d: out of bounds", e.AgeNanos, e.Received, e.Sent, e.Cause, e.Phase)
+		}
+		// An answer may be that a head does not come.
+		if (e.HeadMicros == 0) != (f.state == Reading) && (e.HeadMicros != 0 || f.state != Answering) {
+			return refused("entry", "%v, and its head is there: %t", f.state, e.HeadMicros != 0)
+		}
+		t := &entry{
+			begun: now - Instant(e.AgeNanos), in: e.Received, out: e.Sent, head: micros(e.HeadMicros), answer: micros(e.AnswerMicros),
+			cause: Cause(e.Cause), phase: Phase(e.Phase), reused: e.Reused,
+		}
+		var err error
+		if t.source, err = thawAddress(e.Source); err != nil {
+			return err
+		}
+		if f.backend != nil && e.Endpoint != "" {
+			t.endpoint = f.backend.Endpoint(e.Endpoint)
+		}
+		if len(e.Method) > noteMethodMax || len(e.Target) > noteTargetMax || len(e.Host) > noteHostMax || len(e.Agent) > noteAgentMax {
+			return refused("entry", "a note of %d, %d, %d and %d octets", len(e.Method), len(e.Target), len(e.Host), len(e.Agent))
+		}
+		if e.Noted {
+			t.note = make([]byte, 0, len(e.Method)+len(e.Target)+len(e.Host)+len(e.Agent))
+			for i, part := range [][]byte{e.Method, e.Target, e.Host, e.Agent} {
+				t.keep(i, part, noteTargetMax)
+			}
+		}
+		f.entry = t
+	}
+	if h := z.H1; h.Tunnel {
+		if h.Status > 999 || h.Route > math.MaxInt16 || h.Minor > 1 {
+			return refused("h1", "status %d, route %d, minor %d of a tunnel: not known to this release", h.Status, h.Route, h.Minor)
+		}
+		f.entry.status, f.entry.minor = uint16(h.Status), uint8(h.Minor)
+		if f.listener.Ref.Version == z.Listener.Version {
+			f.entry.route = int16(h.Route)
+		}
 	}
 	return nil
 }
@@ -245,7 +354,14 @@ func (f *Flow) thawExchange(z *frozen.Flow) error {
 	case c.broken || b.shut || c.shut != (f.state == Lingering) && c.shut:
 		return refused("h1", "ends that this state does not have")
 	}
-	x.method, x.minor, x.status, x.flags = h1.Method(h.Method), uint8(h.Minor), uint16(h.Status), exchangeFlags(h.Flags)
+	x.method, x.minor, x.status, x.flags, x.key = h1.Method(h.Method), uint8(h.Minor), uint16(h.Status), exchangeFlags(h.Flags), h.Key
+	if f.backend != nil && h.Stuck != "" {
+		for i, e := range f.backend.Endpoints {
+			if e.Name == h.Stuck {
+				x.stuck = uint32(i + 1)
+			}
+		}
+	}
 	if f.endpoint != nil && !planted.Bug(38) && (z.Endpoint.Version != f.endpoint.Ref.Version || z.Backend.Version != f.backend.Ref.Version || z.Listener.Version != f.listener.Ref.Version) {
 		// It adopts a change. The leg is what was dialled before.
 		x.flags |= spoilt
@@ -274,7 +390,7 @@ func (f *Flow) thawExchange(z *frozen.Flow) error {
 	whole := len(b.due()) == 0 && b.off > 0
 	over := &x.body[Backend]
 	switch c, b := len(x.in[Client].rest()), len(x.in[Backend].rest()); {
-	case c > 0 && (f.state == Lingering || f.state != Reading && f.state != Answering && !x.body[Client].Done()),
+	case c > 0 && (f.state == Lingering || f.state == Sunk || f.state != Reading && f.state != Answering && !x.body[Client].Done()),
 		b > 0 && (x.status != 0 || b == BlockBytes): // a head of it would not fit
 		return refused("h1", "%v, with %d and %d octets unread", f.state, c, b)
 	case x.status == 0 && (over.Framing() != h1.NoBody || over.Content() > 0):
@@ -304,6 +420,10 @@ func (f *Flow) thawExchange(z *frozen.Flow) error {
 		}
 		if len(c.due()) == 0 || x.status == 0 {
 			return refused("h1", "no answer is due")
+		}
+	case Sunk:
+		if len(h.Request) > 0 || x.status != 0 {
+			return refused("h1", "a request or a response in a sink")
 		}
 	case Lingering:
 		if len(c.due()) > 0 && c.shut {
@@ -341,7 +461,7 @@ func (x *exchange) thaw(s Side, z *frozen.H1Leg) error {
 
 func (f *Flow) thawObjects(z *frozen.Flow, objects Objects) error {
 	switch f.state {
-	case Queued, Dialing, Relaying, Reading, Answering, Lingering:
+	case Queued, Dialing, Relaying, Reading, Answering, Lingering, Sunk:
 	default:
 		return refused("state", "%d is not known to this release", z.State)
 	}
@@ -361,7 +481,7 @@ func (f *Flow) thawObjects(z *frozen.Flow, objects Objects) error {
 	if http && h == nil || !http && h != nil && exchangeFlags(h.Flags)&greeting == 0 {
 		return refused("object", "listener %s speaks %v, the flow does not", l.Name, f.listener.Protocol)
 	}
-	late := f.state == Queued || f.state == Dialing || f.state == Relaying
+	late := f.state == Queued || f.state == Dialing || f.state == Relaying || f.state == Sunk
 	if !http && (f.state == Answering || f.state == Lingering) || h.GetTunnel() && f.state != Relaying {
 		return refused("state", "%v, of a flow without HTTP", f.state)
 	}
@@ -383,7 +503,7 @@ func (f *Flow) thawObjects(z *frozen.Flow, objects Objects) error {
 			return refused("object", "no backend %s@%016x here", b.Name, b.Version)
 		}
 	}
-	if needs := f.state == Dialing || f.state == Relaying; (e == nil) == needs && !(e == nil && f.state == Relaying && f.x != nil) {
+	if needs := f.state == Dialing || f.state == Relaying || f.state == Sunk; (e == nil) == needs && !(e == nil && f.state == Relaying && f.x != nil) {
 		return refused("object", "a flow that is %v and an endpoint: %t", f.state, e != nil)
 	}
 	if e != nil {

@@ -7,6 +7,7 @@ import (
 
 	"github.com/holdfast-lb/holdfast/internal/config"
 	"github.com/holdfast-lb/holdfast/internal/h1"
+	"github.com/holdfast-lb/holdfast/internal/ledger"
 	"github.com/holdfast-lb/holdfast/internal/planted"
 	"github.com/holdfast-lb/holdfast/internal/proxyproto"
 )
@@ -29,8 +30,47 @@ type Desk struct {
 	Lender *Lender
 	Tally  Tally
 
-	head  h1.Head
-	picks uint64 // requests shared by weight so far
+	// Limits judges requests by the rates of their listener and route; nil has
+	// none. It is asked only where there are some.
+	Limits Limiter
+	// Retries is asked before a response is thrown away to try again; nil always
+	// lets.
+	Retries Retrier
+	// Wall is the time now in seconds of the epoch, for cookies that end. The
+	// runner sets it, at most some seconds late.
+	Wall int64
+	// Report is called at the end of each exchange that ends before its flow, within
+	// a Step; nil wants no records. The Record, and all it points to but objects of
+	// the configuration, is valid during the call only. What is under way when a
+	// flow ends is not reported: a runner asks for it by [Flow.Sum] before it drops a
+	// flow, be it Done or not.
+	Report func(*Record)
+	// Outcome is what the last Step has shown of an endpoint. The runner looks after
+	// each Step, and clears it.
+	Outcome Outcome
+
+	head    h1.Head
+	picks   uint64 // requests shared by weight so far
+	record  Record
+	asking  ledger.Asking
+	cookies cookies
+}
+
+// Limiter holds the rates of requests, over all runners. A [ledger.Ledger] is
+// one.
+type Limiter interface {
+	// Pass counts a request of source under the rates of lis and its route (an
+	// index, -1 for none) and gives 0; or it counts nothing and gives how long to
+	// wait.
+	Pass(now int64, lis *config.Listener, route int, source netip.Addr) time.Duration
+}
+
+// Retrier holds the budgets of retries, over all runners.
+type Retrier interface {
+	// AllowRetry tells whether a further attempt for a request of c is within the
+	// budget of retries, and an endpoint is there that serves and is not in
+	// a.Tried. If so it is counted; Asking.Retry is then not set for it.
+	AllowRetry(c *config.Backend, a *ledger.Asking) bool
 }
 
 // Tally counts what the flows of a runner did.
@@ -39,6 +79,7 @@ type Tally struct {
 	Responses [6]uint64 // by class: [2] are 2xx; without those of [0]
 	Own       uint64    // of these, answers of our own
 	Repeated  uint64    // requests sent again, since a pooled leg was dead
+	Retried   uint64    // requests sent to another endpoint, since a new leg broke or its response was not wanted
 	Reused    uint64    // requests sent on a pooled leg
 	Tunnels   uint64    // upgrades and CONNECTs that were granted
 }
@@ -57,6 +98,8 @@ type exchange struct {
 	minor  uint8         `frozen:"H1.minor"`
 	status uint16        `frozen:"H1.status"` // 0: the head of the final response has not come
 	route  int16         `frozen:"H1.route"`  // 1 + index among the listener's routes, 0: none yet
+	stuck  uint32        `frozen:"H1.stuck"`  // 1 + index of the endpoint that a valid cookie names, 0: none does
+	key    uint64        `frozen:"H1.key"`    // what an endpoint is chosen by; 0 is nothing
 	flags  exchangeFlags `frozen:"H1.flags"`
 }
 
@@ -144,7 +187,8 @@ func (f *Flow) Unread(s Side) []byte {
 // Phase is how far an exchange has come.
 type Phase uint8
 
-// The phases. All but Octets are of flows that speak HTTP.
+// The phases. All but Octets and the last three are of flows that speak HTTP; Queue
+// and Connect are of a [Record] only.
 const (
 	Octets    Phase = iota // they pass as they are
 	Greeting               // a PROXY header is to come
@@ -156,13 +200,24 @@ const (
 	Answer                 // one of our own
 	Linger                 // nothing but the client's end is awaited
 	Tunnel                 // octets pass as they are, since an upgrade or CONNECT
+	Sink                   // what comes is thrown away
+	Queue                  // an endpoint is awaited
+	Connect                // the backend leg is awaited
+	phasesEnd              // not a phase
 )
+
+var phaseNames = [...]string{"octets", "greeting", "idle", "head", "request", "pipelined", "response", "answer", "linger", "tunnel", "sink", "queue", "connect"}
+
+// String gives the word for p.
+func (p Phase) String() string { return phaseNames[p] }
 
 // Phase tells how far the flow's exchange has come.
 func (f *Flow) Phase() Phase {
 	switch {
 	case f.work == nil:
 		return Idle
+	case f.state == Sunk:
+		return Sink
 	case f.x == nil && f.listener.Protocol == config.HTTP:
 		return Tunnel
 	case f.x == nil:
@@ -233,7 +288,7 @@ func (f *Flow) wantsBody(w *Wants, side Side, room bool) {
 		return
 	}
 	w.Read[side], w.Most[side] = true, body.Bare()
-	w.Relay[side] = w.Most[side] >= relayLeast && f.legs[side].bulk
+	w.Relay[side] = w.Most[side] >= relayLeast && f.legs[side].bulk()
 }
 
 func (f *Flow) answerTimeout() time.Duration {
@@ -249,7 +304,9 @@ func (f *Flow) reading(now Instant, e *Event) {
 	case Received:
 		first := f.work == nil || f.x == nil || blank(f.x.in[Client].rest())
 		f.begin(e.Desk.Lender)
+		f.enter(now, 0, e.Desk.Lender)
 		if first && f.x.flags&greeting == 0 && !blank(e.Octets) {
+			f.entry.begun = now
 			f.at = after(now, headTimeout(f.listener))
 		}
 		f.legs[Client].received += uint64(e.N)
@@ -277,16 +334,19 @@ func (f *Flow) reading(now Instant, e *Event) {
 		case f.work == nil || len(f.x.in[Client].rest()) == 0 || f.x.flags&greeting == 0 && blank(f.x.in[Client].rest()):
 			f.end(IdleTimeout)
 			// FIN would say that a response which is still due was sent.
-			f.gentle = f.work == nil || len(f.legs[Client].due()) == 0
+			if f.work == nil || len(f.legs[Client].due()) == 0 {
+				f.marks |= gentle
+			}
 		case f.x.flags&greeting != 0:
 			f.end(HeadTimeout)
 		default:
 			f.answer(now, e.Desk, 408, HeadTimeout)
 		}
 	case Kill:
-		f.end(Killed)
-		// Of one that is idle the last response may still be under way.
-		f.gentle = f.work == nil
+		f.kill(e)
+		if f.work == nil {
+			f.marks |= gentle // the last response may still be under way
+		}
 	default:
 		f.impossible(e)
 	}
@@ -326,6 +386,7 @@ func (f *Flow) digest(now Instant, d *Desk) {
 	}
 	d.Tally.Requests++
 	f.requests++
+	f.entry.head = microsOf(f.lived(now))
 	if err != nil {
 		f.x.method, f.x.minor = h1.OtherMethod, 1 // not those of the request before
 		if bytes.HasPrefix(in.rest(), []byte("HEAD ")) {
@@ -375,11 +436,13 @@ func (f *Flow) greeted(now Instant, d *Desk) bool {
 	switch {
 	case f.listener.Rules == nil:
 		f.at = after(now, f.backend.QueueTime)
+		return true
 	case len(in.rest()) > 0:
 		f.at = after(now, f.listener.Rules.HeaderTimeout)
 	default:
 		f.at = after(now, idleTimeout(f.listener.Rules))
 	}
+	f.entry.begun = now
 	return true
 }
 
@@ -413,7 +476,14 @@ func (f *Flow) request(now Instant, d *Desk, h *h1.Head, size int) {
 		f.answer(now, d, 413, BadRequest)
 		return
 	}
-	n := route(rules, h)
+	source := f.source(h)
+	n := route(rules, h, source)
+	f.note(d, h, source)
+	if wait := f.limited(now, d, n, source); wait > 0 {
+		f.blame(RateLimited)
+		f.give(now, d, appendLimited(d.Build[:0], wait, h.Method == h1.HEAD, f.closes(), h.Minor), 429)
+		return
+	}
 	if dotted(h.Path.Of(h.Octets)) && (n >= 0 && rules.Routes[n].Match.ByPath() || f.anyByPath()) {
 		// Where it leads depends on who resolves the dots.
 		f.answer(now, d, 400, BadRequest)
@@ -430,7 +500,7 @@ func (f *Flow) request(now Instant, d *Desk, h *h1.Head, size int) {
 		f.give(now, d, appendRedirect(d.Build[:0], h, rt.Redirect, f.cameBy(h), f.closes(), h.Minor), rt.Redirect.Status)
 		return
 	case rt.Respond != nil:
-		f.give(now, d, appendRespond(d.Build[:0], rt.Respond, h.Method == h1.HEAD, f.closes(), h.Minor), rt.Respond.Status)
+		f.giveRespond(now, d, rt.Respond)
 		return
 	}
 	d.picks++
@@ -441,7 +511,8 @@ func (f *Flow) request(now Instant, d *Desk, h *h1.Head, size int) {
 		f.answer(now, d, 503, NoEndpoint)
 		return
 	}
-	f.backend, f.place, f.tried, f.attempts = b, 0, 0, 0
+	f.backend, f.place, f.tried = b, 0, 0
+	x.key, x.stuck = keyOf(b, h, source), d.cookies.endpoint(d, b, h)
 	f.at = after(now, b.QueueTime)
 	f.become(Queued)
 
@@ -464,12 +535,12 @@ func (f *Flow) request(now Instant, d *Desk, h *h1.Head, size int) {
 	leg.buf, leg.off, leg.lent = d.place(head, rest[:out]), 0, false
 	leg.received, leg.sent = 0, 0
 	// What is known of the leg of the request before is not of this one.
-	leg.ended, leg.broken, leg.bulk, leg.fulls = false, false, false, 0
+	leg.ended, leg.broken, leg.fulls = false, false, 0
 	if x.flags&repeatable != 0 {
 		leg.keep = true
 	}
 	if f.large(Client) {
-		f.legs[Client].bulk = true
+		f.legs[Client].fulls = bulkAfter
 	}
 	if f.excessive() {
 		f.answer(now, d, 413, BadRequest)
@@ -551,16 +622,25 @@ func (f *Flow) answer(now Instant, d *Desk, status int, c Cause) {
 	if c == BadRequest || c == HeadTimeout {
 		x.flags |= last | bad
 	}
+	f.blame(c)
 	if len(f.legs[Client].due()) > 0 {
 		f.Settle(d.Lender) // a 1xx may lie where the answer is to be built
 	}
 	f.give(now, d, appendAnswer(d.Build[:0], status, x.method == h1.HEAD, f.closes(), x.minor), status)
 }
 
+// giveRespond answers by what the configuration says.
+func (f *Flow) giveRespond(now Instant, d *Desk, rs *config.Respond) {
+	if len(f.legs[Client].due()) > 0 {
+		f.Settle(d.Lender)
+	}
+	f.give(now, d, appendRespond(d.Build[:0], rs, f.x.method == h1.HEAD, f.closes(), f.x.minor), rs.Status)
+}
+
 // give sends an answer of our own.
 func (f *Flow) give(now Instant, d *Desk, octets []byte, status int) {
 	f.legs[Backend].drop(d.Lender)
-	f.endpoint, f.reusable = nil, false
+	f.part(false)
 	f.x.status = uint16(status)
 	f.x.flags |= ours
 	c := &f.legs[Client]
@@ -590,7 +670,7 @@ func (f *Flow) answering(now Instant, e *Event) {
 	case Expired:
 		f.end(IdleTimeout)
 	case Kill:
-		f.end(Killed)
+		f.kill(e)
 	default:
 		f.impossible(e)
 	}
@@ -625,9 +705,9 @@ func (f *Flow) lingering(now Instant, e *Event) {
 		f.legs[Client].received += uint64(e.N)
 	case Ended, Expired, Broke, Deafened:
 		f.end(cause)
-		f.gentle = true
+		f.marks |= gentle
 	case Kill:
-		f.end(Killed)
+		f.kill(e)
 	default:
 		f.impossible(e)
 	}
@@ -637,6 +717,7 @@ func (f *Flow) lingering(now Instant, e *Event) {
 // request, or for ever.
 func (f *Flow) over(now Instant, d *Desk) {
 	x := f.x
+	f.tell(now, d)
 	switch {
 	case x.flags&last != 0 && (x.flags&(parting|bad) != parting || x.body[Client].Framing() != h1.NoBody || len(x.in[Client].rest()) > 0):
 		// Who asked for the end says no more, but for what some say behind a body:
@@ -658,9 +739,14 @@ func (f *Flow) over(now Instant, d *Desk) {
 			f.legs[Backend].drop(d.Lender)
 			f.legs[Client].drop(d.Lender)
 			f.backend = nil
+			for i := range f.legs {
+				f.legs[i].attempts, f.legs[i].facts, f.legs[i].spent = 0, 0, 0
+			}
 			x.in[Backend].drop(d.Lender)
-			x.in[Client].scanned, x.in[Client].starved = 0, false
-			x.method, x.minor, x.flags, x.status, x.route, x.body = 0, 0, 0, 0, 0, [2]h1.Body{}
+			in := x.in[Client]
+			in.scanned, in.starved = 0, false
+			*x = exchange{in: [2]inbox{Client: in}}
+			f.enter(now, len(rest), d.Lender)
 			return
 		}
 		f.rest(d.Lender)
@@ -726,7 +812,7 @@ func (f *Flow) exchanging(now Instant, e *Event) {
 			return
 		}
 	case Slackened:
-		leg.bulk, leg.fulls = false, 0
+		leg.fulls = 0
 		return
 	case Crept:
 		f.crept(now, e)
@@ -740,15 +826,17 @@ func (f *Flow) exchanging(now Instant, e *Event) {
 		case f.x.status != 0:
 			f.end(IdleTimeout)
 		case f.x.flags&deafened != 0:
+			f.shown(now, e.Desk, false)
 			f.answer(now, e.Desk, 502, BackendReset)
 		case !f.x.body[Client].Done() && len(f.legs[Backend].due()) == 0:
 			f.answer(now, e.Desk, 408, HeadTimeout) // the client did not go on
 		default:
+			f.shown(now, e.Desk, false)
 			f.answer(now, e.Desk, 504, AnswerTimeout)
 		}
 		return
 	case Kill:
-		f.end(Killed)
+		f.kill(e)
 		return
 	default:
 		f.impossible(e)
@@ -784,9 +872,9 @@ func (f *Flow) content(now Instant, e *Event) {
 func (f *Flow) full(s Side, full bool) {
 	leg := &f.legs[s]
 	if !full {
-		leg.fulls, leg.bulk = 0, false
-	} else if leg.fulls++; leg.fulls >= bulkAfter {
-		leg.fulls, leg.bulk = 0, true
+		leg.fulls = 0
+	} else if leg.fulls < bulkAfter {
+		leg.fulls++
 	}
 }
 
@@ -794,12 +882,8 @@ func (f *Flow) full(s Side, full bool) {
 func (f *Flow) response(now Instant, e *Event) {
 	x, d := f.x, e.Desk
 	in, c := &x.in[Backend], &f.legs[Client]
-	if b := &f.legs[Backend]; b.keep {
-		b.keep = false // it has been answered, so it is not sent again
-		x.flags &^= repeatable
-		if len(b.due()) == 0 {
-			b.drop(d.Lender)
-		}
+	if !f.picky() {
+		f.unkeep(d)
 	}
 	if x.status != 0 {
 		n, out, err := x.body[Backend].Feed(e.Octets, x.flags&dechunked != 0)
@@ -829,22 +913,26 @@ func (f *Flow) response(now Instant, e *Event) {
 			err = h.Response(in.rest()[:size], x.method, &lim)
 		}
 		if err != nil || h.Status == 101 && (x.flags&upgrading == 0 || x.method == h1.CONNECT) {
+			f.shown(now, d, false)
 			f.answer(now, d, 502, BadResponse)
 			return
 		}
 		if h.Status == 101 || x.method == h1.CONNECT && h.Status/100 == 2 {
-			out = appendResponse(out, h, rules, rt, x.minor, false, false)
+			f.answered(now, d, h.Status)
+			out = appendResponse(out, h, rules, rt, nil, x.minor, false, false)
 			in.take(size)
-			f.tunnel(d, out)
+			f.tunnel(d, out, h.Status)
 			return
 		}
 		if h.Status < 200 {
 			if x.minor > 0 && !planted.Bug(42) { // RFC 9110, section 15.2: none to HTTP/1.0
 				if len(out)+size > cap(out)/2 {
+					f.shown(now, d, false)
 					f.answer(now, d, 502, BadResponse) // no end of them
 					return
 				}
-				out = appendResponse(out, h, rules, rt, 1, false, false)
+				f.unkeep(d)
+				out = appendResponse(out, h, rules, rt, nil, 1, false, false)
 				d.Tally.Responses[1]++
 			}
 			in.take(size)
@@ -853,6 +941,11 @@ func (f *Flow) response(now Instant, e *Event) {
 			}
 			continue
 		}
+		f.answered(now, d, h.Status)
+		if f.unwanted(now, d, h, size) {
+			return
+		}
+		f.unkeep(d)
 		x.status = uint16(h.Status)
 		d.Tally.Responses[min(h.Status/100, 5)]++
 		if h.Close || h.Framing == h1.UntilClose {
@@ -864,7 +957,7 @@ func (f *Flow) response(now Instant, e *Event) {
 		if h.Framing == h1.Chunked && x.minor == 0 {
 			x.flags |= dechunked | last
 		}
-		out = appendResponse(out, h, rules, rt, x.minor, x.flags&last != 0, x.flags&dechunked != 0)
+		out = appendResponse(out, h, rules, rt, f.cookie(d, h), x.minor, x.flags&last != 0, x.flags&dechunked != 0)
 		x.body[Backend] = h1.NewBody(h.Framing, h.Length)
 		in.take(size)
 		rest := in.rest()
@@ -882,7 +975,7 @@ func (f *Flow) response(now Instant, e *Event) {
 		out = d.place(out, rest[:pass])
 		in.drop(d.Lender)
 		if f.large(Backend) {
-			f.legs[Backend].bulk = true
+			f.legs[Backend].fulls = bulkAfter
 		}
 		break
 	}
@@ -902,8 +995,10 @@ func (f *Flow) ruling() *config.Route {
 }
 
 // tunnel ends HTTP on the flow: from now on octets pass as they are.
-func (f *Flow) tunnel(d *Desk, head []byte) {
-	x := f.x
+func (f *Flow) tunnel(d *Desk, head []byte, status int) {
+	x, t := f.x, f.entry
+	t.status, t.route, t.minor, t.reused = uint16(status), x.route, x.minor, x.flags&reused != 0
+	t.compact(d.Lender)
 	c, b := &f.legs[Client], &f.legs[Backend]
 	rest := x.in[Backend].rest()
 	c.buf, c.off, c.lent = d.place(head, rest), 0, false
@@ -991,10 +1086,21 @@ func (f *Flow) truncated() {
 }
 
 // unanswered: the backend leg is gone and no response has begun. Where that is
-// safe the request is sent again, on a leg that is new.
+// safe the request is sent again: on a leg that is new, if this one was pooled, for
+// then it may have been dead before; or else to another endpoint, if that is
+// wanted.
 func (f *Flow) unanswered(now Instant, d *Desk, status int, c Cause) {
 	x, b := f.x, &f.legs[Backend]
-	if x.flags&(reused|repeatable|begun) != reused|repeatable || !b.keep || len(x.in[Backend].rest()) > 0 {
+	safe := x.flags&(repeatable|begun) == repeatable && b.keep && len(x.in[Backend].rest()) == 0
+	if !safe || x.flags&reused == 0 {
+		f.shown(now, d, false)
+	}
+	if safe && x.flags&reused == 0 && f.backend.Retry.Reset && int(b.attempts) < f.backend.RetryMax {
+		f.strike()
+		f.resend(now, d, false)
+		return
+	}
+	if !safe || x.flags&reused == 0 {
 		f.answer(now, d, status, c)
 		return
 	}
@@ -1008,7 +1114,8 @@ func (f *Flow) unanswered(now Instant, d *Desk, status int, c Cause) {
 		x.flags &^= fresh
 	}
 	b.received, b.sent = 0, 0
-	f.endpoint, f.reusable = nil, false
+	f.connected(now)
+	f.part(false)
 	f.at = after(now, f.backend.QueueTime)
 	f.become(Queued)
 }
@@ -1035,8 +1142,7 @@ func (f *Flow) progress(now Instant, d *Desk) {
 	if f.endpoint != nil {
 		whole := (x.body[Client].Done() || planted.Bug(39)) && len(b.due()) == 0 && x.flags&deafened == 0
 		if whole || len(c.due()) == 0 || x.flags&deafened != 0 {
-			f.reusable = whole && (x.flags&spoilt == 0 || planted.Bug(30))
-			f.endpoint = nil
+			f.part(whole && (x.flags&spoilt == 0 || planted.Bug(30)))
 			b.drop(d.Lender)
 		}
 	}

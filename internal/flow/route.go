@@ -3,18 +3,20 @@ package flow
 import (
 	"bytes"
 	"math/bits"
+	"net/netip"
 	"strings"
 
 	"github.com/holdfast-lb/holdfast/internal/config"
 	"github.com/holdfast-lb/holdfast/internal/h1"
 )
 
-// route gives the index of the first route that the request h matches, or -1.
-// It looks at what the client sent: also at fields that are for one hop.
-func route(r *config.Rules, h *h1.Head) int {
+// route gives the index of the first route that the request h of a source
+// matches, or -1. It looks at what the client sent: also at fields that are for
+// one hop.
+func route(r *config.Rules, h *h1.Head, source netip.Addr) int {
 	host, path := hostOf(h), plain(pathOf(h))
 	for i, rt := range r.Routes {
-		if matches(&rt.Match, h, host, path) {
+		if matches(&rt.Match, h, host, path, source) {
 			return i
 		}
 	}
@@ -107,7 +109,10 @@ func hasQuery(h *h1.Head) bool {
 	return h.Query.Len() > 0 || h.Target.Len() > 0 && h.Octets[h.Target.To-1] == '?'
 }
 
-func matches(m *config.Match, h *h1.Head, host, path []byte) bool {
+func matches(m *config.Match, h *h1.Head, host, path []byte, source netip.Addr) bool {
+	if len(m.Sources) > 0 && !contains(m.Sources, source) {
+		return false
+	}
 	if len(m.Hosts) > 0 && !anyHost(m.Hosts, host) {
 		return false
 	}

@@ -2,6 +2,7 @@ package flow
 
 import (
 	"fmt"
+	"net/netip"
 	"regexp"
 	"strings"
 	"testing"
@@ -116,12 +117,12 @@ func TestMatch(t *testing.T) {
 		if c.want {
 			want = 1
 		}
-		if got := route(r, parseRequest(t, c.in)); got != want {
+		if got := route(r, parseRequest(t, c.in), netip.Addr{}); got != want {
 			t.Errorf("%s: %q: got route %d, want %d", c.name, c.in, got, want)
 		}
 	}
 	r := &config.Rules{Routes: []*config.Route{{Match: config.Match{Exact: "/b"}}}}
-	if got := route(r, parseRequest(t, get("/a", "a"))); got != -1 {
+	if got := route(r, parseRequest(t, get("/a", "a")), netip.Addr{}); got != -1 {
 		t.Errorf("got route %d, want none", got)
 	}
 }
@@ -204,7 +205,7 @@ func TestRoutingAllocatesNothing(t *testing.T) {
 	}}
 	pick := uint64(0)
 	if n := testing.AllocsPerRun(100, func() {
-		if dotted(pathOf(h)) || route(r, h) != 4 || choose(r.Routes[4], pick) == "" {
+		if dotted(pathOf(h)) || route(r, h, netip.Addr{}) != 4 || choose(r.Routes[4], pick) == "" {
 			t.Fatal("not the last route")
 		}
 		pick++
@@ -225,6 +226,6 @@ func BenchmarkRoute(b *testing.B) {
 		if dotted(pathOf(h)) {
 			b.Fatal("dotted")
 		}
-		choose(r.Routes[route(r, h)], k)
+		choose(r.Routes[route(r, h, netip.Addr{})], k)
 	}
 }

@@ -3,6 +3,7 @@ package flow
 import (
 	"fmt"
 	"net/netip"
+	"time"
 
 	"github.com/holdfast-lb/holdfast/internal/config"
 )
@@ -13,7 +14,7 @@ type EventKind uint8
 // The kinds. A fact is something that has happened, never a request.
 const (
 	Secured     EventKind = iota // Endpoint is ours: one of its slots is held for the flow
-	Unavailable                  // no endpoint is left to try
+	Unavailable                  // no endpoint is left to try, or none may be: Why
 	Rejected                     // the queue is full
 	Dialed                       // the backend leg is connected
 	DialFailed                   // it is not: refused, unreachable, out of resources
@@ -25,7 +26,7 @@ const (
 	HasShut                      // our FIN was sent on Leg
 	Broke                        // Leg was reset or failed; nothing more comes or goes
 	Expired                      // the deadline that Wants named has passed
-	Kill                         // someone with the right to wants the flow to end
+	Kill                         // someone with the right to wants the flow to end: Why
 	Resumed                      // the turn has room for what came before and was not digested
 	Deafened                     // Leg takes nothing any more, but may have said something before
 	Crept                        // N nanoseconds ago the kernel still sent what it had taken before
@@ -44,14 +45,16 @@ func (k EventKind) String() string {
 type Event struct {
 	Kind     EventKind
 	Leg      Side
-	Full     bool // Received: the read filled the whole scratch
-	Reused   bool // Dialed: the leg has served a request before
-	Severed  bool // Deafened: by more than that the peer has ended
+	Full     bool  // Received: the read filled the whole scratch
+	Reused   bool  // Dialed: the leg has served a request before
+	Severed  bool  // Deafened: by more than that the peer has ended
+	Stuck    bool  // Secured: the endpoint was chosen because the client was there before
+	Why      Cause // Unavailable: NoEndpoint, which is also 0, BreakerOpen or RetriesSpent; Kill: 0 is Killed
 	N        int
 	Octets   []byte // Received: those of Unread first
 	Endpoint *config.Endpoint
 	Local    netip.AddrPort // Dialed: where the client's leg ends here, if ProxyHeader is to be sent
-	Desk     *Desk          // Needed by a flow that speaks HTTP, or is greeted by a PROXY header
+	Desk     *Desk          // needed by a flow that speaks HTTP, or is greeted by a PROXY header; others fall back, and tell outcomes, only with one
 }
 
 // bulkAfter is how many full reads in a row make a transfer bulk. Two, since
@@ -79,6 +82,8 @@ func (f *Flow) Step(now Instant, e Event) {
 		f.answering(now, &e)
 	case Lingering:
 		f.lingering(now, &e)
+	case Sunk:
+		f.sinking(now, &e)
 	default:
 		f.impossible(&e)
 	}
@@ -89,8 +94,16 @@ func (f *Flow) impossible(e *Event) {
 }
 
 func (f *Flow) end(c Cause) {
-	f.cause = c
+	f.cause, f.last = c, f.stage()
 	f.become(Done)
+}
+
+// kill ends a flow because somebody wants so.
+func (f *Flow) kill(e *Event) {
+	if e.Why == NotEnded {
+		e.Why = Killed
+	}
+	f.end(e.Why)
 }
 
 func (f *Flow) queued(now Instant, e *Event) {
@@ -98,11 +111,12 @@ func (f *Flow) queued(now Instant, e *Event) {
 	case Wrote:
 		f.took(e)
 	case Secured:
-		f.endpoint, f.reusable = e.Endpoint, false
-		f.at = after(now, f.backend.ConnectTimeout)
-		f.become(Dialing)
+		f.secured(now, e)
 	case Unavailable:
-		f.fail(now, e.Desk, 503, NoEndpoint)
+		if e.Why == NotEnded {
+			e.Why = NoEndpoint
+		}
+		f.fail(now, e.Desk, 503, e.Why)
 	case Rejected:
 		f.fail(now, e.Desk, 503, QueueFull)
 	case Expired:
@@ -110,7 +124,7 @@ func (f *Flow) queued(now Instant, e *Event) {
 	case Broke:
 		f.end(ClientReset)
 	case Kill:
-		f.end(Killed)
+		f.kill(e)
 	default:
 		f.impossible(e)
 	}
@@ -130,9 +144,81 @@ func (f *Flow) took(e *Event) {
 // it. A slow reader of much is not idle.
 func (f *Flow) crept(now Instant, e *Event) { f.at = max(f.at, now-Instant(e.N)) }
 
-// fail ends a flow that no endpoint serves: with an answer, where the client
-// understands one.
+// secured: an endpoint is the flow's.
+func (f *Flow) secured(now Instant, e *Event) {
+	c, b := &f.legs[Client], &f.legs[Backend]
+	c.spent = microsOf(f.lived(now) - f.headed() - b.spent.span())
+	b.facts &^= stuck | paid
+	if e.Stuck {
+		b.facts |= stuck
+	}
+	f.part(false)
+	f.endpoint = e.Endpoint
+	if f.entry != nil {
+		f.entry.endpoint = e.Endpoint
+	}
+	if e.Endpoint.Drop != config.NoDrop {
+		f.drop(now, e)
+		return
+	}
+	f.at = after(now, f.backend.ConnectTimeout)
+	f.become(Dialing)
+}
+
+// drop deals with a flow whose endpoint is a sink.
+func (f *Flow) drop(now Instant, e *Event) {
+	switch e.Endpoint.Drop {
+	case config.DropReset:
+		f.end(Dropped)
+	case config.DropHold:
+		if f.x != nil {
+			f.legs[Backend].drop(e.Desk.Lender)
+			f.x.in[Client].drop(e.Desk.Lender)
+		} else if e.Desk != nil {
+			f.legs[Backend].drop(e.Desk.Lender) // what came behind a PROXY header
+		}
+		f.at = now
+		f.become(Sunk)
+	case config.Drop503:
+		if f.x == nil {
+			f.end(Dropped)
+			f.marks |= gentle
+			return
+		}
+		f.answer(now, e.Desk, 503, Dropped)
+	default:
+		panic("flow: a sink that does " + e.Endpoint.Drop.String())
+	}
+}
+
+// sinking is what a flow hears whose endpoint is a sink that holds.
+func (f *Flow) sinking(now Instant, e *Event) {
+	switch e.Kind {
+	case Received:
+		f.legs[Client].received += uint64(len(e.Octets))
+		f.at = now
+	case Wrote:
+		f.took(e)
+		f.at = now
+	case Crept:
+		f.crept(now, e)
+	case Ended, Expired:
+		f.end(Dropped)
+	case Broke, Deafened:
+		f.end(ClientReset)
+	case Kill:
+		f.kill(e)
+	default:
+		f.impossible(e)
+	}
+}
+
+// fail ends a flow that no endpoint serves: it goes to what its backend falls
+// back to, or is told by an answer, where the client understands one.
 func (f *Flow) fail(now Instant, d *Desk, status int, c Cause) {
+	if f.fallBack(now, d, c) {
+		return
+	}
 	if f.x == nil {
 		f.end(c)
 		return
@@ -140,13 +226,49 @@ func (f *Flow) fail(now Instant, d *Desk, status int, c Cause) {
 	f.answer(now, d, status, c)
 }
 
+// fallBack does what the backend's Fallback says, if there is one and no
+// endpoint is to be had, however long one waits. What waits in a full queue has
+// endpoints.
+func (f *Flow) fallBack(now Instant, d *Desk, c Cause) bool {
+	fb := f.backend.Fallback
+	if fb == nil || d == nil || c != NoEndpoint && c != BreakerOpen {
+		return false
+	}
+	if fb.Respond != nil {
+		if f.x == nil {
+			return false // octets have no answer
+		}
+		f.blame(c)
+		f.giveRespond(now, d, fb.Respond)
+		return true
+	}
+	b := d.Config.Backends[fb.Backend]
+	if b == nil {
+		return false // both have left the configuration since
+	}
+	leg := &f.legs[Backend]
+	f.backend, f.place, f.tried, leg.attempts, leg.facts = b, 0, 0, 0, 0
+	if f.x != nil {
+		f.x.stuck = 0 // an endpoint of the other backend
+	}
+	f.at = after(now, b.QueueTime)
+	if f.state != Queued {
+		f.become(Queued)
+	}
+	return true
+}
+
 func (f *Flow) dialing(now Instant, e *Event) {
 	switch e.Kind {
 	case Wrote:
 		f.took(e)
 	case Dialed:
+		took := f.connected(now)
 		f.at = now
 		f.become(Relaying)
+		if f.x == nil && e.Desk != nil {
+			e.Desk.Outcome = Outcome{Set: true, Good: true, Took: took}
+		}
 		f.dialed(e)
 	case DialFailed:
 		f.retry(now, e.Desk, 503)
@@ -159,26 +281,54 @@ func (f *Flow) dialing(now Instant, e *Event) {
 		}
 		f.end(ClientReset)
 	case Kill:
-		f.end(Killed)
+		f.kill(e)
 	default:
 		f.impossible(e)
 	}
 }
 
+// connected notes how long it took until the backend leg was there, or was not:
+// all that went neither by in the queue nor before. It gives the part since an
+// endpoint was secured.
+func (f *Flow) connected(now Instant) time.Duration {
+	b := &f.legs[Backend]
+	before := b.spent.span()
+	b.spent = microsOf(f.lived(now) - f.headed() - f.legs[Client].spent.span())
+	return max(0, b.spent.span()-before)
+}
+
 // retry goes back for another endpoint: nothing was sent yet, so the client
 // need not know.
 func (f *Flow) retry(now Instant, d *Desk, status int) {
-	for i, e := range f.backend.Endpoints {
-		if e.Name == f.endpoint.Name {
-			f.tried |= 1 << (i % 64)
-		}
-	}
-	f.endpoint, f.reusable = nil, false // the runner sees that and gives the slot back
-	if int(f.attempts) >= f.backend.RetryMax {
+	f.connected(now)
+	f.strike()
+	if int(f.legs[Backend].attempts) >= f.backend.RetryMax {
+		f.part(false)
 		f.fail(now, d, status, NoEndpoint)
 		return
 	}
-	f.attempts++
+	f.again(now)
+}
+
+// strike notes that the endpoint was tried in vain.
+func (f *Flow) strike() { f.tried |= f.bit() }
+
+// bit is the endpoint's in Tried.
+func (f *Flow) bit() (bits uint64) {
+	for i, e := range f.backend.Endpoints {
+		if e.Name == f.endpoint.Name {
+			bits |= 1 << (i % 64)
+		}
+	}
+	return bits
+}
+
+// again leaves the endpoint and asks for another one.
+func (f *Flow) again(now Instant) {
+	b := &f.legs[Backend]
+	b.attempts++
+	b.facts &^= paid
+	f.part(false)
 	f.at = after(now, f.backend.QueueTime)
 	f.become(Queued)
 }
@@ -204,20 +354,20 @@ func (f *Flow) relaying(now Instant, e *Event) {
 		f.at = now
 		return
 	case Slackened:
-		leg.bulk = false
+		leg.fulls = 0
 		return
 	case Crept:
 		f.crept(now, e)
 		return
 	case Ended:
-		leg.ended, leg.bulk = true, false
+		leg.ended, leg.fulls = true, 0
 		f.at = now
 	case HasShut:
 		leg.shut = true
 	case Broke:
 		// What the broken leg said before is still the other one's due;
 		// what was due to the broken leg can go nowhere.
-		leg.broken, leg.bulk = true, false
+		leg.broken, leg.fulls = true, 0
 		leg.off = uint32(len(leg.buf))
 	case Expired:
 		switch {
@@ -230,7 +380,7 @@ func (f *Flow) relaying(now Instant, e *Event) {
 		}
 		return
 	case Kill:
-		f.end(Killed)
+		f.kill(e)
 		return
 	default:
 		f.impossible(e)

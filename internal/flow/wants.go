@@ -51,17 +51,21 @@ func (f *Flow) Wants(w *Wants) {
 		w.Dial = true
 		w.Out[Client] = f.legs[Client].due()
 		w.Deadline = f.at
+	case Sunk:
+		w.Out[Client] = f.legs[Client].due()
+		w.Read[Client] = true
+		w.Deadline = after(f.at, f.patience())
 	case Done:
 		w.Done = true
 		// Only a flow whose both sides said FIN may end by FIN: to a peer FIN
 		// means that it has got everything.
-		abort := f.cause != Finished && !f.gentle
+		abort := f.cause != Finished && f.marks&gentle == 0
 		w.Abort = [2]bool{abort, abort}
 	}
 }
 
-// patience is how long a flow that is Relaying or Answering waits for anything
-// to move.
+// patience is how long a flow that is Relaying, Answering or Sunk waits for
+// anything to move.
 func (f *Flow) patience() time.Duration {
 	r := f.listener.Rules
 	switch {
@@ -90,7 +94,7 @@ func (f *Flow) half(w *Wants, side Side, from, to *half) {
 	// Reading waits until what was read is written: this is all of the
 	// backpressure, and it bounds a flow to one scratch of octets a side.
 	w.Read[side] = empty && !to.broken
-	w.Relay[side] = w.Read[side] && from.bulk
+	w.Relay[side] = w.Read[side] && from.bulk()
 	w.Most[side] = math.MaxUint64
 }
 
@@ -173,6 +177,7 @@ func (f *Flow) Drop(l *Lender) {
 		f.x.in[Backend].drop(l)
 		l.exchanges.giveBack(f.x)
 	}
+	f.forget(l)
 	l.works.giveBack(f.work)
 	f.work = nil
 }
@@ -210,6 +215,8 @@ type Lender struct {
 	free, small [][]byte
 	works       stock[work]
 	exchanges   stock[exchange]
+	entries     stock[entry]
+	notes       [][]byte
 	lent        int // octets of blocks out on loan
 }
 
@@ -273,6 +280,10 @@ func (l *Lender) giveBack(b []byte) {
 		if len(l.small) < smallMax {
 			l.small = append(l.small, b[:SmallBytes])
 		}
+	case noteBytes:
+		if len(l.notes) < stockMax {
+			l.notes = append(l.notes, b)
+		}
 	}
-	// A larger one was made for a move: the collector has it.
+	// Another one was made for a move: the collector has it.
 }

@@ -95,6 +95,7 @@ const (
 	Flow_READING           Flow_State = 5 // a head, or a PROXY header, is to come; or half of it is here
 	Flow_ANSWERING         Flow_State = 6 // an answer of our own is being sent
 	Flow_LINGERING         Flow_State = 7 // all is sent, FIN as well; what still comes is thrown away
+	Flow_SUNK              Flow_State = 8 // the endpoint is a sink: what comes is thrown away, nothing is said
 )
 
 // Enum value maps for Flow_State.
@@ -107,6 +108,7 @@ var (
 		5: "READING",
 		6: "ANSWERING",
 		7: "LINGERING",
+		8: "SUNK",
 	}
 	Flow_State_value = map[string]int32{
 		"STATE_UNSPECIFIED": 0,
@@ -116,6 +118,7 @@ var (
 		"READING":           5,
 		"ANSWERING":         6,
 		"LINGERING":         7,
+		"SUNK":              8,
 	}
 )
 
@@ -348,7 +351,12 @@ type Flow struct {
 	Moves         uint32                 `protobuf:"varint,13,opt,name=moves,proto3" json:"moves,omitempty"`                                     // how often it has moved, at any distance
 	ClientAddress []byte                 `protobuf:"bytes,14,opt,name=client_address,json=clientAddress,proto3" json:"client_address,omitempty"` // as the client is known to be: 4 or 16 octets and 2 of the port, network order
 	// The client side's protocol. Absent means TCP alone.
-	H1            *H1 `protobuf:"bytes,16,opt,name=h1,proto3" json:"h1,omitempty"` // HTTP/1.x: the exchange under way, or none
+	H1 *H1 `protobuf:"bytes,16,opt,name=h1,proto3" json:"h1,omitempty"` // HTTP/1.x: the exchange under way, or none
+	// Of the request under way, or of all the flow without HTTP. In 1 + microseconds: 0 is
+	// what it did not come to.
+	WaitMicros    uint32 `protobuf:"varint,32,opt,name=wait_micros,json=waitMicros,proto3" json:"wait_micros,omitempty"`          // in the queue so far, up to the endpoint that it has
+	ConnectMicros uint32 `protobuf:"varint,33,opt,name=connect_micros,json=connectMicros,proto3" json:"connect_micros,omitempty"` // until the backend leg was there, attempts in vain included
+	Facts         uint32 `protobuf:"varint,34,opt,name=facts,proto3" json:"facts,omitempty"`                                      // flow.facts, of the backend leg: append, never renumber
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -488,6 +496,27 @@ func (x *Flow) GetH1() *H1 {
 	return nil
 }
 
+func (x *Flow) GetWaitMicros() uint32 {
+	if x != nil {
+		return x.WaitMicros
+	}
+	return 0
+}
+
+func (x *Flow) GetConnectMicros() uint32 {
+	if x != nil {
+		return x.ConnectMicros
+	}
+	return 0
+}
+
+func (x *Flow) GetFacts() uint32 {
+	if x != nil {
+		return x.Facts
+	}
+	return 0
+}
+
 // H1 is what joins the legs of a flow that speaks HTTP/1.x: one exchange of a
 // request and its response. What each leg's octets are is in the leg.
 type H1 struct {
@@ -503,6 +532,9 @@ type H1 struct {
 	Tunnel        bool                   `protobuf:"varint,9,opt,name=tunnel,proto3" json:"tunnel,omitempty"`                              // octets pass as in TCP: an upgrade, or CONNECT
 	Received      uint64                 `protobuf:"varint,10,opt,name=received,proto3" json:"received,omitempty"`                         // of a tunnel: octets of the client leg before it began
 	Sent          uint64                 `protobuf:"varint,11,opt,name=sent,proto3" json:"sent,omitempty"`
+	Entry         *Entry                 `protobuf:"bytes,12,opt,name=entry,proto3" json:"entry,omitempty"` // what its record will say; absent: nothing is under way, or all was told
+	Key           uint64                 `protobuf:"fixed64,13,opt,name=key,proto3" json:"key,omitempty"`   // what an endpoint is chosen by (flow/key.go); 0 = nothing
+	Stuck         string                 `protobuf:"bytes,14,opt,name=stuck,proto3" json:"stuck,omitempty"` // the endpoint that a valid cookie of the request names
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -614,6 +646,185 @@ func (x *H1) GetSent() uint64 {
 	return 0
 }
 
+func (x *H1) GetEntry() *Entry {
+	if x != nil {
+		return x.Entry
+	}
+	return nil
+}
+
+func (x *H1) GetKey() uint64 {
+	if x != nil {
+		return x.Key
+	}
+	return 0
+}
+
+func (x *H1) GetStuck() string {
+	if x != nil {
+		return x.Stuck
+	}
+	return ""
+}
+
+// Entry is what is known of an exchange, or a tunnel, for its record in the access
+// log, beside what H1 and Flow say.
+type Entry struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	AgeNanos      uint64                 `protobuf:"varint,1,opt,name=age_nanos,json=ageNanos,proto3" json:"age_nanos,omitempty"` // since its first octet
+	Received      uint64                 `protobuf:"varint,2,opt,name=received,proto3" json:"received,omitempty"`                 // octets of the client leg before it
+	Sent          uint64                 `protobuf:"varint,3,opt,name=sent,proto3" json:"sent,omitempty"`
+	HeadMicros    uint32                 `protobuf:"varint,4,opt,name=head_micros,json=headMicros,proto3" json:"head_micros,omitempty"`       // 1 + microseconds until its head was there; 0 = it is not
+	AnswerMicros  uint32                 `protobuf:"varint,5,opt,name=answer_micros,json=answerMicros,proto3" json:"answer_micros,omitempty"` // so, from the backend leg to the response's head
+	Cause         uint32                 `protobuf:"varint,6,opt,name=cause,proto3" json:"cause,omitempty"`                                   // flow.Cause of an answer of our own; 0 = none
+	Phase         uint32                 `protobuf:"varint,7,opt,name=phase,proto3" json:"phase,omitempty"`                                   // flow.Phase where it was then
+	Endpoint      string                 `protobuf:"bytes,8,opt,name=endpoint,proto3" json:"endpoint,omitempty"`                              // the last one that was asked; the flow may have left it
+	Source        []byte                 `protobuf:"bytes,9,opt,name=source,proto3" json:"source,omitempty"`                                  // the client, as a trusted proxy says: 4 or 16 octets and 2 of the port
+	Method        []byte                 `protobuf:"bytes,10,opt,name=method,proto3" json:"method,omitempty"`                                 // as the client said it, cut; none of the four unless they are to be logged
+	Target        []byte                 `protobuf:"bytes,11,opt,name=target,proto3" json:"target,omitempty"`
+	Host          []byte                 `protobuf:"bytes,12,opt,name=host,proto3" json:"host,omitempty"`
+	Agent         []byte                 `protobuf:"bytes,13,opt,name=agent,proto3" json:"agent,omitempty"`
+	Reused        bool                   `protobuf:"varint,14,opt,name=reused,proto3" json:"reused,omitempty"` // of a tunnel: its leg had served before
+	Noted         bool                   `protobuf:"varint,15,opt,name=noted,proto3" json:"noted,omitempty"`   // the four are kept, though they may be empty
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Entry) Reset() {
+	*x = Entry{}
+	mi := &file_internal_frozen_frozen_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Entry) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Entry) ProtoMessage() {}
+
+func (x *Entry) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_frozen_frozen_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Entry.ProtoReflect.Descriptor instead.
+func (*Entry) Descriptor() ([]byte, []int) {
+	return file_internal_frozen_frozen_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *Entry) GetAgeNanos() uint64 {
+	if x != nil {
+		return x.AgeNanos
+	}
+	return 0
+}
+
+func (x *Entry) GetReceived() uint64 {
+	if x != nil {
+		return x.Received
+	}
+	return 0
+}
+
+func (x *Entry) GetSent() uint64 {
+	if x != nil {
+		return x.Sent
+	}
+	return 0
+}
+
+func (x *Entry) GetHeadMicros() uint32 {
+	if x != nil {
+		return x.HeadMicros
+	}
+	return 0
+}
+
+func (x *Entry) GetAnswerMicros() uint32 {
+	if x != nil {
+		return x.AnswerMicros
+	}
+	return 0
+}
+
+func (x *Entry) GetCause() uint32 {
+	if x != nil {
+		return x.Cause
+	}
+	return 0
+}
+
+func (x *Entry) GetPhase() uint32 {
+	if x != nil {
+		return x.Phase
+	}
+	return 0
+}
+
+func (x *Entry) GetEndpoint() string {
+	if x != nil {
+		return x.Endpoint
+	}
+	return ""
+}
+
+func (x *Entry) GetSource() []byte {
+	if x != nil {
+		return x.Source
+	}
+	return nil
+}
+
+func (x *Entry) GetMethod() []byte {
+	if x != nil {
+		return x.Method
+	}
+	return nil
+}
+
+func (x *Entry) GetTarget() []byte {
+	if x != nil {
+		return x.Target
+	}
+	return nil
+}
+
+func (x *Entry) GetHost() []byte {
+	if x != nil {
+		return x.Host
+	}
+	return nil
+}
+
+func (x *Entry) GetAgent() []byte {
+	if x != nil {
+		return x.Agent
+	}
+	return nil
+}
+
+func (x *Entry) GetReused() bool {
+	if x != nil {
+		return x.Reused
+	}
+	return false
+}
+
+func (x *Entry) GetNoted() bool {
+	if x != nil {
+		return x.Noted
+	}
+	return false
+}
+
 // Body is the framing of one body that passes (package h1).
 type Body struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -630,7 +841,7 @@ type Body struct {
 
 func (x *Body) Reset() {
 	*x = Body{}
-	mi := &file_internal_frozen_frozen_proto_msgTypes[5]
+	mi := &file_internal_frozen_frozen_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -642,7 +853,7 @@ func (x *Body) String() string {
 func (*Body) ProtoMessage() {}
 
 func (x *Body) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_frozen_frozen_proto_msgTypes[5]
+	mi := &file_internal_frozen_frozen_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -655,7 +866,7 @@ func (x *Body) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Body.ProtoReflect.Descriptor instead.
 func (*Body) Descriptor() ([]byte, []int) {
-	return file_internal_frozen_frozen_proto_rawDescGZIP(), []int{5}
+	return file_internal_frozen_frozen_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Body) GetFraming() uint32 {
@@ -725,7 +936,7 @@ type Leg struct {
 
 func (x *Leg) Reset() {
 	*x = Leg{}
-	mi := &file_internal_frozen_frozen_proto_msgTypes[6]
+	mi := &file_internal_frozen_frozen_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -737,7 +948,7 @@ func (x *Leg) String() string {
 func (*Leg) ProtoMessage() {}
 
 func (x *Leg) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_frozen_frozen_proto_msgTypes[6]
+	mi := &file_internal_frozen_frozen_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -750,7 +961,7 @@ func (x *Leg) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Leg.ProtoReflect.Descriptor instead.
 func (*Leg) Descriptor() ([]byte, []int) {
-	return file_internal_frozen_frozen_proto_rawDescGZIP(), []int{6}
+	return file_internal_frozen_frozen_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Leg) GetFd() uint32 {
@@ -828,7 +1039,7 @@ type H1Leg struct {
 
 func (x *H1Leg) Reset() {
 	*x = H1Leg{}
-	mi := &file_internal_frozen_frozen_proto_msgTypes[7]
+	mi := &file_internal_frozen_frozen_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -840,7 +1051,7 @@ func (x *H1Leg) String() string {
 func (*H1Leg) ProtoMessage() {}
 
 func (x *H1Leg) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_frozen_frozen_proto_msgTypes[7]
+	mi := &file_internal_frozen_frozen_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -853,7 +1064,7 @@ func (x *H1Leg) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use H1Leg.ProtoReflect.Descriptor instead.
 func (*H1Leg) Descriptor() ([]byte, []int) {
-	return file_internal_frozen_frozen_proto_rawDescGZIP(), []int{7}
+	return file_internal_frozen_frozen_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *H1Leg) GetUnread() []byte {
@@ -898,7 +1109,7 @@ const file_internal_frozen_frozen_proto_rawDesc = "" +
 	"\bENDPOINT\x10\x03\"3\n" +
 	"\x03Ref\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
-	"\aversion\x18\x02 \x01(\x06R\aversion\"\xac\x05\n" +
+	"\aversion\x18\x02 \x01(\x06R\aversion\"\x94\x06\n" +
 	"\x04Flow\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x06R\x02id\x124\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x1e.holdfast.frozen.v1.Flow.StateR\x05state\x123\n" +
@@ -916,7 +1127,11 @@ const file_internal_frozen_frozen_proto_rawDesc = "" +
 	"\x05tried\x18\f \x01(\x04R\x05tried\x12\x14\n" +
 	"\x05moves\x18\r \x01(\rR\x05moves\x12%\n" +
 	"\x0eclient_address\x18\x0e \x01(\fR\rclientAddress\x12&\n" +
-	"\x02h1\x18\x10 \x01(\v2\x16.holdfast.frozen.v1.H1R\x02h1\"p\n" +
+	"\x02h1\x18\x10 \x01(\v2\x16.holdfast.frozen.v1.H1R\x02h1\x12\x1f\n" +
+	"\vwait_micros\x18  \x01(\rR\n" +
+	"waitMicros\x12%\n" +
+	"\x0econnect_micros\x18! \x01(\rR\rconnectMicros\x12\x14\n" +
+	"\x05facts\x18\" \x01(\rR\x05facts\"z\n" +
 	"\x05State\x12\x15\n" +
 	"\x11STATE_UNSPECIFIED\x10\x00\x12\n" +
 	"\n" +
@@ -925,7 +1140,8 @@ const file_internal_frozen_frozen_proto_rawDesc = "" +
 	"\bRELAYING\x10\x03\x12\v\n" +
 	"\aREADING\x10\x05\x12\r\n" +
 	"\tANSWERING\x10\x06\x12\r\n" +
-	"\tLINGERING\x10\aJ\x04\b\x11\x10 R\x02h2\"\x97\x02\n" +
+	"\tLINGERING\x10\a\x12\b\n" +
+	"\x04SUNK\x10\bJ\x04\b\x11\x10 R\x02h2\"\xf0\x02\n" +
 	"\x02H1\x12\x1a\n" +
 	"\brequests\x18\x01 \x01(\x04R\brequests\x12\x16\n" +
 	"\x06method\x18\x02 \x01(\rR\x06method\x12\x14\n" +
@@ -938,7 +1154,28 @@ const file_internal_frozen_frozen_proto_rawDesc = "" +
 	"\x06tunnel\x18\t \x01(\bR\x06tunnel\x12\x1a\n" +
 	"\breceived\x18\n" +
 	" \x01(\x04R\breceived\x12\x12\n" +
-	"\x04sent\x18\v \x01(\x04R\x04sent\"\xa8\x01\n" +
+	"\x04sent\x18\v \x01(\x04R\x04sent\x12/\n" +
+	"\x05entry\x18\f \x01(\v2\x19.holdfast.frozen.v1.EntryR\x05entry\x12\x10\n" +
+	"\x03key\x18\r \x01(\x06R\x03key\x12\x14\n" +
+	"\x05stuck\x18\x0e \x01(\tR\x05stuck\"\x82\x03\n" +
+	"\x05Entry\x12\x1b\n" +
+	"\tage_nanos\x18\x01 \x01(\x04R\bageNanos\x12\x1a\n" +
+	"\breceived\x18\x02 \x01(\x04R\breceived\x12\x12\n" +
+	"\x04sent\x18\x03 \x01(\x04R\x04sent\x12\x1f\n" +
+	"\vhead_micros\x18\x04 \x01(\rR\n" +
+	"headMicros\x12#\n" +
+	"\ranswer_micros\x18\x05 \x01(\rR\fanswerMicros\x12\x14\n" +
+	"\x05cause\x18\x06 \x01(\rR\x05cause\x12\x14\n" +
+	"\x05phase\x18\a \x01(\rR\x05phase\x12\x1a\n" +
+	"\bendpoint\x18\b \x01(\tR\bendpoint\x12\x16\n" +
+	"\x06source\x18\t \x01(\fR\x06source\x12\x16\n" +
+	"\x06method\x18\n" +
+	" \x01(\fR\x06method\x12\x16\n" +
+	"\x06target\x18\v \x01(\fR\x06target\x12\x12\n" +
+	"\x04host\x18\f \x01(\fR\x04host\x12\x14\n" +
+	"\x05agent\x18\r \x01(\fR\x05agent\x12\x16\n" +
+	"\x06reused\x18\x0e \x01(\bR\x06reused\x12\x14\n" +
+	"\x05noted\x18\x0f \x01(\bR\x05noted\"\xa8\x01\n" +
 	"\x04Body\x12\x18\n" +
 	"\aframing\x18\x01 \x01(\rR\aframing\x12\x14\n" +
 	"\x05state\x18\x02 \x01(\rR\x05state\x12\x12\n" +
@@ -975,7 +1212,7 @@ func file_internal_frozen_frozen_proto_rawDescGZIP() []byte {
 }
 
 var file_internal_frozen_frozen_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_internal_frozen_frozen_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
+var file_internal_frozen_frozen_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
 var file_internal_frozen_frozen_proto_goTypes = []any{
 	(Object_Kind)(0), // 0: holdfast.frozen.v1.Object.Kind
 	(Flow_State)(0),  // 1: holdfast.frozen.v1.Flow.State
@@ -984,9 +1221,10 @@ var file_internal_frozen_frozen_proto_goTypes = []any{
 	(*Ref)(nil),      // 4: holdfast.frozen.v1.Ref
 	(*Flow)(nil),     // 5: holdfast.frozen.v1.Flow
 	(*H1)(nil),       // 6: holdfast.frozen.v1.H1
-	(*Body)(nil),     // 7: holdfast.frozen.v1.Body
-	(*Leg)(nil),      // 8: holdfast.frozen.v1.Leg
-	(*H1Leg)(nil),    // 9: holdfast.frozen.v1.H1Leg
+	(*Entry)(nil),    // 7: holdfast.frozen.v1.Entry
+	(*Body)(nil),     // 8: holdfast.frozen.v1.Body
+	(*Leg)(nil),      // 9: holdfast.frozen.v1.Leg
+	(*H1Leg)(nil),    // 10: holdfast.frozen.v1.H1Leg
 }
 var file_internal_frozen_frozen_proto_depIdxs = []int32{
 	3,  // 0: holdfast.frozen.v1.Batch.objects:type_name -> holdfast.frozen.v1.Object
@@ -996,16 +1234,17 @@ var file_internal_frozen_frozen_proto_depIdxs = []int32{
 	4,  // 4: holdfast.frozen.v1.Flow.listener:type_name -> holdfast.frozen.v1.Ref
 	4,  // 5: holdfast.frozen.v1.Flow.backend:type_name -> holdfast.frozen.v1.Ref
 	4,  // 6: holdfast.frozen.v1.Flow.endpoint:type_name -> holdfast.frozen.v1.Ref
-	8,  // 7: holdfast.frozen.v1.Flow.client:type_name -> holdfast.frozen.v1.Leg
-	8,  // 8: holdfast.frozen.v1.Flow.legs:type_name -> holdfast.frozen.v1.Leg
+	9,  // 7: holdfast.frozen.v1.Flow.client:type_name -> holdfast.frozen.v1.Leg
+	9,  // 8: holdfast.frozen.v1.Flow.legs:type_name -> holdfast.frozen.v1.Leg
 	6,  // 9: holdfast.frozen.v1.Flow.h1:type_name -> holdfast.frozen.v1.H1
-	9,  // 10: holdfast.frozen.v1.Leg.h1:type_name -> holdfast.frozen.v1.H1Leg
-	7,  // 11: holdfast.frozen.v1.H1Leg.body:type_name -> holdfast.frozen.v1.Body
-	12, // [12:12] is the sub-list for method output_type
-	12, // [12:12] is the sub-list for method input_type
-	12, // [12:12] is the sub-list for extension type_name
-	12, // [12:12] is the sub-list for extension extendee
-	0,  // [0:12] is the sub-list for field type_name
+	7,  // 10: holdfast.frozen.v1.H1.entry:type_name -> holdfast.frozen.v1.Entry
+	10, // 11: holdfast.frozen.v1.Leg.h1:type_name -> holdfast.frozen.v1.H1Leg
+	8,  // 12: holdfast.frozen.v1.H1Leg.body:type_name -> holdfast.frozen.v1.Body
+	13, // [13:13] is the sub-list for method output_type
+	13, // [13:13] is the sub-list for method input_type
+	13, // [13:13] is the sub-list for extension type_name
+	13, // [13:13] is the sub-list for extension extendee
+	0,  // [0:13] is the sub-list for field type_name
 }
 
 func init() { file_internal_frozen_frozen_proto_init() }
@@ -1019,7 +1258,7 @@ func file_internal_frozen_frozen_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_internal_frozen_frozen_proto_rawDesc), len(file_internal_frozen_frozen_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   8,
+			NumMessages:   9,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
