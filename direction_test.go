@@ -24,13 +24,18 @@ var layers = []lint.Layer{
 	{Package: "internal/netadmin", Imports: []string{"tcprepair"}},
 	{Package: "internal/ledger", Imports: []string{"internal/config", "internal/planted"}},
 	{Package: "internal/balance", Imports: []string{"internal/config", "internal/ledger"}},
+	{Package: "internal/health", Imports: []string{"internal/config", "internal/ledger"}},               // the judge of endpoints
+	{Package: "internal/probe", Imports: []string{"internal/config", "internal/health", "internal/h1"}}, // its eyes
+	{Package: "internal/resolve"},                                                                       // names by TTL
 	{Package: "internal/flow", Imports: []string{
 		"internal/h1", "internal/proxyproto", "internal/config", "internal/balance", "internal/ledger", "internal/frozen", "internal/planted"}},
 	{Package: "internal/loop", Imports: []string{
 		"internal/flow", "internal/h1", "internal/config", "internal/sock", "internal/ledger", "internal/balance", "internal/frozen", "internal/planted"}},
+	{Package: "internal/accesslog", Imports: []string{"internal/flow", "internal/config", "internal/sock"}}, // a line for each exchange
 	{Package: "internal/move", Imports: []string{"internal/frozen", "internal/sock"}},
 	{Package: "internal/node", Imports: []string{
 		"internal/loop", "internal/move", "internal/flow", "internal/balance", "internal/ledger", "internal/config",
+		"internal/health", "internal/probe", "internal/resolve", "internal/accesslog",
 		"internal/sock", "internal/frozen", "internal/netadmin", "tcprepair"}},
 	{Package: "internal/admin", Imports: []string{
 		"internal/config", "internal/node", "internal/sock"}}, // sock: the umask of its socket
@@ -58,6 +63,9 @@ var owners = []lint.Owner{
 	{Import: "github.com/spf13/pflag", Packages: []string{"cmd/..."}}, // cobra's flags; their errors are put in plain words
 	{Import: "google.golang.org/protobuf", Packages: []string{"internal/frozen/..."}, Tests: true},
 
+	{Import: "github.com/prometheus/client_golang", Packages: []string{"internal/admin"}},
+	{Import: "github.com/miekg/dns", Packages: []string{"internal/resolve"}},
+
 	// Links, addresses, rules: those who hold and divert, and those who build
 	// networks to test in.
 	{Import: "github.com/vishvananda/netlink", Packages: []string{"internal/netadmin", "internal/lab", "internal/lab/mainjob", "internal/bench"}},
@@ -77,7 +85,7 @@ var kernel = []string{"internal/sock", "tcprepair", "internal/netadmin", "intern
 // Facts come into these as arguments: no clock, no chance, no kernel, no
 // goroutine, no log. The planned ones are named as well.
 var machines = []string{
-	"internal/flow", "internal/balance", "internal/config",
+	"internal/flow", "internal/balance", "internal/health", "internal/config",
 	"internal/h1", "internal/h2", "internal/tlsrec", "internal/proxyproto",
 }
 
