@@ -2,7 +2,9 @@ package loop
 
 import (
 	"maps"
+	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/holdfast-lb/holdfast/internal/config"
 	"github.com/holdfast-lb/holdfast/internal/flow"
@@ -50,6 +52,8 @@ func (l *Loop) SetGeneration(g *Generation) {
 			}
 		}
 	}
+	clear(l.full) // limits and rates may be others now, and so may descriptors
+	l.series.prune(g.Config)
 	l.numberListeners()
 	if l.open && !l.paused {
 		l.watchListeners()
@@ -86,7 +90,7 @@ func (l *Loop) SetAccepting(on bool) {
 func (l *Loop) watchListeners() {
 	for _, name := range l.gen.names() {
 		x := l.gen.Listening[name]
-		if l.watched[x.FD] || l.full[x.FD] {
+		if _, rests := l.full[x.FD]; rests || l.watched[x.FD] {
 			continue
 		}
 		if e := l.k.WatchShared(x.FD, listenerBit|uint64(l.numbers[name])); e != 0 {
@@ -115,32 +119,105 @@ func (l *Loop) unwatchListener(x *Listening) {
 // for them again: in order, for that queue is one.
 func (l *Loop) pauseAccepting() {
 	if !l.paused {
-		l.paused = true
 		l.Count.AcceptPause++
 		l.unwatchListeners()
 	}
-	l.retryAt = l.now.Add(tick)
+	l.retryBy(l.now.Add(tick))
+	l.paused = true
 }
 
 // pauseListener does so for one listener that has as many connections as it may
-// have; the others go on.
-func (l *Loop) pauseListener(x *Listening) {
+// have, or has accepted them as fast as it may; the others go on.
+func (l *Loop) pauseListener(x *Listening, wait time.Duration, until flow.Instant) {
 	l.Count.AcceptPause++
 	l.unwatchListener(x)
-	l.full[x.FD] = true
-	l.retryAt = l.now.Add(tick)
+	l.retryBy(l.now.Add(wait))
+	l.full[x.FD] = until
 }
 
-// ResumeAccepting ends a pause; the ledger calls for it when there is room.
+// retryBy makes what is paused be looked at then, if it would be later.
+func (l *Loop) retryBy(at flow.Instant) {
+	if !l.resting() || at < l.retryAt {
+		l.retryAt = at
+	}
+}
+
+// resting tells whether some listener is not watched though the loop accepts.
+func (l *Loop) resting() bool { return l.paused || len(l.full) > 0 }
+
+// ResumeAccepting ends pauses but those of listeners that have a time to wait
+// for; the ledger calls for it when there is room.
 func (l *Loop) ResumeAccepting() {
-	if !l.paused && len(l.full) == 0 {
+	if !l.resting() {
 		return
 	}
 	l.paused = false
-	clear(l.full)
+	next := flow.Instant(0)
+	for fd, until := range l.full {
+		switch {
+		case until <= l.now:
+			delete(l.full, fd)
+		case next == 0 || until < next:
+			next = until
+		}
+	}
+	l.retryAt = next
 	if l.open {
 		l.watchListeners()
 	}
+}
+
+// Why a connection that was accepted is reset at once.
+const (
+	Denied         = iota // its address is in Deny, or not in Allow
+	SourceRefused         // its source has too many connections, or opens them too fast
+	refusalReasons        // not a reason
+)
+
+// RefusalReasons are the words for the reasons, by number.
+var RefusalReasons = [refusalReasons]string{"denied", "source"}
+
+// arrival is a connection that was accepted, on its way to its loop.
+type arrival struct {
+	fd      sock.FD
+	client  flow.Address
+	on      *Listening
+	sourced bool // it counts under its source
+}
+
+// limitsSources tells whether x bounds what one source may do. Then no PROXY
+// header names another one: the file does not allow both.
+func limitsSources(x *config.Listener) bool {
+	return x.SourceRate != nil || x.SourceConnectionsMax > 0
+}
+
+// admits judges a connection by its address, and counts it under its source if
+// that is bounded.
+func (l *Loop) admits(x *config.Listener, from netip.Addr) (sourced, ok bool) {
+	if len(x.Deny)+len(x.Allow) > 0 {
+		from = from.Unmap().WithZone("")
+		if contains(x.Deny, from) || len(x.Allow) > 0 && !contains(x.Allow, from) {
+			l.Count.Refused[Denied]++
+			return false, false
+		}
+	}
+	if !limitsSources(x) {
+		return false, true
+	}
+	if !l.shared.Ledger.EnterSource(int64(l.now), x, from) {
+		l.Count.Refused[SourceRefused]++
+		return false, false
+	}
+	return true, true
+}
+
+func contains(all []netip.Prefix, a netip.Addr) bool {
+	for _, p := range all {
+		if p.Contains(a) {
+			return true
+		}
+	}
+	return false
 }
 
 // accept takes what waits at a listener, at most acceptsMax.
@@ -153,39 +230,42 @@ func (l *Loop) accept(data uint64) {
 	if l.gen.Listening[x.Object.Ref.Name] != x {
 		return // it has left the configuration since
 	}
-	node := &l.shared.Ledger.Node
+	if l.shared.Shedding.Load() {
+		l.pauseAccepting()
+		return
+	}
 	// The call that finds nothing more is spared where connections come one by
 	// one: only where they come in bursts more than one is asked for at once.
 	most := l.eager
 	l.eager = min(2*most, acceptsMax)
 	for range most {
-		if !node.Enter() {
-			l.pauseAccepting()
-			return
-		}
-		if !x.Gate.Enter() {
-			node.Leave()
-			l.pauseListener(x)
+		if !l.enterGates(x) {
 			return
 		}
 		fd, from, e := l.k.Accept(x.FD)
 		if e == 0 {
 			l.Count.Accepted++
-			client := flow.AddressOf(from)
+			sourced, ok := l.admits(x.Object, from.Addr())
+			if !ok {
+				l.k.CloseReset(fd)
+				l.leaveGates(x)
+				continue
+			}
+			a := arrival{fd, flow.AddressOf(from), x, sourced}
 			if to := l.lighter(); to != l {
-				to.post(letter{kind: acceptedLetter, accepted: fd, client: client, on: x})
+				to.post(letter{kind: acceptedLetter, accepted: a})
 			} else {
-				l.begin(fd, client, x)
+				l.begin(&a)
 			}
 			continue
 		}
+		if x.Object.ConnectionRate != nil {
+			l.shared.Ledger.AcceptNone(x.Object)
+		}
+		l.leaveGates(x)
 		if e == sock.ManyFiles && l.shrink() {
-			x.Gate.Leave()
-			node.Leave()
 			continue
 		}
-		x.Gate.Leave()
-		node.Leave()
 		switch e {
 		case sock.Again:
 			l.eager = 1
@@ -197,6 +277,35 @@ func (l *Loop) accept(data uint64) {
 		}
 		return
 	}
+}
+
+// enterGates takes what a connection at x needs before it is accepted: a place
+// at the node, one at the listener, and a moment that the rate allows. What must
+// wait does so in the backlog, where all loops find it, in order.
+func (l *Loop) enterGates(x *Listening) bool {
+	node := &l.shared.Ledger.Node
+	if !node.Enter() {
+		l.pauseAccepting()
+		return false
+	}
+	if !x.Gate.Enter() {
+		node.Leave()
+		l.pauseListener(x, tick, 0)
+		return false
+	}
+	if x.Object.ConnectionRate != nil {
+		if wait := l.shared.Ledger.AcceptWait(int64(l.now), x.Object); wait > 0 {
+			l.leaveGates(x)
+			l.pauseListener(x, wait, l.now.Add(wait))
+			return false
+		}
+	}
+	return true
+}
+
+func (l *Loop) leaveGates(x *Listening) {
+	x.Gate.Leave()
+	l.shared.Ledger.Node.Leave()
 }
 
 // lighter chooses the loop for a new connection: this one, unless the less
@@ -217,9 +326,11 @@ func (l *Loop) lighter() *Loop {
 	return l
 }
 
-// begin makes the flow of a connection that was accepted under x.
-func (l *Loop) begin(fd sock.FD, client flow.Address, x *Listening) {
-	f := flow.New(l.now, l.shared.NextID.Add(1), x.Object, x.Backend, client, &l.lender)
-	i, _ := l.enter(f, fd, sock.NoFD)
+// begin makes the flow of a connection that was accepted.
+func (l *Loop) begin(a *arrival) {
+	x := a.on
+	f := flow.New(l.now, l.shared.NextID.Add(1), x.Object, x.Backend, a.client, &l.lender)
+	i, s := l.enter(f, a.fd, sock.NoFD)
+	s.sourced = a.sourced
 	l.guard(i)
 }

@@ -348,32 +348,46 @@ func (l *Loop) secure(i uint32, s *slot) bool {
 		l.step(s, flow.Event{Kind: flow.Broke, Leg: flow.Client})
 		return true
 	}
-	if l.waiting[i] != nil {
+	if l.waiting[i].place != nil {
 		return false
 	}
 	if planted.Bug(22) && s.flow.Moves() > 0 {
 		s.flow.SetPlace(0)
 	}
-	b := s.flow.Backend()
-	g, w, answer := l.book(b.Ref.Name).Secure(b, &ledger.Asking{Tried: s.flow.Tried(), Place: s.flow.Place(), Loop: l.index, Token: token(i, s), Now: int64(l.now)})
+	b, a := s.flow.Backend(), &l.asking
+	s.flow.Ask(a)
+	a.Loop, a.Token, a.Now = l.index, token(i, s), int64(l.now)
+	book := l.book(b.Ref.Name)
+	g, w, answer := book.Secure(b, a)
 	switch answer {
 	case ledger.Secured:
 		l.granted(i, s, g)
 	case ledger.Waiting:
 		s.flow.SetPlace(w.Place())
-		l.waiting[i] = w
+		l.waiting[i] = inQueue{w, book}
 		return false
 	case ledger.Full:
 		l.step(s, flow.Event{Kind: flow.Rejected})
 	case ledger.None:
-		l.step(s, flow.Event{Kind: flow.Unavailable})
+		l.step(s, flow.Event{Kind: flow.Unavailable, Why: flow.NoEndpoint})
+	case ledger.Tripped:
+		l.step(s, flow.Event{Kind: flow.Unavailable, Why: flow.BreakerOpen})
+	case ledger.Spent:
+		l.step(s, flow.Event{Kind: flow.Unavailable, Why: flow.RetriesSpent})
 	}
 	return true
 }
 
+// inQueue is a flow's place in the queue of a backend, which need not be the one
+// that the flow goes to by now.
+type inQueue struct {
+	place *ledger.Waiter
+	book  *ledger.Backend
+}
+
 func (l *Loop) granted(i uint32, s *slot, g ledger.Grant) {
 	l.attach(i, s).account = g.Account
-	l.step(s, flow.Event{Kind: flow.Secured, Endpoint: g.Endpoint})
+	l.step(s, flow.Event{Kind: flow.Secured, Endpoint: g.Endpoint, Stuck: g.Stuck})
 }
 
 // served fetches what the ledger has granted to the waiter in the slot that
@@ -387,11 +401,11 @@ func (l *Loop) served(of uint64) {
 	if !s.live || token(i, s) != of {
 		return // it left; whoever parked or removed it has taken the grant
 	}
-	w := l.waiting[i]
-	if w == nil {
+	q := l.waiting[i]
+	if q.place == nil {
 		return
 	}
-	g := l.book(s.flow.Backend().Ref.Name).Collect(w)
+	g := q.book.Collect(q.place)
 	if g.Endpoint == nil {
 		return
 	}
@@ -511,10 +525,19 @@ func (l *Loop) dialed(s *slot) {
 }
 
 func (l *Loop) dialFailed(s *slot, e sock.Errno) {
-	l.far(s.far - 1).account.CountError()
-	l.Count.Retries++
+	l.unreached(s)
 	l.shared.Log.Debug("endpoint not reached", "flow", s.flow.ID(), "endpoint", s.flow.Endpoint().Ref.Name, "error", e)
 	l.step(s, flow.Event{Kind: flow.DialFailed})
+}
+
+// unreached notes an attempt to connect that came to nothing.
+func (l *Loop) unreached(s *slot) {
+	a := l.far(s.far - 1).account
+	a.CountError()
+	if !planted.Bug(58) {
+		a.Note(int64(l.now), false, 0)
+	}
+	l.Count.Retries++
 }
 
 // movableMSS clamps the segments of legs that may move between hosts, so that
@@ -543,20 +566,21 @@ func (l *Loop) dialSpec(s *slot) sock.DialSpec {
 
 // unqueue takes a flow that waits no longer out of the queue. What it was granted
 // and has not heard of yet goes back.
-func (l *Loop) unqueue(i uint32, s *slot) {
-	w := l.waiting[i]
-	if w == nil {
+func (l *Loop) unqueue(i uint32) {
+	q := l.waiting[i]
+	if q.place == nil {
 		return
 	}
 	delete(l.waiting, i)
-	if g := l.book(s.flow.Backend().Ref.Name).Withdraw(w); g.Endpoint != nil {
+	if g := q.book.Withdraw(q.place); g.Endpoint != nil {
 		g.Account.Release()
 	}
 }
 
 // remove ends the flow in slot i: everything it held goes back.
 func (l *Loop) remove(i uint32, s *slot, abort [2]bool, cause flow.Cause) {
-	l.unqueue(i, s)
+	l.unqueue(i)
+	l.sumUp(s, cause)
 	for side := flow.Client; side <= flow.Backend; side++ {
 		g := l.leg(s, side)
 		if g.pipe != noPipe {
@@ -579,6 +603,9 @@ func (l *Loop) remove(i uint32, s *slot, abort [2]bool, cause flow.Cause) {
 		l.gate(s.flow.Listener().Ref.Name).Leave()
 	}
 	l.shared.Ledger.Node.Leave()
+	if s.sourced && !planted.Bug(59) {
+		l.shared.Ledger.LeaveSource(s.flow.Listener(), s.flow.Client().Addr())
+	}
 	l.Count.Ended[cause]++
 	s.flow.Drop(&l.lender)
 	l.leave(i, s)

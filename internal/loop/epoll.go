@@ -45,6 +45,9 @@ func (k *Epoll) Free() {
 // Now reads CLOCK_MONOTONIC.
 func (k *Epoll) Now() flow.Instant { return flow.Instant(sock.Monotonic()) }
 
+// Epoch compares CLOCK_REALTIME with it.
+func (k *Epoll) Epoch() flow.Instant { return flow.Instant(time.Now().UnixNano() - sock.Monotonic()) }
+
 // Wait is epoll_pwait. Waits are rounded up to whole milliseconds.
 func (k *Epoll) Wait(ev []sock.PollEvent, d time.Duration) int {
 	millis := -1

@@ -15,6 +15,9 @@ import (
 type Kernel interface {
 	// Now reads the monotonic clock.
 	Now() flow.Instant
+	// Epoch is when that clock was 0, in nanoseconds of the Unix epoch; it
+	// changes when somebody sets the clock of the wall.
+	Epoch() flow.Instant
 	// Wait fills ev with what has happened and tells how many. It waits up to
 	// d, for ever if d is negative, not at all if it is 0; Wake ends the wait.
 	Wait(ev []sock.PollEvent, d time.Duration) int

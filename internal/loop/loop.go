@@ -46,8 +46,12 @@ type Shared struct {
 	// Fixed: flows stay in their loops but for an explicit move, as while a
 	// process hands them over.
 	Fixed atomic.Bool
+	// Shedding: memory is short, and accepting pauses.
+	Shedding atomic.Bool
 	// NextID is the identity of the latest flow; each further one counts up.
 	NextID atomic.Uint64
+	// Sinks are told what was served, by loop; nil: nobody wants to know.
+	Sinks []Sink
 }
 
 // Listening is a listener with its open socket, as the loops see it.
@@ -73,8 +77,10 @@ type Counters struct {
 	Adopted     uint64    // flows that came by a move
 	Parked      uint64    // flows that left by a move
 	Retries     uint64
-	AcceptPause uint64 // times accepting stopped for want of descriptors or room
-	Lost        uint64 // flows that we broke; must stay 0
+	AcceptPause uint64                 // times accepting stopped: no descriptors, no room, too fast
+	Refused     [refusalReasons]uint64 // connections reset when they were accepted
+	Shed        uint64                 // idle clients closed since memory was short
+	Lost        uint64                 // flows that we broke; must stay 0
 	Panics      uint64
 	Turns       uint64
 	Relayed     uint64 // octets moved inside the kernel
@@ -99,7 +105,7 @@ type Loop struct {
 	listening []*Listening
 	numbers   map[string]int
 	watched   map[sock.FD]bool
-	full      map[sock.FD]bool // not watched, since its listener has no room
+	full      map[sock.FD]flow.Instant // not watched until then: no room, or too fast
 
 	table   table
 	wheel   wheel
@@ -109,18 +115,24 @@ type Loop struct {
 	simmers []uint32 // slots of streams that the clock looks at
 	stewing []uint32 // those that it is looking at
 	stirred flow.Instant
-	waiting map[uint32]*ledger.Waiter
+	waiting map[uint32]inQueue
 	books   map[string]*ledger.Backend
 	gates   map[string]*ledger.Gate
 
-	series seriesBook
-	lender flow.Lender
-	desk   *flow.Desk
-	pipes  pipes
-	idle   idle
-	absent leg
-	wants  flow.Wants
-	spec   sock.DialSpec
+	asking  ledger.Asking // of the flow that asks now
+	series  seriesBook
+	sink    Sink        // nil: none
+	record  flow.Record // of a flow that is removed
+	noted   bool        // the sink may keep what it was told, until flushAt
+	flushAt flow.Instant
+	wallAt  flow.Instant // when the desk's clock is to be set
+	lender  flow.Lender
+	desk    *flow.Desk
+	pipes   pipes
+	idle    idle
+	absent  leg
+	wants   flow.Wants
+	spec    sock.DialSpec
 
 	events  []sock.PollEvent
 	next, n int // events[next:n] are still to be handled
@@ -138,15 +150,20 @@ type Loop struct {
 func New(index int, k Kernel, s *Shared, seed uint64) *Loop {
 	l := &Loop{
 		k: k, shared: s, index: index,
-		waiting: map[uint32]*ledger.Waiter{}, books: map[string]*ledger.Backend{}, gates: map[string]*ledger.Gate{},
-		numbers: map[string]int{}, watched: map[sock.FD]bool{}, full: map[sock.FD]bool{},
+		waiting: map[uint32]inQueue{}, books: map[string]*ledger.Backend{}, gates: map[string]*ledger.Gate{},
+		numbers: map[string]int{}, watched: map[sock.FD]bool{}, full: map[sock.FD]flow.Instant{},
 		events:  make([]sock.PollEvent, eventsMax),
 		current: none, eager: 1, rng: rand.New(rand.NewPCG(seed, uint64(index))), done: make(chan struct{}),
 	}
 	l.desk = flow.NewDesk(&l.lender)
+	l.desk.Limits, l.desk.Report = s.Ledger, l.report
+	if index < len(s.Sinks) {
+		l.sink = s.Sinks[index]
+	}
 	l.idle.pools = map[*config.Endpoint]*pool{}
 	l.now = k.Now()
 	l.wheel.base = l.now
+	l.setWall()
 	return l
 }
 
@@ -175,6 +192,7 @@ const yieldEvery = flow.Instant(6 * time.Millisecond)
 // switches of threads instead of none.
 func (l *Loop) Run() {
 	defer close(l.done)
+	defer l.Flush()
 	for yielded := l.now; !l.stop.Load(); {
 		l.Turn(true)
 		if l.now-yielded > yieldEvery {
@@ -197,8 +215,11 @@ func (l *Loop) Turn(wait bool) bool {
 	d := time.Duration(0)
 	if wait && len(l.again) == 0 && !l.mail.full.Load() {
 		d = l.untilNext(l.now)
-		if (l.paused || len(l.full) > 0) && (d < 0 || d > tick) {
-			d = tick
+		if l.resting() {
+			d = sooner(d, time.Duration(l.retryAt-l.now))
+		}
+		if l.noted {
+			d = sooner(d, time.Duration(l.flushAt-l.now))
 		}
 		if len(l.shared.Loops) > 1 && l.load.Load() > evenLeast && (d < 0 || d > evenEvery) {
 			d = evenEvery
@@ -221,6 +242,9 @@ func (l *Loop) Turn(wait bool) bool {
 	}
 	l.next = 0
 	l.now = l.k.Now()
+	if l.now >= l.wallAt {
+		l.setWall()
+	}
 	l.Count.Turns++
 	l.busy = l.n >= 4
 	worked := l.n > 0 || len(l.again) > 0 || l.mail.full.Load()
@@ -238,7 +262,7 @@ func (l *Loop) Turn(wait bool) bool {
 	l.spare = again[:0]
 	l.readMail()
 	l.expire(l.now, l.expired)
-	if (l.paused || len(l.full) > 0) && l.now >= l.retryAt {
+	if l.resting() && l.now >= l.retryAt {
 		l.ResumeAccepting()
 	}
 	l.stir()
@@ -248,7 +272,26 @@ func (l *Loop) Turn(wait bool) bool {
 	if l.now >= l.evenAt {
 		l.even()
 	}
+	if l.noted && l.now >= l.flushAt {
+		l.Flush()
+	}
 	return worked
+}
+
+// sooner is the smaller of two waits; a negative one of the first is for ever.
+func sooner(d, most time.Duration) time.Duration {
+	if most = max(0, most); d < 0 || d > most {
+		return most
+	}
+	return d
+}
+
+// setWall tells the desk what time people have; once a second, for it needs no
+// finer one.
+func (l *Loop) setWall() {
+	wall := l.now + l.k.Epoch()
+	l.desk.Wall = int64(wall / flow.Instant(time.Second))
+	l.wallAt = l.now + flow.Instant(time.Second) - wall%flow.Instant(time.Second)
 }
 
 // Flows move from a loop that has many to one that has few, a few at a time,
@@ -344,6 +387,12 @@ func (l *Loop) find(data uint64) (i uint32, s *slot, side flow.Side) {
 func (l *Loop) step(s *slot, e flow.Event) {
 	e.Desk = l.desk
 	s.flow.Step(l.now, e)
+	if o := &l.desk.Outcome; o.Set {
+		if s.far != 0 && !planted.Bug(58) {
+			l.far(s.far-1).account.Note(int64(l.now), o.Good, o.Took)
+		}
+		*o = flow.Outcome{}
+	}
 }
 
 // guard drives one flow outside of event handling.
@@ -402,12 +451,12 @@ func (l *Loop) expired(i uint32) {
 			s.flow.Wants(&l.wants)
 			if at = l.wants.Deadline; at != 0 && at <= l.now {
 				if s.flow.State() == flow.Dialing {
-					l.far(s.far - 1).account.CountError()
-					l.Count.Retries++
+					l.unreached(s)
 				}
+				waited := s.flow.State() == flow.Queued
 				l.step(s, flow.Event{Kind: flow.Expired})
-				if s.flow.State() != flow.Queued {
-					l.unqueue(i, s) // it waited too long
+				if waited {
+					l.unqueue(i) // it waits no longer, or for another backend
 				}
 			}
 		}

@@ -3,16 +3,11 @@ package loop
 import (
 	"sync"
 	"sync/atomic"
-
-	"github.com/holdfast-lb/holdfast/internal/flow"
-	"github.com/holdfast-lb/holdfast/internal/sock"
 )
 
 // letter is one message to a loop. Flows come frozen, never as pointers.
 type letter struct {
-	accepted sock.FD // with listening: a connection that another loop accepted
-	client   flow.Address
-	on       *Listening
+	accepted arrival     // a connection that another loop accepted
 	parcel   *Parcel     // flows that move here
 	token    uint64      // without all else: the ledger has served a waiter
 	do       func(*Loop) // work of the control side, run between turns
@@ -84,7 +79,7 @@ func (l *Loop) readMail() {
 	for _, x := range l.mail.take() {
 		switch x.kind {
 		case acceptedLetter:
-			l.begin(x.accepted, x.client, x.on)
+			l.begin(&x.accepted)
 		case parcelLetter:
 			l.unpack(x.parcel)
 		case grantLetter:

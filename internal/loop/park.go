@@ -1,6 +1,7 @@
 package loop
 
 import (
+	"net/netip"
 	"sync"
 
 	"github.com/holdfast-lb/holdfast/internal/config"
@@ -21,6 +22,25 @@ type Parked struct {
 	Since   flow.Instant // when it stopped being served, on the host's clock
 	Kind    string       // what it was doing, for the histogram of a move
 	Octets  int          // it carries: unsent, or out of a pipe
+	// Source is whom it counts for among the sources of its listener; nil if it
+	// does not. It goes on counting until LeaveSource.
+	Source *Source
+}
+
+// Source is a client as the limits of a listener for each source know it.
+type Source struct {
+	Listener *config.Listener
+	Address  netip.Addr
+}
+
+// LeaveSource ends that p counts here for its source: it is another process's
+// from now on, or nobody's.
+func (p *Parked) LeaveSource(l *ledger.Ledger) { p.Source.leave(l) }
+
+func (x *Source) leave(l *ledger.Ledger) {
+	if x != nil {
+		l.LeaveSource(x.Listener, x.Address)
+	}
 }
 
 // The kinds of flows in a report of a move.
@@ -45,6 +65,7 @@ const (
 	KindHTTPLinger     = "http-lingering"
 	KindTunnel         = "http-tunnel"
 	KindTunnelSplice   = "http-tunnel-splice"
+	KindSunk           = "sunk"
 )
 
 var phaseKinds = [...]string{
@@ -60,6 +81,8 @@ func (l *Loop) kind(s *slot) string {
 		return KindQueued
 	case flow.Dialing:
 		return KindDialing
+	case flow.Sunk:
+		return KindSunk
 	}
 	held := func(side flow.Side) int {
 		if p := l.leg(s, side).pipe; p != noPipe {
@@ -113,11 +136,11 @@ func (l *Loop) Park(i uint32) (p Parked, ok bool) {
 			g.is &^= watched
 		}
 	}
-	if w := l.waiting[i]; w != nil && !planted.Bug(12) {
+	if q := l.waiting[i]; q.place != nil && !planted.Bug(12) {
 		// It leaves the queue and keeps its place. What it was granted and has
 		// not heard of yet, it hears now.
 		delete(l.waiting, i)
-		if g := l.book(s.flow.Backend().Ref.Name).Withdraw(w); g.Endpoint != nil && !planted.Bug(13) {
+		if g := q.book.Withdraw(q.place); g.Endpoint != nil && !planted.Bug(13) {
 			l.granted(i, s, g)
 		}
 	}
@@ -143,6 +166,9 @@ func (l *Loop) Park(i uint32) (p Parked, ok bool) {
 	p.Frozen = z
 	if s.far != 0 {
 		p.Account = l.far(s.far - 1).account
+	}
+	if s.sourced {
+		p.Source = &Source{s.flow.Listener(), s.flow.Client().Addr()}
 	}
 	p.FDs = append(p.FDs, s.client.fd)
 	if b := l.leg(s, flow.Backend).fd; b >= 0 {
@@ -222,6 +248,9 @@ type Parcel struct {
 	FDs     []sock.FD
 	Since   []flow.Instant // by flow: when it was parked
 	Objects flow.Objects   // what names stand for; nil: the same versions
+	// Sources, by flow, is whom it counts for already; nil: they have counted
+	// under another ledger, and come under this one now.
+	Sources []*Source
 	// Adopted is told on the loop's thread how long each flow was not served,
 	// and how many could not be thawed and are lost. May be nil.
 	Adopted func(pauses []int64, lost int) // nanoseconds
@@ -240,6 +269,7 @@ func Pack(all []Parked, objects ...*frozen.Object) (*Parcel, error) {
 		}
 		p.FDs = append(p.FDs, x.FDs...)
 		p.Since = append(p.Since, x.Since)
+		p.Sources = append(p.Sources, x.Source)
 	}
 	var room []byte
 	if r, ok := encoded.Get().(*[]byte); ok {
@@ -275,6 +305,9 @@ func (l *Loop) unpack(p *Parcel) {
 		for _, fd := range p.FDs {
 			l.k.CloseReset(fd)
 		}
+		for _, x := range p.Sources {
+			x.leave(l.shared.Ledger)
+		}
 		if p.Adopted != nil {
 			p.Adopted(nil, len(p.Since))
 		}
@@ -287,7 +320,7 @@ func (l *Loop) unpack(p *Parcel) {
 	var pauses []int64
 	lost := 0
 	for k, z := range batch.Flows {
-		if err := l.adopt(z, p.FDs, objects); err != nil {
+		if err := l.adopt(z, p, k, objects); err != nil {
 			l.shared.Log.Error("a flow could not be thawed and is lost", "flow", z.Id, "error", err)
 			l.Count.Lost++
 			lost++
@@ -303,8 +336,8 @@ func (l *Loop) unpack(p *Parcel) {
 }
 
 // adopt picks one flow up and serves it at once.
-func (l *Loop) adopt(z *frozen.Flow, fds []sock.FD, objects flow.Objects) error {
-	client, backend, err := legFDs(z, fds)
+func (l *Loop) adopt(z *frozen.Flow, p *Parcel, k int, objects flow.Objects) error {
+	client, backend, err := legFDs(z, p.FDs)
 	if err == nil {
 		var f flow.Flow
 		if f, err = flow.Thaw(l.now, z, objects); err == nil {
@@ -320,14 +353,43 @@ func (l *Loop) adopt(z *frozen.Flow, fds []sock.FD, objects flow.Objects) error 
 					b.pool = l.pool(s)
 				}
 			}
+			l.comeUnder(s, p, k)
 			l.Count.Adopted++
 			l.guard(i)
 			return nil
 		}
 	}
+	if p.Sources != nil {
+		p.Sources[k].leave(l.shared.Ledger)
+	}
 	l.k.CloseReset(client)
 	l.k.CloseReset(backend)
 	return err
+}
+
+// comeUnder makes the ledger know what it may not yet of a flow that has moved
+// here: its source, and which endpoint its client is to come back to.
+func (l *Loop) comeUnder(s *slot, p *Parcel, k int) {
+	x := s.flow.Listener()
+	switch {
+	case p.Sources != nil:
+		if was := p.Sources[k]; was != nil {
+			s.sourced = true
+			if was.Listener != x { // it has adopted another version
+				l.shared.Ledger.AdmitSource(x, was.Address)
+				l.shared.Ledger.LeaveSource(was.Listener, was.Address)
+			}
+		}
+	case limitsSources(x):
+		l.shared.Ledger.AdmitSource(x, s.flow.Client().Addr())
+		s.sourced = true
+	}
+	if b, e := s.flow.Backend(), s.flow.Endpoint(); e != nil && b.Sticky != nil && b.Sticky.Kind != config.StickyCookie {
+		s.flow.Ask(&l.asking)
+		if l.asking.Key != 0 {
+			l.book(b.Ref.Name).Learn(l.asking.Key, e.Ref.Name)
+		}
+	}
 }
 
 // asDialled tells whether f is under the same objects as z, whose leg it has. If
@@ -419,9 +481,14 @@ func (l *Loop) AcceptRest(x *Listening) {
 			return
 		}
 		l.Count.Accepted++
+		sourced, ok := l.admits(x.Object, from.Addr())
+		if !ok {
+			l.k.CloseReset(fd)
+			continue
+		}
 		l.shared.Ledger.Node.Admit()
 		x.Gate.Admit()
-		l.begin(fd, flow.AddressOf(from), x)
+		l.begin(&arrival{fd, flow.AddressOf(from), x, sourced})
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 
 	"github.com/holdfast-lb/holdfast/internal/config"
 	"github.com/holdfast-lb/holdfast/internal/flow"
+	"github.com/holdfast-lb/holdfast/internal/ledger"
 	"github.com/holdfast-lb/holdfast/internal/planted"
 	"github.com/holdfast-lb/holdfast/internal/sock"
 )
@@ -105,6 +106,9 @@ func (l *Loop) rest(s *slot) bool {
 	if p == nil || p.gone || b.is&(over|failed|deaf) != 0 || b.brew&thickBackend != 0 || !b.has(watched) || p.n >= p.policy.IdleMax || b.pipe != noPipe {
 		return false
 	}
+	if !serves(p.endpoint, b.account.Standing()) && !planted.Bug(57) {
+		return false // nobody would come for it, and who takes the endpoint out waits for its end
+	}
 	if b.has(readable) {
 		// Of a body whose length is known no more is read than that. What there
 		// is beyond it was not asked for.
@@ -135,6 +139,15 @@ func (l *Loop) rest(s *slot) bool {
 	p.n++
 	l.idle.n++
 	return true
+}
+
+// serves tells whether an endpoint that stands so is given anything new.
+func serves(e *config.Endpoint, s ledger.Standing) bool {
+	weight := e.Weight
+	if s.Weight >= 0 {
+		weight = s.Weight
+	}
+	return s.Admin == ledger.Ready && (s.Health == ledger.Unknown || s.Health == ledger.Up) && !s.Ejected && weight > 0
 }
 
 // wake gives the flow the latest leg of the pool; false if there is none.
@@ -261,6 +274,16 @@ func (l *Loop) shrink() bool {
 // Idle is how many backend legs are idle; to be asked for on the loop's thread.
 func (l *Loop) Idle() int { return l.idle.n }
 
+// IdleTo is how many of them lead to the endpoint of that full name.
+func (l *Loop) IdleTo(endpoint string) (n int) {
+	for e, p := range l.idle.pools {
+		for ; p != nil && e.Ref.Name == endpoint; p = p.next {
+			n += p.n
+		}
+	}
+	return n
+}
+
 // CloseIdle closes the idle legs of the endpoint of that full name, or all if it
 // is "", and tells how many there were: of an endpoint that is taken out of
 // service, a process that ends, or a host that is left.
@@ -278,4 +301,19 @@ func (l *Loop) CloseIdle(endpoint string) (closed int) {
 		}
 	}
 	return closed
+}
+
+// ShedIdle closes up to n clients that are between two requests, because memory
+// is short, and tells how many: each of them can connect again.
+func (l *Loop) ShedIdle(n int) int {
+	if n <= 0 {
+		return 0
+	}
+	all := l.Slots(n, func(f *flow.Flow) bool { return f.State() == flow.Reading && f.Phase() == flow.Idle })
+	for _, i := range all {
+		l.step(l.at(i), flow.Event{Kind: flow.Kill, Why: flow.Shed})
+		l.guard(i)
+	}
+	l.Count.Shed += uint64(len(all))
+	return len(all)
 }

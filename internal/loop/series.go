@@ -1,6 +1,7 @@
 package loop
 
 import (
+	"slices"
 	"github.com/holdfast-lb/holdfast/internal/config"
 	"github.com/holdfast-lb/holdfast/internal/flow"
 )
@@ -49,9 +50,16 @@ const familiar = 256
 // seriesBook holds the series of a loop.
 type seriesBook struct {
 	all map[SeriesKey]*Series
+	// order has the same ones, as they came, to be looked at a few at a time.
+	order []namedSeries
 	// known are the latest by the objects that name them. Objects are immutable
 	// and compared by their pointers, which is cheaper than three strings.
 	known [familiar]knownSeries
+}
+
+type namedSeries struct {
+	key    SeriesKey
+	series *Series
 }
 
 type knownSeries struct {
@@ -103,6 +111,7 @@ func (b *seriesBook) keyed(key SeriesKey) *Series {
 		}
 		x = &Series{}
 		b.all[key] = x
+		b.order = append(b.order, namedSeries{key, x})
 	}
 	return x
 }
@@ -126,12 +135,23 @@ func (b *seriesBook) prune(c *config.Config) {
 		key.Endpoint = ""
 		b.keyed(key).Add(x)
 	}
+	b.order = slices.DeleteFunc(b.order, func(n namedSeries) bool { return b.all[n.key] != n.series })
 }
 
 // Series calls do for each series of the loop, in no order; to be called on the
 // loop's thread. What do is given stays the loop's.
 func (l *Loop) Series(do func(SeriesKey, *Series)) {
-	for key, x := range l.series.all {
-		do(key, x)
+	l.SeriesFrom(0, len(l.series.order), do)
+}
+
+// SeriesFrom is Series for n of them from a number on, and gives the number to go
+// on from, or false if there are no more: to look at many of them in several
+// turns. The numbers hold as long as the loop's [Loop.Generation] does.
+func (l *Loop) SeriesFrom(from, n int, do func(SeriesKey, *Series)) (next int, more bool) {
+	all := l.series.order
+	end := min(len(all), from+n)
+	for _, x := range all[min(from, end):end] {
+		do(x.key, x.series)
 	}
+	return end, end < len(all)
 }

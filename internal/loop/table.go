@@ -49,6 +49,7 @@ type slot struct {
 	far         uint32 // 1 + index of its backend leg, 0: none, and no endpoint's slot
 	live        bool
 	again       bool
+	sourced     bool // it counts under its source, and must leave it
 }
 
 // backendLeg is a leg that we dialled, or are about to: of a flow, or idle in a
@@ -199,7 +200,7 @@ func (l *Loop) freeLeg(k uint32) {
 func (l *Loop) leave(i uint32, s *slot) {
 	l.disarm(i, &s.timer)
 	l.detach(s)
-	s.live, s.again = false, false
+	s.live, s.again, s.sourced = false, false, false
 	s.flow = flow.Flow{}
 	l.table.slots.giveBack(i)
 	l.load.Add(-1)

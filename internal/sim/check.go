@@ -10,6 +10,7 @@ import (
 
 	"github.com/holdfast-lb/holdfast/internal/config"
 	"github.com/holdfast-lb/holdfast/internal/flow"
+	"github.com/holdfast-lb/holdfast/internal/ledger"
 	"github.com/holdfast-lb/holdfast/internal/loop"
 )
 
@@ -53,6 +54,30 @@ func (w *World) check() {
 		}
 	}
 	w.checkLimits(perEnd)
+	if w.policy != nil {
+		w.policy.check()
+		w.checkServed()
+	}
+}
+
+// checkServed wants that no client of TCP came to an endpoint which was out of
+// service when it began.
+func (w *World) checkServed() {
+	for _, p := range w.peers {
+		if p.svc == nil || p.judged {
+			continue
+		}
+		c := p.across()
+		if c == nil || !c.client {
+			continue
+		}
+		p.judged = true
+		x := w.policy.stand("pool/" + p.svc.name)
+		if x.outSince == 0 || c.turn <= x.changed || w.policy.sticky[0] != "" && keepsSticky(&x.standing) {
+			continue
+		}
+		w.fail("%v of turn %d came to %s, which is out of service since turn %d: %+v", c, c.turn, p.svc.name, x.outSince, x.standing)
+	}
 }
 
 // simmer is when a flow was first seen with octets below its leg's threshold,
@@ -167,11 +192,15 @@ func (w *World) stuckFlow(p *Proc, l *loop.Loop, i uint32) {
 			legs[s] = p.fds.sock(fd, "look")
 		}
 	}
-	if f.Phase() != flow.Tunnel && f.Speaks() == config.HTTP && f.State() != flow.Dialing && f.State() != flow.Queued {
+	if f.Phase() != flow.Tunnel && f.Speaks() == config.HTTP && f.State() != flow.Sunk && f.State() != flow.Dialing && f.State() != flow.Queued {
 		w.stuckWeb(f, legs, l.Kind(i))
 		return
 	}
 	switch f.State() {
+	case flow.Sunk:
+		if c := legs[flow.Client]; c != nil && (len(c.rcv) > 0 || c.finIn || c.dead) {
+			w.fail("lost wakeup: flow %x is sunk, %d octets of its client are not read, FIN %t RST %t", f.ID(), len(c.rcv), c.finIn, c.dead)
+		}
 	case flow.Dialing:
 		if b := legs[flow.Backend]; b != nil && (b.connected || b.dead) {
 			w.fail("lost wakeup: flow %x dials, its leg is connected %t dead %t", f.ID(), b.connected, b.dead)
@@ -219,19 +248,28 @@ func (w *World) stuckQueue(p *Proc) {
 		fresh := 0
 		for _, l := range p.shared.Loops {
 			fresh += len(l.Slots(0, func(f *flow.Flow) bool {
-				return f.State() == flow.Queued && f.Tried() == 0 && f.Backend().Ref.Name == b.Ref.Name
+				return f.State() == flow.Queued && f.Tried() == 0 && f.Backend().Ref.Name == b.Ref.Name && !awaitsOne(f)
 			}))
 		}
 		if book.Waiting() == 0 || fresh == 0 {
 			continue
 		}
 		for _, e := range b.Endpoints {
-			if book.Endpoint(e.Ref.Name).Room() && w.shape.broken == 0 && (w.web == nil || w.web.shape.broken == 0) {
+			stands := book.Endpoint(e.Ref.Name).Standing()
+			if takes(&stands) && book.Endpoint(e.Ref.Name).Room() && w.shape.broken == 0 && (w.web == nil || w.web.shape.broken == 0) {
 				w.fail("%s: %d flows wait for %s, endpoint %s has room (holds %d, foreign %d)", p.name, book.Waiting(), b.Ref.Name, e.Name, book.Endpoint(e.Ref.Name).InUse(), book.Endpoint(e.Ref.Name).Foreign())
 				return
 			}
 		}
 	}
+}
+
+// awaitsOne tells whether a flow that waits does so for an endpoint that its
+// client has been at before, though others may have room.
+func awaitsOne(f *flow.Flow) bool {
+	var a ledger.Asking
+	f.Ask(&a)
+	return a.Stuck != 0 || a.Key != 0
 }
 
 // remains judges the end: nothing may be left, and every story must have ended
@@ -277,9 +315,15 @@ func (w *World) remains() {
 		if n := p.fds.count(); n != want {
 			w.fail("%s: %d descriptors are open at the end, %d listeners", p.name, n, want)
 		}
+		if w.policy != nil {
+			w.policy.gone(p, true)
+		}
 		p.count()
 	}
 	w.explain()
+	if w.policy != nil {
+		w.policy.judge()
+	}
 	if w.web != nil && w.failed == nil {
 		w.web.judge()
 	}
@@ -290,12 +334,12 @@ func (w *World) remains() {
 func (w *World) ends() iter.Seq2[string, int] {
 	return func(yield func(string, int) bool) {
 		for _, s := range w.services {
-			if !yield("pool/"+s.name, w.shape.perEnd) {
+			if !yield("pool/"+s.name, w.policy.limit("pool", s.endpoint, w.shape.perEnd)) {
 				return
 			}
 		}
 		for i := range w.webEndpoints() {
-			if !yield(fmt.Sprintf("app/a%d", i), w.web.shape.perEnd) {
+			if !yield(fmt.Sprintf("app/a%d", i), w.policy.limit("app", i, w.web.shape.perEnd)) {
 				return
 			}
 		}
@@ -313,7 +357,7 @@ func (w *World) webEndpoints() int {
 // no decision that was counted, says why.
 func (w *World) explain() {
 	e := &w.tally.Ended
-	decided := e[flow.NoEndpoint] + e[flow.QueueFull] + e[flow.QueueTimeout] + e[flow.IdleTimeout] + e[flow.Killed] + w.net.strays
+	decided := e[flow.NoEndpoint] + e[flow.QueueFull] + e[flow.QueueTimeout] + e[flow.IdleTimeout] + e[flow.Killed] + w.net.strays + w.refused()
 	unexplained := uint64(0)
 	var who *Peer
 	for _, p := range w.peers {

@@ -113,6 +113,8 @@ type FDs struct {
 	files []*file // by number; nil: free
 	max   int
 	dead  bool
+	// What was accepted by listener, where that is bounded.
+	accepted map[*Listener]*acceptedAt
 }
 
 const firstFD = 3
@@ -227,6 +229,9 @@ var _ loop.Kernel = (*Kernel)(nil)
 
 // Now reads the world's clock.
 func (k *Kernel) Now() flow.Instant { return k.net.now }
+
+// Epoch is a Tuesday in autumn.
+func (k *Kernel) Epoch() flow.Instant { return flow.Instant(1.7e18) }
 
 func event(data uint64, r sock.Ready) sock.PollEvent {
 	return sock.PollEvent{Events: uint32(r), Fd: int32(uint32(data)), Pad: int32(uint32(data >> 32))}
@@ -348,9 +353,6 @@ func (k *Kernel) Unwatch(fd sock.FD) sock.Errno {
 	return 0
 }
 
-// simClient is who opens all connections here.
-var simClient = netip.MustParseAddrPort("192.0.2.7:4711")
-
 // Accept takes the first connection of a queue.
 func (k *Kernel) Accept(listener sock.FD) (sock.FD, netip.AddrPort, sock.Errno) {
 	f := k.fds.get(listener, "accept")
@@ -379,7 +381,10 @@ func (k *Kernel) Accept(listener sock.FD) (sock.FD, netip.AddrPort, sock.Errno) 
 		return sock.NoFD, netip.AddrPort{}, sock.ManyFiles
 	}
 	l.queue = l.queue[1:]
-	return fd, simClient, 0
+	if k.net.accepted != nil {
+		k.net.accepted(k.fds, l)
+	}
+	return fd, s.remote, 0
 }
 
 // Peek looks at what Recv would give, and never fails by chance: it takes nothing.

@@ -308,6 +308,7 @@ func (p *Proc) giveHostBatch(t *task, c *carrier, l *loop.Loop, slots []uint32, 
 			x.Account.Forget(1) // nothing is free: the other host holds it
 			p.departed(x.Account.Name)
 		}
+		x.LeaveSource(p.shared.Ledger)
 		p.shared.Ledger.Listener(x.Frozen.Listener.Name).Leave()
 		p.shared.Ledger.Node.Leave()
 	}

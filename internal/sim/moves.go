@@ -296,6 +296,7 @@ func (p *Proc) forget(parked []loop.Parked, lost bool) {
 				x.Account.Forget(1)
 			}
 		}
+		x.LeaveSource(p.shared.Ledger)
 		p.shared.Ledger.Listener(x.Frozen.Listener.Name).Leave()
 		p.shared.Ledger.Node.Leave()
 	}

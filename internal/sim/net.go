@@ -24,11 +24,13 @@ type Net struct {
 	peers     map[uint64]*Peer // by the key of their stream
 
 	faults     Faults
-	first      func(s *Sock, b []byte) // is shown what a leg that has served is given first
-	thresholds int                     // how often one was set
-	thickened  bool                    // one was set a moment ago
-	strays     uint64                  // connections that may end early while their flow is not known
-	bad        error                   // the first thing that no program may do to a kernel
+	first      func(s *Sock, b []byte)   // is shown what a leg that has served is given first
+	thresholds int                       // how often one was set
+	thickened  bool                      // one was set a moment ago
+	accepted   func(t *FDs, l *Listener) // is told of each connection that a process takes; nil: nobody
+	sinks      bool                      // some endpoints are none
+	strays     uint64                    // connections that may end early while their flow is not known
+	bad        error                     // the first thing that no program may do to a kernel
 }
 
 type behaviour uint8

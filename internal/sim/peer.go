@@ -27,6 +27,11 @@ type Peer struct {
 	excused  string
 	sleeps   flow.Instant // reads nothing until then
 	born     flow.Instant
+	turn     int // when it began
+	client   bool
+	denied   bool     // nobody may serve it
+	svc      *service // of a server: which
+	judged   bool     // a server, whose client is known
 	bad      error
 	buf      []byte
 }
@@ -184,6 +189,9 @@ func (p *Peer) lost(string) bool {
 }
 
 func (p *Peer) check(b []byte) {
+	if p.denied {
+		p.fault("it is denied and got %d octets", len(b))
+	}
 	for len(b) > 0 && p.got < headLen {
 		p.head[p.got] = b[0]
 		p.got++
@@ -225,6 +233,8 @@ func (p *Peer) ended() {
 	}
 	o := p.other()
 	switch {
+	case o == nil && p.got == 0 && p.client && p.net.sinks:
+		// It came to a sink.
 	case o == nil && p.got > 0:
 		p.fault("FIN after %d octets, within the head", p.got)
 	case o == nil:

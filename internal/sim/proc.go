@@ -33,6 +33,7 @@ type Proc struct {
 	leaving  bool // it hands everything over
 	arriving bool // it takes over
 	gave     bool // it has handed something over and is to end
+	crashed  bool // it was killed
 	tasks    []*task
 	// During a migration: what has left for, or come from, another host.
 	departed, arrived func(endpoint string)
@@ -53,6 +54,7 @@ func (w *World) newProc(name string, h *Host, source string, inherited map[strin
 	}
 	p := &Proc{name: name, w: w, host: h, fds: fds, objects: &registry{map[config.Ref]any{}}, source: source, log: &bytes.Buffer{}}
 	p.shared = &loop.Shared{Objects: p.objects, Log: slog.New(slog.NewTextHandler(p.log, &slog.HandlerOptions{Level: slog.LevelError}))}
+	p.shared.Sinks = w.policy.recordsOf(w.loops)
 	p.shared.NextID.Store(firstID)
 	p.shared.Ledger = ledger.New(ledger.Options{
 		Policy: balance.Policy{},
@@ -74,6 +76,7 @@ func (w *World) newProc(name string, h *Host, source string, inherited map[strin
 	}
 	p.setLimits(c)
 	p.objects.addConfig(c)
+	w.policy.inherit(p)
 	for _, l := range p.shared.Loops {
 		l.SetGeneration(p.gen)
 	}
@@ -146,7 +149,7 @@ func (p *Proc) flows() (n int) {
 
 // crash ends the process as SIGKILL does.
 func (p *Proc) crash() {
-	p.dead = true
+	p.dead, p.crashed = true, true
 	for _, t := range p.tasks {
 		t.kill()
 	}
@@ -181,6 +184,9 @@ func (p *Proc) exit() {
 	p.closePollers()
 	if n := p.fds.count(); n > 0 {
 		p.w.fail("%s ends and leaves %d descriptors open", p.name, n)
+	}
+	if p.w.policy != nil {
+		p.w.policy.gone(p, true)
 	}
 	p.count()
 	p.dead = true

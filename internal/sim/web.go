@@ -87,6 +87,10 @@ func newWeb(w *World, sc Scenario) *web {
 	if r.IntN(4) == 0 {
 		h.shape.listenMax = 2 + r.IntN(4)
 	}
+	if sc.Policy {
+		h.shape.endpoints = max(2, h.shape.endpoints)
+		h.shape.queue = max(h.shape.queue, 500)
+	}
 	for i := range h.shape.endpoints {
 		h.serve(fmt.Sprintf("a%d", i), i, 0)
 		if i >= h.shape.endpoints-h.shape.broken {
@@ -136,6 +140,7 @@ func (h *web) listeners(b *strings.Builder, revision int) {
 		if s.listenMax > 0 {
 			fmt.Fprintf(b, "    connectionsMax: %d\n", s.listenMax)
 		}
+		h.w.policy.webListener(b)
 		b.WriteString("    routes:\n")
 		b.WriteString("      - { match: { path: { exact: /ping } }, respond: { status: 200, body: \"pong\\n\" } }\n")
 		b.WriteString("      - { match: { path: /r/ }, backend: app }\n")
@@ -144,7 +149,7 @@ func (h *web) listeners(b *strings.Builder, revision int) {
 		if s.hurried {
 			timeouts = "header: 1s, body: 2s, keepalive: 3s, tunnel: 5s"
 		}
-		fmt.Fprintf(b, "    http: { timeouts: { %s } }\n", timeouts)
+		fmt.Fprintf(b, "    http: { timeouts: { %s }%s }\n", timeouts, h.w.policy.ofRules())
 	}
 }
 
@@ -159,9 +164,13 @@ func (h *web) backends(b *strings.Builder) {
 	if s.fromVIP {
 		b.WriteString("    source: vip\n")
 	}
-	if s.perEnd > 0 {
+	switch {
+	case s.perEnd > 0:
 		fmt.Fprintf(b, "    limits: { connectionsPerEndpoint: %d, queue: %d, queueTime: 1h }\n", s.perEnd, s.queue)
+	case h.w.policy != nil:
+		fmt.Fprintf(b, "    limits: { queue: %d, queueTime: 1h }\n", s.queue)
 	}
+	h.w.policy.ofBackend(b, "app")
 	b.WriteString("    endpoints:\n")
 	for i := range s.endpoints - s.gone {
 		e := h.current(i)
@@ -169,8 +178,9 @@ func (h *web) backends(b *strings.Builder) {
 		if e.unix != "" {
 			address = "unix:" + e.unix
 		}
-		fmt.Fprintf(b, "      - { name: a%d, address: %q }\n", i, address)
+		fmt.Fprintf(b, "      - { name: a%d, address: %q%s }\n", i, address, h.w.policy.ofEndpoint("app", i))
 	}
+	h.w.policy.sinks(b, "app")
 }
 
 // change alters what the next reload brings. done is to be called when that has
@@ -186,7 +196,9 @@ func (h *web) change() (done func()) {
 		}
 	case 1:
 		was := s.gone
-		s.gone = r.IntN(s.endpoints)
+		if h.w.policy == nil {
+			s.gone = r.IntN(s.endpoints)
+		}
 		for i := range s.endpoints {
 			if e := h.current(i); i >= s.endpoints-s.gone && i < s.endpoints-was {
 				left = append(left, e)
@@ -320,7 +332,7 @@ func (h *web) judge() {
 	if len(h.unsafe502) > strays+h.idleDeaths {
 		w.fail("%d requests were answered 502 and nothing says why (%d strays, %d servers ended between requests); one is %v, served by %v", len(h.unsafe502), strays, h.idleDeaths, h.unsafe502[0], h.unsafe502[0].arrivals)
 	}
-	decided := int(e[flow.Killed]+e[flow.IdleTimeout]+e[flow.HeadTimeout]) + strays
+	decided := int(e[flow.Killed]+e[flow.IdleTimeout]+e[flow.HeadTimeout]+w.refused()) + strays
 	if len(h.cutOff) > decided {
 		w.fail("%d clients were cut off and only %d decisions say why (ended by cause: %v); one is %v; its requests %v, served by %v", len(h.cutOff), decided, *e, h.cutOff[0], h.cutOff[0].asks, h.cutOff[0].servers())
 	}

@@ -25,6 +25,7 @@ type ask struct {
 	farewell      bool // the server says that its connection ends with it
 
 	begunAt  int // the turn
+	stuckTo  int // 1 + the endpoint that its cookie names, 0: it has none
 	arrivals []*webServer
 	heard    bool   // a server has begun to answer
 	said     int    // interim answers so far

@@ -47,6 +47,9 @@ type webClient struct {
 	excused  string
 	aborted  bool
 	numb     bool // it is not interested in what comes any more
+	denied   bool // nobody may serve it
+	cookie   string
+	cookieOf int // 1 + the endpoint that it is of
 }
 
 // webPlan is what a client does.
@@ -68,8 +71,9 @@ func (h *web) client(calm bool) {
 	w := h.w
 	r := w.net.rng
 	vip := webVIPs[r.IntN(len(webVIPs))]
-	near, _ := w.net.pair(netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, 2}), w.net.port()), vip)
-	c := &webClient{h: h, name: fmt.Sprintf("web-client-%d", len(h.clients)), s: near, vip: vip.Addr(), minor: 1}
+	from, denied := w.policy.source(netip.AddrFrom4([4]byte{192, 0, 2, 2}))
+	near, _ := w.net.pair(netip.AddrPortFrom(from, w.net.port()), vip)
+	c := &webClient{denied: denied, h: h, name: fmt.Sprintf("web-client-%d", len(h.clients)), s: near, vip: vip.Addr(), minor: 1}
 	c.plan = webPlan{
 		requests: 1 + r.IntN(6), depth: 1, hasty: r.IntN(2) == 0, closesEarly: r.IntN(6) == 0,
 		gulp: []int{50, 2000, 70000}[r.IntN(3)], mouth: []int{20, 2000, 70000}[r.IntN(3)], eager: r.IntN(4) == 0,
@@ -93,6 +97,10 @@ func (h *web) client(calm bool) {
 		case 2:
 			c.plan.abortRead = after
 		}
+	}
+	if p := w.policy; p != nil && len(p.jar) > 0 && r.IntN(2) == 0 {
+		k := r.IntN(len(p.jar)) // somebody comes back
+		c.cookie, c.cookieOf = p.jar[k], p.jarOf[k]
 	}
 	near.owner = c
 	h.clients = append(h.clients, c)
@@ -161,6 +169,10 @@ func (c *webClient) encode(a *ask) {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s %s HTTP/1.%d\r\nHost: %s\r\nX-Id: %d\r\n", a.method, target, a.minor, "far.example:443", a.id)
 	b.WriteString(extra)
+	if c.cookie != "" {
+		fmt.Fprintf(&b, "Cookie: a=b; %s\r\n", c.cookie)
+		a.stuckTo = c.cookieOf
+	}
 	for range r.IntN(4) {
 		fmt.Fprintf(&b, "X-Fill: %s\r\n", strings.Repeat("x", r.IntN(300)))
 	}
@@ -331,6 +343,9 @@ func (c *webClient) hear(last bool) bool {
 	n, e := c.s.recv(b)
 	switch {
 	case n > 0:
+		if c.denied {
+			c.fault("it is denied and got %d octets", n)
+		}
 		c.read += n
 		c.in = append(c.in, b[:n]...)
 		for w.failed == nil && !c.closed && c.digest() {
@@ -504,6 +519,9 @@ func (c *webClient) begins(a *ask, h *head) bool {
 		return false
 	}
 	c.interims, c.status = 0, status
+	if !c.own {
+		c.keepCookie(a, h)
+	}
 	if c.own {
 		c.judgeOwn(a, status)
 	} else if status != a.status {
@@ -601,6 +619,10 @@ func (c *webClient) judgeOwn(a *ask, status int) {
 	case status == 502:
 		h.unsafe502 = append(h.unsafe502, a)
 		ok = true
+	case status == 429:
+		ok = h.w.policy != nil && h.w.policy.askRate > 0
+	case status == 503 && h.w.policy != nil && (h.w.policy.wasBarren("app", a.begunAt) || h.w.policy.sink[1] == "503"):
+		ok = true
 	case status == 503:
 		ok = faults || h.shape.broken > 0 || h.shape.queue < 50
 	case status == 504:
@@ -610,5 +632,29 @@ func (c *webClient) judgeOwn(a *ask, status int) {
 	}
 	if !ok {
 		c.fault("the balancer answers %d by itself", status)
+	}
+}
+
+// keepCookie looks at the cookie of an answer: there is one if the client had
+// none of the endpoint that answers, and it keeps that.
+func (c *webClient) keepCookie(a *ask, h *head) {
+	p := c.h.w.policy
+	if p == nil || !strings.HasPrefix(p.sticky[1], "cookie") || len(a.arrivals) == 0 {
+		return
+	}
+	by := a.arrivals[len(a.arrivals)-1].svc.endpoint + 1
+	set, _, _ := strings.Cut(h.get("set-cookie"), ";")
+	switch {
+	case a.tunnels():
+	case set == "" && a.stuckTo != by:
+		c.fault("no cookie for endpoint %d, it had one of %d", by-1, a.stuckTo-1)
+	case set != "" && a.stuckTo == by:
+		c.fault("one more cookie for endpoint %d", by-1)
+	case set != "" && !strings.HasPrefix(set, "hf="):
+		c.fault("the cookie %q", set)
+	}
+	if set != "" {
+		c.cookie, c.cookieOf = set, by
+		p.jar, p.jarOf = append(p.jar, set), append(p.jarOf, by)
 	}
 }

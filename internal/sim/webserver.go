@@ -336,6 +336,7 @@ func (p *webServer) begins(h *head) {
 	case len(w.hosts) == 1 && p.svc.leftAt != 0 && a.begunAt > p.svc.leftAt:
 		p.fault("a request of turn %d, the endpoint has left in turn %d", a.begunAt, p.svc.leftAt)
 	}
+	p.h.w.policy.arrives(a, p)
 	if len(a.arrivals) > 0 {
 		was := a.arrivals[len(a.arrivals)-1]
 		switch {

@@ -17,7 +17,8 @@ type World struct {
 	hosts    []*Host
 	procs    []*Proc // all that ever were
 	peers    []*Peer
-	web      *web // nil: nobody speaks HTTP here
+	web      *web    // nil: nobody speaks HTTP here
+	policy   *policy // nil: all endpoints are alike
 	services []*service
 	shape    shape
 	loops    int
@@ -61,7 +62,7 @@ type shape struct {
 type service struct {
 	name     string
 	web      bool
-	endpoint int // of HTTP: which one, how often it has got another address, and the turn since which it is no endpoint
+	endpoint int // which one; of HTTP: how often it has got another address, and the turn since which it is no endpoint
 	moves    int
 	leftAt   int
 	at       netip.AddrPort
@@ -83,6 +84,8 @@ type Scenario struct {
 	Bulk                                      bool // more of the peers have much to say
 	Flood                                     bool // and some very much
 	Chase                                     bool // flows move when they have become streams
+	Policy                                    bool // endpoints differ, sources and rates are bounded
+	Stands                                    int  // changes of how endpoints stand
 }
 
 func (w *World) fail(format string, args ...any) {
@@ -111,6 +114,10 @@ func (w *World) counted(c *loop.Counters) {
 	w.tally.Adopted += c.Adopted
 	w.tally.Parked += c.Parked
 	w.tally.Relayed += c.Relayed
+	w.tally.Retries += c.Retries
+	for i, n := range c.Refused {
+		w.tally.Refused[i] += n
+	}
 }
 
 // NewWorld makes the world of a seed: one host, or two if flows migrate.
@@ -139,11 +146,20 @@ func NewWorld(seed uint64, sc Scenario) *World {
 	if r.IntN(3) == 0 {
 		w.shape.listenMax = 2 + r.IntN(4)
 	}
+	if sc.Policy {
+		w.policy = newPolicy(w)
+		w.shape.endpoints = max(2, w.shape.endpoints)
+		w.shape.queue = max(w.shape.queue, 500)
+	}
 	for i := range w.shape.endpoints {
 		w.serve(i)
 	}
 	if w.calm = sc.Calm; sc.Web > 0 {
 		w.web = newWeb(w, sc)
+	}
+	if p := w.policy; p != nil {
+		w.net.sinks = p.sink[0] != ""
+		w.net.accepted = p.checkRate
 	}
 	w.net.faults = Faults{At: sc.FailAt, Odds: sc.FaultOdds}
 	for i := range 1 + min(1, sc.Migrations) {
@@ -165,7 +181,7 @@ func NewWorld(seed uint64, sc Scenario) *World {
 
 // serve makes the server of endpoint i.
 func (w *World) serve(i int) {
-	s := &service{name: fmt.Sprintf("e%d", i)}
+	s := &service{name: fmt.Sprintf("e%d", i), endpoint: i}
 	switch {
 	case w.shape.unix && i == 0:
 		s.unix = "/run/e0.sock"
@@ -192,27 +208,36 @@ var vip = netip.MustParseAddrPort("10.0.0.5:80")
 func (w *World) yaml() string {
 	s := &w.shape
 	var b strings.Builder
+	if w.policy != nil {
+		b.WriteString("accessLog: { to: stdout }\n")
+	}
 	fmt.Fprintf(&b, "node: { name: n, loops: %d, admin: { socket: /run/a.sock } }\n", w.loops)
 	fmt.Fprintf(&b, "listeners:\n  web: { vip: %q, backend: pool, idleTimeout: %s, onChange: %s", vip, s.idle, s.onChange)
 	if s.listenMax > 0 {
 		fmt.Fprintf(&b, ", connectionsMax: %d", s.listenMax)
 	}
+	b.WriteString(w.policy.ofListener(false))
 	fmt.Fprintf(&b, ", backlog: %d }\n", 100+s.revision)
 	if w.web != nil {
 		w.web.listeners(&b, s.revision)
 	}
 	fmt.Fprintf(&b, "backends:\n  pool:\n    balance: %s\n    connectTimeout: 2s\n    retry: { max: 4 }\n", s.balance)
-	if s.perEnd > 0 {
+	switch {
+	case s.perEnd > 0:
 		fmt.Fprintf(&b, "    limits: { connectionsPerEndpoint: %d, queue: %d, queueTime: 10m }\n", s.perEnd, s.queue)
+	case w.policy != nil:
+		fmt.Fprintf(&b, "    limits: { queue: %d, queueTime: 10m }\n", s.queue)
 	}
+	w.policy.ofBackend(&b, "pool")
 	b.WriteString("    endpoints:\n")
-	for _, e := range w.services[:s.endpoints-s.gone] {
+	for i, e := range w.services[:s.endpoints-s.gone] {
 		address := e.at.String()
 		if e.unix != "" {
 			address = "unix:" + e.unix
 		}
-		fmt.Fprintf(&b, "      - { name: %s, address: %q }\n", e.name, address)
+		fmt.Fprintf(&b, "      - { name: %s, address: %q%s }\n", e.name, address, w.policy.ofEndpoint("pool", i))
 	}
+	w.policy.sinks(&b, "pool")
 	if w.web != nil {
 		w.web.backends(&b)
 	}
@@ -221,9 +246,10 @@ func (w *World) yaml() string {
 
 // client begins a client.
 func (w *World) client(calm bool) {
-	near, far := w.net.pair(netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, 1}), w.net.port()), vip)
-	_ = far
-	w.peer(fmt.Sprintf("client-%d", len(w.peers)), near, calm)
+	from, denied := w.policy.source(netip.AddrFrom4([4]byte{192, 0, 2, 1}))
+	near, _ := w.net.pair(netip.AddrPortFrom(from, w.net.port()), vip)
+	p := w.peer(fmt.Sprintf("client-%d", len(w.peers)), near, calm)
+	p.client, p.denied, p.turn = true, denied, w.turns
 	w.net.connect(near, vip)
 }
 
@@ -279,6 +305,7 @@ func (w *World) serveAll(calm bool) bool {
 			s.listener.queue = s.listener.queue[1:]
 			s.n++
 			p := w.peer(fmt.Sprintf("server-%s-%d", s.name, s.n), x, calm)
+			p.svc = s
 			if x.peer.excused != "" {
 				p.excuse(x.peer.excused)
 			}
@@ -342,7 +369,7 @@ func (w *World) Run(sc Scenario) error {
 func (w *World) story(sc Scenario) {
 	r := w.net.rng
 	w.net.faults.on = true
-	events := sc.Clients + sc.Web + sc.Reloads + sc.Rebalances + sc.Upgrades + sc.Migrations
+	events := sc.Clients + sc.Web + sc.Reloads + sc.Rebalances + sc.Upgrades + sc.Migrations + sc.Stands
 	left := sc
 	pace := []int{20, 60, 250}[r.IntN(3)] // steps from one event to the next
 	rests := 0
@@ -375,6 +402,9 @@ func (w *World) story(sc Scenario) {
 			case k >= events-left.Web:
 				left.Web--
 				w.web.client(sc.Calm)
+			case k >= events-left.Web-left.Stands:
+				left.Stands--
+				w.policy.change()
 			default:
 				left.Migrations--
 				from := r.IntN(2)
@@ -383,7 +413,7 @@ func (w *World) story(sc Scenario) {
 					p.migrate(q)
 				}
 			}
-			events = left.Clients + left.Web + left.Reloads + left.Rebalances + left.Upgrades + left.Migrations
+			events = left.Clients + left.Web + left.Reloads + left.Rebalances + left.Upgrades + left.Migrations + left.Stands
 		}
 		if sc.Chase && w.net.thickened {
 			w.net.thickened = false
@@ -400,6 +430,9 @@ func (w *World) story(sc Scenario) {
 				if events == 0 {
 					if rests++; rests > 4 {
 						return
+					}
+					if w.policy != nil && rests > 1 {
+						w.policy.ready() // who waits for what is held waits no longer
 					}
 				}
 				w.pass(time.Duration(1 + r.IntN(int(500*time.Millisecond))))
@@ -447,7 +480,9 @@ func (w *World) change() {
 			s.perEnd = s.perEnd%3 + 1
 		}
 	case 1:
-		s.gone = r.IntN(s.endpoints)
+		if w.policy == nil { // one that is away for long is forgotten, and with it how it stands
+			s.gone = r.IntN(s.endpoints)
+		}
 	case 2:
 		if s.listenMax > 0 {
 			s.listenMax = 2 + r.IntN(4)
@@ -606,8 +641,12 @@ func (w *World) pass(d time.Duration) {
 // that remains.
 func (w *World) finish() {
 	w.net.faults.on = false
+	if w.policy != nil {
+		w.policy.ready()
+	}
 	for round := 0; w.failed == nil; round++ {
 		w.settled(false, true)
+		w.drainSinks()
 		open := 0
 		for _, p := range w.peers {
 			if !p.closed && !p.rst {
@@ -628,6 +667,21 @@ func (w *World) finish() {
 	}
 	if w.failed == nil {
 		w.remains()
+	}
+}
+
+// drainSinks ends, as an operator would, the flows that a sink holds: nothing
+// else does.
+func (w *World) drainSinks() {
+	for _, p := range w.procs {
+		if p.dead {
+			continue
+		}
+		for _, l := range p.shared.Loops {
+			for _, i := range l.Slots(0, func(f *flow.Flow) bool { return f.State() == flow.Sunk }) {
+				l.Kill(i)
+			}
+		}
 	}
 }
 
