@@ -23,6 +23,9 @@ const (
 	optionSACK       = 4 // TCPOPT_SACK_PERM
 	optionTimestamps = 8 // TCPOPT_TIMESTAMP
 
+	mssMin = 88    // TCP_MIN_MSS, include/net/tcp.h: what TCP_MAXSEG takes at least
+	mssMax = 32767 // MAX_TCP_WINDOW: and at most
+
 	infoTimestamps = 1 // TCPI_OPT_TIMESTAMPS, include/uapi/linux/tcp.h
 	infoSACK       = 2 // TCPI_OPT_SACK
 	infoScaling    = 4 // TCPI_OPT_WSCALE

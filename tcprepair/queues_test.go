@@ -108,6 +108,26 @@ func TestReadingOpensWindow(t *testing.T) {
 	})
 }
 
+// A restored socket sends segments as large as before.
+func TestSegmentSize(t *testing.T) {
+	eachFamily(t, func(t *testing.T, ours, peers netip.Addr) {
+		c := newConn(t, ours, peers, nil)
+		size := func() uint32 {
+			i, err := unix.GetsockoptTCPInfo(c.ours, unix.SOL_TCP, unix.TCP_INFO)
+			must(t, "TCP_INFO", err)
+			return i.Snd_mss
+		}
+		c.mustWrite(true, 5000)
+		before := size()
+		c.move(Established)
+		// Now: over loopback, unlike Ethernet, the first write would correct it.
+		if after := size(); after != before {
+			t.Errorf("segments of %d octets, %d before", after, before)
+		}
+		c.finish(true, true)
+	})
+}
+
 // Octets that were sent and not acknowledged: the restored socket sends them
 // again.
 func TestUnacked(t *testing.T) {

@@ -106,6 +106,12 @@ func (s *State) build(fd int, o Options) error {
 	if err := writeSeq(fd, queueRecv, s.recvBase()); err != nil {
 		return err
 	}
+	// The size of segments is computed when connect is called, and not again when
+	// writeOptions says what the peer takes (net/ipv4/tcp.c:
+	// tcp_repair_options_est); it would stay at 536 octets less the options.
+	if err := setInt(fd, unix.IPPROTO_TCP, unix.TCP_MAXSEG, int(min(max(s.MSS, mssMin), mssMax)), "TCP_MAXSEG"); err != nil {
+		return err
+	}
 	// net/ipv4/tcp_output.c, tcp_connect: in repair mode no SYN leaves.
 	if err := retryEINTR(func() error { return unix.Connect(fd, sockaddr(s.Remote)) }); err != nil {
 		return fmt.Errorf("connect %v: %w", s.Remote, err)
