@@ -170,6 +170,7 @@ func (f *Flow) drop(now Instant, e *Event) {
 	switch e.Endpoint.Drop {
 	case config.DropReset:
 		f.end(Dropped)
+		f.last = Sink
 	case config.DropHold:
 		if f.x != nil {
 			f.legs[Backend].drop(e.Desk.Lender)
@@ -183,8 +184,11 @@ func (f *Flow) drop(now Instant, e *Event) {
 		if f.x == nil {
 			f.end(Dropped)
 			f.marks |= gentle
+			f.last = Sink
 			return
 		}
+		f.blame(Dropped)
+		f.entry.phase = Sink
 		f.answer(now, e.Desk, 503, Dropped)
 	default:
 		panic("flow: a sink that does " + e.Endpoint.Drop.String())

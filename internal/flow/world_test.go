@@ -21,7 +21,21 @@ var objects = func() exact {
 listeners:
   a: { vip: 10.0.0.5:80, backend: many, idleTimeout: 30s }
   forever: { vip: 10.0.0.5:81, backend: many, idleTimeout: 0s }
+  falls: { vip: 10.0.0.5:83, backend: falls, idleTimeout: 30s }
+  hashed: { vip: 10.0.0.5:82, backend: hashed }
 backends:
+  falls:
+    retry: { max: 1 }
+    limits: { queueTime: 5s }
+    connectTimeout: 1s
+    fallback: { backend: spare }
+    endpoints: [ { name: e1, address: 10.0.0.31:80 }, { name: e2, drop: hold }, { name: e3, address: 10.0.0.33:80 } ]
+  hashed:
+    balance: maglev
+    sticky: { source: { bits4: 24 } }
+    endpoints: [ { name: e1, address: 10.0.0.31:80 } ]
+  spare:
+    endpoints: [ { name: s1, address: 10.0.0.41:80 }, { name: s2, drop: hold }, { name: s3, drop: reset }, { name: s4, drop: 503 } ]
   many:
     connectTimeout: 1s
     retry: { max: 2 }
@@ -98,6 +112,7 @@ type moving struct {
 	wanted string       // and what it wanted then
 	lender Lender
 	pipes  [2][]byte // octets from the leg, on their way
+	books
 }
 
 // world is a flow between two kernels, following a script.
@@ -106,6 +121,7 @@ type world struct {
 	script  []op
 	scratch [scratchBytes]byte
 	legs    [2]kern
+	desk    Desk
 	bulk    bool // use pipes where the flow wants
 	rough   bool // an RST came: how far octets got may differ
 	acts    int  // so many in all
@@ -126,6 +142,10 @@ func (o op) String() string {
 		return fmt.Sprintf("%v %s %d", o.side, o.verb, o.n)
 	case "wait", "secured":
 		return fmt.Sprintf("%s %d", o.verb, o.n)
+	case "unavailable", "kill":
+		if o.n != 0 {
+			return fmt.Sprintf("%s %d", o.verb, o.n)
+		}
 	}
 	return o.verb
 }
@@ -163,7 +183,7 @@ func parse(text string) (script []op, bulk bool, err error) {
 	return script, bulk, nil
 }
 
-var verbs = []string{"says", "takes", "room", "fin", "rst", "secured", "unavailable", "rejected", "dialed", "dial-failed", "wait", "kill", "place"}
+var verbs = []string{"says", "takes", "room", "fin", "rst", "secured", "unavailable", "rejected", "dialed", "dial-failed", "wait", "kill", "place", "falls"}
 
 // compile makes a script of any octets.
 func compile(code []byte) (script []op, bulk bool) {
@@ -171,6 +191,9 @@ func compile(code []byte) (script []op, bulk bool) {
 		return nil, false
 	}
 	bulk = code[0]&1 != 0
+	if code[0]&4 != 0 {
+		script = append(script, op{verb: "falls"})
+	}
 	if code[0]&2 != 0 { // most scripts should come to relaying
 		script = append(script, op{verb: "secured", n: int(code[0] >> 6)}, op{verb: "dialed"})
 	}
@@ -200,6 +223,9 @@ func compile(code []byte) (script []op, bulk bool) {
 			o.verb = "place"
 		case 15:
 			o.verb = []string{"unavailable", "rejected", "kill", "says", "says", "says", "says", "says"}[c>>4&7]
+			if o.verb == "unavailable" || o.verb == "kill" {
+				o.n = int(c >> 7)
+			}
 		}
 		script = append(script, o)
 	}
@@ -208,8 +234,13 @@ func compile(code []byte) (script []op, bulk bool) {
 
 func newWorld(script []op, bulk bool) *world {
 	w := &world{moving: moving{now: 1e9}, script: script, bulk: bulk}
+	w.piped = bulk
+	w.desk.Config, w.desk.Lender = objects.Config, &w.lender
 	l := objects.Listeners["a"]
-	w.f = New(w.now, 0xabc<<40|7, l, objects.Backends["many"], Address{}, &w.lender)
+	if slices.ContainsFunc(script, func(o op) bool { return o.verb == "falls" }) {
+		l = objects.Listeners["falls"]
+	}
+	w.f = New(w.now, 0xabc<<40|7, l, objects.Backends[l.BackendName], Address{}, &w.lender)
 	w.legs[Client].room, w.legs[Backend].room = roomDefault, roomDefault
 	return w
 }
@@ -221,7 +252,8 @@ func (w *world) Step(i int) {
 	o := w.script[i]
 	k := &w.legs[o.side]
 	there := o.side == Client || w.f.State() == Relaying || k.closed // the peer has something to talk to
-	step := func(e Event) { w.f.Step(w.now, e) }
+	step := func(e Event) { e.Desk = &w.desk; w.f.Step(w.now, e) }
+	w.told = nil
 	switch o.verb {
 	case "says":
 		if there && !k.fin && !k.rst && !k.closed {
@@ -242,8 +274,8 @@ func (w *world) Step(i int) {
 		k.room = o.n
 	case "secured":
 		if w.f.State() == Queued {
-			ends := objects.Backends["many"].Endpoints
-			step(Event{Kind: Secured, Endpoint: ends[o.n%len(ends)]})
+			ends := w.f.Backend().Endpoints
+			step(Event{Kind: Secured, Endpoint: ends[o.n%len(ends)], Stuck: o.n > len(ends)})
 		}
 	case "place":
 		if w.f.State() == Queued && w.f.Place() == 0 {
@@ -251,7 +283,7 @@ func (w *world) Step(i int) {
 		}
 	case "unavailable", "rejected":
 		if w.f.State() == Queued {
-			step(Event{Kind: map[string]EventKind{"unavailable": Unavailable, "rejected": Rejected}[o.verb]})
+			step(Event{Kind: map[string]EventKind{"unavailable": Unavailable, "rejected": Rejected}[o.verb], Why: []Cause{NoEndpoint, NotEnded, BreakerOpen, RetriesSpent}[o.n&3]})
 		}
 	case "dialed", "dial-failed":
 		if w.f.State() == Dialing {
@@ -265,7 +297,7 @@ func (w *world) Step(i int) {
 		}
 	case "kill":
 		if w.f.State() != Done {
-			step(Event{Kind: Kill})
+			step(Event{Kind: Kill, Why: []Cause{NotEnded, Shed}[o.n&1]})
 		}
 	}
 	w.drive()
@@ -298,6 +330,7 @@ func (w *world) drive() {
 				k.shut = true
 			}
 		}
+		w.sum(w.now, &w.f)
 		w.f.Drop(&w.lender)
 		w.pipes = [2][]byte{}
 		return
@@ -310,6 +343,19 @@ func (w *world) drive() {
 // act does one thing that the flow wants and tells whether it did.
 func (w *world) act(wants *Wants) bool {
 	step := func(e Event) bool { w.f.Step(w.now, e); return true }
+	if w.f.State() == Sunk {
+		k := &w.legs[Client]
+		switch n := copy(w.scratch[:], k.in); {
+		case n > 0:
+			k.in = k.in[n:]
+			return step(Event{Kind: Received, Leg: Client, Octets: w.scratch[:n], Full: n == scratchBytes})
+		case k.rst && !k.fin:
+			return step(Event{Kind: Broke, Leg: Client})
+		case k.fin:
+			return step(Event{Kind: Ended, Leg: Client})
+		}
+		return false
+	}
 	if w.f.State() != Relaying {
 		return w.legs[Client].rst && step(Event{Kind: Broke, Leg: Client})
 	}
@@ -403,6 +449,7 @@ func (w *moving) Freeze() ([]byte, bool, error) {
 		w.f.Settle(&w.lender)
 	}
 	w.wanted = w.wantsNow()
+	w.pending = w.promised(w.now, &w.f)
 	z, err := w.f.Freeze(w.now)
 	if err != nil {
 		return nil, false, err
@@ -428,6 +475,9 @@ func (w *moving) thaw(octets []byte, known Objects) error {
 	// It asks again for all that it waited for, and for nothing else.
 	if got := w.wantsNow(); got != w.wanted {
 		return fmt.Errorf("thawed it wants\n%s, before it wanted\n%s", got, w.wanted)
+	}
+	if got := w.promised(w.now, &w.f); got != w.pending {
+		return fmt.Errorf("thawed its record would be\n%s, before it was\n%s", got, w.pending)
 	}
 	// What is put down again at once is what was picked up.
 	again, err := w.f.Freeze(w.now)
@@ -471,7 +521,7 @@ func (w *world) Observe() string {
 	w.f.Wants(&wants)
 	fmt.Fprintf(&b, "%v", w.f.State())
 	if w.f.State() == Done {
-		fmt.Fprintf(&b, " %v abort %v", w.f.Cause(), wants.Abort)
+		fmt.Fprintf(&b, " %v abort %v%s", w.f.Cause(), wants.Abort, w.lines())
 	} else {
 		if e := w.f.Endpoint(); e != nil {
 			fmt.Fprintf(&b, " at %s", e.Name)
@@ -524,7 +574,7 @@ func (w *world) Verify() error {
 		from, to := &w.legs[s], &w.legs[s.Other()]
 		due := joined(wants.Out[s.Other()], w.pipes[s])
 		all := bytes.Join([][]byte{to.got, to.out, due, from.in}, nil)
-		whole := !to.rst && !to.wiped && !from.rst && w.f.State() != Done
+		whole := !to.rst && !to.wiped && !from.rst && w.f.State() != Done && w.f.State() != Sunk
 		if whole && len(all) != from.said {
 			return fmt.Errorf("the %v said %d octets, there are %d: taken %d, sent %d, due %d, unread %d", s, from.said, len(all), len(to.got), len(to.out), len(due), len(from.in))
 		}
@@ -537,7 +587,7 @@ func (w *world) Verify() error {
 				return fmt.Errorf("octet %d from the %v is %#02x, want %#02x", i, s, got, want)
 			}
 		}
-		if to.ended && (!from.fin || len(to.got) != from.said) {
+		if to.ended && w.f.Cause() != Dropped && (!from.fin || len(to.got) != from.said) {
 			return fmt.Errorf("the %v has read FIN after %d octets; the %v said %d, FIN %t", s.Other(), len(to.got), s, from.said, from.fin)
 		}
 		if whole && w.f.State() == Relaying {
@@ -558,6 +608,12 @@ func (w *world) Verify() error {
 	}
 	if w.f.State() == Done && w.lender.Lent() != 0 {
 		return fmt.Errorf("ended with %d octets lent", w.lender.Lent())
+	}
+	if n := len(w.numbers); (w.f.State() == Done) != (n == 1) || n > 1 {
+		return fmt.Errorf("%v, and %d records", w.f.State(), n)
+	}
+	if w.wrong != nil {
+		return w.wrong
 	}
 	if n := w.lender.Lent(); n > 2*BlockBytes {
 		return fmt.Errorf("%d octets lent to one flow", n)
