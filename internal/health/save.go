@@ -1,0 +1,153 @@
+package health
+
+import (
+	"time"
+
+	"github.com/holdfast-lb/holdfast/internal/ledger"
+)
+
+// Saved is all that one process leaves to the next about a backend. Of
+// deadlines it holds what is left of them.
+type Saved struct {
+	Backend     string          `json:"backend"`
+	Breaker     string          `json:"breaker,omitempty"` // "" is closed
+	BreakerLeft time.Duration   `json:"breaker_left,omitempty"`
+	Counts      Counts          `json:"counts"`
+	Endpoints   []SavedEndpoint `json:"endpoints"`
+}
+
+// SavedEndpoint is what is known of one endpoint.
+type SavedEndpoint struct {
+	Name      string        `json:"name"`    // full
+	Address   string        `json:"address"` // whose health this is
+	Admin     string        `json:"admin"`
+	Weight    int           `json:"weight"` // of the operator; -1: none
+	ReadyIn   time.Duration `json:"ready_in,omitempty"`
+	Health    string        `json:"health"` // of the checks
+	Run       int           `json:"run,omitempty"`
+	Need      int           `json:"need,omitempty"`
+	First     bool          `json:"first,omitempty"`
+	Why       string        `json:"why,omitempty"`
+	Took      time.Duration `json:"took,omitempty"`
+	Since     time.Duration `json:"since"` // so long ago
+	Agent     SavedAgent    `json:"agent,omitzero"`
+	Ejected   time.Duration `json:"ejected,omitempty"` // so long from now on
+	Ejections int           `json:"ejections,omitempty"`
+	Ejection  time.Duration `json:"ejection,omitempty"` // how long the last one was
+	Returned  time.Duration `json:"returned,omitempty"` // so long ago
+	Ramp      time.Duration `json:"ramp,omitempty"`     // how long slow start is under way
+}
+
+// SavedAgent is what an agent has said.
+type SavedAgent struct {
+	Drain bool   `json:"drain,omitempty"`
+	Maint bool   `json:"maint,omitempty"`
+	Down  bool   `json:"down,omitempty"`
+	Less  int    `json:"less,omitempty"` // thousandths of the weight that it does not want
+	Line  string `json:"line,omitempty"`
+}
+
+// Save gives what Restore needs in another process.
+func (b *Backend) Save(now Instant) Saved {
+	s := Saved{Backend: b.Name, Counts: b.Counts()}
+	if b.breaker.state != ledger.Closed {
+		s.Breaker = b.breaker.state.String()
+		s.BreakerLeft = b.breaker.until.since(now)
+	}
+	for _, e := range b.order {
+		z := SavedEndpoint{
+			Name: e.name, Address: e.of.Address(), Admin: e.admin.String(), Weight: e.weight, Health: e.checked.String(),
+			Run: e.run, Need: e.need, First: e.first, Why: e.why, Took: e.took, Since: now.since(e.since),
+			Agent:     SavedAgent{Drain: e.agent.drain, Maint: e.agent.maint, Down: e.agent.down, Less: whole - e.agent.permille, Line: e.agent.why},
+			Ejections: e.times, Ejection: e.last,
+		}
+		if e.readyAt != 0 {
+			z.ReadyIn = max(1, e.readyAt.since(now))
+		}
+		if e.ejectedUntil != 0 {
+			z.Ejected = max(1, e.ejectedUntil.since(now))
+		}
+		if e.returnedAt != 0 {
+			z.Returned = max(1, now.since(e.returnedAt))
+		}
+		if e.rampFrom != 0 {
+			z.Ramp = max(1, now.since(e.rampFrom))
+		}
+		s.Endpoints = append(s.Endpoints, z)
+	}
+	return s
+}
+
+// find gives the value of which word is the String; def if there is none, as of
+// a word that another release uses.
+func find[T interface{ String() string }](word string, def T, all ...T) T {
+	for _, v := range all {
+		if v.String() == word {
+			return v
+		}
+	}
+	return def
+}
+
+// Restore takes over what another process has saved, after Govern. Endpoints
+// that it did not know stay as Govern left them.
+func (b *Backend) Restore(now Instant, s Saved) {
+	b.counts.Passed += s.Counts.Passed
+	b.counts.Drained += s.Counts.Drained
+	b.counts.Failed += s.Counts.Failed
+	for reason, n := range s.Counts.Ejections {
+		b.counts.Ejections[reason] += n
+	}
+	if b.of.Breaker != nil {
+		state := find(s.Breaker, ledger.Closed, ledger.Open, ledger.HalfOpen)
+		if state == ledger.HalfOpen {
+			// Which of its probes are still under way nobody knows: new ones go.
+			state, s.BreakerLeft = ledger.Open, 0
+		}
+		if state == ledger.Open {
+			b.breaker.state, b.breaker.until, b.breaker.moved = state, now.after(max(1, s.BreakerLeft)), true
+		}
+	}
+	for _, z := range s.Endpoints {
+		e := b.endpoints[z.Name]
+		if e == nil {
+			continue
+		}
+		e.admin = find(z.Admin, ledger.Ready, ledger.Quiescing, ledger.Held, ledger.Maintenance)
+		e.weight = z.Weight
+		if e.readyAt = 0; z.ReadyIn > 0 {
+			e.readyAt = now.after(z.ReadyIn)
+		}
+		if e.of.Address() == z.Address {
+			b.restore(e, now, z)
+		}
+		e.given = false // it is news to this process's ledger
+		b.renew(e, now)
+	}
+}
+
+// restore takes what was known of the server itself.
+func (b *Backend) restore(e *endpoint, now Instant, z SavedEndpoint) {
+	back := func(d time.Duration) Instant { return now - Instant(max(0, d)) }
+	if e.checked != ledger.Unknown {
+		if h := find(z.Health, ledger.Unknown, ledger.Checking, ledger.Up, ledger.Down, ledger.Draining); h != ledger.Unknown {
+			e.checked, e.run, e.need, e.first = h, z.Run, max(1, z.Need), z.First
+			e.why, e.took, e.since = z.Why, z.Took, back(z.Since)
+		} else {
+			e.checked, e.run = ledger.Up, 0 // it served without being probed
+		}
+		e.agent = agent{z.Agent.Drain, z.Agent.Maint, z.Agent.Down, min(whole, max(0, whole-z.Agent.Less)), z.Agent.Line}
+	}
+	if b.of.Eject != nil {
+		e.times, e.last = max(0, z.Ejections), z.Ejection
+		if z.Ejected > 0 {
+			e.ejectedUntil = now.after(z.Ejected)
+		}
+		if z.Returned > 0 {
+			e.returnedAt = back(z.Returned)
+		}
+	}
+	if z.Ramp > 0 {
+		e.rampFrom = back(z.Ramp)
+	}
+}
