@@ -197,7 +197,7 @@ func (l *Loop) admits(x *config.Listener, from netip.Addr) (sourced, ok bool) {
 	if len(x.Deny)+len(x.Allow) > 0 {
 		from = from.Unmap().WithZone("")
 		if contains(x.Deny, from) || len(x.Allow) > 0 && !contains(x.Allow, from) {
-			l.Count.Refused[Denied]++
+			l.refuse(x, Denied)
 			return false, false
 		}
 	}
@@ -205,7 +205,7 @@ func (l *Loop) admits(x *config.Listener, from netip.Addr) (sourced, ok bool) {
 		return false, true
 	}
 	if !l.shared.Ledger.EnterSource(int64(l.now), x, from) {
-		l.Count.Refused[SourceRefused]++
+		l.refuse(x, SourceRefused)
 		return false, false
 	}
 	return true, true

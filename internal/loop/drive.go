@@ -183,7 +183,7 @@ func (l *Loop) watch(i uint32, s *slot, side flow.Side) {
 		g.is |= outAlso
 	}
 	if e := l.k.Watch(g.fd, g.interest(), l.data(i, s, side)); e != 0 {
-		l.shared.Log.Warn("the kernel would not watch a leg", "flow", s.flow.ID(), "leg", side, "error", e)
+		l.shared.Log.Warn("the kernel would not watch a leg", "flow", flowName(s.flow.ID()), "leg", side, "error", e)
 		l.fail(i, s, side)
 		return
 	}
@@ -526,7 +526,7 @@ func (l *Loop) dialed(s *slot) {
 
 func (l *Loop) dialFailed(s *slot, e sock.Errno) {
 	l.unreached(s)
-	l.shared.Log.Debug("endpoint not reached", "flow", s.flow.ID(), "endpoint", s.flow.Endpoint().Ref.Name, "error", e)
+	l.shared.Log.Debug("endpoint not reached", "flow", flowName(s.flow.ID()), "endpoint", s.flow.Endpoint().Ref.Name, "error", e)
 	l.step(s, flow.Event{Kind: flow.DialFailed})
 }
 
@@ -607,6 +607,7 @@ func (l *Loop) remove(i uint32, s *slot, abort [2]bool, cause flow.Cause) {
 		l.shared.Ledger.LeaveSource(s.flow.Listener(), s.flow.Client().Addr())
 	}
 	l.Count.Ended[cause]++
+	l.door(s.flow.Listener()).Ended[cause]++
 	s.flow.Drop(&l.lender)
 	l.leave(i, s)
 }

@@ -1,6 +1,10 @@
 package loop
 
-import "github.com/holdfast-lb/holdfast/internal/flow"
+import (
+	"strconv"
+
+	"github.com/holdfast-lb/holdfast/internal/flow"
+)
 
 // Look calls do for the flows that have one of n places from a number on, and
 // gives the number to go on from, or false if there are no more. To be called on
@@ -19,3 +23,12 @@ func (l *Loop) Look(from uint32, n int, do func(i uint32, f *flow.Flow)) (next u
 // Generation is the number of the configuration by which the loop rules new
 // flows; to be asked for on the loop's thread.
 func (l *Loop) Generation() uint64 { return l.gen.Number }
+
+// lose counts flows that a move could not keep.
+func (l *Loop) lose(n int) {
+	l.Count.Lost += uint64(n)
+	l.Count.LostMoving += uint64(n)
+}
+
+// flowName is how people see the identity of a flow, here as everywhere.
+func flowName(id uint64) string { return "f-" + strconv.FormatUint(id, 16) }

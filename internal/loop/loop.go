@@ -81,6 +81,7 @@ type Counters struct {
 	Refused     [refusalReasons]uint64 // connections reset when they were accepted
 	Shed        uint64                 // idle clients closed since memory was short
 	Lost        uint64                 // flows that we broke; must stay 0
+	LostMoving  uint64                 // of these: while they were put down or picked up
 	Panics      uint64
 	Turns       uint64
 	Relayed     uint64 // octets moved inside the kernel
@@ -121,6 +122,7 @@ type Loop struct {
 
 	asking  ledger.Asking // of the flow that asks now
 	series  seriesBook
+	doors   doors
 	sink    Sink        // nil: none
 	record  flow.Record // of a flow that is removed
 	noted   bool        // the sink may keep what it was told, until flushAt

@@ -146,7 +146,7 @@ func (l *Loop) Park(i uint32) (p Parked, ok bool) {
 	}
 	for side := flow.Client; side <= flow.Backend; side++ {
 		if l.leg(s, side).pipe != noPipe && !l.emptyPipe(s, side) {
-			l.Count.Lost++
+			l.lose(1)
 			l.remove(i, s, [2]bool{true, true}, flow.Broken)
 			return p, false
 		}
@@ -158,8 +158,8 @@ func (l *Loop) Park(i uint32) (p Parked, ok bool) {
 	z, err := s.flow.Freeze(l.now)
 	if err != nil {
 		// Only a flow that is Done refuses, and one that is Done has no slot.
-		l.shared.Log.Error("a flow would not freeze", "flow", s.flow.ID(), "error", err)
-		l.Count.Lost++
+		l.shared.Log.Error("a flow would not freeze", "flow", flowName(s.flow.ID()), "error", err)
+		l.lose(1)
 		l.remove(i, s, [2]bool{true, true}, flow.Broken)
 		return p, false
 	}
@@ -301,7 +301,7 @@ func (l *Loop) unpack(p *Parcel) {
 		// Both ends of a mailbox are the same code; other carriers decode
 		// before they deliver.
 		l.shared.Log.Error("a parcel of flows is not readable", "error", err)
-		l.Count.Lost += uint64(len(p.Since))
+		l.lose(len(p.Since))
 		for _, fd := range p.FDs {
 			l.k.CloseReset(fd)
 		}
@@ -321,8 +321,8 @@ func (l *Loop) unpack(p *Parcel) {
 	lost := 0
 	for k, z := range batch.Flows {
 		if err := l.adopt(z, p, k, objects); err != nil {
-			l.shared.Log.Error("a flow could not be thawed and is lost", "flow", z.Id, "error", err)
-			l.Count.Lost++
+			l.shared.Log.Error("a flow could not be thawed and is lost", "flow", flowName(z.Id), "error", err)
+			l.lose(1)
 			lost++
 			continue
 		}
@@ -481,6 +481,7 @@ func (l *Loop) AcceptRest(x *Listening) {
 			return
 		}
 		l.Count.Accepted++
+		l.door(x.Object).Accepted++
 		sourced, ok := l.admits(x.Object, from.Addr())
 		if !ok {
 			l.k.CloseReset(fd)

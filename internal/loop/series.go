@@ -2,6 +2,7 @@ package loop
 
 import (
 	"slices"
+
 	"github.com/holdfast-lb/holdfast/internal/config"
 	"github.com/holdfast-lb/holdfast/internal/flow"
 )
