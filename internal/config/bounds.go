@@ -181,7 +181,9 @@ const (
 	unixPrefix = "unix:"
 )
 
-var nameForm = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}$`)
+const namePattern = `^[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}$`
+
+var nameForm = regexp.MustCompile(namePattern)
 
 func checkName(name string) error {
 	if !nameForm.MatchString(name) {
