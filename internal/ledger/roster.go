@@ -1,31 +1,15 @@
 package ledger
 
 import (
-	"fmt"
-	"net/netip"
-	"time"
+	"slices"
 
 	"github.com/holdfast-lb/holdfast/internal/config"
+	"github.com/holdfast-lb/holdfast/internal/planted"
 )
 
-// Options are what a ledger is made with.
-type Options struct {
-	// Policy chooses endpoints; package balance provides it.
-	Policy Policy
-	// Ring tells a loop that a waiter of its has been served, Open tells all loops
-	// that accepting may go on. Both are called from any thread and must not block.
-	Ring func(loop int, token uint64)
-	Open func()
-	// Alarm tells that somebody should judge a backend's endpoints: one has failed as
-	// often in a row as its Eject says, or a request of a half-open breaker has
-	// failed. It is called from any thread and must not block; nil is nobody.
-	Alarm func(backend string)
-	// Zone is the node's.
-	Zone string
-}
-
-// Policy makes rosters. accounts are in the order of c's endpoints; old is the
-// roster of the same version that the new one replaces, nil if there is none.
+// Policy makes rosters. accounts are in the order of c's endpoints and are not
+// changed; old is the roster of the same version that the new one replaces, nil
+// if there is none.
 type Policy interface {
 	Roster(c *config.Backend, accounts []*Endpoint, zone string, old Roster) Roster
 }
@@ -33,200 +17,193 @@ type Policy interface {
 // Roster chooses among the endpoints of one version of a backend, in the standings
 // that they had when it was made. It is immutable, and used by all loops at once.
 type Roster interface {
-	// Pick gives the index of an endpoint with room that was not tried, or -1.
-	// turn is never the same twice, and counts up by one over all loops.
-	Pick(a Asking, turn uint64) int
-	// Sticky tells whether endpoint i serves those that are sticky to it.
+	// Pick gives the index of an endpoint with room that was not tried, or -1, and
+	// the share of all the backend's connections that it may have, 0 if that is not
+	// bounded. turn is never the same twice, and counts up by one over all loops.
+	Pick(a Asking, turn uint64) (i int, share float64)
+	// Sticky tells whether endpoint i serves those that are sticky to it, Holds
+	// whether they wait for it.
 	Sticky(i int) bool
-	// Held tells that nothing serves, but some endpoint is held: wait, do not fail.
+	Holds(i int) bool
+	// Worth tells whether it is worth to wait if Pick gave none: something serves
+	// that was not tried and has no room now, or what was not tried is held or has
+	// its first check still under way.
+	Worth(tried uint64) bool
+	// Held tells that nothing serves, but some endpoint may soon: wait, do not fail.
 	Held() bool
-	// Serving is how many serve something new.
+	// Serving is how many serve something new; Panics that health is not believed.
 	Serving() int
+	Panics() bool
 }
 
-// Asking is what somebody who asks for an endpoint says.
-type Asking struct {
-	Tried uint64 // bit i%64 of each endpoint that was tried in vain
-	Place uint64 // the place in the queue from before a move; 0 is none
-	Key   uint64 // hash of what Maglev or a sticky table goes by; 0 is none
-	Stuck int    // 1 + the index of the endpoint that a valid cookie names; 0 is none
-	Class config.Priority
-	Retry bool // a further attempt: it counts against the budget
-	Loop  int
-	Token uint64
-	Now   int64 // the loops' clock, in nanoseconds
+// version is one version of a backend, its accounts, and its roster of the moment.
+type version struct {
+	of       *config.Backend
+	accounts []*Endpoint
+	roster   Roster
 }
 
-// Admin is what the operator wants of an endpoint. Append-only.
-type Admin uint8
+// versions are all that somebody may still name. Immutable: it is replaced as a
+// whole, and who chose by one that was replaced meanwhile chooses again.
+type versions struct {
+	all     []*version
+	current *version // whose limits rule; nil: none yet. It is the first of all
+}
 
-const (
-	Ready       Admin = iota // it serves
-	Quiescing                // nothing new but what is sticky to it
-	Held                     // nothing at all; who finds no other endpoint waits
-	Maintenance              // nothing at all
-)
+// versionsMax bounds the versions that are kept for flows under older
+// configurations. One that was dropped is made again when it is asked for.
+const versionsMax = 8
 
-var adminWords = []string{"ready", "quiescing", "held", "maintenance"}
-
-// String gives the word for a.
-func (a Admin) String() string { return word(adminWords, uint8(a)) }
-
-// Health is what checks have found. Append-only.
-type Health uint8
-
-const (
-	Unknown  Health = iota // nobody checks it; it serves
-	Checking               // its first check is under way: it does not serve yet
-	Up                     // it serves
-	Down                   // it does not
-	Draining               // it says that it wants nothing new
-)
-
-var healthWords = []string{"unknown", "checking", "up", "down", "draining"}
-
-// String gives the word for h.
-func (h Health) String() string { return word(healthWords, uint8(h)) }
-
-// BreakerState is what a breaker lets through. Append-only.
-type BreakerState uint8
-
-const (
-	Closed   BreakerState = iota // everything
-	Open                         // nothing
-	HalfOpen                     // some probes
-)
-
-var breakerWords = []string{"closed", "open", "half-open"}
-
-// String gives the word for s.
-func (s BreakerState) String() string { return word(breakerWords, uint8(s)) }
-
-func word(words []string, n uint8) string {
-	if int(n) < len(words) {
-		return words[n]
+func (s *versions) find(c *config.Backend) *version {
+	for _, v := range s.all {
+		if v.of == c {
+			return v
+		}
 	}
-	return fmt.Sprintf("unknown(%d)", n)
+	// A flow that moved here may bring a copy.
+	for _, v := range s.all {
+		if c.Ref.Version != 0 && v.of.Ref == c.Ref {
+			return v
+		}
+	}
+	return nil
 }
 
-// Standing is how an endpoint stands: what rules whether it is chosen.
-type Standing struct {
-	Admin    Admin
-	Health   Health
-	Ejected  bool
-	Weight   int // the operator's; -1: that of the file
-	Permille int // of the weight: slow start, or what an agent says; 1000 is all
+// find gives where e is among v's accounts, or -1.
+func (v *version) find(e *Endpoint) int {
+	if i := int(e.index.Load()); i < len(v.accounts) && v.accounts[i] == e {
+		return i
+	}
+	return slices.Index(v.accounts, e) // v is not the version in force
 }
 
-// Standing is how the endpoint stands now.
-func (e *Endpoint) Standing() Standing { return Standing{Weight: -1, Permille: 1000} }
-
-// Room tells whether one more connection may be opened to the endpoint.
-func (e *Endpoint) Room() bool {
-	n := e.limit.Load()
-	return n == 0 || e.InUse()+e.Foreign() < n
+// version gives c's version and the whole that it belongs to.
+func (b *Backend) version(c *config.Backend) (*versions, *version) {
+	for {
+		s := b.versions.Load()
+		if v := s.find(c); v != nil && s.current != nil {
+			return s, v
+		}
+		b.roll.Lock()
+		s = b.versions.Load()
+		switch {
+		case s.current == nil: // before any was put in force, the first rules
+			b.enforce(c)
+		case s.find(c) == nil:
+			all := append(slices.Clone(s.all), b.makeVersion(c))
+			if len(all) > versionsMax {
+				all = slices.Delete(all, 1, 2)
+			}
+			b.versions.Store(&versions{all, s.current})
+		}
+		b.roll.Unlock()
+	}
 }
 
-// Stand changes the standing of the endpoint of that full name and gives the new
-// one. When it returns no loop chooses by the old one any more.
-func (b *Backend) Stand(full string, change func(*Standing)) Standing { panic("wip") }
-
-// StandMany is Stand for many endpoints at once, by full name.
-func (b *Backend) StandMany(changes map[string]func(*Standing)) { panic("wip") }
-
-// Note records the outcome of an attempt: what it took until the answer, 0 if that
-// is not known.
-func (e *Endpoint) Note(now int64, good bool, took time.Duration) {}
-
-// Tries counts the attempts at the endpoint, and those that failed.
-func (e *Endpoint) Tries() (attempts, failures uint64) { return }
-
-// Consecutive is how many attempts have failed since the last good one.
-func (e *Endpoint) Consecutive() int { return 0 }
-
-// Latency is the peak-sensitive moving average of what answers took.
-func (e *Endpoint) Latency() time.Duration { return 0 }
-
-// Tries counts the attempts at all endpoints, and those that failed.
-func (b *Backend) Tries() (attempts, failures uint64) { return }
-
-// SetBreaker changes what the breaker lets through; probes counts for HalfOpen.
-func (b *Backend) SetBreaker(s BreakerState, probes int) {}
-
-// Breaker is what the breaker lets through.
-func (b *Backend) Breaker() BreakerState { return Closed }
-
-// Pass judges a request by the rates of the listener and its route (-1: none) for
-// the source. 0: it passes and is counted by each of them; else none counts
-// it, and the duration is what it would have to wait.
-func (l *Ledger) Pass(now int64, lis *config.Listener, route int, source netip.Addr) time.Duration {
-	return 0
+// makeVersion makes accounts and roster for c, under roll.
+func (b *Backend) makeVersion(c *config.Backend) *version {
+	v := &version{of: c, accounts: make([]*Endpoint, len(c.Endpoints))}
+	b.names.Lock()
+	for i, e := range c.Endpoints {
+		account := b.endpoint(e.Ref.Name)
+		if !account.ruled { // of a version that was never in force here
+			account.ruled = true
+			account.limit.Store(limitOf(c, e))
+		}
+		v.accounts[i] = account
+	}
+	b.names.Unlock()
+	v.roster = b.options.Policy.Roster(c, v.accounts, b.options.Zone, nil)
+	return v
 }
 
-// AcceptWait judges a new connection by the listener's rate. 0: it is counted;
-// else how long accepting pauses.
-func (l *Ledger) AcceptWait(now int64, lis *config.Listener) time.Duration { return 0 }
-
-// AcceptNone takes back what AcceptWait has just counted: there was no
-// connection, another loop had been faster.
-func (l *Ledger) AcceptNone(lis *config.Listener) {}
-
-// EnterSource judges a new connection by the rate and the limit of its source,
-// and counts it if it may come in.
-func (l *Ledger) EnterSource(now int64, lis *config.Listener, a netip.Addr) bool { return true }
-
-// AdmitSource counts a connection of the source that was let in elsewhere.
-func (l *Ledger) AdmitSource(lis *config.Listener, a netip.Addr) {}
-
-// LeaveSource ends what EnterSource or AdmitSource counted.
-func (l *Ledger) LeaveSource(lis *config.Listener, a netip.Addr) {}
-
-// Learn makes the key sticky to the endpoint of that full name.
-func (b *Backend) Learn(key uint64, endpoint string) {}
-
-// Tables are the sticky tables of all backends by name, for a successor.
-type Tables map[string]*Table
-
-// Table is one sticky table, in columns.
-type Table struct {
-	Endpoints []string `json:"endpoints"` // full names
-	Keys      []uint64 `json:"keys"`
-	Of        []uint32 `json:"of"`        // index in Endpoints, for each key
-	Millis    []uint64 `json:"ageMillis"` // since it was used last, for each key
+// limitOf is how many connections e may have under c; 0 is no limit.
+func limitOf(c *config.Backend, e *config.Endpoint) int64 {
+	if e.ConnectionsMax != 0 {
+		return int64(e.ConnectionsMax)
+	}
+	return int64(c.ConnectionsPerEndpoint)
 }
 
-// Tables gives what all sticky tables hold.
-func (l *Ledger) Tables() Tables { return nil }
-
-// Inherit takes over the tables of a predecessor.
-func (l *Ledger) Inherit(t Tables) {}
-
-// BackendStats are counts of a backend since the ledger was made.
-type BackendStats struct {
-	Requests                                 uint64 // that asked for an endpoint first
-	RetriesGranted, RetriesRefused           uint64
-	Tripped                                  uint64 // refused by the breaker
-	Waits                                    uint64 // that have left the queue with a slot
-	WaitNanos                                uint64 // what they waited in all
-	Waiting                                  int
-	Learned                                  int // entries of the sticky table
-	EvictedFull, EvictedExpired, EvictedGone uint64
-	Serving                                  int // endpoints that serve something new
-	Breaker                                  BreakerState
+// enforce makes c the version in force, under roll.
+func (b *Backend) enforce(c *config.Backend) {
+	s := b.versions.Load()
+	v := s.find(c)
+	if v == nil {
+		v = b.makeVersion(c)
+	}
+	present := make(map[*Endpoint]bool, len(v.accounts))
+	for i, e := range v.accounts {
+		e.limit.Store(limitOf(c, c.Endpoints[i]))
+		e.index.Store(int32(i))
+		present[e] = true
+	}
+	b.alarmAt.Store(0)
+	if c.Eject != nil {
+		b.alarmAt.Store(int64(c.Eject.Consecutive))
+	}
+	next := &versions{all: []*version{v}, current: v}
+	for _, o := range s.all {
+		if o != v && len(next.all) < versionsMax {
+			next.all = append(next.all, o)
+		}
+	}
+	b.versions.Store(next)
+	b.sweep(next, present)
+	b.enforceTable(c, present)
 }
 
-// Stats gives the counts of the backend.
-func (b *Backend) Stats() BackendStats { return BackendStats{} }
-
-// RateStats are refusals by the rates of one listener.
-type RateStats struct {
-	Requests, SourceRequests uint64   // refused by the listener's rates
-	Routes, SourceRoutes     []uint64 // and by those of its routes, by index
-	Connections              uint64   // pauses of accepting
-	Sources                  uint64   // connections that were refused to a source
-	Tracked                  int      // sources that are remembered
-	Evicted                  uint64   // sources that were forgotten for want of room
+// sweep forgets accounts of endpoints that no version has and nobody uses, the
+// second time it meets them: else names that come and go would pile up.
+func (b *Backend) sweep(s *versions, present map[*Endpoint]bool) {
+	known := map[*Endpoint]bool{}
+	for _, v := range s.all {
+		for _, e := range v.accounts {
+			known[e] = true
+		}
+	}
+	b.names.Lock()
+	defer b.names.Unlock()
+	for name, e := range b.endpoints {
+		idle := !known[e] && e.held.Load() == 0
+		if idle && e.absent {
+			delete(b.endpoints, name)
+		}
+		e.absent = idle
+	}
 }
 
-// Rates gives what was refused, by the name of the listener.
-func (l *Ledger) Rates() map[string]RateStats { return nil }
+// remake makes all rosters anew, under roll.
+func (b *Backend) remake() {
+	s := b.versions.Load()
+	next := &versions{}
+	for _, v := range s.all {
+		if planted.Bug(47) && v != s.current {
+			next.all = append(next.all, v)
+			continue
+		}
+		n := &version{v.of, v.accounts, b.options.Policy.Roster(v.of, v.accounts, b.options.Zone, v.roster)}
+		next.all = append(next.all, n)
+		if v == s.current {
+			next.current = n
+		}
+	}
+	b.versions.Store(next)
+}
+
+// Govern makes c the version whose limits rule from now on, and grants what they
+// allow.
+func (b *Backend) Govern(c *config.Backend) {
+	b.roll.Lock()
+	b.enforce(c)
+	b.roll.Unlock()
+	b.grantAll()
+}
+
+// Roster is the roster of the version in force, nil if there is none.
+func (b *Backend) Roster() Roster {
+	if v := b.versions.Load().current; v != nil {
+		return v.roster
+	}
+	return nil
+}
