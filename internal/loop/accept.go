@@ -245,6 +245,7 @@ func (l *Loop) accept(data uint64) {
 		fd, from, e := l.k.Accept(x.FD)
 		if e == 0 {
 			l.Count.Accepted++
+			l.door(x.Object).Accepted++
 			sourced, ok := l.admits(x.Object, from.Addr())
 			if !ok {
 				l.k.CloseReset(fd)

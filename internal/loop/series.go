@@ -2,6 +2,7 @@ package loop
 
 import (
 	"slices"
+	"time"
 
 	"github.com/holdfast-lb/holdfast/internal/config"
 	"github.com/holdfast-lb/holdfast/internal/flow"
@@ -23,6 +24,7 @@ type Series struct {
 	Requests [6]uint64           // by class of the status; [0] are flows without HTTP, and what came to no status
 	Causes   [flow.Causes]uint64 // why each ended
 	In, Out  uint64              // octets from and to clients
+	Waited   time.Duration       // for an endpoint with room
 	Took     Histogram           // from the first octet to the last
 	Answer   Histogram           // from the request to the first octet of its response
 }
@@ -37,6 +39,7 @@ func (x *Series) Add(o *Series) {
 	}
 	x.In += o.In
 	x.Out += o.Out
+	x.Waited += o.Waited
 	x.Took.Add(&o.Took)
 	x.Answer.Add(&o.Answer)
 }

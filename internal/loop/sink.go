@@ -29,6 +29,7 @@ func (l *Loop) report(r *flow.Record) {
 	x.Causes[r.Cause]++
 	x.In += r.In
 	x.Out += r.Out
+	x.Waited += max(0, r.Wait)
 	x.Took.Note(r.Total)
 	if r.Answer >= 0 {
 		x.Answer.Note(r.Answer)
