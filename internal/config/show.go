@@ -2,6 +2,7 @@ package config
 
 import (
 	"bytes"
+	"encoding/json"
 	"fmt"
 	"net/netip"
 	"strconv"
@@ -197,4 +198,17 @@ func (s *section) noteAddrPort(key string, a netip.AddrPort) {
 	if a.IsValid() {
 		s.noteText(key, a.String())
 	}
+}
+
+// JSON gives what [Show] gave as JSON, without its comments.
+func JSON(shown string) ([]byte, error) {
+	var all any
+	if err := yaml.Unmarshal([]byte(shown), &all); err != nil {
+		return nil, fmt.Errorf("config: %w", err)
+	}
+	data, err := json.MarshalIndent(all, "", "  ")
+	if err != nil {
+		return nil, fmt.Errorf("config: %w", err)
+	}
+	return append(data, '\n'), nil
 }

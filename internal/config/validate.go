@@ -126,10 +126,11 @@ func (b *backendSite) validateEndpoints() {
 		if err := checkSource(b.b, e); err != nil {
 			site.fail("address", "%v", err)
 		}
-		if first, twice := addresses[e.Address()]; twice {
+		// One that is its own backup serves while only its own check port is closed.
+		if first, twice := addresses[e.Address()]; twice && first.e.Backup == e.Backup {
 			site.r.warn(site.at("address"), join(site.path, "address"), "%s is the address of endpoint %q, too (line %d)",
 				e.Address(), first.e.Name, first.place.line)
-		} else {
+		} else if !twice {
 			addresses[e.Address()] = site
 		}
 	}
