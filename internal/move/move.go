@@ -78,6 +78,9 @@ type Greeting struct {
 	// SourcePorts, the first and the last, are those from which this side
 	// dials when it dials from a movable address (remote).
 	SourcePorts [2]uint16 `json:"source_ports,omitzero"`
+	// Late: this side takes further Inherit messages, each a [Knowledge], until
+	// Accept (local).
+	Late bool `json:"late,omitempty"`
 }
 
 // Check refuses a side that speaks another language.
@@ -99,6 +102,16 @@ type Heritage struct {
 	Listeners  []string         `json:"listeners"` // VIPs, in the order of the descriptors
 	// Host is what the kernel side of moves between hosts needs to go on.
 	Host json.RawMessage `json:"host,omitempty"`
+	// Names are the addresses of endpoints that are names.
+	Names json.RawMessage `json:"names,omitempty"`
+}
+
+// Knowledge is what a process knows of endpoints and clients at the last moment
+// before its successor serves. A part that the taker cannot read it does
+// without.
+type Knowledge struct {
+	Health json.RawMessage `json:"health,omitempty"` // standings, and what they came from
+	Sticky json.RawMessage `json:"sticky,omitempty"` // tables of who belongs where
 }
 
 // Refusal names what could not be taken.

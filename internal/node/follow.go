@@ -83,11 +83,13 @@ func old(c *config.Config, f *flow.Flow) bool {
 const changeChunk = 8
 
 // followChange lets the flows of one loop follow the configuration, as each
-// one's listener says it should.
-func (n *Node) followChange(l *loop.Loop, c *config.Config, r *Report) {
+// one's listener says it should; without end none is ended for it.
+func (n *Node) followChange(l *loop.Loop, c *config.Config, r *Report, end bool) {
 	adopt, kill := changed(l, c)
 	n.adoptChange(l, c, adopt, r)
-	killOld(l, c, kill, r)
+	if end {
+		killOld(l, c, kill, r)
+	}
 }
 
 // changed lists the flows of a loop that adopt c and those that it ends.

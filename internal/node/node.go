@@ -6,6 +6,7 @@ package node
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"hash/fnv"
 	"log/slog"
@@ -18,11 +19,13 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/holdfast-lb/holdfast/internal/accesslog"
 	"github.com/holdfast-lb/holdfast/internal/balance"
 	"github.com/holdfast-lb/holdfast/internal/config"
 	"github.com/holdfast-lb/holdfast/internal/flow"
 	"github.com/holdfast-lb/holdfast/internal/ledger"
 	"github.com/holdfast-lb/holdfast/internal/loop"
+	"github.com/holdfast-lb/holdfast/internal/resolve"
 	"github.com/holdfast-lb/holdfast/internal/sock"
 )
 
@@ -64,6 +67,10 @@ type Options struct {
 	Totals     *Totals
 	// HostHeritage is the predecessor's state of holding and diverting.
 	HostHeritage json.RawMessage
+	// Names are the predecessor's answers for endpoints that are names.
+	Names map[string]resolve.Answer
+	// Level is that of Log; nil: it cannot be changed.
+	Level *slog.LevelVar
 }
 
 // Node is a running data plane.
@@ -76,7 +83,15 @@ type Node struct {
 	started  time.Time
 	fds      int
 	totals   totals
+	past     past
+	access   *accesslog.Log
+	level    *slog.LevelVar
+	memory   memory
+	scrape   scrapeSide
+	told     atomic.Bool // a successor knows what this process has counted
 	host     hostSide
+	watch    *watch
+	names    *naming
 
 	// change is held by whoever applies a configuration or moves flows.
 	change sync.Mutex
@@ -87,6 +102,7 @@ type Node struct {
 	gen        *loop.Generation
 	leaving    bool // flows have begun to go to a successor
 	successor  int  // its pid, once it serves
+	ending     bool // no listener is open any more
 	stopLoops  sync.Once
 	stopped    atomic.Bool
 	heir       atomic.Bool // flows of a predecessor are still to come
@@ -116,21 +132,44 @@ func Start(o Options) (*Node, error) {
 	for _, w := range warnings {
 		o.Log.Warn(w.String())
 	}
-	n := &Node{log: o.Log, file: o.File, registry: newRegistry(), started: time.Now(), source: source}
+	n := &Node{log: o.Log, level: o.Level, file: o.File, registry: newRegistry(), started: time.Now(), source: source}
+	place, err := accesslog.Open(c.AccessLog, logTag)
+	if err != nil {
+		return nil, fmt.Errorf("node: %w", err)
+	}
+	defer func() {
+		if n.access == nil { // it has not come to that
+			place.Close()
+		}
+	}()
 	if n.fds, err = sock.FileLimit(); err != nil {
 		return nil, err
 	}
 	n.totals.inherit(o.Totals)
 	n.shared = &loop.Shared{Objects: n.registry, Log: o.Log}
 	n.shared.NextID.Store(max(o.FirstID, firstID(c.Node.Name)))
-	n.shared.Ledger = ledger.New(ledger.Options{Policy: balance.Policy{}, Ring: n.ring, Open: n.reopen, Zone: c.Node.Zone})
+	n.watch, n.names = newWatch(n), newNaming(n)
+	begun := false
+	defer func() {
+		if !begun {
+			n.names.stop()
+		}
+	}()
+	n.shared.Ledger = ledger.New(ledger.Options{Policy: balance.Policy{}, Ring: n.ring, Open: n.reopen, Alarm: n.watch.alarm, Zone: c.Node.Zone})
+	named := n.names.prepare(c, o.Names)
+	named.keep()
+	c = named.Config
 
+	if err := n.openMetrics(c, o.Inherited); err != nil {
+		return nil, err
+	}
 	g, opened, err := n.open(c, nil, o.Inherited, o.Generation+1)
 	if err != nil {
+		n.closeMetrics()
 		return nil, err
 	}
 	for vip, fd := range o.Inherited {
-		if !opened[vip] && (vip != clusterKey || c.Cluster == nil) {
+		if !opened[vip] && vip != n.scrape.key && (vip != clusterKey || c.Cluster == nil) {
 			o.Log.Info("an inherited listener is not in the configuration and is closed", "vip", vip)
 			fd.Close()
 		}
@@ -142,10 +181,12 @@ func Start(o Options) (*Node, error) {
 	// Two threads more than loops: the control side must run when all loops are
 	// busy, and a loop that sleeps in the kernel must find a processor at once.
 	runtime.GOMAXPROCS(max(count+2, runtime.GOMAXPROCS(0)))
+	n.startLog(count, place)
 	for i := range count {
 		k, err := loop.NewEpoll()
 		if err != nil {
 			n.freeKernels()
+			n.access.Close()
 			return nil, err
 		}
 		n.kernels = append(n.kernels, k)
@@ -157,12 +198,17 @@ func Start(o Options) (*Node, error) {
 	}
 	n.registry.addConfig(time.Now(), c)
 	n.gen = g
+	n.watch.govern(c, true)
 	for _, l := range n.shared.Loops {
 		l.SetGeneration(g)
 		if !o.Quiet {
 			l.SetAccepting(true)
 		}
 		go l.Run()
+	}
+	begun = true
+	if !o.Quiet {
+		n.watch.begin()
 	}
 	n.tend()
 	if err := n.startHost(c, o); err != nil {
@@ -313,6 +359,9 @@ func vipKey(l *config.Listener) string {
 func (n *Node) inCharge() error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	if n.ending {
+		return errors.New("node: this process is about to end; nothing is changed any more")
+	}
 	if n.successor != 0 {
 		return fmt.Errorf("node: this process has handed over to process %d; ask again, that one answers now", n.successor)
 	}
@@ -345,7 +394,9 @@ func (n *Node) Apply(source []byte) (*Report, error) {
 	if err != nil {
 		return nil, err
 	}
-	c = n.registry.reuse(c).Reuse(old.Config)
+	named := n.names.prepare(c, nil)
+	defer named.end()
+	c = n.registry.reuse(named.Config).Reuse(old.Config)
 	plan := config.Diff(old.Config, c)
 	r := newReport("config")
 	r.Plan = plan.String()
@@ -353,14 +404,38 @@ func (n *Node) Apply(source []byte) (*Report, error) {
 		r.Plan += "! " + later + ": takes effect with the next upgrade\n"
 	}
 	if plan.Empty() {
+		named.keep()
 		r.Generation = old.Number
 		return r.done(began), nil
 	}
-	g, used, err := n.open(c, old, nil, old.Number+1)
-	if err != nil {
+	if err := n.bring(c, old, source, r, true); err != nil {
 		return nil, err
 	}
+	named.keep()
+	n.totals.move(r)
+	n.log.Info("configuration applied", "generation", r.Generation, "flows", r.Flows, "closed", r.Closed, "took", time.Since(began))
+	return r.done(began), nil
+}
+
+// bring puts c in force in place of old. Nothing changes unless all of it can be
+// done. Flows under objects that changed do as their listener says, but that
+// they are not ended without end. The caller holds change.
+func (n *Node) bring(c *config.Config, old *loop.Generation, source []byte, r *Report, end bool) error {
+	place, relog, err := logChange(old.Config, c)
+	if err != nil {
+		return fmt.Errorf("node: %w", err)
+	}
+	g, used, err := n.open(c, old, nil, old.Number+1)
+	if err != nil {
+		place.Close()
+		return err
+	}
+	if relog {
+		n.access.Set(place)
+	}
 	n.registry.addConfig(time.Now(), c)
+	// What is new does not serve before it was looked at.
+	n.watch.govern(c, false)
 	n.setLimits(c)
 	n.mu.Lock()
 	n.gen, n.source = g, source
@@ -378,12 +453,10 @@ func (n *Node) Apply(source []byte) (*Report, error) {
 		}
 	}
 	for _, l := range n.shared.Loops {
-		n.followChange(l, g.Config, r)
+		n.followChange(l, g.Config, r, end)
 	}
 	r.Generation = g.Number
-	n.totals.move(r)
-	n.log.Info("configuration applied", "generation", g.Number, "flows", r.Flows, "closed", r.Closed, "took", time.Since(began))
-	return r.done(began), nil
+	return nil
 }
 
 // takesUpgrade names what of a plan a running process cannot change in itself.
@@ -396,6 +469,12 @@ func takesUpgrade(p config.Plan) string {
 		}
 		if p.Node.Old.AdminSocket != p.Node.New.AdminSocket {
 			what = append(what, "node.admin.socket")
+		}
+		if p.Node.Old.Metrics != p.Node.New.Metrics {
+			what = append(what, "node.admin.metrics")
+		}
+		if p.Node.Old.Zone != p.Node.New.Zone {
+			what = append(what, "node.zone")
 		}
 	}
 	if p.Cluster != nil {
@@ -500,6 +579,21 @@ func (n *Node) tend() {
 			}
 		}
 	}()
+	watched := make(chan struct{})
+	n.background = append(n.background, func() { <-watched })
+	go func() { // ended by Stop
+		defer close(watched)
+		t := time.NewTicker(memoryEvery)
+		defer t.Stop()
+		for {
+			select {
+			case <-end:
+				return
+			case now := <-t.C:
+				n.watchMemory(now)
+			}
+		}
+	}()
 }
 
 // sweep notes which objects flows still name, and forgets the others.
@@ -534,6 +628,8 @@ func (n *Node) sweep(now time.Time) {
 // reset, all descriptors go back.
 func (n *Node) Stop() {
 	n.stopLoops.Do(func() {
+		n.names.stop()
+		n.watch.leave(false)
 		for _, f := range n.background {
 			f()
 		}
@@ -551,6 +647,8 @@ func (n *Node) Stop() {
 			l.Stop()
 			l.Free()
 		}
+		n.access.Close()
+		n.closeMetrics()
 		for _, x := range n.gen.Listening {
 			x.FD.Close()
 		}

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -72,7 +73,11 @@ func (n *Node) Upgrade(binary string) (*Report, error) {
 	}
 	carrier := move.NewLocal(near)
 	defer func() { _ = carrier.Close() }()
-	child := exec.Command(binary, "run", "-c", n.file)
+	args := []string{"run", "-c", n.file}
+	if n.level != nil {
+		args = append(args, "--log", n.level.Level().String())
+	}
+	child := exec.Command(binary, args...)
 	child.Env = append(os.Environ(), InheritEnv+"=3")
 	child.Stdout, child.Stderr = os.Stdout, os.Stderr
 	file := os.NewFile(uintptr(far.FD().Disown()), "successor") // closed below, or by exec
@@ -124,6 +129,7 @@ func (n *Node) abort(r *Report, err error) error {
 	n.leaving = false
 	n.mu.Unlock()
 	n.shared.Fixed.Store(false)
+	n.watch.begin()
 	if n.shared.Ledger.Paused() {
 		n.shared.Ledger.Alone()
 		n.shared.Ledger.Resume()
@@ -131,6 +137,7 @@ func (n *Node) abort(r *Report, err error) error {
 	for _, l := range n.shared.Loops {
 		l.Do(func(l *loop.Loop) { l.SetAccepting(true) })
 	}
+	n.told.Store(false)
 	r.paused(nil, r.given) // what it had taken died with it
 	n.totals.aborted(r.Lost)
 	n.removeOtherRules()
@@ -155,18 +162,20 @@ func (n *Node) handOver(c move.Carrier, r *Report) (done bool, err error) {
 	if err := n.giveAll(c, r); err != nil {
 		return false, err
 	}
-	totals := n.counts()
-	totals.MovedFlows["process"] += uint64(r.Flows)
-	totals.Moves["process"]++
-	totals.ResetByMove += uint64(r.Lost)
+	n.totals.note(r)
+	n.told.Store(true)
+	estate := n.estate()
+	estate.MovedFlows["process"] += uint64(r.Flows)
+	estate.Moves["process"]++
+	estate.ResetByMove += uint64(r.Lost)
 	if err := c.SetTimeout(startTime); err != nil {
 		return false, err
 	}
-	if err := move.SendJSON(c, move.Done, totals); err != nil {
+	if err := move.SendJSON(c, move.Done, estate); err != nil {
 		return false, err // it was not delivered: a seqpacket message is taken whole or not
 	}
 	if _, err = move.Expect(c, move.Settled); err == nil {
-		n.totals.move(r)
+		n.totals.tally(r)
 	}
 	return true, err
 }
@@ -219,6 +228,14 @@ func (n *Node) introduce(c move.Carrier) error {
 	for _, l := range n.shared.Loops {
 		l.Ask(func(l *loop.Loop) { l.SetAccepting(false) })
 	}
+	// Endpoints are watched by one process at a time, and what it knows of them is
+	// handed over at the last moment.
+	n.watch.leave(true)
+	if hello.Late {
+		if err := n.sendKnowledge(c); err != nil {
+			return err
+		}
+	}
 	// What the gates count can only become less here, for nothing is accepted.
 	return move.SendJSON(c, move.Accept, n.shared.Ledger.Places())
 }
@@ -237,7 +254,12 @@ func (n *Node) heritage() (move.Heritage, []sock.FD) {
 		h.Listeners = append(h.Listeners, key)
 		fds = append(fds, fd)
 	}
+	if n.scrape.fd >= 0 {
+		h.Listeners = append(h.Listeners, n.scrape.key)
+		fds = append(fds, n.scrape.fd)
+	}
 	h.Host = n.hostHeritage()
+	h.Names, _ = json.Marshal(n.names.answers()) // addresses and durations cannot fail
 	return h, fds
 }
 
@@ -365,6 +387,7 @@ func (n *Node) forget(parked []loop.Parked, lost bool) {
 				p.Account.Forget(1)
 			}
 		}
+		p.LeaveSource(n.shared.Ledger)
 		n.shared.Ledger.Listener(p.Frozen.Listener.Name).Leave()
 		n.shared.Ledger.Node.Leave()
 	}
@@ -386,7 +409,7 @@ func Succeed(fd int, o Options, prepare func(*Node) error) (*Succession, error) 
 	if err := s.carrier.SetTimeout(startTime); err != nil {
 		return nil, err
 	}
-	err := move.SendJSON(s.carrier, move.Hello, move.Greeting{Protocol: move.Protocol, Format: frozen.Format, Release: Release, PID: pid})
+	err := move.SendJSON(s.carrier, move.Hello, move.Greeting{Protocol: move.Protocol, Format: frozen.Format, Release: Release, PID: pid, Late: true})
 	if err != nil {
 		return nil, err
 	}
@@ -418,6 +441,11 @@ func Succeed(fd int, o Options, prepare func(*Node) error) (*Succession, error) 
 		o.Inherited[vip] = fds[i]
 	}
 	o.HostHeritage = h.Host
+	if len(h.Names) > 0 {
+		if err := json.Unmarshal(h.Names, &o.Names); err != nil {
+			o.Log.Warn("the predecessor's names are not readable and are asked for again", "error", err)
+		}
+	}
 	if s.Node, err = Start(o); err != nil {
 		_ = move.SendJSON(s.carrier, move.Refuse, move.Refusal{What: "configuration", Why: err.Error()})
 		return nil, err
@@ -501,6 +529,8 @@ func (t *taking) drop(end func(sock.FD)) {
 func (s *Succession) step(t *taking, m move.Message) (err error) {
 	n := s.Node
 	switch m.Kind {
+	case move.Inherit:
+		return n.learn(m)
 	case move.Accept:
 		places := map[string]int64{}
 		if len(m.Body) > 0 { // a release that does not tell
@@ -510,6 +540,7 @@ func (s *Succession) step(t *taking, m move.Message) (err error) {
 		}
 		n.shared.Ledger.PlacesElsewhere(places)
 		t.accepting = true
+		n.watch.begin()
 		for _, l := range n.shared.Loops {
 			l.Do(func(l *loop.Loop) { l.SetAccepting(true) })
 		}
@@ -543,11 +574,11 @@ func (s *Succession) step(t *taking, m move.Message) (err error) {
 // on ends it: nobody else has the flows.
 func (s *Succession) finish(m move.Message, settle func() error) error {
 	n := s.Node
-	var t Totals
-	if err := m.Into(&t); err != nil {
+	var e Estate
+	if err := m.Into(&e); err != nil {
 		n.log.Warn("the predecessor's counts are not readable and begin anew", "error", err)
 	} else {
-		n.totals.inherit(&t)
+		n.inherit(&e)
 	}
 	// Flows that it keeps because we refused them count no longer.
 	n.alone()

@@ -1,0 +1,323 @@
+package node
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/holdfast-lb/holdfast/internal/config"
+	"github.com/holdfast-lb/holdfast/internal/health"
+	"github.com/holdfast-lb/holdfast/internal/ledger"
+	"github.com/holdfast-lb/holdfast/internal/loop"
+)
+
+// EndpointRequest is what an operator wants of endpoints.
+type EndpointRequest struct {
+	Backend string `json:"backend"`
+	// Endpoint is a name in the backend, or "*" for all. A host name stands for all
+	// its addresses.
+	Endpoint string `json:"endpoint"`
+	// Do is one of quiesce, ready, maint, hold, weight.
+	Do string `json:"do"`
+	// Weight is that of Do weight, 0 to 1000; -1 is the file's.
+	Weight int `json:"weight,omitempty"`
+	// Seconds is how long a hold lasts; then the endpoint is ready by itself. 0 is
+	// HoldTime.
+	Seconds float64 `json:"seconds,omitempty"`
+}
+
+// HoldTime is how long a hold lasts of which nobody says how long: about as
+// long as a server takes to restart, and no request waits for ever.
+const HoldTime = 60 * time.Second
+
+// weightMost is the largest weight, as in the file.
+const weightMost = 1000
+
+// EndpointReport tells what became of it.
+type EndpointReport struct {
+	Endpoint string `json:"endpoint"` // as asked for, in full: "web/a1", "web/*"
+	Was      string `json:"was"`      // state; of several endpoints of different ones "mixed"
+	Is       string `json:"is"`
+	InFlight int64  `json:"in_flight"` // what is still under way there
+	// EffectiveMillis is what it took until no loop chooses by the old state any
+	// more and no idle connection is left.
+	EffectiveMillis float64          `json:"effective_ms"`
+	Loops           int              `json:"loops"`
+	IdleClosed      int              `json:"idle_closed"`
+	Serving         int              `json:"serving"` // endpoints of the backend that serve what is new
+	Each            []EndpointChange `json:"each,omitempty"`
+	// Note is what an operator may not have thought of.
+	Note string `json:"note,omitempty"`
+}
+
+// EndpointChange is what became of one endpoint.
+type EndpointChange struct {
+	Endpoint string `json:"endpoint"`
+	Was      string `json:"was"`
+	Is       string `json:"is"`
+	InFlight int64  `json:"in_flight"`
+}
+
+// Admin states by what one does to come to them.
+var admins = map[string]ledger.Admin{"quiesce": ledger.Quiescing, "ready": ledger.Ready, "maint": ledger.Maintenance, "hold": ledger.Held}
+
+// order understands q.
+func (q *EndpointRequest) order() (health.Order, error) {
+	if q.Do == "weight" {
+		if q.Weight < -1 || q.Weight > weightMost {
+			return health.Order{}, fmt.Errorf("node: weight %d: want 0 to %d, or -1 for the file's", q.Weight, weightMost)
+		}
+		return health.Order{Weight: q.Weight, Weigh: true}, nil
+	}
+	admin, ok := admins[q.Do]
+	if !ok {
+		return health.Order{}, fmt.Errorf("node: %q is nothing to do with an endpoint: want quiesce, ready, maint, hold or weight", q.Do)
+	}
+	o := health.Order{Admin: admin}
+	if admin == ledger.Held {
+		o.For = HoldTime
+		if q.Seconds < 0 || q.Seconds > 86400 {
+			return health.Order{}, fmt.Errorf("node: a hold of %g s: want up to a day", q.Seconds)
+		}
+		if q.Seconds > 0 {
+			o.For = time.Duration(q.Seconds * float64(time.Second))
+		}
+	}
+	return o, nil
+}
+
+// SetEndpoint does what an operator wants of an endpoint. When it returns, it is
+// in force on every loop: nothing is chosen by the old state any more, and of
+// an endpoint that does not serve no idle connection is left.
+func (n *Node) SetEndpoint(q EndpointRequest) (*EndpointReport, error) {
+	o, err := q.order()
+	if err != nil {
+		return nil, err
+	}
+	began := time.Now()
+	w := n.watch
+	for {
+		w.mu.Lock()
+		if !w.given {
+			break
+		}
+		// A successor has been told how things are. What comes of it is known when
+		// the upgrade is over.
+		w.mu.Unlock()
+		n.change.Lock()
+		err := n.inCharge()
+		n.change.Unlock()
+		if err != nil {
+			return nil, err
+		}
+	}
+	r, closing, err := w.order(q, o)
+	w.mu.Unlock()
+	if err != nil {
+		return nil, err
+	}
+	// Each loop ends its turn before it looks into its mailbox: what it chose by
+	// the old state it has counted by then.
+	var all sync.WaitGroup
+	closed := make([]int, len(n.shared.Loops))
+	for i, l := range n.shared.Loops {
+		all.Go(func() {
+			l.Ask(func(l *loop.Loop) {
+				for _, name := range closing {
+					closed[i] += l.CloseIdle(name)
+				}
+			})
+		})
+	}
+	all.Wait()
+	r.Loops = len(closed)
+	for _, k := range closed {
+		r.IdleClosed += k
+	}
+	for i := range r.Each {
+		x := &r.Each[i]
+		x.InFlight = n.account(x.Endpoint).InUse()
+		r.InFlight += x.InFlight
+	}
+	r.EffectiveMillis = float64(time.Since(began).Microseconds()) / 1000
+	n.log.Info("endpoint ordered", "endpoint", r.Endpoint, "was", r.Was, "is", r.Is, "in_flight", r.InFlight, "took", time.Since(began))
+	return r, nil
+}
+
+// order puts an operator's order in force in the ledger. closing are those that
+// do not serve now. The caller holds mu.
+func (w *watch) order(q EndpointRequest, o health.Order) (r *EndpointReport, closing []string, err error) {
+	j := w.judges[q.Backend]
+	if j == nil {
+		return nil, nil, fmt.Errorf("node: no backend %q; there are: %s", q.Backend, some(slices.Sorted(maps.Keys(w.judges))))
+	}
+	now := w.now()
+	r = &EndpointReport{Endpoint: q.Backend + "/" + q.Endpoint}
+	before := map[string]string{}
+	for _, v := range j.Views(now) {
+		short := strings.TrimPrefix(v.Name, q.Backend+"/")
+		if q.Endpoint == "*" || short == q.Endpoint || strings.HasPrefix(short, q.Endpoint+"/") {
+			before[v.Name] = stateOf(v)
+		}
+	}
+	if len(before) == 0 {
+		var names []string
+		for _, full := range j.Names() {
+			names = append(names, strings.TrimPrefix(full, q.Backend+"/"))
+		}
+		return nil, nil, fmt.Errorf("node: backend %s has no endpoint %q; there are: %s", q.Backend, q.Endpoint, some(names))
+	}
+	for name := range before {
+		j.Order(now, name, o)
+	}
+	w.flush(j, now)
+	w.stir() // there may be a time to come back at
+	for _, v := range j.Views(now) {
+		was, asked := before[v.Name]
+		if !asked {
+			continue
+		}
+		is := stateOf(v)
+		if o.Weigh {
+			is = fmt.Sprintf("weight %d", v.Weight)
+		}
+		if !health.Serves(v.Standing) {
+			closing = append(closing, v.Name)
+		}
+		r.Each = append(r.Each, EndpointChange{Endpoint: v.Name, Was: was, Is: is})
+		r.Was, r.Is = joinState(r.Was, was), joinState(r.Is, is)
+	}
+	serving := 0
+	for _, name := range j.Names() {
+		if j.serving[name] {
+			serving++
+		}
+	}
+	r.Serving = serving
+	if serving == 0 && !o.Weigh && o.Admin != ledger.Ready {
+		switch {
+		case o.Admin == ledger.Held:
+			r.Note = fmt.Sprintf("nothing else of %s serves: new requests wait, for %v at most", q.Backend, j.of.QueueTime)
+		case j.of.Fallback != nil:
+			r.Note = fmt.Sprintf("nothing of %s serves: its fallback does", q.Backend)
+		default:
+			r.Note = fmt.Sprintf("nothing of %s serves: what is new fails", q.Backend)
+		}
+	}
+	return r, closing, nil
+}
+
+// joinState is the state of several.
+func joinState(a, b string) string {
+	if a == "" || a == b {
+		return b
+	}
+	return "mixed"
+}
+
+// namesShown bounds a list in an error.
+const namesShown = 12
+
+func some(names []string) string {
+	if len(names) == 0 {
+		return "none"
+	}
+	if len(names) > namesShown {
+		return strings.Join(names[:namesShown], ", ") + fmt.Sprintf(" and %d more", len(names)-namesShown)
+	}
+	return strings.Join(names, ", ")
+}
+
+// stateOf is the one word for how an endpoint is: the operator's if it is not
+// ready, else what else keeps it from serving, else how good it is known to be.
+func stateOf(v health.View) string {
+	s := v.Standing
+	switch {
+	case v.Admin != ledger.Ready:
+		return v.Admin.String()
+	case s.Health == ledger.Checking || s.Health == ledger.Down:
+		return s.Health.String()
+	case s.Ejected:
+		return "ejected"
+	case s.Admin != ledger.Ready: // its agent's wish
+		return s.Admin.String()
+	case s.Health == ledger.Unknown:
+		return "ready"
+	}
+	return s.Health.String()
+}
+
+// EndpointState is how one endpoint is: for status, metrics and people.
+type EndpointState struct {
+	Name    string `json:"name"` // in full
+	Backend string `json:"backend"`
+	Address string `json:"address"`
+	// State is one word: ready (nobody checks it), up, checking, down, draining,
+	// ejected, quiescing, held, maintenance.
+	State   string `json:"state"`
+	Admin   string `json:"admin"`  // the operator's
+	Health  string `json:"health"` // of checks and agent
+	Ejected bool   `json:"ejected"`
+	Serves  bool   `json:"serves"` // what is new, but for a weight of 0
+	Backup  bool   `json:"backup,omitempty"`
+	Zone    string `json:"zone,omitempty"`
+
+	Why             string  `json:"why,omitempty"`   // what the last probe said
+	Agent           string  `json:"agent,omitempty"` // what its agent said
+	SinceSeconds    float64 `json:"since_seconds"`   // how long its health is what it is
+	EjectedSeconds  float64 `json:"ejected_seconds,omitempty"`
+	ReadySeconds    float64 `json:"ready_seconds,omitempty"` // until a hold ends by itself
+	Weight          int     `json:"weight"`                  // the file's or the operator's
+	EffectiveWeight float64 `json:"effective_weight"`        // with slow start and what the agent says
+	InFlight        int64   `json:"in_flight"`
+	ConnectionsMax  int     `json:"connections_max,omitempty"`
+	CheckMillis     float64 `json:"check_ms,omitempty"`   // what the last probe took
+	LatencyMillis   float64 `json:"latency_ms,omitempty"` // of answers to clients, averaged
+	Tries           uint64  `json:"tries"`
+	Failures        uint64  `json:"failures"`
+	Errors          uint64  `json:"errors"` // connections that could not be opened
+}
+
+// EndpointStates tells of every endpoint how it is, by backend and name.
+func (n *Node) EndpointStates() []EndpointState {
+	w := n.watch
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	now := w.now()
+	var out []EndpointState
+	for _, name := range slices.Sorted(maps.Keys(w.judges)) {
+		j := w.judges[name]
+		for i, v := range j.Views(now) {
+			out = append(out, j.state(j.of.Endpoints[i], v))
+		}
+	}
+	return out
+}
+
+func (j *judge) state(e *config.Endpoint, v health.View) EndpointState {
+	x := j.accounts[v.Name]
+	attempts, failures := x.Tries()
+	s := EndpointState{
+		Name: v.Name, Backend: j.Name, Address: v.Address, State: stateOf(v),
+		Admin: v.Admin.String(), Health: v.Standing.Health.String(), Ejected: v.Standing.Ejected, Serves: health.Serves(v.Standing),
+		Backup: e.Backup, Zone: e.Zone, Why: v.Why, Agent: v.Agent,
+		SinceSeconds: v.Since.Seconds(), EjectedSeconds: v.Ejected.Seconds(), ReadySeconds: v.Ready.Seconds(),
+		Weight: v.Weight, EffectiveWeight: float64(v.Weight) * float64(v.Standing.Permille) / 1000,
+		InFlight: x.InUse(), ConnectionsMax: j.of.ConnectionsPerEndpoint,
+		CheckMillis: float64(v.Took.Microseconds()) / 1000, LatencyMillis: float64(x.Latency().Microseconds()) / 1000,
+		Tries: attempts, Failures: failures, Errors: x.Errors(),
+	}
+	if e.ConnectionsMax > 0 {
+		s.ConnectionsMax = e.ConnectionsMax
+	}
+	return s
+}
+
+// backendOf is the backend of an endpoint's full name.
+func backendOf(endpoint string) string {
+	backend, _, _ := strings.Cut(endpoint, "/")
+	return backend
+}
