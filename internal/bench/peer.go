@@ -75,7 +75,7 @@ func programs(names []string, binary string) (map[string]proxy, error) {
 		switch name {
 		case holdfast:
 			found[name] = proxy{name: name, template: "holdfast.yaml", saysReady: true, dying: syscall.SIGKILL,
-				command: func(config string) []string { return []string{binary, "run", "-c", config} }}
+				command: func(config string) []string { return []string{binary, "run", "--grace", "0s", "-c", config} }}
 		case haproxy:
 			p := need(haproxy)
 			found[name] = proxy{name: name, template: "haproxy.cfg", dying: syscall.SIGKILL,

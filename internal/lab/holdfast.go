@@ -53,7 +53,7 @@ func (b *Holdfast) Start(ctx context.Context) error {
 			}
 		}
 		var err error
-		if n.process, err = h.Start(h.Name, nil, b.Binary, "run", "-c", n.files[0]); err != nil {
+		if n.process, err = h.Start(h.Name, nil, b.Binary, "run", "--grace", "0s", "-c", n.files[0]); err != nil {
 			return err
 		}
 		n.pid = n.process.Pid

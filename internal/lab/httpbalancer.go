@@ -90,7 +90,7 @@ func httpHoldfast(o httpSetup) (string, []string) {
 		}
 		s.WriteString(" }\n")
 	}
-	return s.String(), []string{o.Binary, "run", "-c", o.file()}
+	return s.String(), []string{o.Binary, "run", "--grace", "0s", "-c", o.file()}
 }
 
 func httpHAProxy(o httpSetup) (string, []string) {

@@ -78,7 +78,7 @@ func (b *webHoldfast) Start(ctx context.Context) error {
 		}
 	}
 	var err error
-	if n.process, err = b.at.Start(b.at.Name, nil, b.Binary, "run", "-c", n.files[0]); err != nil {
+	if n.process, err = b.at.Start(b.at.Name, nil, b.Binary, "run", "--grace", "0s", "-c", n.files[0]); err != nil {
 		return err
 	}
 	n.pid = n.process.Pid
