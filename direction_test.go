@@ -60,6 +60,8 @@ var layers = []lint.Layer{
 var owners = []lint.Owner{
 	{Import: "go.yaml.in/yaml/v4", Packages: []string{"internal/config"}},
 	{Import: "github.com/spf13/cobra", Packages: []string{"cmd/..."}},
+	{Import: "charm.land/bubbletea/v2", Packages: []string{"cmd/holdfast"}}, // the live view of `top`
+	{Import: "charm.land/lipgloss/v2", Packages: []string{"cmd/holdfast"}},  // and its colours
 	{Import: "github.com/spf13/pflag", Packages: []string{"cmd/..."}}, // cobra's flags; their errors are put in plain words
 	{Import: "google.golang.org/protobuf", Packages: []string{"internal/frozen/..."}, Tests: true},
 

@@ -32,10 +32,11 @@ func demoCommand() *cobra.Command {
 	var flows int
 	c := &cobra.Command{
 		Use:   "demo",
-		Short: "A server, Holdfast, clients and live figures on loopback",
-		Long: "Starts a server, Holdfast and clients on loopback, checks every octet at both ends, and\n" +
-			"shows live figures while it reloads, rebalances and upgrades Holdfast.\n" +
-			"Ends by Ctrl-C; without a terminal, after 30s.",
+		Short: "Servers, Holdfast, clients and live figures on loopback",
+		Long: "Starts two servers for HTTP, one for TCP, Holdfast and steady clients on loopback, checks\n" +
+			"every octet at both ends, and shows live figures while it reloads, rebalances and upgrades\n" +
+			"Holdfast, quiesces a server to restart it, and holds requests while another one restarts.\n" +
+			"Ends by Ctrl-C; without a terminal, after 30s. A server that you end is started again.",
 		Args: wants(0, 0, "no argument"),
 		RunE: func(c *cobra.Command, _ []string) error {
 			if flows < 10 || duration < 0 {
@@ -50,7 +51,8 @@ func demoCommand() *cobra.Command {
 		},
 	}
 	c.Flags().DurationVar(&duration, "duration", 0, "end by itself; 0s: by Ctrl-C")
-	c.Flags().IntVar(&flows, "flows", 200, "long-lived flows; short ones come on top")
+	c.Flags().IntVar(&flows, "flows", 200, "long-lived flows of TCP; short ones and HTTP come on top")
+	c.AddCommand(demoServerCommand())
 	return c
 }
 
@@ -61,7 +63,8 @@ type demonstration struct {
 	duration time.Duration // 0: until Ctrl-C
 
 	began    time.Time
-	traffic  *demo.Traffic
+	traffic  *demo.Traffic // TCP
+	web      *demo.Web     // HTTP
 	holdfast *demoHoldfast
 	status   node.Status // the last that came
 	heard    time.Time   // when it came
@@ -87,10 +90,15 @@ func (d *demonstration) run(asJSON bool) error {
 		return &exit{exitFailed, err}
 	}
 	defer d.holdfast.end()
-	d.say("Holdfast runs as process %d, between a server and %d long flows on loopback; every octet is checked at both ends",
-		d.holdfast.pid, d.flows)
+	h := d.holdfast
+	d.say("Holdfast runs as process %d; every octet is checked at both ends:", h.serving())
+	d.say("  http://%s  ->  web/a1 %s (process %d), web/a2 %s (process %d); %d clients",
+		h.web, h.pages[0].address, h.pages[0].pid.Load(), h.pages[1].address, h.pages[1].pid.Load(), demo.WebClients)
+	d.say("  tcp://%s   ->  tcp/t1 %s; %d long flows, and short ones", h.tcp, h.server, d.flows)
+	d.web = demo.Browse(h.web)
+	defer d.web.Stop()
 	ctx, cancel := context.WithTimeout(context.Background(), openTime)
-	d.trouble = d.traffic.Open(ctx, d.holdfast.vip, d.flows)
+	d.trouble = d.traffic.Open(ctx, h.tcp, d.flows)
 	cancel()
 	d.began = time.Now()
 	d.loop(signals)
@@ -101,15 +109,23 @@ func (d *demonstration) run(asJSON bool) error {
 func (d *demonstration) loop(signals chan os.Signal) {
 	step, end := tourStep, make(<-chan time.Time)
 	if d.duration > 0 {
-		step, end = min(tourStep, d.duration/6), time.After(d.duration)
+		step, end = min(tourStep, d.duration/8), time.After(d.duration)
 	}
 	tour := d.tour()
 	next := time.After(step)
+	passed, touring := make(chan error, 1), false
+	defer func() {
+		if touring { // a station ends in bounded time, and then Holdfast may
+			if err := <-passed; d.trouble == nil {
+				d.trouble = err
+			}
+		}
+	}()
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	d.heard = time.Now()
-	d.before, d.at = d.traffic.Look(), time.Now() // opening is no figure
-	for d.trouble == nil && d.failed == nil {
+	d.before, d.beforeWeb, d.at = d.traffic.Look(), d.web.Look(), time.Now() // opening is no figure
+	for d.trouble == nil && !d.unread() {
 		select {
 		case <-signals:
 			d.say("ending ...")
@@ -117,8 +133,13 @@ func (d *demonstration) loop(signals chan os.Signal) {
 		case <-end:
 			return
 		case <-next:
-			d.trouble = tour[0]()
-			if tour = tour[1:]; len(tour) > 0 {
+			// Beside the figures: that nothing happens to them meanwhile is what
+			// there is to see.
+			go func(station func() error) { passed <- station() }(tour[0]) // ends with the station
+			tour, touring = tour[1:], true
+		case err := <-passed:
+			touring = false
+			if d.trouble = err; err == nil && len(tour) > 0 {
 				next = time.After(step)
 			}
 		case <-tick.C:
@@ -134,7 +155,7 @@ func (d *demonstration) look() error {
 			return fmt.Errorf("holdfast has not answered for %v: %w\n%s", silent.Round(time.Second), err, d.holdfast.tail())
 		}
 	}
-	d.figures(d.traffic.Look(), &d.status)
+	d.figures(d.traffic.Look(), d.web.Look(), &d.status)
 	return nil
 }
 
@@ -153,6 +174,7 @@ func (d *demonstration) conclude(asJSON bool) error {
 	if err := d.ask(); err != nil && d.trouble == nil {
 		d.trouble = err
 	}
+	web := d.web.Stop()
 	f := d.traffic.Stop(endTime)
 	if err := d.ask(); err != nil && d.trouble == nil {
 		d.trouble = err
@@ -160,7 +182,7 @@ func (d *demonstration) conclude(asJSON bool) error {
 	if err := d.holdfast.end(); err != nil && d.trouble == nil {
 		d.trouble = err
 	}
-	s := summarize(seconds, d.flows, f, &d.status, d.trouble)
+	s := summarize(seconds, d.flows, f, web, &d.status, d.trouble)
 	d.summary(s, asJSON)
 	if !s.OK {
 		return &exit{code: exitFailed}

@@ -10,6 +10,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -22,11 +23,15 @@ import (
 type demoHoldfast struct {
 	exe, dir     string
 	file, socket string
-	vip, server  string
+	tcp, web     string // where clients connect
+	server       string // for TCP
+	pages        []*exampleServer
 	client       *client
-	pid          int                 // that serves, as far as we know
-	known        map[int]*os.Process // all that have served
 	ended        bool
+
+	mu    sync.Mutex          // guards what follows
+	pid   int                 // that serves, as far as we know
+	known map[int]*os.Process // all that have served
 }
 
 // startTime is how long Holdfast may take until it answers, stopTime until it
@@ -36,7 +41,8 @@ const (
 	stopTime  = 5 * time.Second
 )
 
-// startDemoHoldfast runs this very program in front of server.
+// startDemoHoldfast runs this very program in front of server and of two example
+// servers for HTTP.
 func startDemoHoldfast(server string) (*demoHoldfast, error) {
 	exe, err := os.Executable()
 	if err != nil {
@@ -52,6 +58,13 @@ func startDemoHoldfast(server string) (*demoHoldfast, error) {
 	}
 	h.client = clientOf(h.socket, false)
 	h.client.http.Timeout = time.Minute
+	for _, name := range []string{"a1", "a2"} {
+		page, err := startExampleServer(exe, name)
+		if err != nil {
+			return nil, errors.Join(err, h.end())
+		}
+		h.pages = append(h.pages, page)
+	}
 	if err := h.start(); err != nil {
 		return nil, errors.Join(err, h.end())
 	}
@@ -60,7 +73,10 @@ func startDemoHoldfast(server string) (*demoHoldfast, error) {
 
 func (h *demoHoldfast) start() error {
 	var err error
-	if h.vip, err = freeAddress(); err != nil {
+	if h.tcp, err = freeAddress(); err != nil {
+		return err
+	}
+	if h.web, err = freeAddress(); err != nil {
 		return err
 	}
 	if err = h.configure("1h"); err != nil {
@@ -114,14 +130,25 @@ func (h *demoHoldfast) configure(idle string) error {
 	loops := min(max(2, runtime.NumCPU()), 4)
 	text := fmt.Sprintf(`node: { name: demo, loops: %d, admin: { socket: %s } }
 listeners:
-  demo:
+  web:
     vip: %s
-    backend: server
+    protocol: http
+    backend: web
+    onChange: adopt
+  tcp:
+    vip: %s
+    backend: tcp
     idleTimeout: %s
     onChange: adopt
 backends:
-  server: { endpoints: [ { name: s1, address: "%s" } ] }
-`, loops, h.socket, h.vip, idle, h.server)
+  web:
+    # A server that is about to end answers 503 to its check: it drains.
+    check: { http: { path: /healthz, drain: 503 }, interval: 200ms, fastInterval: 200ms, downInterval: 200ms, rise: 1 }
+    endpoints:
+      - { name: a1, address: "%s" }
+      - { name: a2, address: "%s" }
+  tcp: { endpoints: [ { name: t1, address: "%s" } ] }
+`, loops, h.socket, h.web, h.tcp, idle, h.pages[0].address, h.pages[1].address, h.server)
 	return os.WriteFile(h.file, []byte(text), 0o600)
 }
 
@@ -138,12 +165,21 @@ func (h *demoHoldfast) status() (*node.Status, error) {
 // know notes that the process with this identity serves now. It is held on to
 // at once, so that the number cannot come to mean another process.
 func (h *demoHoldfast) know(pid int) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
 	h.pid = pid
 	if h.known[pid] == nil {
 		if p, err := os.FindProcess(pid); err == nil {
 			h.known[pid] = p
 		}
 	}
+}
+
+// serving is the process that serves, as far as we know.
+func (h *demoHoldfast) serving() int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.pid
 }
 
 func (h *demoHoldfast) log() string { return filepath.Join(h.dir, "log") }
@@ -193,6 +229,9 @@ func (h *demoHoldfast) end() error {
 			_ = p.Kill()
 			gone(p, time.Second)
 		}
+	}
+	for _, page := range h.pages {
+		page.end()
 	}
 	_ = os.RemoveAll(h.dir)
 	if len(left) > 0 {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/holdfast-lb/holdfast/internal/demo"
@@ -14,11 +15,14 @@ import (
 // show writes the demo's lines. On a terminal the line of figures is drawn
 // again and again in one place.
 type show struct {
-	terminal bool
-	line     string // of figures, if it stands there now
-	failed   error  // of writing: nobody reads any more
-	before   demo.Figures
-	at       time.Time // of before
+	terminal  bool
+	before    demo.Figures
+	beforeWeb demo.WebFigures
+	at        time.Time // of both
+
+	mu     sync.Mutex // guards what follows: the tour says, too
+	line   string     // of figures, if it stands there now
+	failed error      // of writing: nobody reads any more
 }
 
 // Sequences of a terminal (ECMA-48): clear the line; a line that is too long
@@ -29,7 +33,9 @@ const (
 	wrapOn    = "\x1b[?7h"
 )
 
-func (s *show) write(text string) {
+// write prints text and keeps line as the one of figures that it ends with.
+func (s *show) write(text, line string) {
+	s.line = line
 	if _, err := os.Stdout.WriteString(text); err != nil {
 		s.failed = err
 	}
@@ -38,29 +44,41 @@ func (s *show) write(text string) {
 // say prints a line that stays.
 func (s *show) say(format string, args ...any) {
 	text := fmt.Sprintf(format, args...) + "\n"
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if s.line != "" {
 		text = clearLine + text + s.line
 	}
-	s.write(text)
+	s.write(text, s.line)
+}
+
+// unread tells whether nobody reads any more.
+func (s *show) unread() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.failed != nil
 }
 
 // figures prints the line of this second.
-func (s *show) figures(f demo.Figures, status *node.Status) {
+func (s *show) figures(f demo.Figures, web demo.WebFigures, status *node.Status) {
 	seconds := time.Since(s.at).Seconds()
 	var moves []string
 	for _, distance := range []string{"config", "loop", "process", "host"} {
 		moves = append(moves, fmt.Sprintf("%s %d", distance, status.Moves[distance]))
 	}
-	line := fmt.Sprintf("flows %d  %.1f MiB/s  %.0f new/s  p99 %.1f ms  moves: %s  lost %d  wrong octets %d",
-		f.Open, float64(f.Octets-s.before.Octets)/seconds/(1<<20), float64(f.Opened-s.before.Opened)/seconds,
-		millis(f.P99), strings.Join(moves, ", "), lost(f, status), f.Wrong)
-	s.before, s.at = f, time.Now()
+	line := fmt.Sprintf("%.0f req/s  p99 %.1f ms  errors %d  flows %d  %.1f MiB/s  moves: %s  lost %d  wrong octets %d",
+		float64(web.Requests-s.beforeWeb.Requests+f.RoundTrips-s.before.RoundTrips)/seconds, millis(max(f.P99, web.P99)), web.Errors,
+		f.Open+web.Open, float64(f.Octets-s.before.Octets+web.Octets-s.beforeWeb.Octets)/seconds/(1<<20),
+		strings.Join(moves, ", "), lost(f, status), f.Wrong+web.Wrong)
+	s.before, s.beforeWeb, s.at = f, web, time.Now()
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if !s.terminal {
-		s.write(line + "\n")
+		s.write(line+"\n", "")
 		return
 	}
-	s.line = clearLine + wrapOff + line + wrapOn
-	s.write(s.line)
+	line = clearLine + wrapOff + line + wrapOn
+	s.write(line, line)
 }
 
 // lost is what the clients miss, or what Holdfast says it lost, if that is more.
@@ -73,6 +91,9 @@ type demoSummary struct {
 	OK         bool              `json:"ok"`
 	Seconds    float64           `json:"seconds"`
 	Flows      int               `json:"flows"`
+	Requests   uint64            `json:"requests"` // of HTTP, answered well
+	Errors     int               `json:"errors"`   // of HTTP: all others
+	Servers    map[string]uint64 `json:"servers"`  // requests by server
 	Opened     uint64            `json:"connections"`
 	Octets     uint64            `json:"octets"`
 	RoundTrips uint64            `json:"round_trips"`
@@ -85,24 +106,26 @@ type demoSummary struct {
 	Faults     []string          `json:"faults"`
 }
 
-func summarize(seconds float64, flows int, f demo.Figures, status *node.Status, trouble error) *demoSummary {
+func summarize(seconds float64, flows int, f demo.Figures, web demo.WebFigures, status *node.Status, trouble error) *demoSummary {
 	s := &demoSummary{
-		Seconds: seconds, Flows: flows, Opened: f.Opened, Octets: f.Octets, RoundTrips: f.RoundTrips,
-		P99: millis(f.P99), Max: millis(f.Max), Moves: status.Moves, MovedFlows: status.MovedFlows,
-		Lost: lost(f, status), Wrong: f.Wrong, Faults: append([]string{}, f.Faults...),
+		Seconds: seconds, Flows: flows, Opened: f.Opened, Octets: f.Octets + web.Octets, RoundTrips: f.RoundTrips,
+		Requests: web.Requests, Errors: web.Errors, Servers: web.Servers,
+		P99: millis(max(f.P99, web.P99)), Max: millis(max(f.Max, web.Max)), Moves: status.Moves, MovedFlows: status.MovedFlows,
+		Lost: lost(f, status), Wrong: f.Wrong + web.Wrong, Faults: append(append([]string{}, f.Faults...), web.Faults...),
 	}
 	if trouble != nil {
 		s.Faults = append(s.Faults, trouble.Error())
 	}
-	s.OK = s.Lost == 0 && s.Wrong == 0 && trouble == nil
+	s.OK = s.Lost == 0 && s.Wrong == 0 && s.Errors == 0 && trouble == nil
 	return s
 }
 
 func (s *show) summary(d *demoSummary, asJSON bool) {
+	s.mu.Lock()
 	if s.line != "" { // the last figures stay
-		s.line = ""
-		s.write("\n")
+		s.write("\n", "")
 	}
+	s.mu.Unlock()
 	for _, fault := range d.Faults {
 		s.say("fault: %s", fault)
 	}
@@ -110,8 +133,8 @@ func (s *show) summary(d *demoSummary, asJSON bool) {
 	for distance, n := range d.Moves {
 		moves, moved = moves+n, moved+d.MovedFlows[distance]
 	}
-	s.say("done: %.0f s, %d long flows and %d short ones, %.1f MiB and %d round trips checked, p99 %.1f ms, max %.1f ms, %d moves of %d flows, lost %d, wrong octets %d",
-		d.Seconds, d.Flows, max(0, int(d.Opened)-d.Flows), float64(d.Octets)/(1<<20), d.RoundTrips, d.P99, d.Max, moves, moved, d.Lost, d.Wrong)
+	s.say("done: %.0f s, %d requests, %d long flows and %d short ones, %.1f MiB checked, p99 %.1f ms, max %.1f ms, %d moves of %d flows, errors %d, lost %d, wrong octets %d",
+		d.Seconds, d.Requests, d.Flows, max(0, int(d.Opened)-d.Flows), float64(d.Octets)/(1<<20), d.P99, d.Max, moves, moved, d.Errors, d.Lost, d.Wrong)
 	if asJSON {
 		b, err := json.Marshal(d)
 		if err != nil {

@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/holdfast-lb/holdfast/internal/admin"
 	"github.com/holdfast-lb/holdfast/internal/node"
@@ -25,6 +26,8 @@ func (d *demonstration) tour() []func() error {
 		func() error {
 			return d.move("holdfast upgrade", "/v1/upgrade", admin.UpgradeRequest{}, "upgraded")
 		},
+		d.roll,
+		d.hold,
 		func() error {
 			d.invite()
 			return nil
@@ -35,6 +38,7 @@ func (d *demonstration) tour() []func() error {
 // move asks Holdfast for a move and tells in one line what it has done.
 func (d *demonstration) move(command, path string, request any, verb string) error {
 	var r node.Report
+	before := d.holdfast.serving()
 	if _, err := d.holdfast.client.ask(path, request, &r); err != nil {
 		return fmt.Errorf("%s: %w\n%s", command, err, d.holdfast.tail())
 	}
@@ -43,11 +47,114 @@ func (d *demonstration) move(command, path string, request any, verb string) err
 	case "config":
 		line = strings.TrimSpace(r.Plan) + "; " + line
 	case "process":
-		line = fmt.Sprintf("process %d -> %d; %s", d.holdfast.pid, r.PID, line)
+		line = fmt.Sprintf("process %d -> %d; %s", before, r.PID, line)
 	}
 	d.holdfast.know(r.PID)
 	d.say("-- %s: %s", command, line)
 	return nil
+}
+
+// idleMax is how long what is in flight at an endpoint may take.
+const idleMax = 20 * time.Second
+
+// roll restarts a1 as one does by hand: quiesce, wait, restart, ready.
+func (d *demonstration) roll() error {
+	h, began := d.holdfast, time.Now()
+	quiet, err := h.endpoint("web", "a1", "quiesce")
+	if err != nil {
+		return err
+	}
+	for inFlight := quiet.InFlight; inFlight > 0; time.Sleep(waitPoll) {
+		if inFlight, err = h.inFlight("web", "a1"); err != nil {
+			return err
+		}
+		if time.Since(began) > idleMax {
+			return fmt.Errorf("demo: %d still in flight at web/a1 after %v", inFlight, idleMax)
+		}
+	}
+	waited := time.Since(began)
+	if err = h.pages[0].restart(); err == nil {
+		_, err = h.endpoint("web", "a1", "ready")
+	}
+	if err == nil {
+		d.say("-- holdfast endpoint quiesce web/a1 --wait: out on all %d loops after %s, %d in flight ... 0 after %s; restarted (process %d), ready again: %s in all",
+			quiet.Loops, short(time.Duration(quiet.EffectiveMillis*1e6)), quiet.InFlight, short(waited), h.pages[0].pid.Load(), short(time.Since(began)))
+	}
+	return err
+}
+
+// hold restarts a2 while a1 is out, too: requests wait.
+func (d *demonstration) hold() error {
+	h := d.holdfast
+	if _, err := h.endpoint("web", "a1", "maint"); err != nil {
+		return err
+	}
+	held, err := h.endpoint("web", "a2", "hold")
+	if err != nil {
+		return err
+	}
+	began := time.Now()
+	if err = h.pages[1].restart(); err == nil {
+		err = h.healthy("web", "a2")
+	}
+	if err == nil {
+		_, err = h.endpoint("web", "a2", "ready")
+	}
+	took := time.Since(began)
+	if err == nil {
+		_, err = h.endpoint("web", "a1", "ready")
+	}
+	if err == nil {
+		d.say("-- holdfast endpoint hold web/a2, while a1 is in maintenance: held on all %d loops, restarted (process %d), ready again after %s, for which requests waited",
+			held.Loops, h.pages[1].pid.Load(), short(took))
+	}
+	return err
+}
+
+// endpoint asks for a change of one endpoint.
+func (h *demoHoldfast) endpoint(backend, name, do string) (*node.EndpointReport, error) {
+	var r node.EndpointReport
+	if _, err := h.client.ask("/v1/endpoints", node.EndpointRequest{Backend: backend, Endpoint: name, Do: do}, &r); err != nil {
+		return nil, fmt.Errorf("holdfast endpoint %s %s/%s: %w", do, backend, name, err)
+	}
+	return &r, nil
+}
+
+func (h *demoHoldfast) state(backend, name string) (*node.EndpointState, error) {
+	all, err := h.client.endpoints()
+	if err != nil {
+		return nil, err
+	}
+	for i := range all {
+		if all[i].Name == backend+"/"+name {
+			return &all[i], nil
+		}
+	}
+	return nil, fmt.Errorf("demo: no endpoint %s/%s", backend, name)
+}
+
+func (h *demoHoldfast) inFlight(backend, name string) (int64, error) {
+	e, err := h.state(backend, name)
+	if err != nil {
+		return 0, err
+	}
+	return e.InFlight, nil
+}
+
+// healthy waits until checks have found an endpoint up.
+func (h *demoHoldfast) healthy(backend, name string) error {
+	for deadline := time.Now().Add(startTime); ; time.Sleep(waitPoll) {
+		e, err := h.state(backend, name)
+		if err != nil {
+			return err
+		}
+		if e.Health == "up" {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("demo: %s/%s is %s: %s", backend, name, e.Health, e.Why)
+		}
+	}
 }
 
 // invite says what a person can do now, and what will be seen.
@@ -55,25 +162,28 @@ func (d *demonstration) invite() {
 	h := d.holdfast
 	exe := h.exe
 	if wd, err := os.Getwd(); err == nil {
-		if short, err := filepath.Rel(wd, exe); err == nil && !strings.HasPrefix(short, "..") {
-			exe = "./" + short
+		if near, err := filepath.Rel(wd, exe); err == nil && !strings.HasPrefix(near, "..") {
+			exe = near
+			if !strings.Contains(near, "/") {
+				exe = "./" + near
+			}
 		}
 	}
 	var out strings.Builder
-	out.WriteString("\ntry in a second terminal, and watch that flows stay and lost stays 0:\n")
+	fmt.Fprintf(&out, "\ntry in a second terminal, and watch that errors and lost stay 0:\n\n  export %s=%s\n\n", socketEnv, h.socket)
 	for _, c := range [][2]string{
-		{"upgrade", "another process takes over all flows, this one ends: status shows another pid"},
-		{"rebalance --all", "each flow goes to another event loop, that is to another thread"},
-		{"reload", "the file as it is changes nothing; edit it first, or type the next line"},
-		{"", "every flow adopts another idle timeout: a new generation"},
-		{"status", "where flows are, and the sum that balances: accepted = ended + open"},
-		{"flows --max 10", "the oldest flows, and how often each has moved"},
+		{exe + " top", "all of it, live; q ends"},
+		{exe + " upgrade", "another process takes over every flow"},
+		{exe + " endpoint quiesce web/a1 --wait", "an answer when nothing is in flight any more"},
+		{fmt.Sprintf("kill %d", h.pages[0].pid.Load()), "restart server a1: the demo starts it again"},
+		{exe + " endpoint ready web/a1", "it serves again"},
+		{exe + " endpoint hold 'web/*' --for 3s", "requests of all clients wait for 3 s; kill both servers meanwhile"},
+		{exe + " reload", "the file as it is changes nothing; edit it first: " + h.file},
+		{exe + " status", "where flows are, and the sum that balances: accepted = ended + open"},
+		{exe + " flows --older 30s --max 10", "the oldest flows, and how often each has moved"},
+		{"curl http://" + h.web + "/", "a request of your own"},
 	} {
-		if c[0] == "" {
-			fmt.Fprintf(&out, "  sed -i 's/idleTimeout: .*/idleTimeout: 3h/' %s && %s reload --socket %s\n      %s\n", h.file, exe, h.socket, c[1])
-			continue
-		}
-		fmt.Fprintf(&out, "  %s %s --socket %s\n      %s\n", exe, c[0], h.socket, c[1])
+		fmt.Fprintf(&out, "  %-52s # %s\n", c[0], c[1])
 	}
 	d.say("%s", out.String())
 }

@@ -34,16 +34,25 @@ func (e *exit) Error() string {
 
 func main() {
 	root := &cobra.Command{
-		Use:           "holdfast",
-		Short:         "A load balancer that never lets go of a connection",
+		Use:   "holdfast",
+		Short: "A load balancer that never lets go of a connection",
+		Long: "A load balancer that keeps its connections: over a reload, an upgrade, a move to another host.\n\n" +
+			"  holdfast demo                                    all of it at work on this machine\n" +
+			"  holdfast proxy 127.0.0.1:8080 127.0.0.1:3000     a proxy without a file\n" +
+			"  holdfast check FILE; holdfast run -c FILE        the load balancer\n\n" +
+			"Exit status: 0 done, 1 failed, 2 wrong usage, 3 refused with nothing changed.",
+		Version:       release(),
 		SilenceErrors: true, // printed once, below
 		SilenceUsage:  true,
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.PersistentFlags().String("socket", socketDefault(), "admin socket of the running holdfast; $"+socketEnv+" sets the default")
 	root.PersistentFlags().Bool("json", false, "print JSON")
-	root.AddCommand(runCommand(), checkCommand(), statusCommand(), flowsCommand(), reloadCommand(),
-		rebalanceCommand(), upgradeCommand(), migrateCommand(), demoCommand(), versionCommand())
+	root.SetVersionTemplate("{{.Version}}\n")
+	root.AddCommand(runCommand(), proxyCommand(), demoCommand(), checkCommand(), configCommand(),
+		statusCommand(), topCommand(), flowsCommand(), endpointCommand(), reloadCommand(),
+		rebalanceCommand(), upgradeCommand(), migrateCommand(), logCommand(), versionCommand())
+	cobra.EnableCommandSorting = false // they stand in the order in which one needs them
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &exit{exitUsage, plain(err)} })
 	used, err := root.ExecuteC()
 	if err == nil {

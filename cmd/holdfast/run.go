@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"runtime/debug"
 	"strconv"
 	"syscall"
@@ -18,6 +19,7 @@ import (
 	"github.com/holdfast-lb/holdfast/internal/admin"
 	"github.com/holdfast-lb/holdfast/internal/config"
 	"github.com/holdfast-lb/holdfast/internal/node"
+	"github.com/holdfast-lb/holdfast/internal/sock"
 )
 
 const defaultSocket = "/run/holdfast/admin.sock"
@@ -26,13 +28,30 @@ const defaultSocket = "/run/holdfast/admin.sock"
 // successor refused.
 const drainMax = 10 * time.Minute
 
+// graceDefault is how long what is under way may take when the process is told
+// to end, graceEnv what a successor is to do: it is started with the file alone.
+const (
+	graceDefault = 30 * time.Second
+	graceEnv     = "HOLDFAST_GRACE"
+)
+
 func runCommand() *cobra.Command {
 	var file string
-	var level slog.Level
+	level := new(slog.LevelVar)
+	grace := graceDefault
+	if d, err := time.ParseDuration(os.Getenv(graceEnv)); err == nil && d >= 0 {
+		grace = d
+	}
 	c := &cobra.Command{
 		Use:   "run -c FILE",
 		Short: "Run the load balancer",
-		Args:  wants(0, 1, "one FILE"),
+		Long: "Runs in the foreground, and prints one line when it is ready.\n\n" +
+			"  SIGTERM, SIGINT  end: listeners are closed, idle clients are sent away, what is under way goes\n" +
+			"                   on for --grace at most; a second signal ends at once\n" +
+			"  SIGHUP           reads the file again, as holdfast reload does\n" +
+			"  SIGUSR1          opens the access log anew, after it was renamed\n\n" +
+			"To replace the process without any end, use holdfast upgrade.",
+		Args: wants(0, 1, "one FILE"),
 		RunE: func(_ *cobra.Command, args []string) error {
 			name, err := given("run", file, args)
 			if err != nil {
@@ -42,16 +61,29 @@ func runCommand() *cobra.Command {
 			if err != nil {
 				return &exit{exitFailed, err}
 			}
-			log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
-			if err := run(path, log); err != nil {
-				return failed(err)
+			if grace < 0 {
+				return &exit{exitUsage, errors.New("run: --grace is not negative")}
 			}
-			return nil
+			return runHere(node.Options{File: path, Level: level}, grace, "")
 		},
 	}
 	c.Flags().StringVarP(&file, "config", "c", "", "configuration file")
-	c.Flags().TextVar(&level, "log", slog.LevelInfo, "log level: debug, info, warn, error")
+	c.Flags().DurationVar(&grace, "grace", grace, "how long what is under way may take after SIGTERM; $"+graceEnv+" sets the default")
+	c.Flags().TextVar(level, "log", level, "log level: debug, info, warn, error")
 	return c
+}
+
+// runHere runs until the end of the process's time; ready, if there is any, is
+// said instead of what run says.
+func runHere(o node.Options, grace time.Duration, ready string) error {
+	if err := os.Setenv(graceEnv, grace.String()); err != nil {
+		return &exit{exitFailed, err}
+	}
+	o.Log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: o.Level}))
+	if err := run(o, grace, ready); err != nil {
+		return failed(err)
+	}
+	return nil
 }
 
 // failed gives an error of the configuration the exit code "refused".
@@ -65,14 +97,14 @@ func failed(err error) error {
 
 // run is the life of the data plane, whether it starts fresh or succeeds
 // another process.
-func run(file string, log *slog.Logger) error {
+func run(options node.Options, grace time.Duration, ready string) error {
+	log := options.Log
 	// The tables of flows are almost free of pointers and a flow at rest holds
 	// no buffer, so the heap is small: collecting less often costs little
 	// memory and spares the loops' processors.
 	debug.SetGCPercent(400)
 	signals := make(chan os.Signal, 4)
-	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
-	options := node.Options{File: file, Log: log}
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGUSR1)
 
 	if inherited := os.Getenv(node.InheritEnv); inherited != "" {
 		_ = os.Unsetenv(node.InheritEnv) // not for children of ours
@@ -98,7 +130,7 @@ func run(file string, log *slog.Logger) error {
 			s.Node.Stop()
 			return err
 		}
-		return serve(s.Node, server, signals, log)
+		return serve(s.Node, server, signals, log, grace, ready)
 	}
 
 	n, err := node.Start(options)
@@ -113,18 +145,29 @@ func run(file string, log *slog.Logger) error {
 		}
 		return err
 	}
-	return serve(n, server, signals, log)
+	return serve(n, server, signals, log, grace, ready)
+}
+
+// readyLine says what is served.
+func readyLine(n *node.Node) string {
+	c := n.Config()
+	states := n.EndpointStates()
+	up := 0
+	for _, e := range states {
+		if e.Serves {
+			up++
+		}
+	}
+	return fmt.Sprintf("ready: %d listeners, %d endpoints (%d serving), generation %d, release %s, admin %s",
+		len(c.Listeners), len(states), up, n.Generation(), node.Release, c.Node.AdminSocket)
 }
 
 // serve waits for the end of the process's time.
-func serve(n *node.Node, server *admin.Server, signals chan os.Signal, log *slog.Logger) error {
-	c := n.Config()
-	endpoints := 0
-	for _, b := range c.Backends {
-		endpoints += len(b.Endpoints)
+func serve(n *node.Node, server *admin.Server, signals chan os.Signal, log *slog.Logger, grace time.Duration, ready string) error {
+	if ready == "" {
+		ready = readyLine(n)
 	}
-	fmt.Printf("ready: %d listeners, %d endpoints, generation %d, release %s, admin %s\n",
-		len(c.Listeners), endpoints, n.Generation(), node.Release, c.Node.AdminSocket)
+	fmt.Println(ready)
 	// One reload at a time, and one more if it is asked for meanwhile; a signal
 	// to stop waits for none.
 	reloads := make(chan struct{}, 1)
@@ -141,14 +184,19 @@ func serve(n *node.Node, server *admin.Server, signals chan os.Signal, log *slog
 	for {
 		select {
 		case s := <-signals:
-			if s == syscall.SIGHUP {
+			switch s {
+			case syscall.SIGHUP:
 				select {
 				case reloads <- struct{}{}:
 				default:
 				}
 				continue
+			case syscall.SIGUSR1:
+				n.ReopenLog()
+				continue
 			}
-			log.Info("stopping", "signal", s.String())
+			log.Info("stopping", "signal", s.String(), "grace", grace)
+			finish(n, signals, log, grace)
 			server.Close(true)
 			n.Stop()
 			return nil
@@ -169,6 +217,45 @@ func serve(n *node.Node, server *admin.Server, signals chan os.Signal, log *slog
 			n.Stop()
 			return nil
 		}
+	}
+}
+
+// finish lets what is under way end, for grace at most or until another signal
+// to end comes. The verbs are answered meanwhile.
+func finish(n *node.Node, signals chan os.Signal, log *slog.Logger, grace time.Duration) {
+	hurry, done := make(chan struct{}), make(chan struct{})
+	go func() { // ends with finish
+		for {
+			select {
+			case s := <-signals:
+				if s == syscall.SIGTERM || s == syscall.SIGINT {
+					close(hurry)
+					return
+				}
+			case <-done:
+				return
+			}
+		}
+	}()
+	defer close(done)
+	began, terminal, open := time.Now(), sock.IsTerminal(os.Stdout), false
+	left := n.Drain(grace, hurry, func(left int) {
+		text := fmt.Sprintf("stopping: nothing new is accepted; %d flows under way, %s at most; a second signal ends at once",
+			left, short(max(0, grace-time.Since(began))))
+		switch {
+		case terminal:
+			fmt.Print(clearLine + text)
+			open = true
+		case !open:
+			fmt.Println(text)
+			open = true
+		}
+	})
+	if terminal && open {
+		fmt.Println()
+	}
+	if left > 0 {
+		log.Warn("flows that are still under way are reset", "flows", left, "after", time.Since(began).Round(time.Millisecond))
 	}
 }
 
@@ -266,9 +353,14 @@ func check(name string, asJSON bool) error {
 	return nil
 }
 
+// release is what --version and version print.
+func release() string {
+	return fmt.Sprintf("holdfast %s (%s, %s/%s)", node.Release, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+}
+
 func versionCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "version", Short: "Print the release", Args: wants(0, 0, "no argument"),
-		Run: func(*cobra.Command, []string) { fmt.Println("holdfast", node.Release) },
+		Run: func(*cobra.Command, []string) { fmt.Println(release()) },
 	}
 }

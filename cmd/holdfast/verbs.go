@@ -12,8 +12,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -233,104 +231,5 @@ func migrateCommand() *cobra.Command {
 		},
 	}
 	x.Flags().StringVar(&to, "to", "", "a peer named in the configuration")
-	return x
-}
-
-func statusCommand() *cobra.Command {
-	return &cobra.Command{
-		Use:   "status",
-		Short: "Show what the running holdfast is doing",
-		Args:  wants(0, 0, "no argument"),
-		RunE: func(c *cobra.Command, _ []string) error {
-			var s node.Status
-			told, err := newClient(c).ask("/v1/status", nil, &s)
-			if err != nil || !told {
-				return err
-			}
-			printStatus(&s)
-			return nil
-		},
-	}
-}
-
-func printStatus(s *node.Status) {
-	fmt.Printf("node %s generation %d: %d listeners, %d endpoints, %d flows, lost %d (release %s, pid %d, up %s)\n",
-		s.Node, s.Generation, len(s.Listeners), len(s.Endpoints), s.Flows, s.Lost, s.Release, s.PID,
-		(time.Duration(s.UpSeconds) * time.Second).String())
-	for _, l := range s.Listeners {
-		fmt.Printf("  listener %-16s %-24s %6d connections\n", l.Name, l.VIP, l.Connections)
-	}
-	for _, e := range s.Endpoints {
-		fmt.Printf("  endpoint %-16s %-24s %6d in use, %d errors\n", e.Name, e.Address, e.InUse, e.Errors)
-	}
-	for _, name := range sortedKeys(s.Queued) {
-		fmt.Printf("  queue    %-16s %d waiting\n", name, s.Queued[name])
-	}
-	var states []string
-	for _, k := range sortedKeys(s.ByState) {
-		states = append(states, fmt.Sprintf("%s %d", k, s.ByState[k]))
-	}
-	if states == nil {
-		states = []string{"none"}
-	}
-	fmt.Printf("  flows    %s; on old objects %d; by loop %v\n", strings.Join(states, ", "), s.OnOld, s.Loops)
-	var ended []string
-	sum := uint64(0)
-	for _, k := range sortedKeys(s.Ended) {
-		ended = append(ended, fmt.Sprintf("%s %d", k, s.Ended[k]))
-		sum += s.Ended[k]
-	}
-	fmt.Printf("  accepted %d + arrived %d = ended %d (%s) + left %d + open %d\n",
-		s.Accepted, s.Arrived, sum, strings.Join(ended, ", "), s.Left, s.Flows)
-	if s.Requests > 0 {
-		var classes []string
-		for _, k := range sortedKeys(s.Responses) {
-			classes = append(classes, fmt.Sprintf("%s %d", k, s.Responses[k]))
-		}
-		fmt.Printf("  http     %d requests; %s; answered by ourselves %d, sent again %d, on pooled legs %d; %d legs idle\n",
-			s.Requests, strings.Join(classes, ", "), s.OwnAnswers, s.Repeated, s.Reused, s.IdleLegs)
-	}
-	var moves []string
-	for _, k := range []string{"config", "loop", "process", "host"} {
-		moves = append(moves, fmt.Sprintf("%s %d (%d flows)", k, s.Moves[k], s.MovedFlows[k]))
-	}
-	fmt.Printf("  moves    %s; flows reset by a move %d\n", strings.Join(moves, ", "), s.ResetByMove)
-	fmt.Printf("  descriptors %d of %d, room for %d flows, accepting paused %dx\n", s.Descriptors, s.FilesMax, s.Room, s.Paused)
-}
-
-func flowsCommand() *cobra.Command {
-	var limit int
-	x := &cobra.Command{
-		Use:   "flows",
-		Short: "List open flows, oldest first",
-		Args:  wants(0, 0, "no argument"),
-		RunE: func(c *cobra.Command, _ []string) error {
-			if limit < 0 {
-				return &exit{exitUsage, fmt.Errorf("flows: --max is not negative; 0 is for all")}
-			}
-			var all []node.FlowStatus
-			client := newClient(c)
-			told, err := client.ask(fmt.Sprintf("/v1/flows?max=%d", limit), nil, &all)
-			if err != nil || !told {
-				return err
-			}
-			for _, f := range all {
-				fmt.Printf("%s  %s %s -> %s  %s  %s  in %d  out %d  unsent %d  moved %dx  loop %d\n", f.ID, f.Listener, f.Client, f.Endpoint,
-					f.Kind, (time.Duration(f.AgeSeconds*1000) * time.Millisecond).String(), f.In, f.Out, f.Unsent, f.Moves, f.Loop)
-			}
-			if limit == 0 || len(all) < limit {
-				return nil
-			}
-			var s node.Status
-			if _, err := client.ask("/v1/status", nil, &s); err != nil {
-				return err
-			}
-			if more := s.Flows - len(all); more > 0 {
-				fmt.Printf("... and %d more; --max 0 lists all\n", more)
-			}
-			return nil
-		},
-	}
-	x.Flags().IntVar(&limit, "max", 100, "how many at most, 0 for all")
 	return x
 }

@@ -1,0 +1,378 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/holdfast-lb/holdfast/internal/node"
+	"github.com/holdfast-lb/holdfast/internal/sock"
+)
+
+// waitPoll is the time between two looks at what is in flight, tellEvery the
+// least time between two lines about it where nobody redraws them.
+const (
+	waitPoll  = 50 * time.Millisecond
+	tellEvery = time.Second
+)
+
+const endpointWanted = "BACKEND/ENDPOINT, as web/a1; web/* is all of a backend"
+
+func endpointCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "endpoint",
+		Short: "Take endpoints out and back: quiesce, hold, maint, ready, weight; list shows them",
+		Long: "What is said here is in force on every event loop when the command returns, and stays so\n" +
+			"over reloads and upgrades until it is said otherwise.\n\n" +
+			"  ready      serves\n" +
+			"  quiescing  gets nothing new; what runs, and clients that are sticky to it, go on\n" +
+			"  held       gets nothing new; requests that nothing else can serve wait in the backend's\n" +
+			"             queue instead of failing, those of sticky clients, too\n" +
+			"  maint      gets nothing at all but what runs\n\n" +
+			"A server is restarted without an error by\n\n" +
+			"  holdfast endpoint quiesce web/a1 --wait     ... restart it ...    holdfast endpoint ready web/a1\n\n" +
+			"and one that is alone by hold instead of quiesce.",
+		Args: wants(1, 1, "list, quiesce, ready, maint, hold or weight"),
+		RunE: func(_ *cobra.Command, args []string) error {
+			verbs := []string{"list", "quiesce", "ready", "maint", "hold", "weight"}
+			return &exit{exitUsage, fmt.Errorf("endpoint: no verb %q%s; there are: %s", args[0], meant(args[0], verbs), strings.Join(verbs, ", "))}
+		},
+	}
+	c.AddCommand(
+		endpointVerb("quiesce", "Give it nothing new; what runs and who is sticky goes on"),
+		endpointVerb("ready", "Let it serve again"),
+		endpointVerb("maint", "Give it nothing at all; what runs goes on"),
+		endpointVerb("hold", "Let requests wait for it, while it restarts"),
+		endpointWeightCommand(), endpointListCommand())
+	return c
+}
+
+// endpointVerb makes one of the verbs that want only an endpoint.
+func endpointVerb(do, what string) *cobra.Command {
+	var w patience
+	var hold time.Duration
+	c := &cobra.Command{
+		Use: do + " BACKEND/ENDPOINT", Short: what, Args: wants(1, 1, endpointWanted),
+		RunE: func(c *cobra.Command, args []string) error {
+			q, err := endpointRequest(do, args[0])
+			if err != nil {
+				return err
+			}
+			if hold < 0 || hold > 0 && hold < time.Second {
+				return &exit{exitUsage, errors.New("hold: --for is at least 1s")}
+			}
+			q.Seconds = hold.Seconds()
+			return newClient(c).setEndpoint(q, w)
+		},
+	}
+	if do == "hold" {
+		c.Flags().DurationVar(&hold, "for", 0, "ready again by itself after so long; 0s: after "+short(node.HoldTime))
+	}
+	if do != "ready" {
+		c.Flags().BoolVar(&w.wait, "wait", false, "return when nothing is in flight any more")
+		c.Flags().DurationVar(&w.max, "timeout", 0, "how long --wait waits; 0s: as long as it takes")
+	}
+	return c
+}
+
+// fileWeight is what `endpoint weight` is told for the weight of the file.
+const fileWeight = "file"
+
+func endpointWeightCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "weight BACKEND/ENDPOINT N", Short: "Give it another share: 0 to 1000, or file for that of the file",
+		Args: wants(2, 2, endpointWanted+", and a weight"),
+		RunE: func(c *cobra.Command, args []string) error {
+			q, err := endpointRequest("weight", args[0])
+			if err != nil {
+				return err
+			}
+			q.Weight = -1
+			if args[1] != fileWeight {
+				n, err := strconv.Atoi(args[1])
+				if err != nil || n < 0 || n > 1000 {
+					return &exit{exitUsage, fmt.Errorf("weight: %q is not a whole number from 0 to 1000, or %s", args[1], fileWeight)}
+				}
+				q.Weight = n
+			}
+			return newClient(c).setEndpoint(q, patience{})
+		},
+	}
+}
+
+func endpointRequest(do, full string) (node.EndpointRequest, error) {
+	backend, name, ok := strings.Cut(full, "/")
+	if !ok || backend == "" || name == "" {
+		return node.EndpointRequest{}, &exit{exitUsage, fmt.Errorf("%s: %q: wants %s", do, full, endpointWanted)}
+	}
+	return node.EndpointRequest{Backend: backend, Endpoint: name, Do: do}, nil
+}
+
+// patience says whether and how long to wait until nothing is in flight.
+type patience struct {
+	wait bool
+	max  time.Duration // 0: no bound
+}
+
+// setEndpoint asks for a change, tells what it came to and waits if it shall.
+func (c *client) setEndpoint(q node.EndpointRequest, w patience) error {
+	began := time.Now()
+	silent := clientOf(c.socket, false)
+	var r node.EndpointReport
+	if _, err := silent.ask("/v1/endpoints", q, &r); err != nil {
+		return c.refusedEndpoint(q, err)
+	}
+	p := progress{json: c.json, waits: w.wait, terminal: sock.IsTerminal(os.Stdout), first: r.InFlight, last: r.InFlight, told: time.Now()}
+	p.name = q.Backend + "/" + q.Endpoint
+	p.begin(&r, q)
+	if !w.wait {
+		return p.end("")
+	}
+	for {
+		states, err := silent.endpoints()
+		if err != nil {
+			return errors.Join(p.end(""), err)
+		}
+		inFlight, changed := int64(0), ""
+		for _, e := range states {
+			if !asked(&e, q.Backend, q.Endpoint) {
+				continue
+			}
+			inFlight += e.InFlight
+			if e.Admin == "ready" {
+				changed = e.Name
+			}
+		}
+		switch {
+		case changed != "":
+			return errors.Join(p.end(""), &exit{exitFailed, fmt.Errorf("%s: somebody made it ready meanwhile; not waiting any more", changed)})
+		case inFlight == 0:
+			p.tell(0)
+			return p.end(fmt.Sprintf(": done in %s", short(time.Since(began))))
+		case w.max > 0 && time.Since(began) > w.max:
+			p.tell(inFlight)
+			return errors.Join(p.end(""), &exit{exitFailed, fmt.Errorf("%s: %d still in flight after %s; it stays as it is now\nsee: holdfast flows --endpoint %s",
+				p.name, inFlight, short(w.max), p.name)})
+		}
+		p.tell(inFlight)
+		time.Sleep(waitPoll)
+	}
+}
+
+// progress prints how much is in flight: on a terminal in one line that is
+// redrawn, elsewhere in a line for each change, as objects with --json.
+type progress struct {
+	json, terminal bool
+	waits          bool
+	name, head     string
+	first, last    int64
+	told           time.Time
+	err            error // of printing
+}
+
+// flight is a line of `--json` after the first.
+type flight struct {
+	Endpoint string  `json:"endpoint"`
+	InFlight int64   `json:"in_flight"`
+	Done     bool    `json:"done,omitempty"`
+	Millis   float64 `json:"millis,omitempty"`
+}
+
+func (p *progress) object(v any) {
+	if err := json.NewEncoder(os.Stdout).Encode(v); err != nil && p.err == nil {
+		p.err = err
+	}
+}
+
+func (p *progress) print(text string) {
+	if _, err := os.Stdout.WriteString(text); err != nil && p.err == nil {
+		p.err = err
+	}
+}
+
+// begin tells what has been done.
+func (p *progress) begin(r *node.EndpointReport, q node.EndpointRequest) {
+	if p.json {
+		p.object(r)
+		return
+	}
+	p.head = endpointLine(r, q)
+	if p.waits {
+		p.head += fmt.Sprintf("; in flight %d", p.first)
+	} else if q.Do != "ready" && q.Do != "weight" {
+		p.head += fmt.Sprintf("; %d in flight", p.first)
+	}
+	if r.Note != "" {
+		p.print("note: " + r.Note + "\n")
+	}
+	p.print(p.head)
+	if !p.terminal && p.waits {
+		p.print("\n")
+	}
+}
+
+// endpointLine says what a change came to, without what is in flight.
+func endpointLine(r *node.EndpointReport, q node.EndpointRequest) string {
+	what := r.Is
+	if r.Was == r.Is {
+		what += " as before,"
+	}
+	line := fmt.Sprintf("%s %s on all %d loops after %s", r.Endpoint, what, r.Loops, short(time.Duration(r.EffectiveMillis*float64(time.Millisecond))))
+	if q.Do == "hold" {
+		hold := node.HoldTime
+		if q.Seconds > 0 {
+			hold = time.Duration(q.Seconds * float64(time.Second))
+		}
+		line += ", for " + short(hold) + " at most"
+	}
+	return line
+}
+
+// tell tells that so many are in flight now.
+func (p *progress) tell(n int64) {
+	if n == p.last || p.json && n == 0 {
+		p.last = n
+		return
+	}
+	switch {
+	case p.json:
+		p.object(flight{Endpoint: p.name, InFlight: n})
+	case p.terminal:
+		p.print(clearLine + p.head + " ... " + strconv.FormatInt(n, 10))
+	case n == 0: // stands in the last line
+	case time.Since(p.told) >= tellEvery:
+		p.print(fmt.Sprintf("%s in flight %d\n", p.name, n))
+	default:
+		return // told later, if it stays so
+	}
+	p.last, p.told = n, time.Now()
+}
+
+// end closes the line; done is empty unless all has been waited for.
+func (p *progress) end(done string) error {
+	switch {
+	case p.json && done != "":
+		p.object(flight{Endpoint: p.name, Done: true})
+	case p.json:
+	case p.terminal, !p.waits:
+		p.print(done + "\n")
+	case done != "":
+		p.print(fmt.Sprintf("%s in flight 0%s\n", p.name, done))
+	}
+	if p.err != nil {
+		return &exit{exitFailed, p.err}
+	}
+	return nil
+}
+
+// refusedEndpoint adds to a refusal the names that were meant, perhaps.
+func (c *client) refusedEndpoint(q node.EndpointRequest, err error) error {
+	var e *exit
+	if !errors.As(err, &e) || e.code != exitRefused {
+		return err
+	}
+	states, err2 := clientOf(c.socket, false).endpoints()
+	if err2 != nil {
+		return err
+	}
+	var names, backends []string
+	for _, s := range states {
+		names = append(names, s.Name)
+		if len(backends) == 0 || backends[len(backends)-1] != s.Backend {
+			backends = append(backends, s.Backend)
+		}
+	}
+	return unknownEndpoint(q.Backend, q.Endpoint, names, backends, err)
+}
+
+// unknownEndpoint says that there is no such endpoint and which one may be
+// meant. If there is one, err is about something else and stays.
+func unknownEndpoint(backend, name string, names, backends []string, err error) error {
+	full := backend + "/" + name
+	for _, n := range names {
+		if n == full || name == "*" && strings.HasPrefix(n, backend+"/") {
+			return err
+		}
+	}
+	if name == "*" {
+		return &exit{exitRefused, fmt.Errorf("refused: no backend %q%s; there are: %s", backend, meant(backend, backends), some(backends))}
+	}
+	return &exit{exitRefused, fmt.Errorf("refused: no endpoint %q%s; there are: %s", full, meant(full, names), some(names))}
+}
+
+// some is the first of many names.
+func some(names []string) string {
+	const most = 12
+	if len(names) > most {
+		return strings.Join(names[:most], ", ") + fmt.Sprintf(" and %d more", len(names)-most)
+	}
+	return strings.Join(names, ", ")
+}
+
+func (c *client) endpoints() ([]node.EndpointState, error) {
+	var all []node.EndpointState
+	_, err := c.ask("/v1/endpoints", nil, &all)
+	return all, err
+}
+
+func endpointListCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "list [BACKEND[/ENDPOINT]]", Short: "Show endpoints, their states and what is in flight", Args: wants(0, 1, "one BACKEND or BACKEND/ENDPOINT at most"),
+		RunE: func(c *cobra.Command, args []string) error {
+			client := newClient(c)
+			all, err := clientOf(client.socket, false).endpoints()
+			if err != nil {
+				return err
+			}
+			if len(args) > 0 {
+				if all, err = chosen(all, args[0]); err != nil {
+					return err
+				}
+			}
+			if client.json {
+				if err := json.NewEncoder(os.Stdout).Encode(all); err != nil {
+					return &exit{exitFailed, err}
+				}
+				return nil
+			}
+			fmt.Print(endpointTable(all, nil).String())
+			return nil
+		},
+	}
+}
+
+// asked tells whether e is meant by name: its own, "*", or a host name of which
+// it is an address.
+func asked(e *node.EndpointState, backend, name string) bool {
+	full := backend + "/" + name
+	return e.Backend == backend && (name == "*" || e.Name == full || strings.HasPrefix(e.Name, full+"/"))
+}
+
+// chosen gives the endpoints of a backend, or one endpoint.
+func chosen(all []node.EndpointState, what string) ([]node.EndpointState, error) {
+	backend, name, one := strings.Cut(what, "/")
+	if !one {
+		name = "*"
+	}
+	var out []node.EndpointState
+	var names, backends []string
+	for _, e := range all {
+		if asked(&e, backend, name) {
+			out = append(out, e)
+		}
+		names = append(names, e.Name)
+		if len(backends) == 0 || backends[len(backends)-1] != e.Backend {
+			backends = append(backends, e.Backend)
+		}
+	}
+	if len(out) > 0 {
+		return out, nil
+	}
+	return nil, unknownEndpoint(backend, name, names, backends, nil)
+}

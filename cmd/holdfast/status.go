@@ -1,0 +1,352 @@
+package main
+
+import (
+	"cmp"
+	"fmt"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/holdfast-lb/holdfast/internal/node"
+)
+
+// rowsMax is how many endpoints `status` lists unless it is told to list all;
+// those that do not serve come first.
+const rowsMax = 20
+
+func statusCommand() *cobra.Command {
+	var verbose bool
+	x := &cobra.Command{
+		Use:   "status",
+		Short: "Show what the running holdfast is doing",
+		Long: "One line says how it is; then listeners, backends and endpoints, and the sums that must\n" +
+			"balance. Of many endpoints those that do not serve are listed; --verbose lists all.",
+		Args: wants(0, 0, "no argument"),
+		RunE: func(c *cobra.Command, _ []string) error {
+			var s node.Status
+			client := newClient(c)
+			told, err := client.ask("/v1/status", nil, &s)
+			if err != nil || !told {
+				return err
+			}
+			endpoints, err := client.endpoints()
+			if err != nil {
+				return err
+			}
+			fmt.Print(statusText(&s, endpoints, verbose))
+			return nil
+		},
+	}
+	x.Flags().BoolVar(&verbose, "verbose", false, "list all endpoints, however many")
+	return x
+}
+
+// stateOf says how an endpoint is: what an operator or its agent wants of it, or
+// what checks and clients find; and the latter also beside the former if it is bad.
+func stateOf(e *node.EndpointState) string {
+	if e.State != e.Health && (e.Health == "down" || e.Health == "checking") {
+		return e.State + ", " + e.Health
+	}
+	return e.State
+}
+
+// weightOf is the weight that counts, with the one it was made from if that is
+// another one.
+func weightOf(e *node.EndpointState) string {
+	if e.EffectiveWeight != float64(e.Weight) {
+		return fmt.Sprintf("%.3g of %d", e.EffectiveWeight, e.Weight)
+	}
+	return strconv.Itoa(e.Weight)
+}
+
+// endpointTable lists endpoints. rates, if there are any, has what happened in
+// the last second at each, by name.
+func endpointTable(all []node.EndpointState, rates map[string]rate) *table {
+	t := &table{head: []string{"ENDPOINT", "ADDRESS", "STATE", ">WEIGHT", ">IN FLIGHT", ">LATENCY", ">TRIES", ">FAILED"}}
+	if rates != nil {
+		t.head = append(t.head, ">REQ/S", ">5XX/S")
+	}
+	t.head = append(t.head, "SINCE, WHY")
+	for i := range all {
+		e := &all[i]
+		latency := "-"
+		if e.LatencyMillis > 0 {
+			latency = short(time.Duration(e.LatencyMillis * 1e6))
+		}
+		row := []string{e.Name, e.Address, stateOf(e), weightOf(e), thousands(e.InFlight), latency, thousands(e.Tries), thousands(e.Failures)}
+		if rates != nil {
+			r := rates[e.Name]
+			row = append(row, perSecond(r.requests), perSecond(r.errors))
+		}
+		t.add(append(row, why(e))...)
+	}
+	return t
+}
+
+// why says since when an endpoint is as it is, and what its last check or
+// failure said.
+func why(e *node.EndpointState) string {
+	text := short(time.Duration(e.SinceSeconds * 1e9))
+	if e.ReadySeconds > 0 {
+		text += ", ready in " + short(time.Duration(e.ReadySeconds*1e9))
+	}
+	if e.EjectedSeconds > 0 {
+		text += ", ejected for " + short(time.Duration(e.EjectedSeconds*1e9))
+	}
+	if e.Backup {
+		text += ", backup"
+	}
+	if e.Agent != "" {
+		text += ", agent: " + e.Agent
+	}
+	if !e.Serves && e.Why != "" {
+		text += ", " + e.Why
+	}
+	return text
+}
+
+// statusText is what `status` prints.
+func statusText(s *node.Status, endpoints []node.EndpointState, verbose bool) string {
+	var out strings.Builder
+	var idle []string // that serve nothing new
+	for i := range endpoints {
+		if e := &endpoints[i]; !e.Serves {
+			text := e.Name + ": " + stateOf(e)
+			if e.Why != "" {
+				text += ", " + e.Why
+			}
+			idle = append(idle, fmt.Sprintf("%s, %s", text, short(time.Duration(e.SinceSeconds*1e9))))
+		}
+	}
+	count := fmt.Sprintf("%d endpoints", len(endpoints))
+	if len(idle) > 0 {
+		text := idle[0]
+		if len(idle) > 1 {
+			text += fmt.Sprintf("; and %d more", len(idle)-1)
+		}
+		count = fmt.Sprintf("%d of %d endpoints not serving (%s)", len(idle), len(endpoints), text)
+	}
+	fmt.Fprintf(&out, "node %s generation %d: %d listeners, %s, %s flows, lost %d (release %s, pid %d, up %s)\n\n",
+		s.Node, s.Generation, len(s.Listeners), count, thousands(s.Flows), s.Lost, s.Release, s.PID, short(time.Duration(s.UpSeconds*1e9)))
+
+	listeners := table{head: []string{"LISTENER", "VIP", ">CONNECTIONS"}}
+	for _, l := range s.Listeners {
+		listeners.add(l.Name, l.VIP, thousands(l.Connections))
+	}
+	out.WriteString(listeners.String() + "\n")
+
+	if backends := backendTable(s, endpoints, nil); len(backends.rows) > 0 {
+		out.WriteString(backends.String() + "\n")
+	}
+	listed := endpoints
+	if len(listed) > rowsMax && !verbose {
+		listed = slices.Clone(listed)
+		slices.SortStableFunc(listed, func(a, b node.EndpointState) int {
+			return cmp.Compare(boolInt(a.Serves), boolInt(b.Serves))
+		})
+		listed = listed[:rowsMax]
+	}
+	if len(listed) > 0 {
+		out.WriteString(endpointTable(listed, nil).String())
+	}
+	if more := len(endpoints) - len(listed); more > 0 {
+		fmt.Fprintf(&out, "... and %s more; --verbose lists all\n", thousands(more))
+	}
+	for _, e := range s.Endpoints {
+		if e.Removed {
+			fmt.Fprintf(&out, "%s (%s) is in no configuration any more and has %d in use\n", e.Name, e.Address, e.InUse)
+		}
+	}
+	out.WriteString("\n")
+	sums(&out, s)
+	return out.String()
+}
+
+func boolInt(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// sums are the counts that go over all.
+func sums(out *strings.Builder, s *node.Status) {
+	var states []string
+	for _, k := range sortedKeys(s.ByState) {
+		states = append(states, fmt.Sprintf("%s %d", k, s.ByState[k]))
+	}
+	if states == nil {
+		states = []string{"none"}
+	}
+	fmt.Fprintf(out, "flows     %s; on old objects %d; by loop %v\n", strings.Join(states, ", "), s.OnOld, s.Loops)
+	var ended []string
+	sum := uint64(0)
+	for _, k := range sortedKeys(s.Ended) {
+		ended = append(ended, fmt.Sprintf("%s %s", k, thousands(s.Ended[k])))
+		sum += s.Ended[k]
+	}
+	if ended == nil {
+		ended = []string{"none"}
+	}
+	fmt.Fprintf(out, "balance   accepted %s + arrived %s = ended %s (%s) + left %s + open %s\n",
+		thousands(s.Accepted), thousands(s.Arrived), thousands(sum), strings.Join(ended, ", "), thousands(s.Left), thousands(s.Flows))
+	if s.Requests > 0 {
+		var classes []string
+		for _, k := range sortedKeys(s.Responses) {
+			classes = append(classes, fmt.Sprintf("%s %s", k, thousands(s.Responses[k])))
+		}
+		fmt.Fprintf(out, "http      %s requests; %s; answered by ourselves %s, sent again %s, on pooled legs %s; %d legs idle\n",
+			thousands(s.Requests), strings.Join(classes, ", "), thousands(s.OwnAnswers), thousands(s.Repeated), thousands(s.Reused), s.IdleLegs)
+	}
+	fmt.Fprintf(out, "moves     %s; flows reset by a move %d\n", movesText(s), s.ResetByMove)
+	fmt.Fprintf(out, "room      descriptors %d of %d, room for %s flows, accepting paused %dx\n", s.Descriptors, s.FilesMax, thousands(s.Room), s.Paused)
+}
+
+func movesText(s *node.Status) string {
+	var moves []string
+	for _, k := range []string{"config", "loop", "process", "host"} {
+		moves = append(moves, fmt.Sprintf("%s %d (%s flows)", k, s.Moves[k], thousands(s.MovedFlows[k])))
+	}
+	return strings.Join(moves, ", ")
+}
+
+// backendTable sums endpoints up by backend.
+func backendTable(s *node.Status, endpoints []node.EndpointState, rates map[string]rate) *table {
+	type sum struct {
+		all, serving    int
+		inFlight        int64
+		tries, failures uint64
+	}
+	by := map[string]*sum{}
+	for i := range endpoints {
+		e := &endpoints[i]
+		x := by[e.Backend]
+		if x == nil {
+			x = &sum{}
+			by[e.Backend] = x
+		}
+		x.all++
+		x.serving += boolInt(e.Serves)
+		x.inFlight += e.InFlight
+		x.tries += e.Tries
+		x.failures += e.Failures
+	}
+	t := &table{head: []string{"BACKEND", ">SERVING", ">IN FLIGHT", ">QUEUED", ">TRIES", ">FAILED"}}
+	if rates != nil {
+		t.head = append(t.head, ">REQ/S", ">5XX/S", ">P99")
+	}
+	for _, name := range sortedKeys(by) {
+		x := by[name]
+		row := []string{name, fmt.Sprintf("%d/%d", x.serving, x.all), thousands(x.inFlight), thousands(s.Queued[name]), thousands(x.tries), thousands(x.failures)}
+		if rates != nil {
+			r := rates[name]
+			row = append(row, perSecond(r.requests), perSecond(r.errors), quantileText(r.p99))
+		}
+		t.add(row...)
+	}
+	return t
+}
+
+// flowsFlags are the filters of `flows`, which are those of the API.
+type flowsFlags struct {
+	listener, backend, endpoint, state, client string
+	older                                      time.Duration
+	moved                                      bool
+	max                                        int
+}
+
+func (f *flowsFlags) query() string {
+	q := url.Values{}
+	for _, x := range []struct{ name, value string }{
+		{"listener", f.listener}, {"backend", f.backend}, {"endpoint", f.endpoint}, {"state", f.state}, {"client", f.client},
+	} {
+		if x.value != "" {
+			q.Set(x.name, x.value)
+		}
+	}
+	if f.older > 0 {
+		q.Set("older", f.older.String())
+	}
+	if f.moved {
+		q.Set("moved", "1")
+	}
+	q.Set("max", strconv.Itoa(f.max))
+	return "/v1/flows?" + q.Encode()
+}
+
+// filtered tells whether there are flows that are not wanted.
+func (f *flowsFlags) filtered() bool {
+	g := *f
+	g.max = 0
+	return g != flowsFlags{}
+}
+
+func flowsCommand() *cobra.Command {
+	var f flowsFlags
+	x := &cobra.Command{
+		Use:   "flows",
+		Short: "List open flows, oldest first",
+		Long: "Lists open flows, oldest first: who, by which listener, to which endpoint, what it is doing, its\n" +
+			"age, its octets and how often it has moved. All filters that are given must hold.",
+		Args: wants(0, 0, "no argument"),
+		RunE: func(c *cobra.Command, _ []string) error {
+			if f.max < 0 {
+				return &exit{exitUsage, fmt.Errorf("flows: --max is not negative; 0 is for all")}
+			}
+			return listFlows(newClient(c), &f)
+		},
+	}
+	flags := x.Flags()
+	flags.IntVar(&f.max, "max", 100, "how many at most, 0 for all")
+	flags.StringVar(&f.listener, "listener", "", "of this listener")
+	flags.StringVar(&f.backend, "backend", "", "to this backend")
+	flags.StringVar(&f.endpoint, "endpoint", "", "to this endpoint, as web/a1")
+	flags.StringVar(&f.state, "state", "", "that are doing this, as status and the list name it")
+	flags.StringVar(&f.client, "client", "", "from this address or network")
+	flags.DurationVar(&f.older, "older", 0, "that have been open for longer, as 1h")
+	flags.BoolVar(&f.moved, "moved", false, "that have moved")
+	return x
+}
+
+func listFlows(c *client, f *flowsFlags) error {
+	var all []node.FlowStatus
+	told, err := c.ask(f.query(), nil, &all)
+	if err != nil || !told {
+		return err
+	}
+	if len(all) > 0 {
+		fmt.Print(flowTable(all).String())
+	}
+	if f.max == 0 || len(all) < f.max {
+		return nil
+	}
+	if f.filtered() {
+		fmt.Println("... and maybe more; --max 0 lists all")
+		return nil
+	}
+	var s node.Status
+	if _, err := c.ask("/v1/status", nil, &s); err != nil {
+		return err
+	}
+	if more := s.Flows - len(all); more > 0 {
+		fmt.Printf("... and %s more; --max 0 lists all\n", thousands(more))
+	}
+	return nil
+}
+
+func flowTable(all []node.FlowStatus) *table {
+	t := &table{head: []string{"FLOW", "LISTENER", "CLIENT", "ENDPOINT", "STATE", ">AGE", ">IN", ">OUT", ">UNSENT", ">REQUESTS", ">MOVED", ">LOOP"}}
+	for _, f := range all {
+		endpoint := f.Endpoint
+		if endpoint == "" {
+			endpoint = "-"
+		}
+		t.add(f.ID, f.Listener, f.Client, endpoint, f.Kind, short(time.Duration(f.AgeSeconds*1e9)), size(float64(f.In)), size(float64(f.Out)),
+			size(float64(f.Unsent)), thousands(f.Requests), fmt.Sprintf("%dx", f.Moves), strconv.Itoa(f.Loop))
+	}
+	return t
+}
