@@ -24,14 +24,17 @@ type web struct {
 	server sock.FD
 	open   map[sock.FD]bool // accepted
 	vip    string
+	sink   *sinkOf
 }
 
-func newWeb(t testing.TB, more string) *web {
+func newWeb(t testing.TB, more string) *web { return newWebAs(t, "", more) }
+
+func newWebAs(t testing.TB, listener, more string) *web {
 	server, err := sock.Listen(sock.ListenSpec{Addr: addrPort("127.0.0.1:0"), Backlog: 64})
 	if err != nil {
 		t.Fatal(err)
 	}
-	text := fmt.Sprintf("listeners: { e: { vip: 127.0.0.1:1, protocol: http, backend: b } }\nbackends: { b: { endpoints: [ { address: %q } ]%s } }\n", sock.LocalAddr(server), more)
+	text := fmt.Sprintf("accessLog: { to: stdout }\nlisteners: { e: { vip: 127.0.0.1:1, protocol: http, backend: b%s } }\nbackends: { b: { endpoints: [ { address: %q } ]%s } }\n", listener, sock.LocalAddr(server), more)
 	c, _, err := config.Parse("test.yaml", []byte(text), nil)
 	if err != nil {
 		t.Fatal(err)
@@ -46,13 +49,15 @@ func newWeb(t testing.TB, more string) *web {
 	if err != nil {
 		t.Fatal(err)
 	}
+	sink := &sinkOf{}
+	s.Sinks = []Sink{sink}
 	l := New(0, k, s, 1)
 	s.Loops = append(s.Loops, l)
 	l.SetGeneration(&Generation{Number: 1, Config: c, Listening: map[string]*Listening{
 		"e": {Object: c.Listeners["e"], FD: fd, Gate: s.Ledger.Listener("e")},
 	}})
 	l.SetAccepting(true)
-	w := &web{t: t, l: l, server: server, open: map[sock.FD]bool{}, vip: sock.LocalAddr(fd).String()}
+	w := &web{t: t, l: l, sink: sink, server: server, open: map[sock.FD]bool{}, vip: sock.LocalAddr(fd).String()}
 	t.Cleanup(func() {
 		for fd := range w.open {
 			fd.Close()
@@ -182,6 +187,9 @@ func TestRequestAllocatesNothing(t *testing.T) {
 	request()
 	if n := testing.AllocsPerRun(1000, request); n != 0 {
 		t.Errorf("%v allocations a request, want 0", n)
+	}
+	if string(w.sink.target[:2]) != "/\x00" || w.sink.n < 1000 {
+		t.Errorf("%d records, the last of %q", w.sink.n, w.sink.target[:2])
 	}
 	if c := w.l.Counters(); c.HTTP.Requests < 1000 || c.HTTP.Reused < 1000 || c.HTTP.Responses[2] != c.HTTP.Requests {
 		t.Errorf("%+v", c.HTTP)

@@ -84,6 +84,7 @@ func newWorld(t testing.TB, loops int) *world {
 		if err != nil {
 			t.Fatal(err)
 		}
+		s.Sinks = append(s.Sinks, &sinkOf{})
 		l := New(i, k, s, 1)
 		s.Loops = append(s.Loops, l)
 		l.SetGeneration(g)

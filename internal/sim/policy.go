@@ -49,6 +49,7 @@ type stand struct {
 // spell is when something was last the case.
 type spell struct {
 	now   bool
+	ever  bool
 	until int // the turn; 0 never
 }
 
@@ -335,6 +336,7 @@ func (p *policy) look() {
 			b.until = p.w.turns
 		}
 		b.now = !some
+		b.ever = b.ever || b.now
 	}
 }
 
@@ -507,6 +509,9 @@ func (p *policy) judge() {
 			byClient[x.client] = x
 		}
 	}
+	if p.must() && w.tally.Ended[flow.NoEndpoint] > 0 {
+		w.fail("%d flows found no endpoint, though at all times one served or was held", w.tally.Ended[flow.NoEndpoint])
+	}
 	crashed := slices.ContainsFunc(w.procs, func(x *Proc) bool { return x.crashed })
 	if crashed {
 		return // what it had not told yet nobody tells
@@ -532,6 +537,13 @@ func (p *policy) judge() {
 			w.fail("status %d was recorded of %v", x.status, a)
 		}
 	}
+}
+
+// must tells whether every client without HTTP must find an endpoint sooner or
+// later.
+func (p *policy) must() bool {
+	w := p.w
+	return w.shape.broken == 0 && w.net.faults.Last == "" && p.quiet() && !p.barren["pool"].ever && !p.barren["app"].ever && (w.web == nil || w.web.shape.broken == 0)
 }
 
 // refused counts connections that were reset when they were accepted, or ended

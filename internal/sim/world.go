@@ -115,6 +115,7 @@ func (w *World) counted(c *loop.Counters) {
 	w.tally.Parked += c.Parked
 	w.tally.Relayed += c.Relayed
 	w.tally.Retries += c.Retries
+	w.tally.AcceptPause += c.AcceptPause
 	for i, n := range c.Refused {
 		w.tally.Refused[i] += n
 	}

@@ -1,0 +1,340 @@
+package loop
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/holdfast-lb/holdfast/internal/config"
+	"github.com/holdfast-lb/holdfast/internal/flow"
+	"github.com/holdfast-lb/holdfast/internal/ledger"
+	"github.com/holdfast-lb/holdfast/internal/sock"
+)
+
+// settle turns the loop until it has nothing to do for a while.
+func (w *web) settle() {
+	for quiet := 0; quiet < 20; quiet++ {
+		if w.l.Turn(false) {
+			quiet = 0
+		}
+		time.Sleep(100 * time.Microsecond)
+	}
+}
+
+// ends tells how a connection ends that nothing is said on: by FIN, by RST, or
+// not yet.
+func (w *web) ends(c net.Conn) (how string) {
+	w.t.Helper()
+	w.until("the end of a connection", func() bool {
+		_ = c.SetReadDeadline(time.Now().Add(time.Millisecond))
+		_, err := c.Read(make([]byte, 1))
+		switch {
+		case errors.Is(err, syscall.ECONNRESET):
+			how = "RST"
+		case errors.Is(err, io.EOF):
+			how = "FIN"
+		}
+		return how != ""
+	})
+	return how
+}
+
+func (w *web) dial() net.Conn {
+	w.t.Helper()
+	c, err := net.Dial("tcp4", w.vip)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.t.Cleanup(func() { _ = c.Close() })
+	return c
+}
+
+// Who may not come is reset, holds no place, and is counted.
+func TestDenied(t *testing.T) {
+	for _, rule := range []string{"deny: [ 127.0.0.0/8 ]", "allow: [ 10.0.0.0/8 ]"} {
+		w := newWebOf(t, rule, "")
+		c := w.dial()
+		if how := w.ends(c); how != "RST" {
+			t.Errorf("%s: it ends by %s", rule, how)
+		}
+		if n := w.l.Count.Refused[Denied]; n != 1 || w.l.Load() != 0 || w.l.shared.Ledger.Node.InUse() != 0 {
+			t.Errorf("%s: %d counted, %d flows, %d places", rule, n, w.l.Load(), w.l.shared.Ledger.Node.InUse())
+		}
+	}
+	w := newWebOf(t, "allow: [ 127.0.0.0/8 ], deny: [ 127.0.0.2/32 ]", "")
+	w.dial()
+	w.until("a flow", func() bool { return w.l.Load() == 1 })
+}
+
+// What comes faster than the listener's rate waits in the backlog, where no
+// moment of the rate is spent on it, until it is time.
+func TestConnectionRate(t *testing.T) {
+	w := newWebOf(t, "rate: { connections: 60/m, burst: 2 }", "")
+	clock := &stopped{Kernel: w.l.k, at: w.l.k.Now()}
+	w.l.k = clock
+	for range 5 {
+		w.dial()
+	}
+	for _, want := range []int{2, 3, 4, 5} {
+		w.until(fmt.Sprintf("flow %d", want), func() bool { return w.l.Load() == want })
+		if w.settle(); w.l.Load() != want {
+			t.Fatalf("%d flows, want %d", w.l.Load(), want)
+		}
+		clock.at += flow.Instant(time.Second)
+	}
+	// All that the calls in vain have counted has gone back.
+	w.settle()
+	w.dial()
+	w.until("one more flow", func() bool { return w.l.Load() == 6 })
+}
+
+// stopped is a kernel whose clock only the test moves.
+type stopped struct {
+	Kernel
+	at flow.Instant
+}
+
+func (k *stopped) Now() flow.Instant { return k.at }
+
+// A source that has as many connections as it may is reset, also when some have
+// moved, until one of them ends.
+func TestSourceConnections(t *testing.T) {
+	w := newWebOf(t, "sourceConnectionsMax: 2", "")
+	one, two := w.dial(), w.dial()
+	w.until("two flows", func() bool { return w.l.Load() == 2 })
+	w.l.SendTo(w.l, w.l.Slots(0, nil), nil)
+	w.until("their return", func() bool { return w.l.Load() == 2 })
+	w.l.Remake(w.l.Slots(0, nil), w.l.shared.Objects, nil)
+	if how := w.ends(w.dial()); how != "RST" || w.l.Count.Refused[SourceRefused] != 1 {
+		t.Fatalf("the third ends by %s, %d refused", how, w.l.Count.Refused[SourceRefused])
+	}
+	_ = one.Close()
+	w.until("one flow", func() bool { return w.l.Load() == 1 })
+	w.dial()
+	w.until("two flows", func() bool { return w.l.Load() == 2 })
+	// What goes to another process counts here no longer.
+	parked, _ := w.l.ParkMany(w.l.Slots(0, nil))
+	for i := range parked {
+		parked[i].LeaveSource(w.l.shared.Ledger)
+		for _, fd := range parked[i].FDs {
+			fd.Close()
+		}
+	}
+	w.dial()
+	w.dial()
+	w.until("two flows", func() bool { return w.l.Load() == 2 })
+	_ = two
+}
+
+// While memory is short nobody is accepted, and clients that are between two
+// requests can be sent away.
+func TestShedding(t *testing.T) {
+	w := newWeb(t, "")
+	idle := w.dial()
+	near := w.client()
+	far := w.exchange(near)
+	busy := w.client()
+	w.says(busy, plainGet)
+	w.hears(far, "\r\n\r\n")
+	w.l.shared.Shedding.Store(true)
+	w.dial()
+	if w.settle(); w.l.Load() != 3 {
+		t.Fatalf("%d flows, want 3", w.l.Load())
+	}
+	if n := w.l.ShedIdle(100); n != 2 || w.l.Load() != 1 || w.l.Count.Ended[flow.Shed] != 2 {
+		t.Errorf("%d are shed, %d flows are left, %d ended so", n, w.l.Load(), w.l.Count.Ended[flow.Shed])
+	}
+	if how := w.ends(idle); how != "FIN" {
+		t.Errorf("a client that is shed ends by %s", how)
+	}
+	w.says(far, plainAnswer)
+	w.hears(busy, "hello")
+	w.l.shared.Shedding.Store(false)
+	w.until("who waited", func() bool { return w.l.Load() == 2 })
+}
+
+// A leg to an endpoint that is out of service is closed when its request is
+// answered, and one that is idle when the loop is told.
+func TestLegOutOfService(t *testing.T) {
+	w := newWeb(t, "")
+	near := w.client()
+	w.exchange(near)
+	b := w.l.shared.Ledger.Backend("b")
+	full := w.l.gen.Config.Backends["b"].Endpoints[0].Ref.Name
+	stand := func(admin ledger.Admin) {
+		b.Stand(full, func(s *ledger.Standing) { s.Admin = admin })
+	}
+	if n := w.l.CloseIdle("b/other"); n != 0 || w.l.IdleTo(full) != 1 {
+		t.Fatalf("%d legs of another endpoint closed", n)
+	}
+	stand(ledger.Quiescing)
+	if n := w.l.CloseIdle(full); n != 1 || w.l.Idle() != 0 {
+		t.Fatalf("%d legs closed, %d idle", n, w.l.Idle())
+	}
+	stand(ledger.Ready)
+	far := w.ask(near)
+	stand(ledger.Maintenance)
+	w.says(far, plainAnswer)
+	w.hears(near, "hello")
+	w.until("the end of the leg", func() bool {
+		n, e := sock.Recv(far, make([]byte, 1))
+		return n == 0 && e == 0
+	})
+	if n := w.l.Idle(); n != 0 {
+		t.Errorf("%d idle legs", n)
+	}
+}
+
+// What attempts have shown stands in the endpoint's account, as do those that
+// never came to be connected.
+func TestOutcomes(t *testing.T) {
+	w := newWeb(t, ", retry: { max: 0 }")
+	near := w.client()
+	w.exchange(near)
+	account := w.l.shared.Ledger.Backend("b").Endpoint(w.l.gen.Config.Backends["b"].Endpoints[0].Ref.Name)
+	if n, bad := account.Tries(); n != 1 || bad != 0 || account.Latency() <= 0 {
+		t.Errorf("%d attempts, %d failed, latency %v", n, bad, account.Latency())
+	}
+	far := w.open
+	for fd := range far {
+		fd.CloseReset()
+		delete(w.open, fd)
+	}
+	w.until("no idle leg", func() bool { return w.l.Idle() == 0 })
+	w.server.Close()
+	w.says(near, plainGet)
+	w.hears(near, "is ready\n")
+	if n, bad := account.Tries(); n != 2 || bad != 1 || account.Consecutive() != 1 {
+		t.Errorf("%d attempts, %d failed, %d in a row", n, bad, account.Consecutive())
+	}
+}
+
+// Each exchange is counted once and told once, and the sink is flushed soon
+// after; so is a flow that is removed in the midst of one.
+func TestRecords(t *testing.T) {
+	w := newWeb(t, "")
+	clock := &warped{Kernel: w.l.k}
+	w.l.k = clock
+	near := w.client()
+	far := w.exchange(near)
+	w.until("a record", func() bool { return w.sink.n == 1 })
+	if w.sink.flushed != 0 {
+		t.Error("it is flushed at once")
+	}
+	clock.ahead += flow.Instant(flushEvery)
+	w.until("a flush", func() bool { return w.sink.flushed == 1 })
+	key := SeriesKey{Listener: "e", Route: 0, Backend: "b", Endpoint: w.l.gen.Config.Backends["b"].Endpoints[0].Name}
+	got := map[SeriesKey]Series{}
+	look := func() {
+		clear(got)
+		w.l.Series(func(k SeriesKey, x *Series) { got[k] = *x })
+	}
+	look()
+	x := got[key]
+	if len(got) != 1 || x.Requests[2] != 1 || x.Took.Count() != 1 || x.Answer.Count() != 1 || x.In != uint64(len(plainGet)) || x.Out == 0 {
+		t.Errorf("%+v", got)
+	}
+	w.says(near, plainGet)
+	w.hears(far, "\r\n\r\n")
+	w.l.Kill(w.l.Slots(0, nil)[0])
+	if look(); w.sink.n != 2 || got[key].Requests[0] != 1 || got[key].Causes[flow.Killed] != 1 {
+		t.Errorf("%d records, %+v", w.sink.n, got)
+	}
+	if w.l.Flush(); w.sink.flushed != 2 {
+		t.Errorf("%d flushes", w.sink.flushed)
+	}
+	if w.l.Flush(); w.sink.flushed != 2 {
+		t.Error("a flush of nothing")
+	}
+}
+
+// What ends a loop's run flushes its sink.
+func TestStopFlushes(t *testing.T) {
+	w := newWeb(t, "")
+	near := w.client()
+	w.exchange(near)
+	w.until("a record", func() bool { return w.sink.n == 1 })
+	go w.l.Run()
+	w.l.Stop()
+	if w.sink.flushed != 1 {
+		t.Errorf("%d flushes", w.sink.flushed)
+	}
+}
+
+// The desk's clock is the wall's, also when somebody has set that.
+func TestWall(t *testing.T) {
+	w := newWeb(t, "")
+	clock := &setClock{Kernel: w.l.k, epoch: 1_000_000_000_500_000_000 - w.l.k.Now()}
+	w.l.k = clock
+	w.l.setWall()
+	if w.l.desk.Wall != 1_000_000_000 {
+		t.Fatalf("it is %d", w.l.desk.Wall)
+	}
+	clock.epoch += flow.Instant(time.Hour)
+	w.until("the hour", func() bool { return w.l.desk.Wall >= 1_000_003_600 })
+}
+
+type setClock struct {
+	Kernel
+	epoch flow.Instant
+}
+
+func (k *setClock) Epoch() flow.Instant { return k.epoch }
+
+// There are never too many series, whatever becomes of names; and what was
+// counted stays.
+func TestSeriesAreBounded(t *testing.T) {
+	var b seriesBook
+	lis := &config.Listener{Ref: config.Ref{Name: "l"}}
+	to := &config.Backend{Ref: config.Ref{Name: "b"}}
+	const names = seriesMax + 1000
+	for i := range names {
+		end := &config.Endpoint{Ref: config.Ref{Version: uint64(i)}, Name: fmt.Sprint(i)}
+		for range 2 {
+			b.of(lis, 0, to, end).Requests[2]++
+		}
+	}
+	sum := func() (n uint64) {
+		for _, x := range b.all {
+			n += x.Requests[2]
+		}
+		return n
+	}
+	if len(b.all) != seriesMax+1 || sum() != 2*names {
+		t.Fatalf("%d series with %d requests", len(b.all), sum())
+	}
+	kept := &config.Endpoint{Name: "7"}
+	b.prune(&config.Config{
+		Listeners: map[string]*config.Listener{"l": lis},
+		Backends:  map[string]*config.Backend{"b": {Endpoints: []*config.Endpoint{kept}}},
+	})
+	if len(b.all) != 2 || sum() != 2*names || b.all[SeriesKey{"l", 0, "b", "7"}].Requests[2] != 2 {
+		t.Fatalf("%d series with %d requests are left", len(b.all), sum())
+	}
+}
+
+// sinkOf counts what it is told.
+type sinkOf struct {
+	n, flushed int
+	target     [64]byte
+}
+
+func (s *sinkOf) Note(_ flow.Instant, r *flow.Record) {
+	s.n++
+	copy(s.target[:], r.Note.Target)
+}
+
+func (s *sinkOf) Flush(flow.Instant) { s.flushed++ }
+
+// newWebOf is newWeb with more said of the listener.
+func newWebOf(t testing.TB, listener, backend string) *web {
+	if listener != "" {
+		listener = ", " + strings.TrimPrefix(listener, ", ")
+	}
+	return newWebAs(t, listener, backend)
+}
