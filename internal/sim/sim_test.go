@@ -38,6 +38,9 @@ func scenario(seed uint64) Scenario {
 	if seed%11 == 5 {
 		sc.FaultOdds = 300
 	}
+	if seed>>2&1 == 1 && !sc.Flood {
+		sc.Policy, sc.Stands = true, 4+int(seed>>3)%12
+	}
 	return sc
 }
 
