@@ -97,14 +97,17 @@ func parseHTTP(text string) (*httpScript, error) {
 			if len(words) > 2 {
 				o.n, _ = strconv.Atoi(words[2])
 			}
-		case "body", "takes", "room", "wait", "secured":
+		case "body", "takes", "room", "wait", "secured", "limited":
 			n, err := strconv.Atoi(words[1])
 			if err != nil {
 				return nil, fmt.Errorf("%s: %w", line, err)
 			}
 			o.n = n
 			s.raw = s.raw || o.verb == "body" && o.side == Client
-		case "fin", "rst", "vanishes", "slow", "unavailable", "rejected", "dial-failed", "place", "kill", "tick":
+		case "fin", "rst", "vanishes", "slow", "unavailable", "rejected", "dial-failed", "place", "kill", "tick", "tripped", "spent", "stingy":
+			if o.verb == "stingy" && len(words) > 1 || o.verb == "kill" && len(words) > 1 {
+				o.n = 1
+			}
 		default:
 			return nil, fmt.Errorf("%q is no hop", line)
 		}
@@ -198,6 +201,17 @@ func ask(words []string) (r request, now, later string) {
 		case "long":
 			n, _ := strconv.Atoi(value)
 			fmt.Fprintf(&b, "X-Long: %s\r\n", strings.Repeat("x", n))
+		case "cookie":
+			b.WriteString("Cookie: a=b; " + value + "\r\n")
+		case "stuck": // a good cookie for an endpoint of backend sticky, that ends in so many seconds
+			name, left, _ := strings.Cut(value, ",")
+			n, _ := strconv.Atoi(left)
+			fmt.Fprintf(&b, "Cookie: hf=%s\r\n", goodCookie("sticky", name, wallAt+n))
+			r.stuck, r.good = name, wallAt+n
+		case "user":
+			b.WriteString("X-User: " + value + "\r\n")
+		case "agent":
+			b.WriteString("User-Agent: " + value + "\r\n")
 		case "len":
 			r.body, _ = strconv.Atoi(value)
 			fmt.Fprintf(&b, "Content-Length: %d\r\n", r.body)
@@ -248,15 +262,17 @@ func answer(kind string, n int, method, target string) string {
 		return content(Backend, target, n)
 	}
 	switch kind {
-	case "len", "bye", "error", "old", "old-keep":
-		head(map[string]string{"error": "HTTP/1.1 500 Broken", "old": "HTTP/1.0 200 OK", "old-keep": "HTTP/1.0 200 OK"}[kind])
+	case "len", "bye", "error", "busy", "busy-bye", "sets", "old", "old-keep":
+		head(map[string]string{"error": "HTTP/1.1 500 Broken", "busy": "HTTP/1.1 503 Busy", "busy-bye": "HTTP/1.1 503 Busy", "old": "HTTP/1.0 200 OK", "old-keep": "HTTP/1.0 200 OK"}[kind])
 		if b.String()[0] == '\r' {
 			b.Reset()
 			head("HTTP/1.1 200 OK")
 		}
 		switch kind {
-		case "bye":
+		case "bye", "busy-bye":
 			b.WriteString("Connection: close\r\n")
+		case "sets":
+			b.WriteString("Set-Cookie: hf=theirs; Path=/\r\nSet-Cookie: other=1\r\nset-cookie: hf = theirs\r\n")
 		case "old-keep":
 			b.WriteString("Connection: keep-alive\r\n")
 		}
@@ -372,11 +388,14 @@ func (w *httpWorld) answers(b *back, kind string, n int) {
 		}
 	}
 	b.answered++
+	if strings.HasPrefix(kind, "busy") {
+		b.busy = append(b.busy, q.target)
+	}
 	b.pending = append(b.pending, answer(kind, n, q.method, q.target)...)
 	if b.tunnel > 0 {
 		b.pending = append(b.pending, octets(Backend, 0, n)...)
 	}
-	b.parting = b.parting || slices.Contains([]string{"close", "bye", "old", "old-close"}, kind) && q.method != "HEAD"
+	b.parting = b.parting || slices.Contains([]string{"close", "bye", "busy-bye", "old", "old-close"}, kind) && q.method != "HEAD"
 }
 
 // audit holds all that the peers got against what the others said. It knows
@@ -395,6 +414,9 @@ func (w *httpWorld) audit() error {
 		}
 	}
 	finals, err := w.auditClient()
+	if err == nil {
+		err = w.auditRecords(finals)
+	}
 	if err != nil {
 		return fmt.Errorf("%w\nthe client got %q", err, shortened(w.client.whole()))
 	}
@@ -437,6 +459,12 @@ func (w *httpWorld) auditBack(b *back, served map[string]int) error {
 		if served[h.target] += 1; served[h.target] == 1 {
 			continue
 		}
+		if retries := []string{"/again/", "/stick/", "/falls/", "/sorry/"}; slices.ContainsFunc(retries, func(p string) bool { return strings.HasPrefix(h.target, p) }) {
+			if err := w.auditRetries(h.target, served[h.target]); err != nil {
+				return err
+			}
+			continue
+		}
 		// Only once more, and only if the leg before had served before and broke
 		// without a word.
 		before := w.backs[w.firstWith(h.target)]
@@ -470,6 +498,7 @@ func (w *httpWorld) firstWith(target string) int {
 // are.
 func (w *httpWorld) auditClient() (finals int, err error) {
 	k := &w.client
+	w.statuses = nil
 	fin := !k.rst && (k.ended || k.shut && !k.wiped)
 	octets := k.whole()
 	r := bufio.NewReaderSize(bytes.NewReader(octets), len(octets)+16)
@@ -498,6 +527,7 @@ func (w *httpWorld) auditClient() (finals int, err error) {
 			if !q.tunnel || !w.granted(got) {
 				return 0, fmt.Errorf("answer %d opens a tunnel with other octets than the backend said", finals)
 			}
+			w.statuses = append(w.statuses, p.StatusCode)
 			return finals + 1, nil
 		}
 		if p.StatusCode < 200 {
@@ -506,6 +536,10 @@ func (w *httpWorld) auditClient() (finals int, err error) {
 			}
 			continue
 		}
+		if err := w.auditCookie(p, &q, theirs); err != nil {
+			return 0, fmt.Errorf("answer %d: %w", finals, err)
+		}
+		w.statuses = append(w.statuses, p.StatusCode)
 		got, err := io.ReadAll(p.Body)
 		toEnd := p.ContentLength < 0 && len(p.TransferEncoding) == 0 && q.method != "HEAD" && p.StatusCode != 304
 		whole := err == nil && (!toEnd || fin)
@@ -554,8 +588,10 @@ func (w *httpWorld) granted(got []byte) bool {
 func (w *httpWorld) ours(p *http.Response, q *request, got []byte, whole, extra bool) error {
 	right := false
 	switch p.StatusCode {
+	case 429:
+		right = w.limited > 0 && strings.HasPrefix(q.target, "/falls/") && p.Header.Get("Retry-After") != ""
 	case 200:
-		right = strings.HasPrefix(q.target, "/hello/") && (!whole || string(got) == "hello\n" || q.method == "HEAD") ||
+		right = strings.HasPrefix(q.target, "/sorry/") && w.refused && (!whole || string(got) == "sorry\n" || q.method == "HEAD") || strings.HasPrefix(q.target, "/hello/") && (!whole || string(got) == "hello\n" || q.method == "HEAD") ||
 			p.Header.Get("Via") != "" && slices.ContainsFunc(w.backs, func(b *back) bool { return b.raw }) // what the script had it say
 	case 308:
 		right = strings.HasPrefix(q.target, "/moved/") && p.Header.Get("Location") == "http://elsewhere"+q.target
@@ -595,6 +631,9 @@ func (w *httpWorld) ours(p *http.Response, q *request, got []byte, whole, extra 
 // auditPlain: a flow without HTTP that begins with a PROXY header passes on what
 // stands behind it, behind one of our own.
 func (w *httpWorld) auditPlain() error {
+	if (w.f.State() == Done) != (len(w.numbers) == 1) || len(w.numbers) > 1 {
+		return errRecords
+	}
 	want, n := "", 0
 	for _, o := range w.hops {
 		switch {

@@ -161,7 +161,7 @@ func compileHTTP(code []byte) *httpScript {
 			b.WriteString("client goes-on\n")
 		}
 	}
-	prefixes := []string{"/", "/", "/", "/told/", "/quick/", "/moved/", "/hello/", "/../"}
+	prefixes := []string{"/", "/", "/", "/told/", "/quick/", "/moved/", "/hello/", "/../", "/again/", "/stick/", "/sink/", "/falls/", "/sorry/", "/again/", "/hash/", "/plainly/"}
 	for i, c := range code[1:min(len(code), 21)] {
 		n := numbers[c>>4&7]
 		side := Side(c >> 7)
@@ -173,14 +173,22 @@ func compileHTTP(code []byte) *httpScript {
 				closed = strings.Contains(wish, "upgrade")
 				held = strings.Contains(wish, "expect") || strings.Contains(wish, "later")
 				verb := []string{"asks", "asks-also", "asks-also"}[c&15]
-				fmt.Fprintf(&b, "client "+verb+" %s %s%d %s\n", method, prefixes[(int(c)*7+i)%len(prefixes)*int(c&1)], i, rest)
+				prefix := prefixes[(int(c)*7+i)%len(prefixes)*int(c&1)]
+				if prefix == "/stick/" && i%3 > 0 {
+					rest += fmt.Sprintf(" stuck=e%d,%d", i%4, 30*(i%2))
+				}
+				fmt.Fprintf(&b, "client "+verb+" %s %s%d %s\n", method, prefix, i, rest)
 			}
 		case 3, 4, 5:
 			verb := "answers"
 			if c&15 == 5 {
 				verb = "mutters"
 			}
-			fmt.Fprintf(&b, "backend %s %s\n", verb, replies[c>>4])
+			reply := replies[c>>4]
+			if c&15 == 4 && c>>4 < 6 {
+				reply = []string{"busy 0", "busy 9", "busy 3000", "busy-bye 2", "sets 5", "busy 1"}[c>>4]
+			}
+			fmt.Fprintf(&b, "backend %s %s\n", verb, reply)
 		case 6:
 			noise := noises[c>>4]
 			if strings.HasPrefix(noise, "client says") && closed {
@@ -208,7 +216,11 @@ func compileHTTP(code []byte) *httpScript {
 		case 14:
 			b.WriteString([]string{"dialed\n", "dialed\n", "dialed fresh\n", "dial-failed\n"}[c>>4&3])
 		case 15:
-			b.WriteString([]string{"secured 0\ndialed\n", "secured 1\ndialed\n", "unavailable\n", "rejected\n"}[c>>4&3])
+			b.WriteString([]string{
+				"secured 0\ndialed\n", "secured 1\ndialed\n", "unavailable\n", "rejected\n",
+				"tripped\n", "spent\n", "limited 700\n", "limited 0\n", "stingy\n", "stingy no\n", "kill 1\n", "place\n",
+				"wait 3\n", "secured 2\nwait 7\ndialed\n", "wait 1\n", "unavailable\nsecured 1\ndialed\n",
+			}[c>>4])
 		}
 	}
 	s, err := parseHTTP(b.String())

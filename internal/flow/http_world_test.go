@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/holdfast-lb/holdfast/internal/config"
+	"github.com/holdfast-lb/holdfast/internal/ledger"
 	"github.com/holdfast-lb/holdfast/internal/proxyproto"
 )
 
@@ -26,6 +27,13 @@ var httpObjects = func() exact {
       - { match: { path: /hello/ }, respond: { status: 200, body: "hello\n" } }
       - { match: { path: /told/ }, backend: told }
       - { match: { path: /quick/ }, backend: many, answerTimeout: 1s }
+      - { match: { path: /again/ }, backend: again, priority: high }
+      - { match: { path: /stick/ }, backend: sticky, headers: { response: { remove: [ Set-Cookie ], set: { X-Edited: "1" } } } }
+      - { match: { path: /plainly/ }, backend: open }
+      - { match: { path: /hash/ }, backend: hashed, priority: low }
+      - { match: { path: /sink/ }, backend: sinks }
+      - { match: { path: /falls/ }, backend: falls, rate: { requests: 5/s } }
+      - { match: { path: /sorry/ }, backend: sorry }
     http:
       via: lb
       limits: { head: 1KiB, line: 300B, body: 64KiB }
@@ -37,6 +45,7 @@ var httpObjects = func() exact {
     limits: { queue: 10, queueTime: 4s }
     endpoints: [ { name: e1, address: 10.0.0.31:80 }, { name: e2, address: 10.0.0.32:80 }, { name: e3, address: 10.0.0.33:80 } ]`
 	)
+	retrying := strings.Replace(many, "retry: { max: 2 }", "retry: { max: 2, on: [ connect, reset, 503 ], budget: 20% }", 1)
 	c, _, err := config.Parse("test.yaml", []byte(`
 listeners:
   web:
@@ -46,11 +55,27 @@ listeners:
     proxyProtocol: { from: [ 192.0.2.0/24 ] }`+web+`20s }
   brief:
     vip: 10.0.0.5:82
+    accessLog: off
     proxyProtocol: { from: [ 192.0.2.0/24 ] }`+web+`0s }
   strict: { vip: 10.0.0.5:83, protocol: http, routes: [ { match: { path: /only/ }, backend: many } ] }
   plain: { vip: 10.0.0.5:84, backend: toldToo, proxyProtocol: { from: [ 192.0.2.0/24 ] } }
+accessLog: { to: stderr }
 backends:
   many:`+many+`
+  again:`+retrying+`
+  sticky:`+retrying+`
+    sticky: { cookie: { name: hf, key: "`+cookieKeyOfTests+`", maxAge: 1h, secure: true, sameSite: Lax, domain: example.org } }
+  open:`+many+`
+    sticky: { cookie: { name: hf } }
+  hashed:`+many+`
+    balance: maglev
+    hash: { by: header, name: X-User }
+  sinks:
+    endpoints: [ { name: e1, drop: hold }, { name: e2, drop: reset }, { name: e3, drop: 503 } ]
+  falls:`+retrying+`
+    fallback: { backend: sticky }
+  sorry:`+retrying+`
+    fallback: { respond: { status: 200, body: "sorry\n" } }
   told:`+many+`
     proxyProtocol: v1
   toldToo:`+many+`
@@ -61,6 +86,11 @@ backends:
 	}
 	return exact{c}
 }()
+
+const cookieKeyOfTests = "a key of the tests, long enough"
+
+// wallAt is the time on the wall when a world begins, in seconds.
+const wallAt = 1_700_000_000
 
 // greetedAs is whom PROXY headers speak of.
 var greetedAs = netip.MustParseAddrPort("198.51.100.9:99")
@@ -77,16 +107,17 @@ type back struct {
 	kern
 	number    int
 	endpoint  *config.Endpoint
-	pending   []byte // what the server is about to say
-	muttering bool   // and only says with what comes next
-	slow      bool   // the server takes octets only when the script says so
-	idle      bool   // between two flows' requests, in the pool
-	told      bool   // a PROXY header comes first
-	raw       bool   // it said what the script says, be it HTTP or not
-	answered  int    // requests that the server has answered, or begun to
-	tunnel    int    // 1 + where in got a tunnel begins; 0: there is none
-	tunneled  int    // octets the server said in the tunnel
-	parting   bool   // it said that it ends
+	pending   []byte   // what the server is about to say
+	muttering bool     // and only says with what comes next
+	slow      bool     // the server takes octets only when the script says so
+	idle      bool     // between two flows' requests, in the pool
+	told      bool     // a PROXY header comes first
+	raw       bool     // it said what the script says, be it HTTP or not
+	answered  int      // requests that the server has answered, or begun to
+	tunnel    int      // 1 + where in got a tunnel begins; 0: there is none
+	tunneled  int      // octets the server said in the tunnel
+	parting   bool     // it said that it ends
+	busy      []string // targets of requests that it answered 503
 }
 
 // request is what the client asks for.
@@ -94,7 +125,9 @@ type request struct {
 	method, target string
 	body           int // octets of content
 	minor          int
-	tunnel         bool // octets follow that are no HTTP, if it is granted
+	tunnel         bool   // octets follow that are no HTTP, if it is granted
+	stuck          string // the endpoint that its cookie names
+	good           int    // until when, in seconds
 }
 
 // hop is one step of a script.
@@ -156,9 +189,14 @@ type httpWorld struct {
 	at      int // the step under way
 	// What would explain an answer of ours.
 	refused, troubled, waited, expired bool
-	tunneled                           int // octets the client said in a tunnel
+	wait                               time.Duration // what the rates say
+	limited                            int           // requests that had to wait
+	stingy                             bool          // no budget for retries
+	paidFor                            int           // retries that the budget gave
+	tunneled                           int           // octets the client said in a tunnel
 	done                               bool
 	moved                              bool
+	statuses                           []int // of the final answers that the client got
 }
 
 func newHTTPWorld(s *httpScript) *httpWorld {
@@ -167,6 +205,9 @@ func newHTTPWorld(s *httpScript) *httpWorld {
 	w.desk.Scratch = make([]byte, Headroom+httpScratch)
 	w.desk.Build = make([]byte, 0, 2*httpScratch)
 	w.desk.Config = httpObjects.Config
+	w.desk.Limits, w.desk.Retries, w.desk.Report = w, w, w.books.take
+	w.desk.Wall = wallAt
+	w.piped = s.bulk
 	w.client.room = 1 << 20
 	l := httpObjects.Listeners[s.listener]
 	var b *config.Backend
@@ -189,8 +230,37 @@ func (w *httpWorld) Scratch() []byte {
 
 func (w *httpWorld) step(e Event) bool {
 	e.Desk = w.desk
+	w.desk.Outcome = Outcome{}
 	w.f.Step(w.now, e)
+	if o := w.desk.Outcome; o.Set {
+		w.told = append(w.told, fmt.Sprintf("outcome good %t after %v", o.Good, o.Took))
+		if o.Took < 0 || w.cur == nil {
+			panic("an outcome of no endpoint")
+		}
+	}
 	return true
+}
+
+// Pass is what the rates say: a [Limiter].
+func (w *httpWorld) Pass(_ int64, l *config.Listener, route int, source netip.Addr) time.Duration {
+	if !source.IsValid() || l.Rules.Routes[route].Rate == nil {
+		panic("asked without need")
+	}
+	if w.wait > 0 {
+		w.limited++
+	}
+	return w.wait
+}
+
+// AllowRetry is what the budget says: a [Retrier].
+func (w *httpWorld) AllowRetry(c *config.Backend, a *ledger.Asking) bool {
+	if !a.Retry || a.Tried == 0 || c != w.f.Backend() {
+		panic("asked for the wrong thing")
+	}
+	if !w.stingy {
+		w.paidFor++
+	}
+	return !w.stingy
 }
 
 // leg is the kernel of a leg; of the backend's it may be nil.
@@ -214,6 +284,7 @@ func (w *httpWorld) target() *back {
 
 func (w *httpWorld) Step(i int) {
 	w.at = i
+	w.told = nil
 	o := w.hops[i]
 	b := w.target()
 	switch o.verb {
@@ -289,11 +360,19 @@ func (w *httpWorld) Step(i int) {
 		}
 	case "secured":
 		w.secured(o.n)
-	case "unavailable", "rejected":
+	case "unavailable", "rejected", "tripped", "spent":
 		if w.f.State() == Queued {
 			w.refused = true
-			w.step(Event{Kind: map[string]EventKind{"unavailable": Unavailable, "rejected": Rejected}[o.verb]})
+			e := Event{Kind: Unavailable, Why: map[string]Cause{"tripped": BreakerOpen, "spent": RetriesSpent}[o.verb]}
+			if o.verb == "rejected" {
+				e.Kind = Rejected
+			}
+			w.step(e)
 		}
+	case "limited":
+		w.wait = time.Duration(o.n) * time.Millisecond
+	case "stingy":
+		w.stingy = o.n == 0
 	case "dialed":
 		w.dialed(o.arg == "fresh")
 	case "dial-failed":
@@ -308,6 +387,7 @@ func (w *httpWorld) Step(i int) {
 		}
 	case "wait":
 		w.now = w.now.Add(time.Duration(o.n) * time.Millisecond)
+		w.desk.Wall = wallAt + int64(w.now/1e9)
 		w.waited = true
 		var wants Wants
 		if w.f.Wants(&wants); wants.Deadline != 0 && wants.Deadline <= w.now && !wants.Done {
@@ -316,7 +396,7 @@ func (w *httpWorld) Step(i int) {
 		}
 	case "kill":
 		if w.f.State() != Done {
-			w.step(Event{Kind: Kill})
+			w.step(Event{Kind: Kill, Why: []Cause{NotEnded, Shed}[o.n&1]})
 		}
 	case "tick":
 	default:
@@ -411,8 +491,16 @@ func (w *httpWorld) take() (some bool) {
 
 func (w *httpWorld) secured(n int) {
 	if w.f.State() == Queued {
+		var a ledger.Asking
+		w.f.Ask(&a)
 		ends := w.f.Backend().Endpoints
-		w.step(Event{Kind: Secured, Endpoint: ends[n%len(ends)]})
+		if ends[0].Drop != config.NoDrop {
+			w.refused = true
+		}
+		if i := a.Stuck - 1; i >= 0 && a.Tried>>i&1 == 0 && !w.manual {
+			n = i
+		}
+		w.step(Event{Kind: Secured, Endpoint: ends[n%len(ends)], Stuck: n%len(ends) == a.Stuck-1})
 	}
 }
 
@@ -514,6 +602,7 @@ func (w *httpWorld) end(abort [2]bool) {
 	if w.cur != nil {
 		w.cur.close(abort[Backend])
 	}
+	w.sum(w.now, &w.f)
 	w.f.Drop(&w.lender)
 	w.pipes = [2][]byte{}
 }
@@ -685,6 +774,7 @@ func (w *httpWorld) Observe() string {
 	if !w.bulk && w.f.State() != Done {
 		fmt.Fprintf(&b, ", received %d, sent %d", w.f.Received(Client), w.f.Sent(Client))
 	}
+	b.WriteString(w.lines())
 	b.WriteString("\n  client ")
 	w.client.observe(&b)
 	for _, x := range w.backs {
@@ -716,6 +806,9 @@ func (k *kern) observe(b *strings.Builder) {
 // Verify sees what must hold at every instant: what was lent, what is due. The
 // audit of all that was said comes at the end.
 func (w *httpWorld) Verify() error {
+	if w.wrong != nil {
+		return w.wrong
+	}
 	if w.f.State() == Done {
 		if n := w.lender.Lent(); n != 0 {
 			return fmt.Errorf("ended with %d octets lent", n)
@@ -745,7 +838,7 @@ func (w *httpWorld) Verify() error {
 		if b := w.cur; idle && b != nil && w.f.State() == Relaying && (len(b.in) > 0 || b.fin && !w.f.Ended(Backend)) {
 			return fmt.Errorf("leg %d is not read: %d octets, FIN %t", b.number, len(b.in), b.fin)
 		}
-		if k := &w.client; idle && (w.f.State() == Reading || w.f.State() == Lingering) && (len(k.in) > 0 || k.fin) {
+		if k := &w.client; idle && (w.f.State() == Reading || w.f.State() == Lingering || w.f.State() == Sunk) && (len(k.in) > 0 || k.fin) {
 			return fmt.Errorf("the client is not read: %d octets, FIN %t", len(k.in), k.fin)
 		}
 		if wants.Deadline == 0 && w.f.Phase() != Tunnel && w.f.Phase() != Octets {

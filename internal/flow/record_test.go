@@ -9,20 +9,22 @@ import (
 
 // books hold what a test world is told of exchanges.
 type books struct {
-	told    []string // by the step under way
-	numbers []uint32 // of all records, in order
-	status  []int
-	in, out uint64 // octets of all of them
-	pending string // what the record of a flow would be that was frozen
-	wrong   error  // the first record that cannot be
-	piped   bool   // pipes hold octets, so a flow knows of them at another time
+	told     []string // by the step under way
+	numbers  []uint32 // of all records, in order
+	status   []int
+	in, out  uint64 // octets of all of them
+	pending  string // what the record of a flow would be that was frozen
+	headless bool   // the last one was of a request whose head never came
+	wrong    error  // the first record that cannot be
+	piped    bool   // pipes hold octets, so a flow knows of them at another time
 }
 
 // take is a [Desk]'s Report.
 func (k *books) take(r *Record) {
-	k.told = append(k.told, k.describe(r))
+	k.told = append(k.told, "record "+k.describe(r))
 	k.numbers = append(k.numbers, r.Number)
 	k.status = append(k.status, r.Status)
+	k.headless = r.Head < 0
 	k.in += r.In
 	k.out += r.Out
 	if err := impossibleRecord(r); err != nil && k.wrong == nil {
@@ -49,7 +51,7 @@ func (k *books) promised(now Instant, f *Flow) string {
 
 func (k *books) lines() (out string) {
 	for _, line := range k.told {
-		out += "\n  record " + line
+		out += "\n  " + line
 	}
 	return out
 }

@@ -116,10 +116,13 @@ func (f *Flow) queued(now Instant, e *Event) {
 		if e.Why == NotEnded {
 			e.Why = NoEndpoint
 		}
+		f.waited(now)
 		f.fail(now, e.Desk, 503, e.Why)
 	case Rejected:
+		f.waited(now)
 		f.fail(now, e.Desk, 503, QueueFull)
 	case Expired:
+		f.waited(now)
 		f.fail(now, e.Desk, 503, QueueTimeout)
 	case Broke:
 		f.end(ClientReset)
@@ -146,8 +149,8 @@ func (f *Flow) crept(now Instant, e *Event) { f.at = max(f.at, now-Instant(e.N))
 
 // secured: an endpoint is the flow's.
 func (f *Flow) secured(now Instant, e *Event) {
-	c, b := &f.legs[Client], &f.legs[Backend]
-	c.spent = microsOf(f.lived(now) - f.headed() - b.spent.span())
+	b := &f.legs[Backend]
+	f.waited(now)
 	b.facts &^= stuck | paid
 	if e.Stuck {
 		b.facts |= stuck
@@ -289,6 +292,12 @@ func (f *Flow) dialing(now Instant, e *Event) {
 	default:
 		f.impossible(e)
 	}
+}
+
+// waited notes how long the flow was in the queue: all that went by neither before
+// nor in attempts.
+func (f *Flow) waited(now Instant) {
+	f.legs[Client].spent = microsOf(f.lived(now) - f.headed() - f.legs[Backend].spent.span())
 }
 
 // connected notes how long it took until the backend leg was there, or was not:
