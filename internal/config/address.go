@@ -57,6 +57,9 @@ func parsePort(s string) (uint16, error) {
 
 // cutPort takes "10.0.0.5:80", "[::1]:80" and ":80" apart.
 func cutPort(s string) (host, port string, err error) {
+	if scheme, rest, found := strings.Cut(s, "://"); found {
+		return "", "", fmt.Errorf("an address has no %s://; write %s", printable(scheme), printable(strings.TrimRight(rest, "/")))
+	}
 	if inner, found := strings.CutPrefix(s, "["); found {
 		host, port, found = strings.Cut(inner, "]")
 		if !found {
@@ -73,6 +76,9 @@ func cutPort(s string) (host, port string, err error) {
 	}
 	switch strings.Count(s, ":") {
 	case 0:
+		if _, err := netip.ParseAddr(s); err == nil || isHostName(s) && strings.Contains(s, ".") {
+			return "", "", fmt.Errorf("a port is missing, as in %s:5432", printable(s))
+		}
 		return "", "", errors.New("not of the form ADDRESS:PORT, as in 10.0.0.5:5432 or [2001:db8::5]:5432")
 	case 1:
 		host, port, _ = strings.Cut(s, ":")

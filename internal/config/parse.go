@@ -21,7 +21,7 @@ var (
 		"proxyProtocol", "answerTimeout", "reuse", "hash", "preferLocal", "slowStart", "panic",
 		"sticky", "check", "eject", "breaker", "fallback"}
 	limitsKeys   = []string{"connectionsPerEndpoint", "queue", "queueTime"}
-	endpointKeys = []string{"name", "address", "drop", "weight", "backup", "zone", "connections", "check"}
+	endpointKeys = []string{"address", "name", "drop", "weight", "backup", "zone", "connections", "check"}
 	clusterKeys  = []string{"listen", "device", "identity", "sourcePorts", "peers"}
 	identityKeys = []string{"certificate", "key", "trust"}
 )
@@ -96,7 +96,7 @@ func (r *reader) config(src []byte) (*Config, *section) {
 		return nil, nil
 	}
 	r.strict(root, "", 0)
-	d := draft{root: r.section(root, place{1, 1}, "", rootKeys...)}
+	d := draft{root: r.section(root, place{1, 1}, "", "", rootKeys...)}
 	d.node = r.node(&d)
 	if d.root.has("accessLog") {
 		d.accessLog = r.accessLog(d.root.section("accessLog", logKeys...))

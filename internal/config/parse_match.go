@@ -222,9 +222,9 @@ type openSection struct {
 }
 
 func (s *section) open(key string) openSection {
-	o := openSection{section: &section{r: s.r, path: join(s.path, key), place: s.at(key), values: make(map[string]*yaml.Node), out: s.r.mappingOut(s.has(key))}}
+	o := openSection{section: &section{r: s.r, path: join(s.path, key), where: s.below(key), place: s.at(key), values: make(map[string]*yaml.Node), out: s.r.mappingOut(s.has(key))}}
 	s.keep(key, o.out)
-	o.entries = s.r.mapping(s.values[key], o.path)
+	o.entries = s.r.mapping(s.values[key], o.path, example(s.below(key)))
 	for _, e := range o.entries {
 		o.values[e.key.Value] = e.value
 	}

@@ -81,10 +81,8 @@ func (s *section) retry(b *Backend) {
 		}
 	}
 	b.Retry.Statuses = r.disjoint("on", b.Retry.Statuses)
-	if len(items) > 0 && !connects && !r.has("max") {
-		r.fail("on", "connect is missing: an endpoint that cannot be reached is always left for another one; max: 0 tries none")
-	} else if len(items) > 0 && !connects && b.RetryMax > 0 {
-		r.fail("on", "connect is missing: an endpoint that cannot be reached is always left for another one")
+	if len(items) > 0 && !connects && b.RetryMax > 0 {
+		r.fail("on", "connect is missing, but an endpoint that cannot be reached is always left for another one; add connect, or set max: 0")
 	}
 	if len(items) == 0 && s.out != nil {
 		r.keep("on", listNode(plainNode(onConnect)))
@@ -137,7 +135,7 @@ func (s *section) only(keys []string, none string) string {
 func (s *backendSite) sticky() *Sticky {
 	of := s.section.section("sticky", stickyKeys...)
 	y := new(Sticky)
-	switch of.only(stickyKeys, "says not by what") {
+	switch of.only(stickyKeys, "does not say by what") {
 	case "cookie":
 		c := of.section("cookie", cookieKeys...)
 		y.Kind = StickyCookie
@@ -344,7 +342,7 @@ func (s *section) breaker() *Breaker {
 func (s *backendSite) fallback() {
 	f := s.section.section("fallback", fallbackKeys...)
 	s.b.Fallback = new(Fallback)
-	switch f.only(fallbackKeys, "says not what serves") {
+	switch f.only(fallbackKeys, "does not say what serves") {
 	case "backend":
 		if name := f.checked("backend", "", checkName); name != "" {
 			s.b.Fallback.Backend = name

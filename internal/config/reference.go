@@ -1,6 +1,9 @@
 package config
 
-import "fmt"
+import (
+	"fmt"
+	"strings"
+)
 
 // key is one key of the file, as a person is told of it. The parser does not
 // read this table; tests hold that both have the same keys, the same bounds and
@@ -22,6 +25,22 @@ type key struct {
 const given = "must be given"
 
 func (k *key) required() bool { return k.absent == given }
+
+// parent gives the section of k, and its name in there.
+func (k *key) parent() (section, name string) {
+	i := strings.LastIndexByte(k.path, '.')
+	return k.path[:max(i, 0)], k.path[i+1:]
+}
+
+// example gives a value of the key at path, for messages.
+func example(path string) string {
+	for i := range keys {
+		if keys[i].path == path {
+			return keys[i].form.example
+		}
+	}
+	return "..."
+}
 
 // ofKeys is the form of what has keys of its own.
 var ofKeys = form{example: "{}"}

@@ -23,8 +23,9 @@ type reader struct {
 type section struct {
 	r      *reader
 	path   string
-	place  place // of the key that holds the section
-	broken bool  // it is there, but it is no mapping, which was reported
+	where  string // path with NAME and [] for what the file has there: see key
+	place  place  // of the key that holds the section
+	broken bool   // it is there, but it is no mapping, which was reported
 	values map[string]*yaml.Node
 	meant  map[string]bool // keys that some unknown key was probably meant to be
 	out    *yaml.Node      // of [Show]: the mapping as it was understood
@@ -32,25 +33,55 @@ type section struct {
 
 // section reads n as a mapping that has no keys but these. n is nil if the
 // section is not there.
-func (r *reader) section(n *yaml.Node, p place, path string, keys ...string) *section {
-	s := &section{r: r, path: path, place: p, values: make(map[string]*yaml.Node), meant: make(map[string]bool)}
+func (r *reader) section(n *yaml.Node, p place, path, where string, keys ...string) *section {
+	s := &section{r: r, path: path, where: where, place: p, values: make(map[string]*yaml.Node), meant: make(map[string]bool)}
 	s.out = r.mappingOut(n != nil)
 	if n == nil {
 		return s
 	}
 	s.broken = n.Kind != yaml.MappingNode
-	for _, e := range r.mapping(n, path) {
+	for _, e := range r.mapping(n, path, "{ "+keys[0]+": "+example(s.below(keys[0]))+" }") {
 		switch {
 		case path == "" && isExtension(e.key):
 		case slices.Contains(keys, e.key.Value):
 			s.values[e.key.Value] = e.value
 		default:
+			if place := s.misplaced(e.key.Value); place != "" {
+				r.fail(at(e.key), e.path, "unknown key here; there is %s", place)
+				continue
+			}
 			best := nearest(e.key.Value, keys)
 			s.meant[best] = true
 			r.fail(at(e.key), e.path, "unknown key%s", hint(best, keys))
 		}
 	}
 	return s
+}
+
+// below gives where the key of s stands.
+func (s *section) below(key string) string {
+	if s.where == "" {
+		return key
+	}
+	return s.where + "." + key
+}
+
+// misplaced gives where a key belongs that stands in s but is none of its own:
+// in a section of it, or in one that s is in; "" if that cannot be told.
+func (s *section) misplaced(name string) string {
+	for i := range keys {
+		k := &keys[i]
+		if rest, found := strings.CutPrefix(k.path, s.below("")); found && s.where != "" && strings.HasSuffix(rest, "."+name) && strings.Count(rest, ".") == 1 {
+			return rest
+		}
+	}
+	for i := range keys {
+		parent, last := keys[i].parent()
+		if last == name && parent != "" && strings.HasPrefix(s.where, parent+".") {
+			return keys[i].path
+		}
+	}
+	return ""
 }
 
 // entry is one key of a mapping with its value.
@@ -60,7 +91,8 @@ type entry struct {
 }
 
 // mapping gives the entries of n in the order of the file, each key once.
-func (r *reader) mapping(n *yaml.Node, path string) []entry {
+// like is one for a message.
+func (r *reader) mapping(n *yaml.Node, path, like string) []entry {
 	if n.Kind == yaml.AliasNode {
 		return nil
 	}
@@ -69,7 +101,7 @@ func (r *reader) mapping(n *yaml.Node, path string) []entry {
 		return nil
 	}
 	if n.Kind != yaml.MappingNode {
-		r.fail(at(n), path, "must be a mapping, as in {key: value}")
+		r.fail(at(n), path, "must be a mapping, as in %s", like)
 		return nil
 	}
 	var all []entry
@@ -113,21 +145,21 @@ func (s *section) require(key, example string) bool {
 
 // section reads the value of key as a section with these keys.
 func (s *section) section(key string, keys ...string) *section {
-	below := s.r.section(s.values[key], s.at(key), join(s.path, key), keys...)
+	below := s.r.section(s.values[key], s.at(key), join(s.path, key), s.below(key), keys...)
 	s.keep(key, below.out)
 	return below
 }
 
 // entry reads the value of an entry of the key group as a section.
 func (s *section) entry(group string, e entry, keys ...string) *section {
-	below := s.r.section(e.value, at(e.key), e.path, keys...)
+	below := s.r.section(e.value, at(e.key), e.path, s.below(group)+".NAME", keys...)
 	s.keepIn(group, yaml.MappingNode, textNode(e.key.Value), below.out)
 	return below
 }
 
 // item reads the i-th item of the list at key as a section.
 func (s *section) item(key string, i int, n *yaml.Node, keys ...string) *section {
-	below := s.r.section(n, at(n), index(join(s.path, key), i), keys...)
+	below := s.r.section(n, at(n), index(join(s.path, key), i), s.below(key)+"[]", keys...)
 	s.keepIn(key, yaml.SequenceNode, below.out)
 	return below
 }
@@ -140,7 +172,7 @@ func (s *section) named(key string) []entry {
 	if n == nil {
 		return nil
 	}
-	all := s.r.mapping(n, join(s.path, key))
+	all := s.r.mapping(n, join(s.path, key), "{ name: ... }")
 	for _, e := range all {
 		if err := checkName(e.key.Value); err != nil {
 			s.r.fail(at(e.key), join(s.path, key), "%q: %v", clip(e.key.Value), err)
@@ -159,7 +191,7 @@ func (s *section) list(key string) []*yaml.Node {
 		s.fail(key, "has no value")
 		return nil
 	case n.Kind != yaml.SequenceNode:
-		s.fail(key, "must be a list, as in [ ... ]")
+		s.fail(key, "must be a list, as in %s", example(s.below(key)))
 		return nil
 	}
 	return n.Content

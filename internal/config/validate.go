@@ -58,13 +58,15 @@ func (r *reader) validate(d *draft) {
 		}
 		l.validateCookies(backends)
 		l.validateRoutes()
-		if l.has("accessLog") && !l.l.Unlogged && d.accessLog == nil && !d.root.has("accessLog") {
+		if n := l.values["accessLog"]; n != nil && n.Value == wordOn && !d.root.has("accessLog") && !d.root.meant["accessLog"] {
 			r.warn(l.at("accessLog"), join(l.path, "accessLog"), "there is no access log; add accessLog: {} at the top level")
 		}
 	}
+	// Who did not manage to name a backend may have meant any.
+	unread := d.root.meant["listeners"] || slices.ContainsFunc(d.listeners, func(l listenerSite) bool { return l.broken || l.meant["backend"] || l.meant["routes"] })
 	for i := range d.backends {
 		b := &d.backends[i]
-		if b.http == nil && b.tcp == nil {
+		if b.http == nil && b.tcp == nil && !unread {
 			r.warn(b.place, b.path, "used by no listener")
 		}
 		b.validatePolicy(d.node.Zone)

@@ -71,9 +71,9 @@ func (l *listenerSite) validateCookies(backends map[string]*backendSite) {
 		if other := first[c]; other == nil {
 			first[c] = r.backend
 		} else {
-			l.r.warn(r.backend.at("sticky"), join(r.backend.path, "sticky"), "listener %s has another backend with the cookie %s, %s (line %d): "+
-				"each would replace the other's; give one of them another name or path",
-				printable(l.l.Ref.Name), y.Name, printable(other.b.Ref.Name), other.at("sticky").line)
+			l.r.warn(r.backend.at("sticky"), join(r.backend.path, "sticky"), "backend %s (line %d) has the cookie %s, too, and listener %s uses both: "+
+				"each would replace what the other one set; give one of them another name or path",
+				printable(other.b.Ref.Name), other.at("sticky").line, y.Name, printable(l.l.Ref.Name))
 		}
 	}
 }
@@ -92,7 +92,7 @@ func (s *backendSite) validatePolicy(zone string) {
 		}
 	}
 	b := s.b
-	if s.has("panic") && b.Panic > 0 && b.Check == nil && b.Eject == nil && !s.has("check") && !s.has("eject") {
+	if n := s.values["eject"]; b.Panic > 0 && !s.has("check") && n != nil && n.Value == wordOff {
 		s.warn("panic", "there is neither check nor eject, so no endpoint is ever down")
 	}
 	if b.PreferLocal && zone == "" {
@@ -116,7 +116,7 @@ func (s *backendSite) validateServers() {
 		s.warn("endpoints", "every weight is 0, so no endpoint gets anything new")
 	}
 	if !slices.ContainsFunc(all, func(e endpointSite) bool { return !e.e.Backup }) {
-		s.warn("endpoints", "every endpoint is a backup, so none of them is")
+		s.warn("endpoints", "every endpoint is a backup, so they serve as if none was")
 	}
 	if c := s.b.Check; c != nil && c.Agent != nil {
 		for _, e := range all {
@@ -130,8 +130,7 @@ func (s *backendSite) validateServers() {
 // validateTCP reports what can only be done with requests.
 func (s *backendSite) validateTCP() {
 	refuse := func(key, what string) {
-		s.r.fail(s.at(key), join(s.path, key), "%s, and listener %s (line %d), which is for tcp, uses this backend",
-			what, printable(s.tcp.l.Ref.Name), s.tcp.place.line)
+		s.fail(key, "listener %s (line %d) is for tcp and uses this backend, but %s", printable(s.tcp.l.Ref.Name), s.tcp.place.line, what)
 	}
 	b := s.b
 	if b.Sticky != nil && b.Sticky.Kind != StickySource && s.has("sticky") {
