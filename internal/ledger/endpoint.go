@@ -51,11 +51,15 @@ func (e *Endpoint) Limit() int64 { return e.limit.Load() }
 // Room tells whether one more connection may be opened to the endpoint.
 func (e *Endpoint) Room() bool {
 	limit := e.limit.Load()
-	if limit == 0 {
-		return true
+	return limit == 0 || below(limit, e.held.Load()) && e.backend.paused.Load() == 0
+}
+
+// below tells whether both counts of held together are below the limit.
+func below(limit int64, held uint64) bool {
+	if planted.Bug(45) {
+		limit++
 	}
-	held := e.held.Load()
-	return int64(uint32(held))+int64(held>>32) < limit && e.backend.paused.Load() == 0
+	return int64(uint32(held))+int64(held>>32) < limit
 }
 
 // Within tells whether with one connection more the endpoint has no more than its
@@ -74,17 +78,12 @@ func within(inUse int64, share float64, all int64) bool {
 func (e *Endpoint) take(share float64) bool {
 	for {
 		was := e.held.Load()
-		inUse := int64(uint32(was))
-		limit := e.limit.Load()
-		if planted.Bug(45) && limit > 1 {
-			limit++
-		}
-		if limit != 0 && inUse+int64(was>>32) >= limit {
+		if limit := e.limit.Load(); limit != 0 && !below(limit, was) {
 			return false
 		}
 		// Between the read above and the exchange below the endpoint's own count
 		// stays, so the share holds at the instant at which the sum is read.
-		if share != 0 && !within(inUse, share, e.backend.InUse()) {
+		if share != 0 && !within(int64(uint32(was)), share, e.backend.InUse()) {
 			return false
 		}
 		if e.held.CompareAndSwap(was, was+1) {

@@ -104,11 +104,13 @@ func (q *queue) remove(w *Waiter) {
 func (b *Backend) queueUp(c *config.Backend, a *Asking, want *Endpoint) (Grant, *Waiter, Answer) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	_, v := b.version(c)
+	s, v := b.version(c)
 	if !v.waits(want, a.Tried) {
 		if want = nil; !v.roster.Worth(a.Tried) {
 			return Grant{}, nil, None
 		}
+	} else if !s.current.waits(want, 0) {
+		want = nil // the version in force grants
 	}
 	full := a.Place == 0 && c.QueueMax > 0 && b.Waiting() >= c.QueueMax
 	w := &Waiter{asking: *a, of: c, want: want}

@@ -77,6 +77,17 @@ var All = []string{
 	"interim answers are not passed on",
 	"a leg goes to its pool muted",
 	"freeze forgets that the leg is good for nothing more",
+	"a limit is exceeded by one",
+	"who gives a slot back does not look for those who wait",
+	"a change of standing is not told to older versions of the backend",
+	"the classes of waiters are not looked at",
+	"an entry of a sticky table does not expire",
+	"a rate lets one more through at once",
+	52: "a client with a good cookie is given another one",
+	53: "an exchange that went well is not reported",
+	54: "a cookie is believed whoever signed it",
+	55: "a cookie does not end",
+	56: "freeze forgets what the record will say",
 }
 
 // Record writes rows into the section of docs/planted-bugs.md that begins and
