@@ -208,6 +208,9 @@ func ask(words []string) (r request, now, later string) {
 			n, _ := strconv.Atoi(left)
 			fmt.Fprintf(&b, "Cookie: hf=%s\r\n", goodCookie("sticky", name, wallAt+n))
 			r.stuck, r.good = name, wallAt+n
+		case "forged": // a cookie that somebody else has signed
+			good := goodCookie("sticky", value, wallAt+3600)
+			fmt.Fprintf(&b, "Cookie: hf=%s\r\n", good[:40]+"AAA"+"\r\nCookie: hf="+good[:20]+"B"+good[21:])
 		case "user":
 			b.WriteString("X-User: " + value + "\r\n")
 		case "agent":

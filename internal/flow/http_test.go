@@ -174,7 +174,9 @@ func compileHTTP(code []byte) *httpScript {
 				held = strings.Contains(wish, "expect") || strings.Contains(wish, "later")
 				verb := []string{"asks", "asks-also", "asks-also"}[c&15]
 				prefix := prefixes[(int(c)*7+i)%len(prefixes)*int(c&1)]
-				if prefix == "/stick/" && i%3 > 0 {
+				if prefix == "/stick/" && i%5 == 0 {
+					rest += " forged=e2"
+				} else if prefix == "/stick/" && i%3 > 0 {
 					rest += fmt.Sprintf(" stuck=e%d,%d", i%4, 30*(i%2))
 				}
 				fmt.Fprintf(&b, "client "+verb+" %s %s%d %s\n", method, prefix, i, rest)

@@ -13,7 +13,7 @@ import (
 )
 
 // lieHere are the planted bugs that lie in this package.
-var lieHere = []int{1, 2, 3, 4, 5, 17, 21, 29, 30, 31, 33, 34, 35, 36, 37, 39, 40, 41, 44}
+var lieHere = []int{1, 2, 3, 4, 5, 17, 21, 29, 30, 31, 33, 34, 35, 36, 37, 39, 40, 41, 44, 52, 53, 54, 55, 56}
 
 // firstOfHTTP is the first bug that only flows with HTTP have.
 const firstOfHTTP = 30
