@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -28,6 +29,9 @@ type Server struct {
 	path string
 	at   string      // path, or until Publish a name beside it
 	own  os.FileInfo // of our socket, to know it again
+	// metrics is served here and, from Publish on, by scrapes; nil: nowhere else.
+	metrics http.Handler
+	scrapes *scrapes
 	// Left is closed when the node has been handed over to a successor.
 	Left chan struct{}
 }
@@ -80,10 +84,15 @@ func Prepare(n *node.Node, path string, log *slog.Logger) (*Server, error) {
 		_ = l.Close()
 		return nil, fmt.Errorf("admin: %w", err)
 	}
-	s := &Server{node: n, log: log, path: path, at: fresh, own: own, Left: make(chan struct{})}
+	s := &Server{node: n, log: log, path: path, at: fresh, own: own, metrics: metricsHandler(n, log), Left: make(chan struct{})}
 	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", s.metrics)
 	mux.HandleFunc("GET /v1/status", answer(func(*http.Request) (any, error) { return n.Status(), nil }))
 	mux.HandleFunc("GET /v1/flows", answer(s.flows))
+	mux.HandleFunc("GET /v1/endpoints", answer(s.endpoints))
+	mux.HandleFunc("GET /v1/endpoints/{backend}/{endpoint}", answer(s.endpoint))
+	mux.HandleFunc("POST /v1/endpoints", answer(s.setEndpoint))
+	mux.HandleFunc("POST /v1/log", answer(s.logLevel))
 	mux.HandleFunc("POST /v1/reload", answer(s.reload))
 	mux.HandleFunc("POST /v1/rebalance", answer(s.rebalance))
 	mux.HandleFunc("POST /v1/migrate", answer(s.migrate))
@@ -114,6 +123,9 @@ func replaceable(path string) error {
 // Publish puts the socket into its place; a predecessor's loses it. After an
 // error it answers where it was prepared.
 func (s *Server) Publish() error {
+	if l := s.node.MetricsListener(); l != nil && s.scrapes == nil {
+		s.scrapes = serveScrapes(l, s.metrics, s.log)
+	}
 	if err := replaceable(s.path); err != nil {
 		return fmt.Errorf("%w; this process answers at %s", err, s.at)
 	}
@@ -127,6 +139,10 @@ func (s *Server) Publish() error {
 // Close ends serving. The socket file goes only if it is still ours.
 func (s *Server) Close(remove bool) {
 	_ = s.http.Close()
+	if s.scrapes != nil {
+		_ = s.scrapes.http.Close()
+		<-s.scrapes.done
+	}
 	if st, err := os.Lstat(s.at); remove && err == nil && os.SameFile(st, s.own) {
 		_ = os.Remove(s.at)
 	}
@@ -136,6 +152,9 @@ func (s *Server) Close(remove bool) {
 func (s *Server) Drain() {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
+	if s.scrapes != nil {
+		_ = s.scrapes.http.Shutdown(ctx)
+	}
 	_ = s.http.Shutdown(ctx)
 }
 
@@ -171,11 +190,102 @@ func body(r *http.Request, v any) error {
 }
 
 func (s *Server) flows(r *http.Request) (any, error) {
-	limit, err := strconv.Atoi(r.FormValue("max"))
-	if err != nil && r.FormValue("max") != "" {
-		return nil, fmt.Errorf("admin: max: %q is not a number", r.FormValue("max"))
+	q, err := filterOf(r)
+	if err != nil {
+		return nil, err
 	}
-	return s.node.Flows(limit)
+	return s.node.Flows(q)
+}
+
+// filterOf reads which flows are wanted: listener, backend, endpoint, state, client
+// (an address or a prefix), older (a duration), moved (1) and max.
+func filterOf(r *http.Request) (q node.FlowFilter, err error) {
+	if err := r.ParseForm(); err != nil {
+		return q, fmt.Errorf("admin: %w", err)
+	}
+	for name, values := range r.Form {
+		v := values[0]
+		switch name {
+		case "listener":
+			q.Listener = v
+		case "backend":
+			q.Backend = v
+		case "endpoint":
+			q.Endpoint = v
+		case "state":
+			q.Kind = v
+		case "client":
+			if q.Client, err = netip.ParsePrefix(v); err != nil {
+				var a netip.Addr
+				if a, err = netip.ParseAddr(v); err != nil {
+					return q, fmt.Errorf("admin: client: %q is no address and no prefix", v)
+				}
+				q.Client = netip.PrefixFrom(a, a.BitLen())
+			}
+		case "older":
+			if q.Older, err = time.ParseDuration(v); err != nil || q.Older < 0 {
+				return q, fmt.Errorf("admin: older: %q is no duration, as in 90s", v)
+			}
+		case "moved":
+			if q.Moved, err = strconv.ParseBool(v); err != nil {
+				return q, fmt.Errorf("admin: moved: %q is neither 1 nor 0", v)
+			}
+		case "max":
+			if q.Max, err = strconv.Atoi(v); err != nil {
+				return q, fmt.Errorf("admin: max: %q is not a number", v)
+			}
+		default:
+			return q, fmt.Errorf("admin: %q is no filter; there are listener, backend, endpoint, state, client, older, moved and max", name)
+		}
+	}
+	return q, nil
+}
+
+func (s *Server) endpoints(*http.Request) (any, error) { return s.node.EndpointStates(), nil }
+
+func (s *Server) endpoint(r *http.Request) (any, error) {
+	name := r.PathValue("backend") + "/" + r.PathValue("endpoint")
+	for _, e := range s.node.EndpointStates() {
+		if e.Name == name {
+			return e, nil
+		}
+	}
+	return nil, fmt.Errorf("admin: there is no endpoint %s", name)
+}
+
+func (s *Server) setEndpoint(r *http.Request) (any, error) {
+	var q node.EndpointRequest
+	if err := body(r, &q); err != nil {
+		return nil, err
+	}
+	return s.node.SetEndpoint(q)
+}
+
+// LogRequest asks for another level of the node's log; without one it only asks.
+type LogRequest struct {
+	Level *slog.Level `json:"level,omitempty"` // DEBUG, INFO, WARN, ERROR
+}
+
+// LogReport tells the level before, and the one now.
+type LogReport struct {
+	Was slog.Level `json:"was"`
+	Is  slog.Level `json:"is"`
+}
+
+func (s *Server) logLevel(r *http.Request) (any, error) {
+	var q LogRequest
+	if err := body(r, &q); err != nil {
+		return nil, err
+	}
+	was, err := s.node.LogLevel(q.Level)
+	if err != nil {
+		return nil, err
+	}
+	is := was
+	if q.Level != nil {
+		is = *q.Level
+	}
+	return LogReport{was, is}, nil
 }
 
 // ReloadRequest asks to apply a configuration; without Source the node's file

@@ -157,7 +157,7 @@ func TestReloadFollowsOnChange(t *testing.T) {
 func (r *running) flows(want int) []FlowStatus {
 	r.t.Helper()
 	for end := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
-		all, err := r.Flows(0)
+		all, err := r.Flows(FlowFilter{})
 		if err != nil {
 			r.t.Fatal(err)
 		}
@@ -227,7 +227,7 @@ func TestFlowsOldestFirst(t *testing.T) {
 	}
 	loops := map[int]bool{}
 	for _, most := range []int{0, 1, 3, 6, 100} {
-		all, err := r.Flows(most)
+		all, err := r.Flows(FlowFilter{Max: most})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -247,7 +247,7 @@ func TestFlowsOldestFirst(t *testing.T) {
 	if len(loops) != 2 {
 		t.Errorf("flows on %d loops, so this proved little", len(loops))
 	}
-	if _, err := r.Flows(-1); err == nil {
+	if _, err := r.Flows(FlowFilter{Max: -1}); err == nil {
 		t.Error("a negative number of flows was listed")
 	}
 }

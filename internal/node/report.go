@@ -132,13 +132,66 @@ type Totals struct {
 	Reused       uint64            `json:"requests_on_pooled_legs"`
 	Tunnels      uint64            `json:"tunnels"`
 	Lost         uint64            `json:"flows_lost_total"`
+	LostMoving   uint64            `json:"flows_lost_moving,omitempty"` // of these: while they were put down or picked up
 	ResetByMove  uint64            `json:"flows_reset_by_move_total"`
 }
 
 type totals struct {
-	// mu guards t.
+	// mu guards what follows.
 	mu sync.Mutex
 	t  Totals
+	// What this process's moves were like, by distance.
+	pauses  map[string]*loop.Histogram
+	refused map[[2]string]uint64 // and by reason
+	aborts  map[string]uint64
+}
+
+// reasonsMax bounds the reasons that are told apart; they are words of ours, but
+// a peer of another release may have others.
+const reasonsMax = 64
+
+// note keeps what a move was like.
+func (t *totals) note(r *Report) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.pauses == nil {
+		t.pauses, t.refused = map[string]*loop.Histogram{}, map[[2]string]uint64{}
+	}
+	h := t.pauses[r.Distance]
+	if h == nil {
+		h = &loop.Histogram{}
+		t.pauses[r.Distance] = h
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, p := range r.pauses {
+		h.Note(time.Duration(p))
+	}
+	for why, k := range r.Reasons {
+		key := [2]string{r.Distance, reasonOf(why)}
+		if _, known := t.refused[key]; !known && len(t.refused) >= reasonsMax {
+			key[1] = "other"
+		}
+		t.refused[key] += uint64(k)
+	}
+}
+
+// gather adds what note and aborted keep.
+func (t *totals) gather(g *gathering) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, d := range distances {
+		h := t.pauses[d]
+		if h == nil {
+			h = &loop.Histogram{}
+		}
+		g.merge(movePause, h, d)
+		g.add(movesAborted, float64(t.aborts[d]), d)
+	}
+	g.add(moveRefused, 0, "host", "other") // so that the metric is there
+	for key, k := range t.refused {
+		g.add(moveRefused, float64(k), key[0], key[1])
+	}
 }
 
 func (t *totals) inherit(from *Totals) {
@@ -173,6 +226,7 @@ func (t *totals) inherit(from *Totals) {
 	t.t.Retries += from.Retries
 	t.t.Paused += from.Paused
 	t.t.Lost += from.Lost
+	t.t.LostMoving += from.LostMoving
 	t.t.ResetByMove += from.ResetByMove
 }
 
@@ -182,13 +236,23 @@ func (t *totals) aborted(lost int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.t.Moves["process"]++
+	if t.aborts == nil {
+		t.aborts = map[string]uint64{}
+	}
+	t.aborts["process"]++
 	t.t.ResetByMove += uint64(lost)
 	if lost > 0 {
 		t.t.Ended[flow.Broken.String()] += uint64(lost)
 	}
 }
 
+// move counts a move that was made.
 func (t *totals) move(r *Report) {
+	t.note(r)
+	t.tally(r)
+}
+
+func (t *totals) tally(r *Report) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.t.Moves[r.Distance]++

@@ -34,11 +34,68 @@ type Status struct {
 	Lent        int               `json:"octets_lent"`
 	IdleLegs    int               `json:"idle_backend_legs"`
 	Listeners   []ListenerStatus  `json:"listeners"`
+	Backends    []BackendStatus   `json:"backends"`
 	Endpoints   []EndpointStatus  `json:"endpoints"`
 	Queued      map[string]int    `json:"queued"` // by backend
 	Totals                        // flattened
 	Turns       uint64            `json:"turns"`
 	Host        map[string]uint64 `json:"host,omitempty"` // counters of holding and diverting
+	Memory      uint64            `json:"memory"`         // resident, in octets
+	MemoryMax   uint64            `json:"memory_max,omitempty"`
+	Shedding    bool              `json:"shedding,omitempty"` // memory is short, and accepting pauses
+	LogLines    uint64            `json:"log_lines,omitempty"`
+	LogDropped  uint64            `json:"log_dropped"`
+}
+
+// Served is what was served, since the first process of this node began.
+type Served struct {
+	Requests uint64            `json:"requests"` // that ended; without HTTP: flows
+	Codes    map[string]uint64 `json:"codes"`    // by class of the status; none: it came to none, or is no HTTP
+	Causes   map[string]uint64 `json:"causes"`   // why each ended
+	In       uint64            `json:"octets_from_clients"`
+	Out      uint64            `json:"octets_to_clients"`
+	// P50Millis and P99Millis are of all that was served, from the first octet to
+	// the last.
+	P50Millis float64 `json:"p50_ms"`
+	P99Millis float64 `json:"p99_ms"`
+
+	took loop.Histogram
+}
+
+func (s *Served) add(x *loop.Series) {
+	if s.Codes == nil {
+		s.Codes, s.Causes = map[string]uint64{}, map[string]uint64{}
+	}
+	for class, k := range x.Requests {
+		if k > 0 {
+			s.Requests += k
+			s.Codes[classWord(class)] += k
+		}
+	}
+	for cause, k := range x.Causes {
+		if k > 0 {
+			s.Causes[flow.Cause(cause).String()] += k
+		}
+	}
+	s.In += x.In
+	s.Out += x.Out
+	s.took.Add(&x.Took)
+}
+
+func (s *Served) end() {
+	s.P50Millis = s.took.Quantile(0.5).Seconds() * 1000
+	s.P99Millis = s.took.Quantile(0.99).Seconds() * 1000
+}
+
+// BackendStatus is one backend.
+type BackendStatus struct {
+	Name      string `json:"name"`
+	Endpoints int    `json:"endpoints"`
+	Serving   int    `json:"serving"` // of these, that serve what is new
+	InUse     int64  `json:"in_use"`
+	Queued    int    `json:"queued"`
+	Breaker   string `json:"breaker"`
+	Served           // flattened
 }
 
 // ListenerStatus is one listener.
@@ -46,6 +103,7 @@ type ListenerStatus struct {
 	Name        string `json:"name"`
 	VIP         string `json:"vip"`
 	Connections int64  `json:"connections"`
+	Served             // flattened
 }
 
 // EndpointStatus is one endpoint.
@@ -77,6 +135,7 @@ func (n *Node) counts() Totals {
 			t.Retries += c.Retries
 			t.Paused += c.AcceptPause
 			t.Lost += c.Lost
+			t.LostMoving += c.LostMoving
 			t.Requests += c.HTTP.Requests
 			for class, k := range c.HTTP.Responses {
 				if k > 0 {
@@ -102,6 +161,8 @@ func (n *Node) Status() *Status {
 		Node: g.Config.Node.Name, Release: Release, PID: pid, Successor: successor, Generation: g.Number,
 		UpSeconds: time.Since(n.started).Seconds(), ByState: map[string]int{}, Queued: map[string]int{},
 		Descriptors: sock.Open(), FilesMax: n.fds, Room: n.room(g.Config), Totals: n.counts(), Host: n.hostCounters(),
+		Memory: n.memory.resident(), MemoryMax: g.Config.Node.MemoryMax, Shedding: n.shared.Shedding.Load(),
+		LogLines: n.access.Lines(), LogDropped: n.access.Dropped(),
 	}
 	configured := map[string]bool{}
 	for _, b := range g.Config.Backends {
@@ -111,36 +172,48 @@ func (n *Node) Status() *Status {
 	}
 	leftovers := map[string]string{} // addresses of other endpoints
 	for _, l := range n.shared.Loops {
+		s.Loops = append(s.Loops, 0)
 		l.Ask(func(l *loop.Loop) {
-			slots := l.Slots(0, nil)
-			s.Loops = append(s.Loops, len(slots))
-			s.Flows += len(slots)
 			s.Lent += l.Lent()
 			s.IdleLegs += l.Idle()
 			s.Turns += l.Count.Turns
-			for _, i := range slots {
-				s.ByState[l.Kind(i)]++
-				f := l.Flow(i)
-				if old(g.Config, f) {
-					s.OnOld++
-				}
-				if e := f.Endpoint(); e != nil && !configured[e.Ref.Name] {
-					leftovers[e.Ref.Name] = e.Address()
-				}
-			}
 		})
 	}
+	n.eachFlow(func(l *loop.Loop, i uint32, f *flow.Flow) {
+		s.Loops[l.Index()]++
+		s.Flows++
+		s.ByState[l.Kind(i)]++
+		if old(g.Config, f) {
+			s.OnOld++
+		}
+		if e := f.Endpoint(); e != nil && !configured[e.Ref.Name] {
+			leftovers[e.Ref.Name] = e.Address()
+		}
+	})
+	listeners, backends := n.served()
 	for _, l := range g.Config.SortedListeners() {
-		s.Listeners = append(s.Listeners, ListenerStatus{l.Ref.Name, l.VIP.String(), n.shared.Ledger.Listener(l.Ref.Name).InUse()})
+		x := ListenerStatus{Name: l.Ref.Name, VIP: l.VIP.String(), Connections: n.shared.Ledger.Listener(l.Ref.Name).InUse()}
+		if v := listeners[l.Ref.Name]; v != nil {
+			x.Served = *v
+		}
+		s.Listeners = append(s.Listeners, x)
 	}
 	for _, b := range g.Config.SortedBackends() {
 		book := n.shared.Ledger.Backend(b.Ref.Name)
-		if w := book.Waiting(); w > 0 {
-			s.Queued[b.Ref.Name] = w
+		stats := book.Stats()
+		x := BackendStatus{Name: b.Ref.Name, Endpoints: len(b.Endpoints), Serving: stats.Serving, Queued: book.Waiting(), Breaker: stats.Breaker.String()}
+		if v := backends[b.Ref.Name]; v != nil {
+			x.Served = *v
+		}
+		if x.Queued > 0 {
+			s.Queued[b.Ref.Name] = x.Queued
 		}
 		for _, e := range b.Endpoints {
-			s.Endpoints = append(s.Endpoints, endpointStatus(book.Endpoint(e.Ref.Name), e.Address()))
+			account := book.Endpoint(e.Ref.Name)
+			x.InUse += account.InUse()
+			s.Endpoints = append(s.Endpoints, endpointStatus(account, e.Address()))
 		}
+		s.Backends = append(s.Backends, x)
 	}
 	for _, x := range n.shared.Ledger.Endpoints() {
 		if x.InUse() > 0 && !configured[x.Name] {
@@ -150,6 +223,29 @@ func (n *Node) Status() *Status {
 		}
 	}
 	return s
+}
+
+// served sums what was served by listener and by backend.
+func (n *Node) served() (listeners, backends map[string]*Served) {
+	listeners, backends = map[string]*Served{}, map[string]*Served{}
+	at := func(m map[string]*Served, name string) *Served {
+		if m[name] == nil {
+			m[name] = &Served{}
+		}
+		return m[name]
+	}
+	for key, x := range n.series() {
+		at(listeners, key.Listener).add(x)
+		if key.Backend != "" {
+			at(backends, key.Backend).add(x)
+		}
+	}
+	for _, m := range []map[string]*Served{listeners, backends} {
+		for _, x := range m {
+			x.end()
+		}
+	}
+	return listeners, backends
 }
 
 func endpointStatus(x *ledger.Endpoint, address string) EndpointStatus {
@@ -163,6 +259,7 @@ type FlowStatus struct {
 	Client     string  `json:"client"`
 	Endpoint   string  `json:"endpoint,omitempty"`
 	Kind       string  `json:"kind"`
+	Why        string  `json:"why,omitempty"` // what it waits for
 	AgeSeconds float64 `json:"age_seconds"`
 	In         uint64  `json:"octets_from_client"`
 	Out        uint64  `json:"octets_to_client"`
@@ -172,34 +269,61 @@ type FlowStatus struct {
 	Loop       int     `json:"loop"`
 }
 
-// Flows lists the max oldest flows (0: all), oldest first.
-func (n *Node) Flows(max int) ([]FlowStatus, error) {
-	if max < 0 {
-		return nil, fmt.Errorf("node: at most %d flows: want a number from 0, which is all", max)
+// FlowFilter says which flows are wanted: those of which all hold that is set.
+type FlowFilter struct {
+	Listener, Backend string
+	Endpoint          string // in full, or its name in any backend
+	Kind              string // what it is doing, as in FlowStatus
+	Client            netip.Prefix
+	Older             time.Duration
+	Moved             bool
+	Max               int // 0: all
+}
+
+// wants tells whether a flow is one of them, on its loop's thread.
+func (q *FlowFilter) wants(l *loop.Loop, slot uint32, f *flow.Flow) bool {
+	if q.Listener != "" && f.Listener().Ref.Name != q.Listener {
+		return false
+	}
+	if b := f.Backend(); q.Backend != "" && (b == nil || b.Ref.Name != q.Backend) {
+		return false
+	}
+	if e := f.Endpoint(); q.Endpoint != "" && (e == nil || e.Ref.Name != q.Endpoint && e.Name != q.Endpoint) {
+		return false
+	}
+	return (q.Kind == "" || l.Kind(slot) == q.Kind) &&
+		(!q.Client.IsValid() || q.Client.Contains(f.Client().Addr())) &&
+		(q.Older == 0 || time.Duration(l.Now()-f.Born()) >= q.Older) &&
+		(!q.Moved || f.Moves() > 0)
+}
+
+// Flows lists the q.Max oldest flows that q wants, oldest first.
+func (n *Node) Flows(q FlowFilter) ([]FlowStatus, error) {
+	if q.Max < 0 {
+		return nil, fmt.Errorf("node: at most %d flows: want a number from 0, which is all", q.Max)
 	}
 	type found struct {
 		tenant
 		on *loop.Loop
 	}
 	var all []found
-	for _, l := range n.shared.Loops {
-		l.Ask(func(l *loop.Loop) {
-			for _, t := range tenants(l) {
-				all = append(all, found{t, l})
-			}
-		})
-	}
+	n.eachFlow(func(l *loop.Loop, i uint32, f *flow.Flow) {
+		if q.wants(l, i, f) {
+			all = append(all, found{tenant{i, f.ID(), f.Born()}, l})
+		}
+	})
 	slices.SortFunc(all, func(a, b found) int {
 		return cmp.Or(cmp.Compare(a.born, b.born), cmp.Compare(a.id, b.id))
 	})
-	if max == 0 {
-		max = len(all)
+	most := q.Max
+	if most == 0 {
+		most = len(all)
 	}
 	// Flows that end or move meanwhile are made up for by the next ones.
 	byID := map[uint64]FlowStatus{}
 	looked := 0
-	for looked < len(all) && len(byID) < max {
-		next := all[looked:min(len(all), looked+max-len(byID))]
+	for looked < len(all) && len(byID) < most {
+		next := all[looked:min(len(all), looked+most-len(byID))]
 		looked += len(next)
 		for _, l := range n.shared.Loops {
 			var list []tenant
@@ -221,11 +345,55 @@ func (n *Node) Flows(max int) ([]FlowStatus, error) {
 	return out, nil
 }
 
+// whyOf says in words what a flow waits for; "" if octets pass.
+func whyOf(l *loop.Loop, f *flow.Flow) string {
+	switch f.State() {
+	case flow.Queued:
+		if n := f.Attempt(); n > 0 {
+			return fmt.Sprintf("waits for an endpoint of %s with room, after %d attempts", f.Backend().Ref.Name, n)
+		}
+		return "waits for an endpoint of " + f.Backend().Ref.Name + " with room"
+	case flow.Dialing:
+		return fmt.Sprintf("waits for %s to accept its connection (attempt %d)", f.Endpoint().Ref.Name, f.Attempt()+1)
+	case flow.Lingering:
+		return "all is sent; waits for the client to close"
+	case flow.Answering:
+		return "waits for the client to take our answer"
+	case flow.Reading, flow.Relaying:
+		switch f.Phase() {
+		case flow.Greeting:
+			return "waits for the PROXY header of the client"
+		case flow.Idle:
+			return "waits for the client's next request"
+		case flow.Head:
+			return "waits for the rest of the request's head"
+		}
+	case flow.Sunk:
+		return "its endpoint is a sink: what comes is thrown away"
+	case flow.Done:
+		return ""
+	}
+	switch {
+	case f.Unsent(flow.Client) > 0 && f.Unsent(flow.Backend) > 0:
+		return "waits for both sides to take octets"
+	case f.Unsent(flow.Client) > 0:
+		return "waits for the client to take octets"
+	case f.Unsent(flow.Backend) > 0:
+		return "waits for the endpoint to take octets"
+	case f.Phase() == flow.Request || f.Phase() == flow.Pipelined:
+		return "waits for the endpoint's response, or the rest of the request"
+	}
+	if f.State() == flow.Relaying {
+		return "nothing has moved for " + f.Still(l.Now()).Round(time.Millisecond).String()
+	}
+	return f.State().String()
+}
+
 // statusOf looks at the flow f in a slot, on the loop's thread.
 func statusOf(l *loop.Loop, slot uint32, f *flow.Flow) FlowStatus {
 	s := FlowStatus{
 		ID: fmt.Sprintf("f-%x", f.ID()), Listener: f.Listener().Ref.Name, Client: addr(f.Client()),
-		Kind: l.Kind(slot), AgeSeconds: float64(l.Now()-f.Born()) / 1e9, Moves: f.Moves(), Requests: f.Requests(), Loop: l.Index(),
+		Kind: l.Kind(slot), Why: whyOf(l, f), AgeSeconds: float64(l.Now()-f.Born()) / 1e9, Moves: f.Moves(), Requests: f.Requests(), Loop: l.Index(),
 		In: f.Received(flow.Client), Out: f.Sent(flow.Client), Unsent: f.Unsent(flow.Client) + f.Unsent(flow.Backend),
 	}
 	if s.Client == "" { // a flow of an older release
