@@ -378,6 +378,14 @@ func (l *Loop) secure(i uint32, s *slot) bool {
 	return true
 }
 
+// budgets are those for retries, of all backends.
+type budgets struct{ l *Loop }
+
+// AllowRetry asks the backend's account.
+func (b budgets) AllowRetry(c *config.Backend, a *ledger.Asking) bool {
+	return b.l.book(c.Ref.Name).AllowRetry(c, a)
+}
+
 // inQueue is a flow's place in the queue of a backend, which need not be the one
 // that the flow goes to by now.
 type inQueue struct {

@@ -158,7 +158,7 @@ func New(index int, k Kernel, s *Shared, seed uint64) *Loop {
 		current: none, eager: 1, rng: rand.New(rand.NewPCG(seed, uint64(index))), done: make(chan struct{}),
 	}
 	l.desk = flow.NewDesk(&l.lender)
-	l.desk.Limits, l.desk.Report = s.Ledger, l.report
+	l.desk.Limits, l.desk.Retries, l.desk.Report = s.Ledger, budgets{l}, l.report
 	if index < len(s.Sinks) {
 		l.sink = s.Sinks[index]
 	}

@@ -460,6 +460,7 @@ func (g *hostGiver) batch(l *loop.Loop, list []candidate) error {
 			f.parked.Account.Forget(1) // nothing is free: the peer holds it
 			g.left[f.parked.Account]++
 		}
+		f.parked.LeaveSource(g.n.shared.Ledger)
 		g.n.shared.Ledger.Listener(f.parked.Frozen.Listener.Name).Leave()
 		g.n.shared.Ledger.Node.Leave()
 	}
