@@ -80,6 +80,7 @@ var owners = []lint.Owner{
 	{Import: "unsafe", Packages: kernel, Tests: true}, // tests of sizes
 
 	{Import: "github.com/google/go-cmp", Tests: true},
+	{Import: "github.com/santhosh-tekuri/jsonschema/v6", Tests: true}, // holds the schema of the file against a second reader
 }
 
 var kernel = []string{"internal/sock", "tcprepair", "internal/netadmin", "internal/lab", "internal/lab/mainjob", "internal/bench"}

@@ -147,13 +147,19 @@ func (f form) several(example string) form {
 	return f
 }
 
+// like is a form with another schema.
+func (f form) like(schema object) form {
+	f.schema = schema
+	return f
+}
+
 func (f form) because(says string) form {
 	f.says = says
 	return f
 }
 
 func aName(example string) form {
-	return form{says: "a name", example: example, schema: matching(namePattern), bad: []string{"a b", "''"}}
+	return form{says: "a name", example: example, schema: object{"anyOf": []object{matching(namePattern), {"type": "integer"}}}, bad: []string{"a b", "''"}}
 }
 
 func statusForm() form {

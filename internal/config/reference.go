@@ -230,7 +230,7 @@ var keys = []key{
 	{"backends.NAME.endpoints", form{says: "a list", example: "[ { address: 10.0.0.1:80 } ]", list: true}, "", given, fmt.Sprintf("1 to %d endpoints.", endpointsMax)},
 	{"backends.NAME.endpoints[].address", addressForm("`10.0.0.31:5432`, `[2001:db8::1]:5432`, `app.example.org:8080` or `unix:/run/app.sock`", "app.example.org:8080").within(nil, "10.0.0.300:80", "10.0.0.1", "unix:app.sock"), "", "must be given, unless `drop` is", "A name stands for all its addresses, of which each is an endpoint; it is resolved again as its TTL says, and its last answer stays while there is no other."},
 	{"backends.NAME.endpoints[].drop", wordForm(dropWords[NoDrop+1:], "hold"), "", "no", "It is no server but a sink, with a weight as others: flows are reset; or kept, and never answered; or answered with 503 (without `http`: closed)."},
-	{"backends.NAME.endpoints[].name", aName("a1"), "", "its address", "Unique in its backend."},
+	{"backends.NAME.endpoints[].name", aName("a1").like(anyText.schema), "", "its address", "Unique in its backend."},
 	{"backends.NAME.endpoints[].weight", aWeight, fmt.Sprint(DefaultWeight), "", "Its share; 0 gets nothing new but what is sticky to it."},
 	{"backends.NAME.endpoints[].backup", boolForm(), "false", "", "It serves while no other one does."},
 	{"backends.NAME.endpoints[].zone", aZone, "", "none", "Where it is, for `preferLocal`."},

@@ -3,6 +3,7 @@ package config
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/netip"
 	"strconv"
@@ -200,15 +201,47 @@ func (s *section) noteAddrPort(key string, a netip.AddrPort) {
 	}
 }
 
-// JSON gives what [Show] gave as JSON, without its comments.
+// JSON gives a document of YAML, such as [Show] gives, as JSON, without its
+// comments. Keys are texts, whatever they look like.
 func JSON(shown string) ([]byte, error) {
-	var all any
-	if err := yaml.Unmarshal([]byte(shown), &all); err != nil {
+	var document yaml.Node
+	if err := yaml.Unmarshal([]byte(shown), &document); err != nil {
 		return nil, fmt.Errorf("config: %w", err)
 	}
-	data, err := json.MarshalIndent(all, "", "  ")
+	if len(document.Content) != 1 {
+		return nil, errors.New("config: not one document")
+	}
+	data, err := json.MarshalIndent(plainValue(document.Content[0]), "", "  ")
 	if err != nil {
 		return nil, fmt.Errorf("config: %w", err)
 	}
 	return append(data, '\n'), nil
+}
+
+func plainValue(n *yaml.Node) any {
+	switch n.Kind {
+	case yaml.MappingNode:
+		all := make(map[string]any, len(n.Content)/2)
+		for i := 0; i+1 < len(n.Content); i += 2 {
+			all[n.Content[i].Value] = plainValue(n.Content[i+1])
+		}
+		return all
+	case yaml.SequenceNode:
+		all := make([]any, len(n.Content))
+		for i, item := range n.Content {
+			all[i] = plainValue(item)
+		}
+		return all
+	}
+	switch n.ShortTag() {
+	case "!!null":
+		return nil
+	case "!!bool":
+		return n.Value == "true"
+	case "!!int", "!!float":
+		if json.Valid([]byte(n.Value)) {
+			return json.Number(n.Value)
+		}
+	}
+	return n.Value
 }
