@@ -605,6 +605,8 @@ func (c *webClient) judgeOwn(a *ask, status int) {
 	faults := h.w.net.faults.Last != ""
 	ok := false
 	switch {
+	case status == 429:
+		ok = h.w.policy != nil && h.w.policy.askRate > 0
 	case a.kind == badAsk:
 		ok = status == 400
 	case a.kind == pingAsk:
@@ -619,8 +621,6 @@ func (c *webClient) judgeOwn(a *ask, status int) {
 	case status == 502:
 		h.unsafe502 = append(h.unsafe502, a)
 		ok = true
-	case status == 429:
-		ok = h.w.policy != nil && h.w.policy.askRate > 0
 	case status == 503 && h.w.policy != nil && (h.w.policy.wasBarren("app", a.begunAt) || h.w.policy.sink[1] == "503"):
 		ok = true
 	case status == 503:
