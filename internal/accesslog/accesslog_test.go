@@ -490,3 +490,27 @@ func BenchmarkLine(b *testing.B) {
 		})
 	}
 }
+
+// Every cause and every phase that can stand in a line is in the document.
+func TestWordsAreDocumented(t *testing.T) {
+	text, err := os.ReadFile("../../docs/accesslog.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for c := flow.NotEnded + 1; int(c) < flow.Causes; c++ {
+		if !strings.Contains(string(text), "\n| `"+c.String()+"` |") {
+			t.Errorf("no row for %v", c)
+		}
+	}
+	_, phases, _ := strings.Cut(string(text), "The phase says")
+	for p := flow.Octets; p <= flow.Tunnel; p++ {
+		if !strings.Contains(phases, "`"+p.String()+"`") {
+			t.Errorf("not a word of %v", p)
+		}
+	}
+	var f former
+	example := string(f.line(nil, config.LogText, time.Date(2026, 11, 22, 11, 48, 44, 50_123_456, time.UTC).UnixNano(), request()))
+	if !strings.Contains(string(text), "\n"+example) {
+		t.Errorf("the example is not %s", example)
+	}
+}
