@@ -3,6 +3,7 @@ package config
 import (
 	"bytes"
 	"errors"
+	"net/netip"
 	"strings"
 	"testing"
 )
@@ -13,7 +14,7 @@ func FuzzParse(f *testing.F) {
 	for _, file := range []string{"good.yaml", "many.yaml", "old.yaml", "new.yaml", "http-old.yaml", "http-new.yaml"} {
 		f.Add([]byte(fuzzSeed(f, file)))
 	}
-	for _, section := range strings.Split(fuzzSeed(f, "problems.txt"), "=== ")[1:] {
+	for _, section := range append(strings.Split(fuzzSeed(f, "problems.txt"), "=== ")[1:], strings.Split(fuzzSeed(f, "wrong.txt"), "=== ")[1:]...) {
 		_, rest, _ := strings.Cut(section, "\n")
 		src, _, _ := strings.Cut(rest, "----\n")
 		f.Add([]byte(src))
@@ -49,6 +50,18 @@ func FuzzParse(f *testing.F) {
 		if err != nil || !Diff(c, again).Empty() || Diff(nil, c).Empty() != (len(c.Listeners)+len(c.Backends) == 0 && c.Cluster == nil) {
 			t.Errorf("twice the same text: %v\n%v", err, Diff(c, again))
 		}
+		// What is shown means the same, but for secrets.
+		shown, _, err := Show("f", src, lookup)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if again, _, err = Parse("f", []byte(shown), nil); err != nil && strings.Contains(shown, secretShown) {
+			return
+		}
+		if err != nil || !Diff(c, again).Empty() {
+			t.Errorf("shown as\n%s\n%v\n%v", shown, err, Diff(c, again))
+		}
+		checkConfig(t, c.Resolve(Resolved{"app.example.org:8080": {netip.MustParseAddrPort("10.0.0.7:8080")}}))
 	})
 }
 
@@ -57,6 +70,9 @@ func FuzzDecodeObject(f *testing.F) {
 	f.Add(uint8(ListenerKind), "pg", listener().Encode())
 	f.Add(uint8(ListenerKind), "web", web().Encode())
 	f.Add(uint8(BackendKind), "primary", backend().Encode())
+	for _, b := range policies() {
+		f.Add(uint8(BackendKind), "primary", b.Encode())
+	}
 	f.Add(uint8(EndpointKind), "primary/db1", endpoint("db1").Encode())
 	f.Fuzz(func(t *testing.T, kind uint8, name string, data []byte) {
 		for _, data := range [][]byte{data, encodeRaw(data)} {

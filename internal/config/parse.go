@@ -98,7 +98,7 @@ func (r *reader) config(src []byte) (*Config, *section) {
 	r.strict(root, "", 0)
 	d := draft{root: r.section(root, place{1, 1}, "", "", rootKeys...)}
 	d.node = r.node(&d)
-	if d.root.has("accessLog") {
+	if r.logging = d.root.has("accessLog"); r.logging {
 		d.accessLog = r.accessLog(d.root.section("accessLog", logKeys...))
 	}
 	for _, e := range d.root.named("listeners") {

@@ -360,7 +360,9 @@ func (s *section) guard(l *Listener) {
 	l.ConnectionRate = s.rateOf("connections")
 	l.SourceRate = s.sourceRateOf("connections")
 	l.SourceConnectionsMax = s.integer("sourceConnectionsMax", 0, connectionsBound)
-	l.Unlogged = s.choice("accessLog", 0, []string{wordOn, wordOff}) == 1
+	if s.has("accessLog") || s.r.logging {
+		l.Unlogged = s.choice("accessLog", 0, []string{wordOn, wordOff}) == 1
+	}
 }
 
 // validateGuard reports what cannot be known when a connection is accepted.

@@ -14,7 +14,7 @@ import (
 // for each, or, after a dash, a key that must not be there. It holds for all
 // that is below the key as well.
 var needs = map[string][]string{
-	"node.zone": {}, "listeners.NAME.http": {"listeners.NAME.protocol=http"},
+	"listeners.NAME.accessLog": {"accessLog={}"}, "listeners.NAME.http": {"listeners.NAME.protocol=http"},
 	"listeners.NAME.routes":                       {"listeners.NAME.protocol=http", "listeners.NAME.routes[].backend=b"},
 	"listeners.NAME.routes[].backends":            {"-listeners.NAME.routes[].backend", "listeners.NAME.routes[].backends[].name=b"},
 	"listeners.NAME.routes[].redirect":            {"-listeners.NAME.routes[].backend", "listeners.NAME.routes[].redirect.path=/x"},
@@ -41,7 +41,6 @@ var needs = map[string][]string{
 	"backends.NAME.eject.consecutive":             {"backends.NAME.eject.rate=50%"},
 	"backends.NAME.eject.time":                    {"backends.NAME.eject.timeMax=24h"},
 	"backends.NAME.eject.timeMax":                 {"backends.NAME.eject.time=100ms"},
-	"backends.NAME.check.http":                    {},
 	"listeners.NAME.rate":                         {"listeners.NAME.rate.connections=1/s"},
 	"listeners.NAME.sourceRate":                   {"listeners.NAME.sourceRate.connections=1/s"},
 	"listeners.NAME.http.rate":                    {"listeners.NAME.http.rate.requests=1/s"},
@@ -50,8 +49,6 @@ var needs = map[string][]string{
 	"listeners.NAME.routes[].sourceRate":          {"listeners.NAME.routes[].sourceRate.requests=1/s"},
 	"listeners.NAME.http.limits.line":             {"listeners.NAME.http.limits.head=16KiB"},
 	"cluster":                                     {"cluster=" + someCluster},
-	"listeners.NAME.routes[].headers.request.add": {},
-	"backends.NAME.endpoints[].zone":              {},
 	"listeners.NAME.routes[].backends[].weight":   {"listeners.NAME.routes[].backends=[ { name: b }, { name: b2 } ]", "backends=" + `{ b: { endpoints: [ { address: 10.0.0.1:80 } ] }, b2: { endpoints: [ { address: 10.0.0.2:80 } ] } }`},
 	"listeners.NAME.http.limits.head":             {"listeners.NAME.http.limits.line=256B"},
 }

@@ -12,7 +12,8 @@ import (
 // what strict refused already (aliases, second keys) is passed over here.
 type reader struct {
 	report
-	lookup func(string) (string, bool)
+	lookup  func(string) (string, bool)
+	logging bool // there is an access log
 	// showing: what is understood is noted, for [Show].
 	showing bool
 }

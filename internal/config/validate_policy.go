@@ -17,7 +17,7 @@ func (l *listenerSite) reach(backends map[string]*backendSite) []reached {
 	var all []reached
 	seen := make(map[*backendSite]bool)
 	for _, u := range l.uses {
-		for b := backends[u.name]; b != nil && !seen[b]; b = backends[b.fallbackName()] {
+		for b := backends[u.name]; b != nil && !seen[b]; b = b.next(backends) {
 			seen[b] = true
 			all = append(all, reached{b, u})
 		}
@@ -25,13 +25,13 @@ func (l *listenerSite) reach(backends map[string]*backendSite) []reached {
 	return all
 }
 
-// fallbackName gives the backend that serves instead, or "", which no backend
-// is named.
-func (s *backendSite) fallbackName() string {
-	if s == nil || s.b.Fallback == nil {
-		return ""
+// next gives the backend that serves instead, if there is one.
+func (s *backendSite) next(backends map[string]*backendSite) *backendSite {
+	// A backend whose name was refused may have none.
+	if s.b.Fallback == nil || s.b.Fallback.Backend == "" {
+		return nil
 	}
-	return s.b.Fallback.Backend
+	return backends[s.b.Fallback.Backend]
 }
 
 // validateFallbacks reports each circle of fallbacks once, at the first of its
@@ -42,7 +42,7 @@ func validateFallbacks(all []backendSite, byName map[string]*backendSite) {
 		b := &all[i]
 		way := []string{printable(b.b.Ref.Name)}
 		on := map[*backendSite]bool{b: true}
-		for next := byName[b.fallbackName()]; next != nil; next = byName[next.fallbackName()] {
+		for next := b.next(byName); next != nil; next = next.next(byName) {
 			way = append(way, printable(next.b.Ref.Name))
 			if next == b && !told[b] {
 				b.uses[0].fail("backend", "leads back to where it began: %s", strings.Join(way, " -> "))
