@@ -4,20 +4,24 @@ import (
 	"bufio"
 	"bytes"
 	"encoding/json"
+	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/holdfast-lb/holdfast/internal/node"
 )
 
 // The demo is the first thing that anybody sees: it makes its tour, loses
 // nothing, says so in its exit status, and leaves nothing behind.
 func TestDemo(t *testing.T) {
 	dir := t.TempDir()
-	cmd := holdfast(t, "demo", "--duration", "8s", "--flows", "60", "--json")
+	cmd := holdfast(t, "demo", "--duration", "12s", "--flows", "60", "--json")
 	cmd.Env = append(cmd.Env, "TMPDIR="+dir)
 	var errs bytes.Buffer
 	cmd.Stderr = &errs
@@ -30,10 +34,11 @@ func TestDemo(t *testing.T) {
 	if err := json.Unmarshal([]byte(lines[len(lines)-1]), &s); err != nil {
 		t.Fatalf("last line: %v\n%s", err, out)
 	}
-	if !s.OK || s.Lost != 0 || s.Wrong != 0 || len(s.Faults) != 0 {
+	if !s.OK || s.Errors != 0 || s.Lost != 0 || s.Wrong != 0 || len(s.Faults) != 0 {
 		t.Errorf("not ok: %+v", s)
 	}
-	if s.Seconds < 7.5 || s.Flows != 60 || s.Opened < 160 || s.RoundTrips < 500 || s.Octets < 10<<20 || s.P99 <= 0 {
+	if s.Seconds < 11.5 || s.Flows != 60 || s.Opened < 160 || s.RoundTrips < 500 || s.Octets < 10<<20 || s.P99 <= 0 ||
+		s.Requests < 500 || s.Servers["a1"] < 100 || s.Servers["a2"] < 100 {
 		t.Errorf("too little came through: %+v", s)
 	}
 	for _, distance := range []string{"config", "loop", "process"} {
@@ -41,7 +46,9 @@ func TestDemo(t *testing.T) {
 			t.Errorf("%s: %d moves of %d flows, want one of all 60", distance, s.Moves[distance], s.MovedFlows[distance])
 		}
 	}
-	for _, want := range []string{"-- holdfast reload: ", "-- holdfast rebalance --all: ", "-- holdfast upgrade: ", " upgrade --socket " + dir} {
+	for _, want := range []string{"-- holdfast reload: ", "-- holdfast rebalance --all: ", "-- holdfast upgrade: ",
+		"-- holdfast endpoint quiesce web/a1 --wait: out on all ", "-- holdfast endpoint hold web/a2", "export " + socketEnv + "=" + dir,
+		" endpoint quiesce web/a1 --wait", "\n  kill "} {
 		if !strings.Contains(string(out), want) {
 			t.Errorf("the tour does not say %q:\n%s", want, out)
 		}
@@ -49,7 +56,7 @@ func TestDemo(t *testing.T) {
 	leftNothing(t, dir)
 }
 
-// Ctrl-C after somebody in another terminal has upgraded: the process to end
+// Somebody in another terminal restarts a server. Then Ctrl-C after somebody in another terminal has upgraded: the process to end
 // is one that the demo did not start.
 func TestDemoEndsWhatItDidNotStart(t *testing.T) {
 	dir := t.TempDir()
@@ -62,12 +69,45 @@ func TestDemoEndsWhatItDidNotStart(t *testing.T) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	out := bufio.NewScanner(pipe)
-	for out.Scan() && !strings.HasPrefix(out.Text(), "flows ") {
+	out, server := bufio.NewScanner(pipe), ""
+	for out.Scan() && !strings.Contains(out.Text(), " req/s ") {
+		if m := regexp.MustCompile(`web/a1 \S+ \(process (\d+)\)`).FindStringSubmatch(out.Text()); m != nil {
+			server = m[1]
+		}
 	}
 	sockets, _ := filepath.Glob(dir + "/holdfast-demo-*/admin.sock")
 	if len(sockets) != 1 {
 		t.Fatalf("admin sockets: %q", sockets)
+	}
+	// A server that is ended is started again, and is another process then.
+	text, err := os.ReadFile(filepath.Join(filepath.Dir(sockets[0]), "holdfast.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	place := regexp.MustCompile(`name: a1, address: "(.*?)"`).FindSubmatch(text)
+	pid, err := strconv.Atoi(server)
+	if err != nil || place == nil {
+		t.Fatalf("process %q of a1, %s", server, text)
+	}
+	c := clientOf(sockets[0], false)
+	var r node.EndpointReport
+	if _, err := c.ask("/v1/endpoints", node.EndpointRequest{Backend: "web", Endpoint: "a1", Do: "quiesce"}, &r); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Kill(pid, syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "a1 has ended", func() bool { return syscall.Kill(pid, 0) != nil })
+	eventually(t, "a1 serves again", func() bool {
+		answer, err := http.Get("http://" + string(place[1]) + "/healthz")
+		if err != nil {
+			return false
+		}
+		_ = answer.Body.Close()
+		return answer.StatusCode == http.StatusOK
+	})
+	if _, err := c.ask("/v1/endpoints", node.EndpointRequest{Backend: "web", Endpoint: "a1", Do: "ready"}, &r); err != nil {
+		t.Fatal(err)
 	}
 	for range 2 {
 		if text, err := holdfast(t, "upgrade", "--socket", sockets[0]).CombinedOutput(); err != nil {
@@ -84,7 +124,7 @@ func TestDemoEndsWhatItDidNotStart(t *testing.T) {
 	if err := cmd.Wait(); err != nil {
 		t.Errorf("%v: %s", err, last)
 	}
-	if !strings.HasPrefix(last, "done: ") || !strings.HasSuffix(last, "lost 0, wrong octets 0") {
+	if !strings.HasPrefix(last, "done: ") || !strings.HasSuffix(last, "errors 0, lost 0, wrong octets 0") {
 		t.Errorf("last line %q", last)
 	}
 	leftNothing(t, dir)

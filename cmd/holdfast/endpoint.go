@@ -128,7 +128,7 @@ func (c *client) setEndpoint(q node.EndpointRequest, w patience) error {
 	if _, err := silent.ask("/v1/endpoints", q, &r); err != nil {
 		return c.refusedEndpoint(q, err)
 	}
-	p := progress{json: c.json, waits: w.wait, terminal: sock.IsTerminal(os.Stdout), first: r.InFlight, last: r.InFlight, told: time.Now()}
+	p := progress{json: c.json, waits: w.wait, terminal: sock.IsTerminal(os.Stdout), first: r.InFlight, last: r.InFlight, began: began, told: time.Now()}
 	p.name = q.Backend + "/" + q.Endpoint
 	p.begin(&r, q)
 	if !w.wait {
@@ -172,7 +172,7 @@ type progress struct {
 	waits          bool
 	name, head     string
 	first, last    int64
-	told           time.Time
+	began, told    time.Time
 	err            error // of printing
 }
 
@@ -258,7 +258,7 @@ func (p *progress) tell(n int64) {
 func (p *progress) end(done string) error {
 	switch {
 	case p.json && done != "":
-		p.object(flight{Endpoint: p.name, Done: true})
+		p.object(flight{Endpoint: p.name, Done: true, Millis: float64(time.Since(p.began).Milliseconds())})
 	case p.json:
 	case p.terminal, !p.waits:
 		p.print(done + "\n")

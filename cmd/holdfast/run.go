@@ -90,7 +90,7 @@ func runHere(o node.Options, grace time.Duration, ready string) error {
 func failed(err error) error {
 	var bad *config.Errors
 	if errors.As(err, &bad) {
-		return &exit{exitRefused, fmt.Errorf("%w\n%d errors; nothing was changed", err, len(bad.Problems))}
+		return &exit{exitRefused, fmt.Errorf("%w\n%s; nothing was changed", err, count(len(bad.Problems), "error"))}
 	}
 	return &exit{exitFailed, err}
 }
@@ -105,6 +105,9 @@ func run(options node.Options, grace time.Duration, ready string) error {
 	debug.SetGCPercent(400)
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGUSR1)
+	// Whoever reads our output may go away: without this the next line would end
+	// the process (package os/signal), and all flows with it.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 
 	if inherited := os.Getenv(node.InheritEnv); inherited != "" {
 		_ = os.Unsetenv(node.InheritEnv) // not for children of ours
@@ -158,8 +161,8 @@ func readyLine(n *node.Node) string {
 			up++
 		}
 	}
-	return fmt.Sprintf("ready: %d listeners, %d endpoints (%d serving), generation %d, release %s, admin %s",
-		len(c.Listeners), len(states), up, n.Generation(), node.Release, c.Node.AdminSocket)
+	return fmt.Sprintf("ready: %s, %s (%d serving), generation %d, release %s, admin %s",
+		count(len(c.Listeners), "listener"), count(len(states), "endpoint"), up, n.Generation(), node.Release, c.Node.AdminSocket)
 }
 
 // serve waits for the end of the process's time.
@@ -240,8 +243,8 @@ func finish(n *node.Node, signals chan os.Signal, log *slog.Logger, grace time.D
 	defer close(done)
 	began, terminal, open := time.Now(), sock.IsTerminal(os.Stdout), false
 	left := n.Drain(grace, hurry, func(left int) {
-		text := fmt.Sprintf("stopping: nothing new is accepted; %d flows under way, %s at most; a second signal ends at once",
-			left, short(max(0, grace-time.Since(began))))
+		text := fmt.Sprintf("stopping: nothing new is accepted; %s under way, %s at most; a second signal ends at once",
+			count(left, "flow"), short(max(0, grace-time.Since(began))))
 		switch {
 		case terminal:
 			fmt.Print(clearLine + text)
@@ -254,6 +257,7 @@ func finish(n *node.Node, signals chan os.Signal, log *slog.Logger, grace time.D
 	if terminal && open {
 		fmt.Println()
 	}
+	fmt.Printf("stopped after %s: %s reset\n", short(time.Since(began)), count(left, "flow"))
 	if left > 0 {
 		log.Warn("flows that are still under way are reset", "flows", left, "after", time.Since(began).Round(time.Millisecond))
 	}
@@ -345,11 +349,11 @@ func check(name string, asJSON bool) error {
 	if err != nil {
 		return failed(err)
 	}
-	fmt.Printf("%s: ok: %d listeners, %d backends, %d endpoints", name, result.Listeners, result.Backends, result.Endpoints)
+	text := fmt.Sprintf("%s: ok: %s, %s, %s", name, count(result.Listeners, "listener"), count(result.Backends, "backend"), count(result.Endpoints, "endpoint"))
 	if result.Routes > 0 {
-		fmt.Printf(", %d routes", result.Routes)
+		text += ", " + count(result.Routes, "route")
 	}
-	fmt.Println()
+	fmt.Println(text)
 	return nil
 }
 

@@ -122,16 +122,16 @@ func statusText(s *node.Status, endpoints []node.EndpointState, verbose bool) st
 			idle = append(idle, fmt.Sprintf("%s, %s", text, short(time.Duration(e.SinceSeconds*1e9))))
 		}
 	}
-	count := fmt.Sprintf("%d endpoints", len(endpoints))
+	what := count(len(endpoints), "endpoint")
 	if len(idle) > 0 {
 		text := idle[0]
 		if len(idle) > 1 {
 			text += fmt.Sprintf("; and %d more", len(idle)-1)
 		}
-		count = fmt.Sprintf("%d of %d endpoints not serving (%s)", len(idle), len(endpoints), text)
+		what = fmt.Sprintf("%d of %d endpoints not serving (%s)", len(idle), len(endpoints), text)
 	}
-	fmt.Fprintf(&out, "node %s generation %d: %d listeners, %s, %s flows, lost %d (release %s, pid %d, up %s)\n\n",
-		s.Node, s.Generation, len(s.Listeners), count, thousands(s.Flows), s.Lost, s.Release, s.PID, short(time.Duration(s.UpSeconds*1e9)))
+	fmt.Fprintf(&out, "node %s generation %d: %s, %s, %s, lost %d (release %s, pid %d, up %s)\n\n",
+		s.Node, s.Generation, count(len(s.Listeners), "listener"), what, count(s.Flows, "flow"), s.Lost, s.Release, s.PID, short(time.Duration(s.UpSeconds*1e9)))
 
 	listeners := table{head: []string{"LISTENER", "VIP", ">CONNECTIONS"}}
 	for _, l := range s.Listeners {
@@ -198,6 +198,9 @@ func sums(out *strings.Builder, s *node.Status) {
 		var classes []string
 		for _, k := range sortedKeys(s.Responses) {
 			classes = append(classes, fmt.Sprintf("%s %s", k, thousands(s.Responses[k])))
+		}
+		if classes == nil {
+			classes = []string{"none answered yet"}
 		}
 		fmt.Fprintf(out, "http      %s requests; %s; answered by ourselves %s, sent again %s, on pooled legs %s; %d legs idle\n",
 			thousands(s.Requests), strings.Join(classes, ", "), thousands(s.OwnAnswers), thousands(s.Repeated), thousands(s.Reused), s.IdleLegs)

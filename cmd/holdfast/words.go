@@ -57,6 +57,14 @@ func thousands[N int | int64 | uint64](n N) string {
 	return sign + s
 }
 
+// count gives a number with its noun: 1 listener, 3 listeners.
+func count(n int, noun string) string {
+	if n == 1 {
+		return "1 " + noun
+	}
+	return thousands(n) + " " + noun + "s"
+}
+
 // meant suggests the nearest of the names, or nothing if none is near: within
 // two edits, or a third of the length.
 func meant(got string, names []string) string {

@@ -1,0 +1,304 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/holdfast-lb/holdfast/internal/node"
+)
+
+// slowServer answers /slow only when it is let, and everything else at once.
+type slowServer struct {
+	*httptest.Server
+	asked, let chan struct{}
+}
+
+func newSlowServer(t *testing.T) *slowServer {
+	s := &slowServer{asked: make(chan struct{}, 16), let: make(chan struct{}, 16)}
+	s.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/slow" {
+			s.asked <- struct{}{}
+			<-s.let
+		}
+		_, _ = fmt.Fprint(w, "done")
+	}))
+	t.Cleanup(func() {
+		close(s.let)
+		s.Close()
+	})
+	return s
+}
+
+func (s *slowServer) address() string { return strings.TrimPrefix(s.URL, "http://") }
+
+const oneServer = `
+node: { loops: 2, admin: { socket: "${HOLDFAST_SOCKET}" } }
+listeners:
+  web: { vip: "${VIP}", protocol: http, backend: web }
+backends:
+  web: { endpoints: [ { name: a1, address: "${A1}" } ] }
+`
+
+// begun starts a request that lasts until the server lets it.
+func (s *slowServer) begun(t *testing.T, vip string) chan int {
+	status := make(chan int, 1)
+	go func() { // ends with the request
+		answer, err := http.Get("http://" + vip + "/slow")
+		if err != nil {
+			status <- 0
+			return
+		}
+		_ = answer.Body.Close()
+		status <- answer.StatusCode
+	}()
+	<-s.asked
+	return status
+}
+
+// An endpoint is taken out while a request is under way there: the command
+// returns when that has ended, not before.
+func TestQuiesceWaits(t *testing.T) {
+	s, vip := newSlowServer(t), freshAddress(t)
+	h := runFile(t, oneServer, "VIP="+vip, "A1="+s.address())
+	status := s.begun(t, vip)
+	h.must(exitFailed, []string{"endpoint", "quiesce", "web/a1", "--wait", "--timeout", "100ms"},
+		"web/a1 quiescing on all 2 loops after ", "; in flight 1\n", "1 still in flight after 100 ms", "holdfast flows --endpoint web/a1")
+	out := h.start("endpoint", "quiesce", "web/a1", "--wait")
+	asJSON := h.start("endpoint", "maint", "web/a1", "--wait", "--json")
+	eventually(t, "maintenance", func() bool {
+		text, _, _ := h.verb("endpoint", "list")
+		return strings.Contains(text, "  maintenance  ")
+	})
+	s.let <- struct{}{}
+	if got := <-status; got != http.StatusOK {
+		t.Errorf("the request that was under way: %d", got)
+	}
+	text, errs, code := out()
+	if code != 0 || !strings.Contains(text, "; in flight 1\nweb/a1 in flight 0: done in ") {
+		t.Errorf("%d\n%s%s", code, text, errs)
+	}
+	text, errs, code = asJSON()
+	lines := strings.Split(strings.TrimSpace(text), "\n")
+	var report node.EndpointReport
+	var last flight
+	if err := json.Unmarshal([]byte(lines[0]), &report); err != nil || code != 0 || report.Is != "maintenance" || report.Loops != 2 {
+		t.Errorf("%d %v %+v\n%s%s", code, err, report, text, errs)
+	}
+	if err := json.Unmarshal([]byte(lines[len(lines)-1]), &last); err != nil || !last.Done || last.InFlight != 0 {
+		t.Errorf("%v %+v\n%s", err, last, text)
+	}
+}
+
+// Who waits is told when somebody else ends the matter.
+func TestQuiesceIsTakenBack(t *testing.T) {
+	s, vip := newSlowServer(t), freshAddress(t)
+	h := runFile(t, oneServer, "VIP="+vip, "A1="+s.address())
+	s.begun(t, vip)
+	out := h.start("endpoint", "quiesce", "web/a1", "--wait")
+	eventually(t, "quiescing", func() bool {
+		text, _, _ := h.verb("endpoint", "list")
+		return strings.Contains(text, "  quiescing  ")
+	})
+	h.must(0, []string{"endpoint", "ready", "web/a1"}, "web/a1 ready on all 2 loops after ")
+	if text, errs, code := out(); code != exitFailed || !strings.Contains(errs, "web/a1: somebody made it ready meanwhile") {
+		t.Errorf("%d\n%s%s", code, text, errs)
+	}
+}
+
+// Requests wait for a server that is held, and none fails.
+func TestHold(t *testing.T) {
+	s, vip := newSlowServer(t), freshAddress(t)
+	h := runFile(t, oneServer, "VIP="+vip, "A1="+s.address())
+	h.must(0, []string{"endpoint", "hold", "web/a1", "--for", "1h"}, "web/a1 held on all 2 loops after ", ", for 1h00m at most; 0 in flight")
+	done := make(chan int)
+	go func() { // ends with the request
+		answer, err := http.Get("http://" + vip + "/")
+		if err != nil {
+			done <- 0
+			return
+		}
+		_ = answer.Body.Close()
+		done <- answer.StatusCode
+	}()
+	eventually(t, "a request waits", func() bool {
+		var st node.Status
+		_, err := clientOf(h.socket, false).ask("/v1/status", nil, &st)
+		return err == nil && st.Queued["web"] == 1
+	})
+	h.must(0, []string{"endpoint", "ready", "web/*"}, "web/* ready on all 2 loops")
+	if got := <-done; got != http.StatusOK {
+		t.Errorf("the request that had to wait: %d", got)
+	}
+}
+
+// Weights, the list, and what is said about what is wrong.
+func TestEndpointWords(t *testing.T) {
+	s, vip := newSlowServer(t), freshAddress(t)
+	h := runFile(t, oneServer, "VIP="+vip, "A1="+s.address())
+	if !strings.HasPrefix(h.ready, "ready: 1 listener, 1 endpoint (1 serving), generation 1, release ") || !strings.HasSuffix(h.ready, "admin "+h.socket) {
+		t.Errorf("ready: %q", h.ready)
+	}
+	h.must(0, []string{"endpoint", "weight", "web/a1", "7"}, "web/a1 weight 7 on all 2 loops after ")
+	h.must(0, []string{"endpoint", "list"}, "ENDPOINT", "web/a1    "+s.address(), "  ready       7  ")
+	h.must(0, []string{"endpoint", "list", "web"}, "web/a1")
+	h.must(0, []string{"endpoint", "weight", "web/a1", "file"}, "weight 100 on all")
+	for _, c := range []struct {
+		status int
+		args   string
+		want   string
+	}{
+		{exitRefused, "endpoint quiesce web/a2", `no endpoint "web/a2"; did you mean "web/a1"?; there are: web/a1`},
+		{exitRefused, "endpoint hold shop/*", `no backend "shop"; there are: web`},
+		{exitRefused, "endpoint list wbe", `no backend "wbe"; did you mean "web"?`},
+		{exitRefused, "endpoint list web/b9x", `no endpoint "web/b9x"`},
+		{exitUsage, "endpoint quiesce a1", `"a1": wants BACKEND/ENDPOINT, as web/a1`},
+		{exitUsage, "endpoint quiesce", "wants BACKEND/ENDPOINT"},
+		{exitUsage, "endpoint quiese web/a1", "endpoint: wants list"},
+		{exitUsage, "endpoint quiese", `no verb "quiese"; did you mean "quiesce"?`},
+		{exitUsage, "endpoint weight web/a1 1001", `"1001" is not a whole number from 0 to 1000`},
+		{exitUsage, "endpoint weight web/a1", "and a weight; got web/a1"},
+		{exitUsage, "endpoint hold web/a1 --for 1ms", "--for is at least 1s"},
+		{exitUsage, "endpoint quiesce web/a1 --wait --timeout soon", `--timeout: "soon" is not a duration`},
+		{exitUsage, "log wran", `"wran" is none of debug, info, warn, error; did you mean "warn"?`},
+		{exitRefused, "flows --client nobody", `"nobody" is no address and no prefix`},
+	} {
+		h.must(c.status, strings.Fields(c.args), c.want)
+	}
+	h.must(0, []string{"log", "debug"}, "log level info -> debug")
+	h.must(0, []string{"log"}, "debug\n")
+}
+
+// flows shows what all filters that are given let through.
+func TestFlowsFilters(t *testing.T) {
+	s, vip := newSlowServer(t), freshAddress(t)
+	h := runFile(t, oneServer, "VIP="+vip, "A1="+s.address())
+	status := s.begun(t, vip)
+	here := []string{"FLOW", "LISTENER", "web/a1", "127.0.0.1:"}
+	for _, args := range []string{"", "--listener web", "--backend web", "--endpoint web/a1", "--client 127.0.0.0/8", "--older 1ns --listener web"} {
+		h.must(0, strings.Fields("flows "+args), here...)
+	}
+	for _, args := range []string{"--listener tcp", "--backend api", "--endpoint web/a2", "--client 10.0.0.0/8", "--older 1h", "--moved", "--listener web --state none-such"} {
+		if out := h.must(0, strings.Fields("flows "+args)); strings.Contains(out, "web/a1") {
+			t.Errorf("flows %s:\n%s", args, out)
+		}
+	}
+	h.must(0, []string{"status"}, "1 flow, lost 0", "BACKEND", "web/a1  ", "flows reset by a move 0")
+	h.must(0, []string{"top", "--once", "--every", "100ms"}, "holdfast top   node node", "promises   lost 0   reset by a move 0",
+		"LISTENER", "BACKEND", "ENDPOINT", "FLOW", "REQ/S", "web/a1")
+	s.let <- struct{}{}
+	<-status
+}
+
+// SIGTERM: who is idle is sent away by FIN, nobody new comes, and what is under
+// way is answered.
+func TestGracefulEnd(t *testing.T) {
+	s, vip := newSlowServer(t), freshAddress(t)
+	h := runFile(t, oneServer, "VIP="+vip, "A1="+s.address())
+	idle := dialHTTP(t, vip)
+	idle.ask("/")
+	idle.answered()
+	status := s.begun(t, vip)
+	h.signal(syscall.SIGTERM)
+	h.says("stopping: nothing new is accepted; ")
+	idle.ends()
+	if _, err := http.Get("http://" + vip + "/"); err == nil {
+		t.Error("somebody new is served")
+	}
+	h.must(exitRefused, []string{"reload"}, "this process is about to end")
+	h.must(0, []string{"status"}, "1 flow, ")
+	s.let <- struct{}{}
+	if got := <-status; got != http.StatusOK {
+		t.Errorf("the request under way: %d", got)
+	}
+	h.says("0 flows reset")
+	if err := h.wait(); err != nil {
+		t.Error(err)
+	}
+}
+
+// What does not end is ended: by the second signal, or after the time.
+func TestGraceEnds(t *testing.T) {
+	for name, second := range map[string]bool{"a second signal": true, "its time is over": false} {
+		t.Run(name, func(t *testing.T) {
+			s, vip := newSlowServer(t), freshAddress(t)
+			grace := "1ms"
+			if second {
+				grace = "1h"
+			}
+			h := runFile(t, oneServer, "VIP="+vip, "A1="+s.address(), graceEnv+"="+grace)
+			status := s.begun(t, vip)
+			h.signal(syscall.SIGTERM)
+			if second {
+				h.says("stopping: ")
+				h.signal(syscall.SIGINT)
+			}
+			h.says("1 flow reset")
+			if got := <-status; got != 0 {
+				t.Errorf("the request: %d", got)
+			}
+			if err := h.wait(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// SIGUSR1: the access log goes on in a new file after the old one was renamed.
+func TestLogIsReopened(t *testing.T) {
+	s, vip, dir := newSlowServer(t), freshAddress(t), t.TempDir()
+	log := filepath.Join(dir, "access.log")
+	h := runFile(t, oneServer+"accessLog: { format: text, to: "+log+" }\n", "VIP="+vip, "A1="+s.address())
+	written := func(name, text string) func() bool {
+		return func() bool {
+			b, _ := os.ReadFile(filepath.Join(dir, name))
+			return strings.Contains(string(b), text)
+		}
+	}
+	get(t, "http://"+vip+"/first")
+	eventually(t, "the first request is logged", written("access.log", "/first"))
+	if err := os.Rename(log, log+".1"); err != nil {
+		t.Fatal(err)
+	}
+	h.signal(syscall.SIGUSR1)
+	eventually(t, "there is a new file", func() bool {
+		_, err := os.Stat(log)
+		return err == nil
+	})
+	get(t, "http://"+vip+"/second")
+	eventually(t, "the second request is logged", written("access.log", "/second"))
+	if written("access.log.1", "/second")() {
+		t.Error("the second request is in the old file")
+	}
+}
+
+// proxy runs without a file, and writes the one that it amounts to.
+func TestProxy(t *testing.T) {
+	a, vip := newNamed(t, "a"), freshAddress(t)
+	file := filepath.Join(t.TempDir(), "holdfast.yaml")
+	h := begin(t, nil, "proxy", vip, a.address, "--save", file)
+	if want := "http on " + vip + " -> " + a.address + "; admin " + h.socket + "; the file is " + file; h.ready != want {
+		t.Errorf("%q, want %q", h.ready, want)
+	}
+	if status, server, _, _ := get(t, "http://"+vip+"/"); status != http.StatusOK || server != "a" {
+		t.Errorf("%d from %q", status, server)
+	}
+	h.must(0, []string{"reload"}, "reloaded in")
+	h.must(0, []string{"check", file}, "ok: 1 listener, 1 backend, 1 endpoint")
+	for args, want := range map[string]string{
+		"proxy " + vip:                              "wants VIP and at least one ENDPOINT",
+		"proxy here 127.0.0.1:1":                    `"here": wants an address and a port`,
+		"proxy localhost:80 127.0.0.1:1":            `"localhost" is not an address`,
+		"proxy :8080 127.0.0.1":                     "address",
+		"proxy :8080 127.0.0.1:1 --protocol gopher": "neither http nor tcp",
+	} {
+		h.must(exitUsage, strings.Fields(args), want)
+	}
+	h.must(exitFailed, []string{"proxy", vip, a.address, "--save", file}, "file exists")
+}
