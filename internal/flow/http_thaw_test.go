@@ -33,6 +33,11 @@ var httpSamples = map[string]string{
 	"answering": "client slow\nclient room 50\nclient asks GET /hello/1",
 	"lingering": "client asks POST /1 later len=9\nbackend answers len 4",
 	"tunnel":    "client asks GET /1 upgrade=websocket\nclient slow\nclient room 80\nbackend answers switch 30",
+	"sunk":      "client asks GET /sink/1\nwait 5\nclient asks GET /sink/2",
+	"retrying":  "manual\nclient asks GET /again/1 agent=me\nwait 3\nsecured 0\nwait 4\ndialed\nbackend answers busy 9\nplace",
+	"unwanted":  "client asks GET /again/1\nbackend says \"HTTP/1.1 503 B\"",
+	"stuck":     "manual\nclient asks GET /stick/1 stuck=e3,3600\nsecured 2",
+	"limited":   "client slow\nclient room 50\nlimited 9\nclient asks GET /falls/1 user=x",
 	"repeated":  "client asks GET /1\nbackend answers len 3\nclient asks GET /2\nbackend room 0\nbackend slow",
 }
 
@@ -62,6 +67,7 @@ func TestHTTPSamples(t *testing.T) {
 	want := map[string]State{
 		"idle": Reading, "half": Reading, "greeting": Reading, "plain": Reading, "early": Queued, "queued": Queued, "dialing": Dialing,
 		"awaiting": Relaying, "upload": Relaying, "blocked": Relaying, "head": Relaying, "response": Relaying, "taking": Relaying,
+		"sunk": Sunk, "retrying": Queued, "unwanted": Relaying, "stuck": Dialing, "limited": Answering,
 		"cut": Relaying, "answering": Answering, "lingering": Lingering, "tunnel": Relaying, "repeated": Relaying,
 	}
 	for name := range httpSamples {
@@ -78,6 +84,15 @@ func TestHTTPSamples(t *testing.T) {
 	}
 	if z := httpSample(t, "cut"); !z.Legs[0].Broken || len(z.Client.Unsent) == 0 {
 		t.Error("cut is not broken")
+	}
+	if z := httpSample(t, "retrying"); z.Attempts != 1 || facts(z.Facts)&paid == 0 || z.WaitMicros == 0 || z.ConnectMicros == 0 || string(z.H1.Entry.GetAgent()) != "me" || z.H1.Entry.Endpoint != "e1" {
+		t.Errorf("retrying is not: %v", z)
+	}
+	if z := httpSample(t, "stuck"); z.H1.Stuck != "e3" || facts(z.Facts)&stuck == 0 {
+		t.Errorf("stuck is not: %v", z)
+	}
+	if z := httpSample(t, "limited"); Cause(z.H1.Entry.GetCause()) != RateLimited || Phase(z.H1.Entry.Phase) != Head {
+		t.Errorf("limited is not: %v", z)
 	}
 	if z := httpSample(t, "upload"); z.Client.H1.Body.Left == 0 {
 		t.Error("upload is not in a chunk")
@@ -154,6 +169,28 @@ func TestThawRefusesHTTP(t *testing.T) {
 		{"an idle one with an endpoint", "idle", func(z *frozen.Flow) { z.Endpoint = httpSample(t, "awaiting").Endpoint }, "object"},
 		{"a tunnel that waits", "queued", func(z *frozen.Flow) { z.H1.Tunnel = true }, "state"},
 		{"an octet lost in a tunnel", "tunnel", func(z *frozen.Flow) { z.Client.Unsent = z.Client.Unsent[1:] }, "octets came"},
+		{"a request in a sink", "sunk", func(z *frozen.Flow) { z.H1.Request = []byte("GET") }, "sink"},
+		{"a response in a sink", "sunk", func(z *frozen.Flow) { z.H1.Status = 200 }, "sink"},
+		{"octets unread in a sink", "sunk", func(z *frozen.Flow) { z.Client.H1.Unread = []byte("x") }, "unread"},
+		{"a sink without an endpoint", "sunk", func(z *frozen.Flow) { z.Endpoint = nil }, "object"},
+		{"a leg in a sink", "sunk", func(z *frozen.Flow) { z.Legs = []*frozen.Leg{{Received: 1}} }, "leg"},
+		{"a later fact of a leg", "retrying", func(z *frozen.Flow) { z.Facts |= 1 << 30 }, "not known"},
+		{"an endless entry", "awaiting", func(z *frozen.Flow) { z.H1.Entry.AgeNanos = 1 << 63 }, "bounds"},
+		{"an entry of more than was received", "awaiting", func(z *frozen.Flow) { z.H1.Entry.Received = 1 << 20 }, "bounds"},
+		{"an entry of more than was sent", "awaiting", func(z *frozen.Flow) { z.H1.Entry.Sent = 1 << 20 }, "bounds"},
+		{"a later cause", "limited", func(z *frozen.Flow) { z.H1.Entry.Cause = uint32(Causes) }, "bounds"},
+		{"a later phase", "limited", func(z *frozen.Flow) { z.H1.Entry.Phase = 99 }, "bounds"},
+		{"a request without a head", "awaiting", func(z *frozen.Flow) { z.H1.Entry.HeadMicros = 0 }, "head"},
+		{"a head that is read and is not", "half", func(z *frozen.Flow) { z.H1.Entry.HeadMicros = 1 }, "head"},
+		{"an entry of what is over", "lingering", func(z *frozen.Flow) { z.H1.Entry = &frozen.Entry{} }, "entry"},
+		{"an entry without HTTP", "plain", func(z *frozen.Flow) { z.H1.Entry = &frozen.Entry{} }, "entry"},
+		{"a method that was not cut", "awaiting", func(z *frozen.Flow) { z.H1.Entry.Method = make([]byte, noteMethodMax+1) }, "note"},
+		{"a target that was not cut", "awaiting", func(z *frozen.Flow) { z.H1.Entry.Target = make([]byte, noteTargetMax+1) }, "note"},
+		{"a host that was not cut", "awaiting", func(z *frozen.Flow) { z.H1.Entry.Host = make([]byte, noteHostMax+1) }, "note"},
+		{"an agent that was not cut", "awaiting", func(z *frozen.Flow) { z.H1.Entry.Agent = make([]byte, noteAgentMax+1) }, "note"},
+		{"a source of no family", "awaiting", func(z *frozen.Flow) { z.H1.Entry.Source = make([]byte, 9) }, "client_address"},
+		{"a tunnel of a later version", "tunnel", func(z *frozen.Flow) { z.H1.Minor = 2 }, "not known"},
+		{"a tunnel of no status", "tunnel", func(z *frozen.Flow) { z.H1.Status = 1000 }, "not known"},
 		{"an address of no family", "half", func(z *frozen.Flow) { z.ClientAddress = make([]byte, 7) }, "client_address"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -207,8 +244,8 @@ func livesOn(t testing.TB, z *frozen.Flow, code []byte) bool {
 	switch {
 	case plain:
 		name = "toldToo"
-	case z.Backend.GetName() == "told":
-		name = "told"
+	case known.Backends[z.Backend.GetName()] != nil:
+		name = z.Backend.GetName()
 	}
 	if z.Backend != nil {
 		z.Backend = ref(known.Backends[name].Ref)
