@@ -392,6 +392,12 @@ var breakerLevel = map[ledger.BreakerState]float64{ledger.Closed: 0, ledger.Half
 
 // forget leaves out what is of objects that c has not.
 func (g *gathering) forget(c *config.Config) {
+	endpoints := make(map[[2]string]bool, len(c.Backends))
+	for name, b := range c.Backends {
+		for _, e := range b.Endpoints {
+			endpoints[[2]string{name, e.Name}] = true
+		}
+	}
 	for i := range g.families {
 		f := &g.families[i]
 		listener, backend, endpoint := -1, -1, -1
@@ -414,8 +420,7 @@ func (g *gathering) forget(c *config.Config) {
 				continue
 			}
 			if backend >= 0 && s.Values[backend] != "" {
-				b := c.Backends[s.Values[backend]]
-				if b == nil || endpoint >= 0 && b.Endpoint(s.Values[endpoint]) == nil {
+				if c.Backends[s.Values[backend]] == nil || endpoint >= 0 && !endpoints[[2]string{s.Values[backend], s.Values[endpoint]}] {
 					continue
 				}
 			}
