@@ -29,8 +29,8 @@ import (
 // object.
 
 // objectMax bounds an encoded object, in octets. A backend with the most
-// endpoints has some 2.5 MB if their names are short.
-const objectMax = 8 << 20
+// endpoints has 2 MB if their names are short, and fits with the longest.
+const objectMax = 16 << 20
 
 // What these fields of a backend mean if they are not there. They are as they
 // were when the fields came, whatever the defaults of the file become.

@@ -3,6 +3,8 @@ package config
 import (
 	"fmt"
 	"net/netip"
+	"slices"
+	"strings"
 	"time"
 )
 
@@ -247,10 +249,9 @@ func (e *Endpoint) Address() string {
 
 // Endpoint gives the endpoint of that name, or nil.
 func (b *Backend) Endpoint(name string) *Endpoint {
-	for _, e := range b.Endpoints {
-		if e.Name == name {
-			return e
-		}
+	i, found := slices.BinarySearchFunc(b.Endpoints, name, func(e *Endpoint, name string) int { return strings.Compare(e.Name, name) })
+	if !found {
+		return nil
 	}
-	return nil
+	return b.Endpoints[i]
 }

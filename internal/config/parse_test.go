@@ -243,7 +243,7 @@ func TestLargeFiles(t *testing.T) {
 		"fields":    {web("routes: [ { backend: b, headers: { request: { set: " + fields(editsMax) + " } } } ]"), "listeners.a.routes[0].headers.request: 4598 octets of fields; at most 4096 are taken"},
 		"body":      {web("routes: [ { respond: { status: 200, body: " + strings.Repeat("a", respondMax+1) + " } } ]"), "listeners.a.routes[0].respond.body: 8193 octets; at most 8192 are taken"},
 		"regex":     {web("routes: [ { backend: b, match: { path: { regex: " + strings.Repeat("a", regexMax+1) + " } } } ]"), "an expression has 1 to 1024 octets"},
-		"object":    {web("routes: " + list(200, "{ respond: { status: 200, body: "+strings.Repeat("<", respondMax)+" } }")), "f:1:14: listeners.a: its form for moves has 9845446 octets; at most 8388608 are taken"},
+		"object":    {web("routes: " + list(400, "{ respond: { status: 200, body: "+strings.Repeat("<", respondMax)+" } }")), "f:1:14: listeners.a: its form for moves has 19690246 octets; at most 16777216 are taken"},
 		"steps":     {web("routes: [ { backend: b, match: { path: { regex: '(a{1000})(b{1000})' } } } ]"), "an expression of 2006 steps; at most 1000 are taken"},
 		"octets":    {strings.Repeat("#", sourceMax+1), "f:1:1: the file has 4194305 octets; at most 4194304 are taken"},
 		"endpoints": {many.String(), "f:5:5: backends.b.endpoints: 16385 endpoints; a backend has at most 16384"},
