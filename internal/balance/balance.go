@@ -41,11 +41,17 @@ type tier struct {
 	mask   uint64 // bit i%64 of each endpoint that serves
 }
 
+// asked is what a chooser needs to know of a [ledger.Asking].
+type asked struct {
+	tried, key uint64
+	now        int64
+}
+
 // chooser is one way to choose in one group.
 type chooser interface {
 	// pick gives the index of an endpoint that is free for a, or -1, and the share
 	// that it may have of all connections, 0 if that is not bounded.
-	pick(a *ledger.Asking, turn uint64) (int, float64)
+	pick(a asked, turn uint64) (int, float64)
 }
 
 // member is an endpoint that serves, or a candidate of Maglev that may not.
@@ -161,12 +167,13 @@ func choose(c *config.Backend, members []member, old *table, standings []ledger.
 // Pick implements [ledger.Roster]. Who has tried all of a tier in vain goes on to the
 // next; one that is full does not send anybody there.
 func (r *roster) Pick(a ledger.Asking, turn uint64) (int, float64) {
+	by := asked{a.Tried, a.Key, a.Now}
 	for t := range r.tiers {
 		if r.tiers[t].mask&^a.Tried == 0 {
 			continue
 		}
 		for _, g := range r.tiers[t].groups {
-			if i, share := g.pick(&a, turn); i >= 0 {
+			if i, share := g.pick(by, turn); i >= 0 {
 				return i, share
 			}
 		}
@@ -198,8 +205,8 @@ func (r *roster) Panics() bool { return r.panics }
 func bit(i int) uint64 { return 1 << (i % 64) }
 
 // free tells whether a may have m now.
-func (m *member) free(a *ledger.Asking) bool {
-	return a.Tried&bit(int(m.index)) == 0 && m.account.Room()
+func (m *member) free(a asked) bool {
+	return a.tried&bit(int(m.index)) == 0 && m.account.Room()
 }
 
 // mix spreads x over all bits (the finalizer of SplitMix64, Steele et al. 2014).

@@ -1,7 +1,5 @@
 package balance
 
-import "github.com/holdfast-lb/holdfast/internal/ledger"
-
 // least takes the one with the fewest connections for its weight; of equals the one
 // whose turn it is, so that idle ones share by weight.
 type least struct{ wheel }
@@ -11,7 +9,7 @@ type least struct{ wheel }
 // of all, and one that came back empty is not run over by everybody.
 const leastOf = 256
 
-func (r *least) pick(a *ledger.Asking, turn uint64) (int, float64) {
+func (r *least) pick(a asked, turn uint64) (int, float64) {
 	n := len(r.members)
 	at := r.inTurn(turn)
 	best, load, weight := -1, int64(0), int64(1)

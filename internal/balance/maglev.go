@@ -135,8 +135,8 @@ func hashName(name string) uint64 {
 // probes is how far a key goes on in its own order.
 const probes = 64
 
-func (m *maglev) pick(a *ledger.Asking, turn uint64) (int, float64) {
-	key := a.Key
+func (m *maglev) pick(a asked, turn uint64) (int, float64) {
+	key := a.key
 	if key == 0 {
 		key = mix(turn * golden)
 	}
@@ -170,7 +170,7 @@ func (m *maglev) accepts(i uint32, x uint64) bool {
 // serves: the first free one from the key's place on, or, if loads are bounded, the
 // one that has least for its weight. That one is within its bound unless others
 // cannot be had for another reason.
-func (m *maglev) last(a *ledger.Asking, x uint64) int {
+func (m *maglev) last(a asked, x uint64) int {
 	n := len(m.serving)
 	best, load, weight := -1, int64(0), int64(1)
 	for k, at := 0, int(x%uint64(n)); k < n; k++ {

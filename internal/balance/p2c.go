@@ -2,8 +2,6 @@ package balance
 
 import (
 	"math/bits"
-
-	"github.com/holdfast-lb/holdfast/internal/ledger"
 )
 
 // p2c takes the better one of two by chance: the one with the lower product of
@@ -12,7 +10,7 @@ import (
 // (Mitzenmacher 2001).
 type p2c struct{ wheel }
 
-func (r *p2c) pick(a *ledger.Asking, turn uint64) (int, float64) {
+func (r *p2c) pick(a asked, turn uint64) (int, float64) {
 	n := uint64(len(r.members))
 	if n == 1 {
 		if m := &r.members[0]; m.free(a) {
@@ -29,7 +27,7 @@ func (r *p2c) pick(a *ledger.Asking, turn uint64) (int, float64) {
 	m, o := &r.members[one], &r.members[two]
 	switch mine, other := m.free(a), o.free(a); {
 	case mine && other:
-		if o.cost(a.Now) < m.cost(a.Now) {
+		if o.cost(a.now) < m.cost(a.now) {
 			m = o
 		}
 	case other:

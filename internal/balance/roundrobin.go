@@ -1,12 +1,10 @@
 package balance
 
-import "github.com/holdfast-lb/holdfast/internal/ledger"
-
 // roundRobin is smooth weighted round robin: each in turn, as often as its weight
 // says, as evenly as can be. Every loop takes the next turn of all.
 type roundRobin struct{ wheel }
 
-func (r *roundRobin) pick(a *ledger.Asking, turn uint64) (int, float64) {
+func (r *roundRobin) pick(a asked, turn uint64) (int, float64) {
 	if m := &r.members[r.inTurn(turn)]; m.free(a) {
 		return int(m.index), 0
 	}

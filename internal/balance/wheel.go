@@ -2,8 +2,6 @@ package balance
 
 import (
 	"math/bits"
-
-	"github.com/holdfast-lb/holdfast/internal/ledger"
 )
 
 // wheel has the members of a group by weight: as an even sequence that comes round,
@@ -136,7 +134,7 @@ func (w *wheel) at(x uint64) int {
 // another finds a free member by chance, by weight, for one whose first choice is
 // not free; -1: there is none. So what one cannot take is shared by all, and not
 // borne by its neighbour.
-func (w *wheel) another(a *ledger.Asking, turn uint64) int {
+func (w *wheel) another(a asked, turn uint64) int {
 	n := len(w.members)
 	if n <= 1 {
 		return -1
@@ -155,7 +153,7 @@ func (w *wheel) another(a *ledger.Asking, turn uint64) int {
 const chances = 16
 
 // scan gives the first free member from a place by chance on, or -1.
-func (w *wheel) scan(a *ledger.Asking, x uint64) int {
+func (w *wheel) scan(a asked, x uint64) int {
 	n := len(w.members)
 	hi, _ := bits.Mul64(x, uint64(n))
 	for k, at := 0, int(hi); k < n; k++ {
