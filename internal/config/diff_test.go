@@ -46,6 +46,21 @@ func TestDiffOfRules(t *testing.T) {
 	}
 }
 
+// What is said of policies that change. No secret is.
+func TestDiffOfPolicies(t *testing.T) {
+	old, new := must(t, read(t, "policy-old.yaml")), must(t, read(t, "policy-new.yaml"))
+	text := fmt.Sprintf("# policy-old.yaml -> policy-new.yaml\n%v\n# policy-new.yaml -> policy-old.yaml\n%v", Diff(old, new), Diff(new, old))
+	golden(t, "policy-diff.txt", text)
+	for _, secret := range []string{"two-keys", "Bearer"} {
+		if strings.Contains(text, secret) {
+			t.Errorf("%q is told", secret)
+		}
+	}
+	if next := new.Reuse(old); !Diff(new, next).Empty() {
+		t.Errorf("contents changed:\n%s", Diff(new, next))
+	}
+}
+
 // What is listed where: a backend whose endpoints alone changed is changed,
 // for its object is another; endpoints of added backends are added.
 func TestPlanLists(t *testing.T) {
