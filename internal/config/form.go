@@ -18,22 +18,22 @@ type form struct {
 	good, bad []string
 }
 
-type object = map[string]any
+type jsonMap = map[string]any
 
 // variable is what every value may hold in the place of anything.
 const variable = `\$\{[a-zA-Z_][a-zA-Z0-9_]*(:-[^}]*)?\}`
 
-func matching(p string) object { return object{"type": "string", "pattern": p} }
+func matching(p string) jsonMap { return jsonMap{"type": "string", "pattern": p} }
 
 // textForm is a text in words of its own; numbers need no quotes to be one.
 func textForm(says, example string) form {
-	return form{says: says, example: example, schema: object{"type": []string{"string", "number", "boolean"}}}
+	return form{says: says, example: example, schema: jsonMap{"type": []string{"string", "number", "boolean"}}}
 }
 
 func (b intBound) form(example int) form {
 	return form{
 		says: fmt.Sprintf("%d to %d", b.min, b.max), example: fmt.Sprint(example),
-		schema: object{"type": "integer", "minimum": b.min, "maximum": b.max},
+		schema: jsonMap{"type": "integer", "minimum": b.min, "maximum": b.max},
 		good:   []string{fmt.Sprint(b.min), fmt.Sprint(b.max)}, bad: []string{fmt.Sprint(b.min - 1), fmt.Sprint(b.max + 1), "1.5", "x"},
 	}
 }
@@ -64,7 +64,7 @@ func (b durationBound) form(example string) form {
 func (b sizeBound) form(example string) form {
 	f := form{
 		says: sizeText(b.min) + " to " + sizeText(b.max), example: example,
-		schema: object{"anyOf": []object{matching("^(0|[1-9][0-9]*(B|KiB|MiB|GiB|TiB))$"), {"const": 0}}},
+		schema: jsonMap{"anyOf": []jsonMap{matching("^(0|[1-9][0-9]*(B|KiB|MiB|GiB|TiB))$"), {"const": 0}}},
 		good:   []string{sizeText(b.min), sizeText(b.max)}, bad: []string{"5", "x", fmt.Sprintf("%dB", b.max+1)},
 	}
 	if b.zero != "" {
@@ -105,12 +105,12 @@ func rateForm() form {
 }
 
 func boolForm() form {
-	return form{says: "`true` or `false`", example: "true", schema: object{"type": "boolean"}, good: []string{"true", "false"}, bad: []string{"yes", "on", "1"}}
+	return form{says: "`true` or `false`", example: "true", schema: jsonMap{"type": "boolean"}, good: []string{"true", "false"}, bad: []string{"yes", "on", "1"}}
 }
 
 func wordForm(words []string, example string) form {
 	return form{
-		says: "`" + strings.Join(words, "`, `") + "`", example: example, schema: object{"enum": anyOf(words)},
+		says: "`" + strings.Join(words, "`, `") + "`", example: example, schema: jsonMap{"enum": anyOf(words)},
 		good: words, bad: []string{"qqq", strings.ToUpper(words[0]) + "Q"},
 	}
 }
@@ -135,7 +135,7 @@ func anyOf(words []string) (all []any) {
 // or is a form that may also be this word.
 func (f form) or(word string) form {
 	f.says = "`" + word + "`, or " + f.says
-	f.schema = object{"anyOf": []object{{"enum": anyOf([]string{word})}, f.schema}}
+	f.schema = jsonMap{"anyOf": []jsonMap{{"enum": anyOf([]string{word})}, f.schema}}
 	f.good = append(f.good, word)
 	return f
 }
@@ -148,7 +148,7 @@ func (f form) several(example string) form {
 }
 
 // like is a form with another schema.
-func (f form) like(schema object) form {
+func (f form) like(schema jsonMap) form {
 	f.schema = schema
 	return f
 }
@@ -159,13 +159,13 @@ func (f form) because(says string) form {
 }
 
 func aName(example string) form {
-	return form{says: "a name", example: example, schema: object{"anyOf": []object{matching(namePattern), {"type": "integer"}}}, bad: []string{"a b", "''"}}
+	return form{says: "a name", example: example, schema: jsonMap{"anyOf": []jsonMap{matching(namePattern), {"type": "integer"}}}, bad: []string{"a b", "''"}}
 }
 
 func statusForm() form {
 	return form{
 		says: "a status code as `404` or a range as `200-299`", example: "404", list: true,
-		schema: object{"anyOf": []object{{"type": "integer", "minimum": answerStatusBound.min, "maximum": answerStatusBound.max}, matching("^[1-5][0-9][0-9](-[1-5][0-9][0-9])?$")}},
+		schema: jsonMap{"anyOf": []jsonMap{{"type": "integer", "minimum": answerStatusBound.min, "maximum": answerStatusBound.max}, matching("^[1-5][0-9][0-9](-[1-5][0-9][0-9])?$")}},
 		good:   []string{"100", "599", "200-299"}, bad: []string{"99", "600", "299-200", "2xx"},
 	}.several("[ 200-299, 304 ]")
 }
@@ -175,5 +175,5 @@ func networkForm(example string) form {
 }
 
 func addressForm(says, example string) form {
-	return form{says: says, example: example, schema: object{"type": "string"}, bad: []string{"10.0.0.300:80", "x"}}
+	return form{says: says, example: example, schema: jsonMap{"type": "string"}, bad: []string{"10.0.0.300:80", "x"}}
 }

@@ -9,7 +9,6 @@ import (
 
 var (
 	httpKeys         = []string{"trust", "forwarded", "via", "requestID", "limits", "timeouts", "rate", "sourceRate"}
-	requestRateKeys  = []string{"requests", "burst"}
 	httpLimitsKeys   = []string{"line", "head", "fields", "body"}
 	httpTimeoutsKeys = []string{"header", "body", "keepalive", "tunnel"}
 	proxyKeys        = []string{"from"}

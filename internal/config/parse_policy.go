@@ -12,7 +12,6 @@ import (
 )
 
 var (
-	rateKeys       = []string{"connections", "burst"}
 	hashKeys       = []string{"by", "name", "load"}
 	stickyKeys     = []string{"cookie", "header", "source"}
 	cookieKeys     = []string{"name", "maxAge", "key", "secure", "sameSite", "domain", "path"}

@@ -46,8 +46,8 @@ func example(path string) string {
 var ofKeys = form{example: "{}"}
 
 // openMap is a mapping from names that a person gives.
-func openMap(says, example string, value object) form {
-	return form{says: says, example: example, schema: object{"type": "object", "additionalProperties": value}}
+func openMap(says, example string, value jsonMap) form {
+	return form{says: says, example: example, schema: jsonMap{"type": "object", "additionalProperties": value}}
 }
 
 var (
@@ -55,21 +55,21 @@ var (
 	aToken    = textForm("a name of a field, or another token", "X-Request-ID")
 	aPath     = form{says: "a path", example: "/api/", schema: matching("^/"), bad: []string{"api", "/a/../b"}}
 	aHost     = form{says: "a host", example: "example.org", schema: matching(`^[^/]+$`), bad: []string{"a/b", "-"}}
-	aRegex    = form{says: "an expression of RE2", example: `"/v[0-9]+/.*"`, schema: object{"type": "string"}, bad: []string{`"("`, `"a{900}b{900}"`}}
+	aRegex    = form{says: "an expression of RE2", example: `"/v[0-9]+/.*"`, schema: jsonMap{"type": "string"}, bad: []string{`"("`, `"a{900}b{900}"`}}
 	aFile     = form{says: "an absolute path", example: "/etc/holdfast/n1.pem", schema: matching("^/"), bad: []string{"n1.pem"}}
 	aSocket   = form{says: "an absolute path", example: "/run/holdfast/n1.sock", schema: matching("^/"), bad: []string{"n1.sock"}}
 	aVIP      = addressForm("address and port", "10.0.0.5:80")
 	aPort     = portBound.form(9000)
 	aWeight   = weightBound.form(50)
-	aSecret   = form{says: fmt.Sprintf("%d to %d octets", secretMin, secretMax), example: `"${STICKY_KEY:-0123456789abcdef}"`, schema: object{"type": "string"}, bad: []string{"short"}}
+	aSecret   = form{says: fmt.Sprintf("%d to %d octets", secretMin, secretMax), example: `"${STICKY_KEY:-0123456789abcdef}"`, schema: jsonMap{"type": "string"}, bad: []string{"short"}}
 	aZone     = aName("fra1").because("a name")
 	sent      = textForm(fmt.Sprintf("up to %d octets", checkSendMax), `"PING\r\n"`)
-	texts     = object{"anyOf": []object{{"type": []string{"string", "number", "boolean"}}, {"type": "array", "minItems": 1, "items": object{"type": []string{"string", "number", "boolean"}}}}}
-	pairValue = object{"anyOf": []object{
+	texts     = jsonMap{"anyOf": []jsonMap{{"type": []string{"string", "number", "boolean"}}, {"type": "array", "minItems": 1, "items": jsonMap{"type": []string{"string", "number", "boolean"}}}}}
+	pairValue = jsonMap{"anyOf": []jsonMap{
 		{"type": []string{"string", "number", "boolean"}},
-		{"type": "object", "additionalProperties": false, "minProperties": 1, "maxProperties": 1, "properties": object{"present": object{"const": true}, "regex": object{"type": "string"}}},
+		{"type": "object", "additionalProperties": false, "minProperties": 1, "maxProperties": 1, "properties": jsonMap{"present": jsonMap{"const": true}, "regex": jsonMap{"type": "string"}}},
 	}}
-	fieldsOnce = openMap("a map from names to values", "{ X-Tier: paid }", object{"type": []string{"string", "number", "boolean"}})
+	fieldsOnce = openMap("a map from names to values", "{ X-Tier: paid }", jsonMap{"type": []string{"string", "number", "boolean"}})
 	fieldLists = openMap("a map from names to values, or lists of them", "{ X-A: [ b, c ] }", texts)
 	aSource    = addressForm("`vip`, an address, or `\"\"` for the kernel's choice", "vip").within([]string{"10.0.0.9", `""`}, "10.0.0.5:80", "x")
 )
@@ -206,7 +206,7 @@ var keys = []key{
 	{"backends.NAME.retry.max", retryBound.form(3), "2", "", "Further endpoints that are tried."},
 	{"backends.NAME.retry.on", form{
 		says: "`connect`, `reset`, status codes and ranges", example: "[ connect, reset, 503 ]", list: true,
-		schema: object{"anyOf": []object{{"enum": []any{onConnect, onReset}}, {"type": "integer", "minimum": answerStatusBound.min, "maximum": answerStatusBound.max}, matching("^[1-5][0-9][0-9](-[1-5][0-9][0-9])?$")}},
+		schema: jsonMap{"anyOf": []jsonMap{{"enum": []any{onConnect, onReset}}, {"type": "integer", "minimum": answerStatusBound.min, "maximum": answerStatusBound.max}, matching("^[1-5][0-9][0-9](-[1-5][0-9][0-9])?$")}},
 		bad:    []string{"[ reset ]", "[ connect, timeout ]", "[ connect, 600 ]"},
 	}, "[connect]", "", "When: an endpoint cannot be reached, which is always among them; a new connection broke before any of the response (`reset`); the response has this status, and is thrown away. What may not be repeated (RFC 9110, section 9.2.2) never is."},
 	{"backends.NAME.retry.budget", percentForm(budgetBound, "no bound", "10%"), "0%", "", "Retries in relation to requests, beside ten a second that are always allowed."},
@@ -281,7 +281,7 @@ var keys = []key{
 	{"backends.NAME.check.agent.interval", checkIntervalBound.form("5s"), "2s", "", ""},
 	{"backends.NAME.check.agent.send", sent.exampled(`"state\n"`), "", "nothing", "What it is told first."},
 
-	{"backends.NAME.eject", form{says: "`off`, or a mapping", example: "off", schema: object{"enum": anyOf([]string{wordOff})}}, "", "on, with the defaults below", "Endpoints that fail what clients ask for are taken out for a while. A connect that fails, a connection that breaks before a response and a response that does not come in time are failures."},
+	{"backends.NAME.eject", form{says: "`off`, or a mapping", example: "off", schema: jsonMap{"enum": anyOf([]string{wordOff})}}, "", "on, with the defaults below", "Endpoints that fail what clients ask for are taken out for a while. A connect that fails, a connection that breaks before a response and a response that does not come in time are failures."},
 	{"backends.NAME.eject.consecutive", consecutiveBound.form(3), "5", "", "So many failures in a row eject; 0: they do not."},
 	{"backends.NAME.eject.rate", percentForm(failureRateBound, "it does not", "30%"), "0%", "", "So does this share of failures in a window."},
 	{"backends.NAME.eject.least", leastBound.form(50), "20", "", "If there were so many attempts in it."},
@@ -306,7 +306,7 @@ var keys = []key{
 	{"cluster.identity.key", aFile, "", given, "Its key."},
 	{"cluster.identity.trust", aFile, "", given, "The authority that signed the others' certificates."},
 	{"cluster.sourcePorts", form{says: fmt.Sprintf("two ports from %d to 65535, the lower first", sourcePortMin), example: "20000-29999", schema: matching("^[0-9]+-[0-9]+$"), bad: []string{"20000", "30000-20000", "1-2000"}}, "", given, "Ports from which this node alone dials movable sources; no two nodes share one."},
-	{"cluster.peers", openMap("a map from names to addresses", `{ node: 192.168.7.1:7443, n2: 192.168.7.2:7443 }`, object{"type": "string"}), "", given, "Each node's `listen` address, this node's own included."},
+	{"cluster.peers", openMap("a map from names to addresses", `{ node: 192.168.7.1:7443, n2: 192.168.7.2:7443 }`, jsonMap{"type": "string"}), "", given, "Each node's `listen` address, this node's own included."},
 }
 
 // exampled is a form with another example.

@@ -46,8 +46,8 @@ func Schema() string {
 	root := tree().schema()
 	root["$schema"] = "https://json-schema.org/draft/2020-12/schema"
 	root["title"] = "A configuration of Holdfast"
-	root["patternProperties"] = object{"^x-": true}
-	root["$defs"] = object{"variable": matching(variable)}
+	root["patternProperties"] = jsonMap{"^x-": true}
+	root["$defs"] = jsonMap{"variable": matching(variable)}
 	text, err := json.MarshalIndent(root, "", "  ")
 	if err != nil {
 		panic(fmt.Sprintf("config: the schema does not encode: %v", err)) // plain values only
@@ -55,17 +55,17 @@ func Schema() string {
 	return string(text) + "\n"
 }
 
-func (b *branch) schema() object {
-	s := object{}
+func (b *branch) schema() jsonMap {
+	s := jsonMap{}
 	switch {
 	case b.single:
-		s = object{"type": "object", "propertyNames": matching(namePattern), "additionalProperties": b.below[0].schema()}
+		s = jsonMap{"type": "object", "propertyNames": matching(namePattern), "additionalProperties": b.below[0].schema()}
 	case len(b.below) > 0:
 		s = b.section()
 		if b.key != nil && b.form.list {
-			s = object{"type": "array", "minItems": 1, "items": s}
+			s = jsonMap{"type": "array", "minItems": 1, "items": s}
 		} else if b.key != nil && b.form.schema != nil {
-			s = object{"anyOf": []object{b.form.value(), s}}
+			s = jsonMap{"anyOf": []jsonMap{b.form.value(), s}}
 		}
 	case b.key != nil && b.form.schema != nil:
 		s = b.form.value()
@@ -77,15 +77,15 @@ func (b *branch) schema() object {
 }
 
 // section is a mapping with these keys and no others.
-func (b *branch) section() object {
-	properties, required := object{}, []string{}
+func (b *branch) section() jsonMap {
+	properties, required := jsonMap{}, []string{}
 	for _, c := range b.below {
 		properties[c.name] = c.schema()
 		if c.key != nil && c.required() {
 			required = append(required, c.name)
 		}
 	}
-	s := object{"type": "object", "properties": properties, "additionalProperties": false}
+	s := jsonMap{"type": "object", "properties": properties, "additionalProperties": false}
 	if len(required) > 0 {
 		s["required"] = required
 	}
@@ -93,18 +93,18 @@ func (b *branch) section() object {
 }
 
 // value is the form of a value, or of a variable in its place.
-func (f form) value() object {
+func (f form) value() jsonMap {
 	one := f.schema
 	if one["type"] != "object" {
-		one = object{"anyOf": []object{one, {"$ref": "#/$defs/variable"}}}
+		one = jsonMap{"anyOf": []jsonMap{one, {"$ref": "#/$defs/variable"}}}
 	}
 	if !f.list {
 		return one
 	}
-	return object{"anyOf": []object{one, {"type": "array", "minItems": 1, "items": one}}}
+	return jsonMap{"anyOf": []jsonMap{one, {"type": "array", "minItems": 1, "items": one}}}
 }
 
-func (b *branch) describe(s object) {
+func (b *branch) describe(s jsonMap) {
 	if text := strings.ReplaceAll(b.says, "`", ""); text != "" {
 		s["description"] = text
 	}

@@ -105,10 +105,10 @@ func quoted(names []string) []string {
 	return names
 }
 
-func (b *backendSite) validateEndpoints() {
+func (s *backendSite) validateEndpoints() {
 	names := make(map[string]place)
 	addresses := make(map[string]endpointSite)
-	for _, site := range b.endpoints {
+	for _, site := range s.endpoints {
 		e := site.e
 		if e.Name == "" {
 			continue
@@ -125,7 +125,7 @@ func (b *backendSite) validateEndpoints() {
 		if !e.known() || e.Drop != NoDrop {
 			continue
 		}
-		if err := checkSource(b.b, e); err != nil {
+		if err := checkSource(s.b, e); err != nil {
 			site.fail("address", "%v", err)
 		}
 		// One that is its own backup serves while only its own check port is closed.
