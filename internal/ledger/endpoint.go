@@ -204,44 +204,35 @@ func (e *Endpoint) Consecutive() int { return int(e.consecutive.Load()) }
 // refuses at once does not look like the fastest of all.
 const failureTook = time.Second
 
-// latencyDecay is the time constant of the moving average, as in Finagle's peak
-// EWMA: a slow answer counts at once and is forgotten in tens of seconds.
+// latencyDecay is the time constant of the pace: a slow answer counts at once and
+// is forgotten in tens of seconds. That is what Finagle's peak EWMA comes to, whose
+// average decays with each look at it.
 const latencyDecay = 10 * time.Second
 
-// The pace of an endpoint is one word: in the high half the average in
-// nanoseconds as a float32, in the low half when it was written, in units of
-// 1<<paceShift nanoseconds, which come round after 78 hours.
+// The pace of an endpoint is one word: in the high half what the answer took, in
+// nanoseconds as a float32, in the low half when that was, in units of 1<<paceShift
+// nanoseconds, which come round after 78 hours. It is written only by an answer
+// that took longer than is left of it.
 const paceShift = 16
 
 func (e *Endpoint) observe(now int64, took time.Duration) {
 	stamp := uint32(now >> paceShift)
 	for {
 		was := e.pace.Load()
-		average := math.Float32frombits(uint32(was >> 32))
-		if t := float32(took); t >= average {
-			average = t
-		} else {
-			keep := kept(stamp, uint32(was))
-			if keep == 1 {
-				return // one that is faster counts once in each unit of time
-			}
-			average = average*keep + t*(1-keep)
-		}
-		if e.pace.CompareAndSwap(was, uint64(math.Float32bits(average))<<32|uint64(stamp)) {
+		if float64(took) < decayed(was, stamp) || e.pace.CompareAndSwap(was, uint64(math.Float32bits(float32(took)))<<32|uint64(stamp)) {
 			return
 		}
 	}
 }
 
-// kept is what remains of an average from then until now: the rational form of
-// the exponential, which many small steps approach.
-func kept(now, then uint32) float32 {
-	const whole = float32(latencyDecay >> paceShift)
-	return whole / (whole + float32(max(0, int32(now-then))))
+// decayed is what is left of a pace at an instant.
+func decayed(pace uint64, stamp uint32) float64 {
+	gone := float64(max(0, int32(stamp-uint32(pace))))
+	return float64(math.Float32frombits(uint32(pace>>32))) * math.Exp(-gone/float64(latencyDecay>>paceShift))
 }
 
-// Latency is the peak-sensitive moving average of what answers took, as it was at
-// the last one; 0: there was none.
+// Latency is what an answer has taken that is the slowest of the recent ones, as
+// it was then; 0: there was none.
 func (e *Endpoint) Latency() time.Duration {
 	return time.Duration(math.Float32frombits(uint32(e.pace.Load() >> 32)))
 }
@@ -249,8 +240,7 @@ func (e *Endpoint) Latency() time.Duration {
 // LatencyAt is Latency in nanoseconds as it has decayed since: one that was slow
 // is tried again some time.
 func (e *Endpoint) LatencyAt(now int64) float64 {
-	was := e.pace.Load()
-	return float64(math.Float32frombits(uint32(was>>32)) * kept(uint32(now>>paceShift), uint32(was)))
+	return decayed(e.pace.Load(), uint32(now>>paceShift))
 }
 
 // Standing is how the endpoint stands now.
