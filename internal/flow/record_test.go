@@ -3,8 +3,14 @@ package flow
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"strings"
+	"testing"
 	"time"
+	"unsafe"
+
+	"github.com/holdfast-lb/holdfast/internal/config"
+	"github.com/holdfast-lb/holdfast/internal/ledger"
 )
 
 // books hold what a test world is told of exchanges.
@@ -124,4 +130,159 @@ func impossibleRecord(r *Record) error {
 		return errors.New("a note that is too long")
 	}
 	return nil
+}
+
+// What flows cost: a pair of TCP has a Flow and a work, an idle client of HTTP a
+// Flow.
+func TestSizes(t *testing.T) {
+	for _, c := range []struct {
+		of        string
+		got, most uintptr
+	}{
+		{"a flow", unsafe.Sizeof(Flow{}), 88},
+		{"a work", unsafe.Sizeof(work{}), 160},
+		{"an exchange", unsafe.Sizeof(exchange{}), 240},
+		{"an entry", unsafe.Sizeof(entry{}), 112},
+	} {
+		if c.got > c.most {
+			t.Errorf("%s has %d octets, want at most %d", c.of, c.got, c.most)
+		}
+	}
+}
+
+// always lets requests pass and be tried again.
+type always struct{ passes, retries int }
+
+func (a *always) Pass(int64, *config.Listener, int, netip.Addr) time.Duration {
+	a.passes++
+	return 0
+}
+
+func (a *always) AllowRetry(*config.Backend, *ledger.Asking) bool {
+	a.retries++
+	return true
+}
+
+// cycle is one request and its response on a flow, as a loop would do it: with a
+// note, a record, a cookie that is read or set, rates, a trusted proxy, and, if
+// busy, a response that is thrown away. It gives how many records came.
+type cycle struct {
+	t       testing.TB
+	f       Flow
+	now     Instant
+	d       *Desk
+	asking  ledger.Asking
+	records int
+	good    int
+}
+
+func (c *cycle) step(e Event) {
+	e.Desk = c.d
+	c.f.Step(c.now, e)
+	if c.d.Outcome.Set && c.d.Outcome.Good {
+		c.good++
+	}
+	c.d.Outcome = Outcome{}
+	c.now += 1e6
+}
+
+func (c *cycle) say(s Side, text string) {
+	if c.f.Unsettled() {
+		c.f.Settle(c.d.Lender)
+	}
+	room := c.d.Scratch[Headroom:]
+	before := copy(room, c.f.Unread(s))
+	n := copy(room[before:], text)
+	c.step(Event{Kind: Received, Leg: s, Octets: room[:before+n], N: n})
+}
+
+func (c *cycle) flush(s Side) {
+	var w Wants
+	if c.f.Wants(&w); len(w.Out[s]) == 0 {
+		c.t.Fatalf("nothing is due to the %v: %v", s, c.f.State())
+	}
+	c.step(Event{Kind: Wrote, Leg: s, N: len(w.Out[s])})
+}
+
+func (c *cycle) ask(request string, endpoint int, responses ...string) {
+	c.say(Client, request)
+	for _, response := range responses {
+		c.f.Ask(&c.asking)
+		c.step(Event{Kind: Secured, Endpoint: c.f.Backend().Endpoints[endpoint]})
+		c.step(Event{Kind: Dialed})
+		c.flush(Backend)
+		c.say(Backend, response)
+		endpoint++
+	}
+	c.flush(Client)
+	if c.f.Phase() != Idle {
+		c.t.Fatalf("it is %v", c.f.Phase())
+	}
+}
+
+// newCycle is a flow to the listener "behind" of these tests.
+func newCycle(t testing.TB) *cycle {
+	conf, _, err := config.Parse("test.yaml", []byte(`
+listeners:
+  behind:
+    vip: 10.0.0.5:80
+    protocol: http
+    backend: sticky
+    http: { trust: [ 192.0.2.0/24 ], rate: { requests: 100/s } }
+backends:
+  sticky:
+    balance: maglev
+    hash: { by: cookie, name: user }
+    retry: { max: 2, on: [ connect, reset, 503 ], budget: 20% }
+    sticky: { cookie: { name: hf, key: "`+cookieKeyOfTests+`", maxAge: 1h } }
+    endpoints: [ { name: e1, address: 10.0.0.31:80 }, { name: e2, address: 10.0.0.32:80 }, { name: e3, address: 10.0.0.33:80 } ]
+accessLog: { to: stderr }
+`), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := new(Lender)
+	c := &cycle{t: t, now: 1e9, d: NewDesk(l)}
+	c.d.Config, c.d.Wall = conf, wallAt
+	c.d.Limits, c.d.Retries = &always{}, &always{}
+	c.f = New(c.now, 1, conf.Listeners["behind"], nil, AddressOf(netip.MustParseAddrPort("192.0.2.7:4711")), l)
+	return c
+}
+
+// A request allocates nothing, whatever is noted, hashed, signed, counted, tried
+// again and recorded of it.
+func TestRequestAllocatesNothing(t *testing.T) {
+	const ok, busy = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", "HTTP/1.1 503 Busy\r\nContent-Length: 4\r\n\r\nbusy"
+	head := "GET /a?b HTTP/1.1\r\nHost: www.example.org\r\nUser-Agent: test/1\r\nX-Forwarded-For: 2001:db8::7, 192.0.2.9\r\n"
+	c, client := newCycle(t), netip.MustParseAddr("2001:db8::7")
+	c.d.Report = func(r *Record) {
+		c.records++
+		if err := impossibleRecord(r); err != nil || string(r.Note.Agent) != "test/1" || r.Client.Addr() != client || r.Status/100 != 2 && r.Status != 503 {
+			t.Errorf("%v: %+v", err, r)
+		}
+	}
+	cookie := func(c string) string { return head + "Cookie: user=1; hf=" + c + "\r\n\r\n" }
+	for _, x := range []struct {
+		name, request string
+		responses     []string
+	}{
+		{"a cookie is set", head + "\r\n", []string{ok}},
+		{"a cookie is read", cookie(goodCookie("sticky", "e1", wallAt+9)), []string{ok}},
+		{"a cookie is forged", cookie(goodCookie("stick", "e1", wallAt+9)), []string{ok}},
+		{"responses are thrown away", head + "\r\n", []string{busy, busy, ok}},
+		{"the last one is not", head + "\r\n", []string{busy, busy, busy}},
+	} {
+		request := func() { c.ask(x.request, 0, x.responses...) }
+		request()
+		was := c.records
+		if n := testing.AllocsPerRun(200, request); n != 0 {
+			t.Errorf("%s: %v allocations", x.name, n)
+		}
+		if got := c.records - was; got != 201 {
+			t.Errorf("%s: %d records of 201 requests", x.name, got)
+		}
+	}
+	if p := c.d.Limits.(*always).passes; p != c.records || c.d.Retries.(*always).retries == 0 || c.good == 0 {
+		t.Errorf("%d of %d requests were counted, %d retries, %d good outcomes", p, c.records, c.d.Retries.(*always).retries, c.good)
+	}
 }

@@ -148,7 +148,8 @@ func FuzzCookies(f *testing.F) {
 		// It leaves out what is no cookie by the letter; we do not look.
 		for i, k := 0, 0; k < len(r.CookiesNamed("hf")); k++ {
 			want := r.CookiesNamed("hf")[k].Value
-			for ; i < len(ours) && ours[i] != want; i++ {
+			for want != "" && i < len(ours) && ours[i] != want {
+				i++
 			}
 			if want != "" && i == len(ours) {
 				t.Fatalf("%q, %q: net/http has %q, we have %q", one, two, want, ours)
