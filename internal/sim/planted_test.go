@@ -31,13 +31,16 @@ var notHere = map[int]string{
 	48: "the histories judge the order within a class",
 	49: "the histories have no sticky tables",
 	50: "the histories count no rates",
+	// Package flow's test finds these: its clients forge cookies and keep old ones.
+	54: "the histories have no forged cookies",
+	55: "no cookie of the histories ends",
 }
 
 // Each planted bug is found by the same histories that pass without it.
 func TestPlanted(t *testing.T) {
 	var rows []string
 	for n := 1; n < len(planted.All); n++ {
-		if *bug != 0 && n != *bug {
+		if planted.All[n] == "" || *bug != 0 && n != *bug { // a number may be free
 			continue
 		}
 		planted.Set(n)
