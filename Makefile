@@ -29,7 +29,7 @@ build: ## bin/holdfast and the commands that test it, static
 deps: ## the Debian packages that tests, labs and benches need
 	@.ci/deps
 
-run: ## a server, Holdfast, clients and live figures on loopback
+run: ## servers, Holdfast, clients and live figures on loopback
 	@$(MAKE) --no-print-directory build
 	bin/holdfast demo || [[ $$? == 130 ]]
 

@@ -103,10 +103,20 @@ func why(e *node.EndpointState) string {
 	if e.Agent != "" {
 		text += ", agent: " + e.Agent
 	}
-	if !e.Serves && e.Why != "" {
-		text += ", " + e.Why
+	if bad := complaint(e); bad != "" {
+		text += ", " + bad
 	}
 	return text
+}
+
+// complaint is what a check or an agent has against an endpoint. That it is well
+// needs no words.
+func complaint(e *node.EndpointState) string {
+	switch e.Health {
+	case "up", "unknown":
+		return ""
+	}
+	return e.Why
 }
 
 // statusText is what `status` prints.
@@ -116,8 +126,8 @@ func statusText(s *node.Status, endpoints []node.EndpointState, verbose bool) st
 	for i := range endpoints {
 		if e := &endpoints[i]; !e.Serves {
 			text := e.Name + ": " + stateOf(e)
-			if e.Why != "" {
-				text += ", " + e.Why
+			if bad := complaint(e); bad != "" {
+				text += ", " + bad
 			}
 			idle = append(idle, fmt.Sprintf("%s, %s", text, short(time.Duration(e.SinceSeconds*1e9))))
 		}
