@@ -173,8 +173,8 @@ func (w *watch) order(q EndpointRequest, o health.Order) (r *EndpointReport, clo
 	for name := range before {
 		j.Order(now, name, o)
 	}
-	w.flush(j, now)
-	w.stir() // there may be a time to come back at
+	w.put(j, now) // idle connections are closed by who waits for it
+	w.stir()      // there may be a time to come back at
 	for _, v := range j.Views(now) {
 		was, asked := before[v.Name]
 		if !asked {

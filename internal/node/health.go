@@ -184,14 +184,23 @@ func (w *watch) soon(j *judge, now health.Instant) {
 	}
 }
 
-// flush puts in force what a judge has said since the last time, and says so.
-// The caller holds mu.
+// flush puts in force what a judge has said since the last time, and has idle
+// connections closed to whatever serves no more. The caller holds mu.
 func (w *watch) flush(j *judge, now health.Instant) {
+	out := w.put(j, now)
+	for _, l := range w.n.shared.Loops {
+		for _, name := range out {
+			l.Do(func(l *loop.Loop) { l.CloseIdle(name) })
+		}
+	}
+}
+
+// put is flush without connections: it gives the endpoints that serve no more.
+func (w *watch) put(j *judge, now health.Instant) (out []string) {
 	j.flushed, j.pending = now, false
 	t := j.Take()
 	if len(t.Standings) > 0 {
 		changes := make(map[string]func(*ledger.Standing), len(t.Standings))
-		var out []string
 		for name, s := range t.Standings {
 			changes[name] = func(x *ledger.Standing) { *x = s }
 			serves := health.Serves(s)
@@ -201,11 +210,6 @@ func (w *watch) flush(j *judge, now health.Instant) {
 			j.serving[name] = serves
 		}
 		j.book.StandMany(changes)
-		for _, l := range w.n.shared.Loops {
-			for _, name := range out {
-				l.Do(func(l *loop.Loop) { l.CloseIdle(name) })
-			}
-		}
 	}
 	if t.Breaker != nil {
 		j.book.SetBreaker(t.Breaker.State, t.Breaker.Probes)
@@ -213,6 +217,7 @@ func (w *watch) flush(j *judge, now health.Instant) {
 	for _, x := range t.Transitions {
 		w.log(x)
 	}
+	return out
 }
 
 // log writes one line for a transition.

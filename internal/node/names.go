@@ -27,13 +27,17 @@ type naming struct {
 	changed  chan struct{}  // an answer is another
 	once     sync.Once
 	end      chan struct{}
-	ended    chan struct{}
+	ended    chan struct{} // nil before begin
 }
 
 func newNaming(n *Node) *naming {
-	x := &naming{n: n, changed: make(chan struct{}, 1), end: make(chan struct{}), ended: make(chan struct{})}
+	return &naming{n: n, changed: make(chan struct{}, 1), end: make(chan struct{})}
+}
+
+// begin follows the names from now on: the node has a configuration in force.
+func (x *naming) begin() {
+	x.ended = make(chan struct{})
 	go x.follow() // ended by stop
-	return x
 }
 
 // named is a configuration whose names were asked for, before it is in force.
@@ -161,7 +165,9 @@ func (x *naming) answers() map[string]resolve.Answer {
 func (x *naming) stop() {
 	x.once.Do(func() {
 		close(x.end)
-		<-x.ended
+		if x.ended != nil {
+			<-x.ended
+		}
 		if x.resolver != nil {
 			x.resolver.Stop()
 		}

@@ -207,6 +207,7 @@ func Start(o Options) (*Node, error) {
 		go l.Run()
 	}
 	begun = true
+	n.names.begin()
 	if !o.Quiet {
 		n.watch.begin()
 	}

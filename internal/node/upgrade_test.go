@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -23,6 +24,13 @@ import (
 type dying struct {
 	move.Carrier
 	before move.Kind
+	end    sync.Once
+}
+
+// Close ends the channel once: its number is soon that of something else.
+func (d *dying) Close() error {
+	d.end.Do(func() { _ = d.Carrier.Close() })
+	return nil
 }
 
 var errDied = errors.New("died")
@@ -43,7 +51,7 @@ func succeed(t *testing.T, of *running, before move.Kind, prepare func(*Node) er
 	if err != nil {
 		t.Fatal(err)
 	}
-	carrier := &dying{move.NewLocal(near), before}
+	carrier := &dying{Carrier: move.NewLocal(near), before: before}
 	defer func() { _ = carrier.Close() }()
 	end := make(chan struct{})
 	go func() { // waited for below
