@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net/http"
 	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/holdfast-lb/holdfast/internal/flow"
 	"github.com/holdfast-lb/holdfast/internal/loop"
+	"github.com/holdfast-lb/holdfast/internal/move"
 )
 
 var rewrite = flag.Bool("rewrite", false, "write docs/metrics.md")
@@ -26,7 +28,8 @@ Served on ` + "`GET /metrics`" + ` of the admin socket, and over TCP where ` + "
 [alerts.yml](alerts.yml) has an alert for each promise and a burn rate to begin with.
 
 - Counters never fall: not by a reload, not by a move, and after an upgrade the new process counts on from what the old one
-  had told it. They begin anew with a process that nobody precedes.
+  had told it. They begin anew with a process that nobody precedes, or whose predecessor died while it handed over. A scrape
+  that comes in the milliseconds in which counts are handed over is answered 503.
 - Labels are names of the configuration or words of the table; nothing that a client sent is one. What the configuration no
   longer has is not shown; it is still counted, should it come back.
 - A scrape asks each loop through its mailbox, for a little at a time.
@@ -442,3 +445,79 @@ func TestAlerts(t *testing.T) {
 }
 
 func discard() *slog.Logger { return slog.New(slog.DiscardHandler) }
+
+// An upgrade keeps counters, the flows' series, the place of the access log and
+// the listener for metrics; the predecessor says nothing any more.
+func TestUpgradeKeepsWhatIsSeen(t *testing.T) {
+	web, raw, server, scrapes := free(t), free(t), webServer(t), free(t)
+	name := filepath.Join(t.TempDir(), "access.log")
+	text := strings.Replace(site(web, raw, server, "accessLog: { to: "+name+" }\n"), "loops: 2", "loops: 2, admin: { metrics: "+scrapes+" }", 1)
+	old := start(t, text)
+	idle := dial(t, web)
+	says200(t, idle)
+	for range 10 {
+		get(t, web, "/x")
+	}
+	get(t, raw, "/x")
+	old.flows(1)
+	if _, err := old.Rebalance(true); err != nil {
+		t.Fatal(err)
+	}
+	before := observed(old.Measure())
+	if old.Left() {
+		t.Error("it has left")
+	}
+	heir, _, done, given, taken := succeed(t, old, 0, func(*Node) error { return nil }, nothing)
+	if !done || given != nil || taken != nil {
+		t.Fatalf("done %t, given: %v, taken: %v", done, given, taken)
+	}
+	if !old.Left() || heir.Left() {
+		t.Error("who speaks is not clear")
+	}
+	after := grown(t, "upgrade", before, heir.Measure())
+	if moved := after[metricPrefix+"moved_flows_total{process}"]; moved != 1 {
+		t.Errorf("%g flows moved", moved)
+	}
+	if k := after[metricPrefix+"move_pause_seconds{process} count"]; k != 1 {
+		t.Errorf("%g pauses", k)
+	}
+	says200(t, idle)
+	if got := value(t, heir.Measure(), "requests_total", "web", "0", "app", "2xx"); got != 12 {
+		t.Errorf("%g requests, want 12", got)
+	}
+	// One socket, not two that share an address: whoever connected before the
+	// upgrade would be served after it.
+	c := dial(t, scrapes)
+	got, err := heir.MetricsListener().Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = got.Close() }()
+	if got.RemoteAddr().String() != c.LocalAddr().String() {
+		t.Errorf("accepted %v, dialled %v", got.RemoteAddr(), c.LocalAddr())
+	}
+	old.Stop()
+	heir.Stop()
+	if n := len(logged(t, name)); n != 13 {
+		t.Errorf("%d lines, want 13", n)
+	}
+}
+
+// After an upgrade that came to nothing the node counts and tells as before.
+func TestAbortedUpgradeIsCounted(t *testing.T) {
+	old := start(t, site(free(t), free(t), webServer(t), ""))
+	heir, r, done, given, _ := succeed(t, old, move.Done, func(*Node) error { return nil }, nothing)
+	if done || given == nil {
+		t.Fatalf("done %t, given: %v", done, given)
+	}
+	heir.Stop()
+	if err := old.abort(r, given); err == nil {
+		t.Error("no error")
+	}
+	if old.Left() {
+		t.Error("it says that it has left")
+	}
+	if n := value(t, old.Measure(), "moves_aborted_total", "process"); n != 1 {
+		t.Errorf("%g aborted", n)
+	}
+}
