@@ -20,19 +20,20 @@ type Policy struct{}
 
 // roster is a [ledger.Roster]. Immutable.
 type roster struct {
-	tiers    [tiers]tier
-	sticky   []bool // by endpoint
-	holds    []bool
-	soon     uint64 // bits of those that are held or have their first check under way
-	serving  int
-	panics   bool
-	accounts []*ledger.Endpoint
+	tiers   [tiers]tier
+	tier    []int8 // by endpoint; out: it does not serve
+	sticky  []bool
+	holds   []bool
+	soon    uint64 // bits of those that are held or have their first check under way
+	serving int
+	panics  bool
 }
 
 const (
 	regular = iota // all but the next
 	backup         // those that serve while no other does
 	tiers
+	out = -1
 )
 
 // tier is what serves while no earlier one does: first its local group, then the other.
@@ -63,7 +64,7 @@ type member struct {
 
 // Roster implements [ledger.Policy].
 func (Policy) Roster(c *config.Backend, accounts []*ledger.Endpoint, zone string, old ledger.Roster) ledger.Roster {
-	r := &roster{accounts: accounts, sticky: make([]bool, len(accounts)), holds: make([]bool, len(accounts))}
+	r := &roster{tier: make([]int8, len(accounts)), sticky: make([]bool, len(accounts)), holds: make([]bool, len(accounts))}
 	standings := make([]ledger.Standing, len(accounts))
 	for i, account := range accounts {
 		standings[i] = account.Standing()
@@ -72,6 +73,7 @@ func (Policy) Roster(c *config.Backend, accounts []*ledger.Endpoint, zone string
 	var groups [tiers][2][]member // by tier; the local ones first
 	for i, e := range c.Endpoints {
 		s := &standings[i]
+		r.tier[i] = out
 		if e.Host != "" && !e.Addr.IsValid() {
 			continue // a name without an address yet
 		}
@@ -92,6 +94,7 @@ func (Policy) Roster(c *config.Backend, accounts []*ledger.Endpoint, zone string
 		if m.weight > 0 {
 			r.serving++
 			r.tiers[t].mask |= bit(i)
+			r.tier[i] = int8(t)
 		} else if c.Balance != config.Maglev {
 			continue
 		}
@@ -180,6 +183,12 @@ func (r *roster) Pick(a ledger.Asking, turn uint64) (int, float64) {
 		break
 	}
 	return -1, 0
+}
+
+// Open implements [ledger.Roster].
+func (r *roster) Open(i int, tried uint64) bool {
+	t := r.tier[i]
+	return t != out && tried&bit(i) == 0 && (t == regular || r.tiers[regular].mask&^tried == 0)
 }
 
 // Sticky implements [ledger.Roster].

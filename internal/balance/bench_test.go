@@ -103,3 +103,39 @@ func BenchmarkRoster(b *testing.B) {
 		}
 	}
 }
+
+// BenchmarkQueue is one request while all endpoints are full and a hundred wait: a slot
+// is released, the first waiter gets it, and another one comes to wait.
+func BenchmarkQueue(b *testing.B) {
+	for _, n := range sizes {
+		c := newScene(config.RoundRobin, repeat(100, n), func(c *config.Backend) { c.ConnectionsPerEndpoint = 1 }).c
+		rung := uint64(0)
+		l := ledger.New(ledger.Options{Policy: balance.Policy{}, Ring: func(_ int, token uint64) { rung = token }, Open: func() {}})
+		book := l.Backend("b")
+		book.Govern(c)
+		var held []*ledger.Endpoint
+		waiters := map[uint64]*ledger.Waiter{}
+		token := uint64(0)
+		ask := func() {
+			token++
+			g, w, _ := book.Secure(c, &ledger.Asking{Token: token})
+			if w == nil {
+				held = append(held, g.Account)
+			} else {
+				waiters[token] = w
+			}
+		}
+		for range n + 100 {
+			ask()
+		}
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			for k := 0; b.Loop(); k++ {
+				i := k * 7919 % n
+				held[i].Release()
+				held[i] = book.Collect(waiters[rung]).Account
+				delete(waiters, rung)
+				ask()
+			}
+		})
+	}
+}

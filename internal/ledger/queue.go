@@ -121,10 +121,14 @@ func (b *Backend) queueUp(c *config.Backend, a *Asking, want *Endpoint) (Grant, 
 	}
 	b.insert(w)
 	b.direct = w
-	if want != nil {
+	switch others := b.Waiting() - b.wanting - b.trying - 1; {
+	case want != nil:
 		b.grant(want)
-	} else {
+	case a.Tried != 0 || others == 0:
 		b.grantAny()
+	default:
+		// Others wait for any endpoint, so there is none; what is just being
+		// released is granted in order by who releases it.
 	}
 	b.direct = nil
 	switch {
@@ -160,16 +164,28 @@ func (b *Backend) remove(w *Waiter) {
 	b.waiting.Add(-1)
 }
 
-// grant serves those who wait, in their order, after e has become free, under mu.
+// grant gives what has become free at e to those who wait, in their order, under mu.
+// Nobody is looked for elsewhere: whoever waits found nothing before, and nothing
+// else has become free.
 func (b *Backend) grant(e *Endpoint) {
-	for w := e.stuck.first(); w != nil; w = e.stuck.first() {
-		if any := b.queue.first(); any != nil && any.before(w) || !b.serve(w) {
-			break
+	own, any := e.stuck.first(), b.queue.first()
+	if v := b.versions.Load().current; any != nil {
+		if i := v.find(e); i < 0 || !v.roster.Open(i, ^bit(i)) {
+			any = nil // it serves nothing new
 		}
 	}
-	b.grantAny()
-	for w := e.stuck.first(); w != nil && b.serve(w); w = e.stuck.first() {
-		continue
+	for (own != nil || any != nil) && e.Room() {
+		if any == nil || own != nil && own.before(any) {
+			if b.serve(own) {
+				own = e.stuck.first()
+			} else {
+				own = nil // it does not serve them now: they wait on
+			}
+			continue
+		}
+		next := b.queue.after(any)
+		b.give(any, e)
+		any = next
 	}
 }
 
@@ -277,16 +293,37 @@ func (b *Backend) serve(w *Waiter) bool {
 			e.untake() // quietly: who changed it grants anew after us
 			continue
 		}
-		b.remove(w)
-		w.granted = Grant{Endpoint: s.current.of.Endpoints[g.i], Account: e, Stuck: g.stuck}
-		if !g.stuck {
-			b.learn(&a, e)
-		}
-		b.waits.Add(1)
-		if w != b.direct {
-			b.options.Ring(w.asking.Loop, w.asking.Token)
-		}
+		b.hand(w, s.current, g.i, g.stuck)
 		return true
+	}
+}
+
+// give gives w a slot of e, if e is for it, under mu.
+func (b *Backend) give(w *Waiter, e *Endpoint) {
+	for {
+		s := b.versions.Load()
+		i := s.current.find(e)
+		if i < 0 || !s.current.roster.Open(i, b.triedOf(w)) || !e.Room() || !e.take(0) {
+			return
+		}
+		if b.stands(s, e) {
+			b.hand(w, s.current, i, false)
+			return
+		}
+		e.untake()
+	}
+}
+
+// hand hands a slot that was taken to w.
+func (b *Backend) hand(w *Waiter, v *version, i int, stuck bool) {
+	b.remove(w)
+	w.granted = Grant{Endpoint: v.of.Endpoints[i], Account: v.accounts[i], Stuck: stuck}
+	if !stuck {
+		b.learn(&w.asking, v.accounts[i])
+	}
+	b.waits.Add(1)
+	if w != b.direct {
+		b.options.Ring(w.asking.Loop, w.asking.Token)
 	}
 }
 

@@ -21,6 +21,9 @@ type Roster interface {
 	// the share of all the backend's connections that it may have, 0 if that is not
 	// bounded. turn is never the same twice, and counts up by one over all loops.
 	Pick(a Asking, turn uint64) (i int, share float64)
+	// Open tells whether endpoint i may be picked, if it has room, by who has tried
+	// these: whether it serves, and was not tried, and is not for later.
+	Open(i int, tried uint64) bool
 	// Sticky tells whether endpoint i serves those that are sticky to it, Holds
 	// whether they wait for it.
 	Sticky(i int) bool
