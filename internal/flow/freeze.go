@@ -274,7 +274,7 @@ func (f *Flow) checkOctets(z *frozen.Flow) error {
 // thawEntry: what the record will say. Of a flow of an earlier release that has
 // none there is one all the same, which knows less.
 func (f *Flow) thawEntry(now Instant, z *frozen.Flow) error {
-	e, early := z.H1.GetEntry(), f.x != nil && f.x.flags&greeting != 0
+	e, early := z.H1.GetEntry(), f.x != nil && f.x.flags&greeting != 0 && len(f.x.in[Client].rest()) == 0
 	http := f.listener.Protocol == config.HTTP
 	switch {
 	case !http || f.state == Lingering:

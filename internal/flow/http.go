@@ -472,14 +472,15 @@ func (f *Flow) request(now Instant, d *Desk, h *h1.Head, size int) {
 	x.body[Backend] = h1.Body{}
 	in := &x.in[Client]
 	in.take(size)
+	source := f.source(h)
+	f.note(d, h, source)
 	if rules.BodyMax > 0 && h.Framing == h1.ByLength && h.Length > rules.BodyMax {
 		f.answer(now, d, 413, BadRequest)
 		return
 	}
-	source := f.source(h)
 	n := route(rules, h, source)
-	f.note(d, h, source)
 	if wait := f.limited(now, d, n, source); wait > 0 {
+		x.route = int16(n + 1)
 		f.blame(RateLimited)
 		f.give(now, d, appendLimited(d.Build[:0], wait, h.Method == h1.HEAD, f.closes(), h.Minor), 429)
 		return

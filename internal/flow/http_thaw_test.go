@@ -9,6 +9,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 
+	"github.com/holdfast-lb/holdfast/internal/config"
 	"github.com/holdfast-lb/holdfast/internal/frozen"
 	"github.com/holdfast-lb/holdfast/internal/h1"
 )
@@ -380,4 +381,28 @@ func change(z *frozen.Flow, k int, way uint64) {
 			panic(f.Kind())
 		}
 	})
+}
+
+// A flow that an earlier release has frozen has no entry. It has its record all
+// the same, which begins where the flow was thawed.
+func TestThawWithoutEntry(t *testing.T) {
+	for name := range httpSamples {
+		z := httpSample(t, name)
+		if z.H1 == nil {
+			continue
+		}
+		had := z.H1.Entry != nil
+		z.H1.Entry, z.H1.Key, z.H1.Stuck, z.WaitMicros, z.ConnectMicros, z.Facts = nil, 0, "", 0, 0, 0
+		f, err := Thaw(5e9, z, httpObjects)
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		var r Record
+		if got := f.Sum(5e9+7000, &r); got != had && f.listener.Protocol == config.HTTP {
+			t.Errorf("%s: it tells something: %t, with its entry %t", name, got, had)
+		} else if got && had && (r.Total != 7000 || r.Out != 0 || r.Head > 0) {
+			t.Errorf("%s: %+v", name, r)
+		}
+	}
 }

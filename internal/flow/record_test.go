@@ -122,7 +122,7 @@ func impossibleRecord(r *Record) error {
 		return errors.New("it ended for no reason")
 	case r.In > 1<<40 || r.Out > 1<<40:
 		return errors.New("more octets than there are")
-	case r.Endpoint != nil && r.Backend == nil, r.Attempts > 0 && r.Endpoint == nil && r.Number > 0:
+	case r.Endpoint != nil && (r.Backend == nil || r.Endpoint.Backend != r.Backend.Ref.Name), r.Attempts > 0 && r.Endpoint == nil && r.Number > 0:
 		return errors.New("an endpoint of no backend, or an attempt at none")
 	case r.Number > 0 && r.Head < 0 && r.Cause == Finished:
 		return errors.New("it went well without a head")

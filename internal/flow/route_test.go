@@ -229,3 +229,24 @@ func BenchmarkRoute(b *testing.B) {
 		choose(r.Routes[route(r, h, netip.Addr{})], k)
 	}
 }
+
+// A route may be for some sources only.
+func TestRouteBySource(t *testing.T) {
+	r := &config.Rules{Routes: []*config.Route{
+		{Match: config.Match{Prefix: "/a", Sources: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("2001:db8::/32")}}},
+		{Match: config.Match{Prefix: "/a"}},
+		{Match: config.Match{Sources: []netip.Prefix{netip.MustParsePrefix("192.0.2.7/32")}}},
+	}}
+	for _, c := range []struct {
+		path, source string
+		want         int
+	}{
+		{"/a", "10.1.2.3", 0}, {"/a", "::ffff:10.1.2.3", 0}, {"/a", "2001:db8::9", 0}, {"/a", "11.0.0.1", 1}, {"/a", "", 1},
+		{"/b", "192.0.2.7", 2}, {"/b", "192.0.2.8", -1}, {"/b", "", -1},
+	} {
+		source, _ := netip.ParseAddr(c.source)
+		if got := route(r, parseRequest(t, "GET "+c.path+" HTTP/1.1\r\nHost: h\r\n\r\n"), source); got != c.want {
+			t.Errorf("%s from %q: route %d, want %d", c.path, c.source, got, c.want)
+		}
+	}
+}

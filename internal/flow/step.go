@@ -256,7 +256,8 @@ func (f *Flow) fallBack(now Instant, d *Desk, c Cause) bool {
 	leg := &f.legs[Backend]
 	f.backend, f.place, f.tried, leg.attempts, leg.facts = b, 0, 0, 0, 0
 	if f.x != nil {
-		f.x.stuck = 0 // an endpoint of the other backend
+		// They are endpoints of the other backend.
+		f.x.stuck, f.entry.endpoint = 0, nil
 	}
 	f.at = after(now, b.QueueTime)
 	if f.state != Queued {
