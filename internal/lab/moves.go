@@ -52,8 +52,9 @@ type mover struct {
 // settleTime is how long after a move what goes wrong is still put down to it.
 const settleTime = 250 * time.Millisecond
 
-// movePatience is the longest that a move may take.
-const movePatience = 20 * time.Second
+// movePatience is the longest that a move may take: all flows of a full run take
+// ten seconds to another host when the machine has other work besides.
+const movePatience = 60 * time.Second
 
 // Move makes one move, looks whether it took place, and lets things settle.
 func (m *mover) Move(ctx context.Context, d Label) error {
