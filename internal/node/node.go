@@ -407,6 +407,7 @@ func (n *Node) Apply(source []byte) (*Report, error) {
 	if plan.Empty() {
 		named.keep()
 		r.Generation = old.Number
+		n.log.Info("configuration unchanged", "generation", r.Generation)
 		return r.done(began), nil
 	}
 	if err := n.bring(c, old, source, r, true); err != nil {
