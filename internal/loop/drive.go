@@ -16,6 +16,9 @@ func (l *Loop) drive(i uint32, s *slot) {
 	w := &l.wants
 	budget := octetsMax
 	for {
+		if l.desk.Outcome.Set {
+			l.noteOutcome(s)
+		}
 		s.flow.Wants(w)
 		if s.far != 0 && s.flow.Endpoint() == nil {
 			l.letGo(s) // an attempt has failed, or a request is over
@@ -49,6 +52,9 @@ func (l *Loop) drive(i uint32, s *slot) {
 			}
 			break
 		}
+	}
+	if l.desk.Outcome.Set {
+		l.noteOutcome(s)
 	}
 	if s.flow.Unsettled() && !planted.Bug(16) {
 		s.flow.Settle(&l.lender)

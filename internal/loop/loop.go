@@ -389,12 +389,16 @@ func (l *Loop) find(data uint64) (i uint32, s *slot, side flow.Side) {
 func (l *Loop) step(s *slot, e flow.Event) {
 	e.Desk = l.desk
 	s.flow.Step(l.now, e)
-	if o := &l.desk.Outcome; o.Set {
-		if s.far != 0 && !planted.Bug(58) {
-			l.far(s.far-1).account.Note(int64(l.now), o.Good, o.Took)
-		}
-		*o = flow.Outcome{}
+}
+
+// noteOutcome tells the endpoint's account what a Step has shown of it: before
+// the flow parts from its leg, and before any other flow is told anything.
+func (l *Loop) noteOutcome(s *slot) {
+	o := &l.desk.Outcome
+	if s.far != 0 && !planted.Bug(58) {
+		l.far(s.far-1).account.Note(int64(l.now), o.Good, o.Took)
 	}
+	o.Set = false
 }
 
 // guard drives one flow outside of event handling.
@@ -411,6 +415,7 @@ func (l *Loop) survive() {
 		return
 	}
 	l.Count.Panics++
+	l.desk.Outcome.Set = false
 	i := l.current
 	l.current = none
 	l.shared.Log.Error("a flow broke an invariant and was reset", "panic", fmt.Sprint(r), "stack", string(debug.Stack()))
