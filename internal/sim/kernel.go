@@ -115,6 +115,7 @@ type FDs struct {
 	dead  bool
 	// What was accepted by listener, where that is bounded.
 	accepted map[*Listener]*acceptedAt
+	rest     bool // what waits is taken however much it is: the listener goes
 }
 
 const firstFD = 3

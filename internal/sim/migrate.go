@@ -157,6 +157,7 @@ func (p *Proc) migrate(to *Proc) *task {
 			for _, l := range p.shared.Loops {
 				t.ask(l, func(l *loop.Loop) { l.SetAccepting(false) })
 			}
+			p.fds.rest = true
 			for _, name := range slices.Sorted(maps.Keys(p.gen.Listening)) {
 				x := p.gen.Listening[name]
 				t.ask(p.shared.Loops[0], func(l *loop.Loop) { l.AcceptRest(x) })

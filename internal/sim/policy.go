@@ -563,7 +563,7 @@ type acceptedAt struct {
 
 // checkRate wants that a process has never accepted more than its rate allows.
 func (p *policy) checkRate(t *FDs, l *Listener) {
-	if p == nil || p.connRate == 0 || !slices.Contains(webVIPs[:], l.at) {
+	if p.connRate == 0 || t.rest || !slices.Contains(webVIPs[:], l.at) {
 		return
 	}
 	x := t.accepted[l]
