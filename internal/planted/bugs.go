@@ -88,6 +88,10 @@ var All = []string{
 	54: "a cookie is believed whoever signed it",
 	55: "a cookie does not end",
 	56: "freeze forgets what the record will say",
+	57: "a leg to an endpoint that is out of service is pooled",
+	58: "what an attempt has shown is not noted to the endpoint",
+	59: "who leaves goes on counting under its source",
+	60: "what was under way when a flow is removed is not recorded",
 }
 
 // Record writes rows into the section of docs/planted-bugs.md that begins and
