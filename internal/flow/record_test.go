@@ -286,3 +286,44 @@ func TestRequestAllocatesNothing(t *testing.T) {
 		t.Errorf("%d of %d requests were counted, %d retries, %d good outcomes", p, c.records, c.d.Retries.(*always).retries, c.good)
 	}
 }
+
+// What a request costs in the machine, without a kernel: alone, with a record, a
+// note, a cookie.
+func BenchmarkRequest(b *testing.B) {
+	const ok = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+	head := "GET /a?b HTTP/1.1\r\nHost: www.example.org\r\nUser-Agent: test/1\r\nAccept: */*\r\n"
+	for _, x := range []struct {
+		name                 string
+		record, note, sticky bool
+		fields               string
+	}{
+		{"alone", false, false, false, ""},
+		{"record", true, false, false, ""},
+		{"record-and-note", true, true, false, ""},
+		{"cookie-read", true, true, true, "Cookie: hf=" + goodCookie("sticky", "e1", wallAt+9) + "\r\n"},
+		{"cookie-set", true, true, true, ""},
+	} {
+		b.Run(x.name, func(b *testing.B) {
+			c := newCycle(b)
+			conf := *c.d.Config
+			if !x.note {
+				conf.AccessLog = nil
+			}
+			if !x.sticky {
+				plain := *conf.Backends["sticky"]
+				plain.Sticky, plain.Balance = nil, config.RoundRobin
+				conf.Backends = map[string]*config.Backend{"sticky": &plain}
+			}
+			request := head + x.fields + "\r\n"
+			c.d.Config = &conf
+			if x.record {
+				c.d.Report = func(*Record) { c.records++ }
+			}
+			c.ask(request, 0, ok)
+			b.ReportAllocs()
+			for b.Loop() {
+				c.ask(request, 0, ok)
+			}
+		})
+	}
+}
