@@ -109,6 +109,9 @@ func TestShares(t *testing.T) {
 							})
 						}
 						total := 1 << 18
+						if testing.Short() {
+							total = 1 << 15
+						}
 						for range loops {
 							workers.Go(func() {
 								for range total / loops {

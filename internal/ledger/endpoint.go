@@ -18,9 +18,10 @@ type Endpoint struct {
 	index    atomic.Int32 // among the endpoints of the version in force; to be verified
 	standing atomic.Pointer[Standing]
 
-	ruled  bool  // limit was set; guarded by backend.roll
-	absent bool  // of the version in force, since the one before; guarded by backend.roll
-	stuck  queue // those who wait for this endpoint alone; guarded by backend.mu
+	ruled  bool         // limit was set; guarded by backend.roll
+	absent bool         // of the version in force, since the one before; guarded by backend.roll
+	stuck  queue        // those who wait for this endpoint alone; guarded by backend.mu
+	wanted atomic.Int32 // how many are in stuck
 
 	// What follows is written with each connection: apart from what is only read.
 	_ [64]byte
@@ -113,7 +114,7 @@ func (e *Endpoint) Release() {
 // waiters then; who waits is in the queue first and looks for room then: one of
 // the two sees the other.
 func (e *Endpoint) wake() {
-	if e.backend.waiting.Load() > 0 && !planted.Bug(46) {
+	if (e.wanted.Load() > 0 || e.backend.anybody.Load() > 0) && !planted.Bug(46) {
 		e.backend.mu.Lock()
 		e.backend.grant(e)
 		e.backend.mu.Unlock()

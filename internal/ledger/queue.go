@@ -15,6 +15,8 @@ type Waiter struct {
 	want    *Endpoint       // the one to which the client is sticky; nil: any
 	granted Grant
 
+	probe bool // it took one of a half-open breaker's probes
+
 	in         *queue // nil: it does not wait any more
 	prev, next *Waiter
 }
@@ -113,7 +115,7 @@ func (b *Backend) queueUp(c *config.Backend, a *Asking, want *Endpoint) (Grant, 
 		want = nil // the version in force grants
 	}
 	full := a.Place == 0 && c.QueueMax > 0 && b.Waiting() >= c.QueueMax
-	w := &Waiter{asking: *a, of: c, want: want}
+	w := &Waiter{asking: *a, of: c, want: want, probe: c.Breaker != nil && b.Breaker() == HalfOpen}
 	if a.Place == 0 {
 		w.asking.Place = b.places.Add(1)
 	} else {
@@ -121,7 +123,7 @@ func (b *Backend) queueUp(c *config.Backend, a *Asking, want *Endpoint) (Grant, 
 	}
 	b.insert(w)
 	b.direct = w
-	switch others := b.Waiting() - b.wanting - b.trying - 1; {
+	switch others := int(b.anybody.Load()) - b.trying - 1; {
 	case want != nil:
 		b.grant(want)
 	case a.Tried != 0 || others == 0:
@@ -144,9 +146,10 @@ func (b *Backend) queueUp(c *config.Backend, a *Asking, want *Endpoint) (Grant, 
 func (b *Backend) insert(w *Waiter) {
 	if w.want != nil {
 		w.want.stuck.insert(w)
-		b.wanting++
+		w.want.wanted.Add(1)
 	} else {
 		b.queue.insert(w)
+		b.anybody.Add(1)
 		if w.asking.Tried != 0 {
 			b.trying++
 		}
@@ -156,8 +159,8 @@ func (b *Backend) insert(w *Waiter) {
 
 func (b *Backend) remove(w *Waiter) {
 	if w.want != nil {
-		b.wanting--
-	} else if w.asking.Tried != 0 {
+		w.want.wanted.Add(-1)
+	} else if b.anybody.Add(-1); w.asking.Tried != 0 {
 		b.trying--
 	}
 	w.in.remove(w)
@@ -222,11 +225,11 @@ func (b *Backend) grantAll() {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.wanting > 0 {
+	if b.waiting.Load() > b.anybody.Load() {
 		b.reconsider()
 	}
 	b.grantAny()
-	if b.wanting > 0 {
+	if b.waiting.Load() > b.anybody.Load() {
 		for _, e := range b.list() {
 			if e.stuck.first() != nil {
 				b.grant(e)
@@ -342,6 +345,9 @@ func (b *Backend) Withdraw(w *Waiter) Grant {
 	defer b.mu.Unlock()
 	if w.in != nil {
 		b.remove(w)
+		if w.probe {
+			b.unprobe()
+		}
 	}
 	return w.granted
 }

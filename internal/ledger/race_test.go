@@ -48,6 +48,7 @@ func TestLimitsHoldOnFourLoops(t *testing.T) {
 				c.ConnectionsPerEndpoint = 2
 				c.Endpoints[1].ConnectionsMax = 1
 				c.QueueMax = 0
+				c.Sticky = &config.Sticky{Kind: config.StickyCookie}
 			})
 			bells := [4]chan uint64{}
 			for i := range bells {
@@ -66,12 +67,12 @@ func TestLimitsHoldOnFourLoops(t *testing.T) {
 						return
 					default:
 					}
-					stand(b, i%3, as(ledger.Admin(i/3%2), ledger.Health(i/5%2*2)))
+					stand(b, i%3, as(ledger.Admin(i/3%4), ledger.Health(i/5%2*2)))
 					stand(b, i%3, as(ledger.Ready, ledger.Up))
 				}
 			})
 			loops(4, rounds(t, 20000), func(loop, round int, r *rand.Rand) {
-				a := ledger.Asking{Loop: loop, Token: uint64(round), Class: config.Priority(r.IntN(3)), Key: r.Uint64()}
+				a := ledger.Asking{Loop: loop, Token: uint64(round), Class: config.Priority(r.IntN(3)), Key: r.Uint64(), Stuck: max(0, r.IntN(8)-4)}
 				g, w, answer := b.Secure(c, &a)
 				if answer == ledger.Waiting {
 					select {

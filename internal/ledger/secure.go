@@ -57,17 +57,17 @@ type Backend struct {
 	// What follows is written by all loops.
 	turn    atomic.Uint64
 	waiting atomic.Int64
+	anybody atomic.Int64  // of those, who wait for any endpoint: in queue
 	waits   atomic.Uint64 // that have left the queue with a slot
 	breaker atomic.Uint64 // the state, and in the low half the probes that are left
 	tripped atomic.Uint64
 	budget  budget
 
 	// mu guards the queues.
-	mu      sync.Mutex
-	queue   queue   // those who wait for any endpoint
-	wanting int     // who wait for one alone
-	trying  int     // in queue, who have tried some in vain
-	direct  *Waiter // need not be rung for: it is still asking
+	mu     sync.Mutex
+	queue  queue   // those who wait for any endpoint
+	trying int     // in queue, who have tried some in vain
+	direct *Waiter // need not be rung for: it is still asking
 
 	// roll guards the making of versions. It may be taken under mu.
 	roll sync.Mutex
@@ -166,7 +166,7 @@ func (b *Backend) Secure(c *config.Backend, a *Asking) (Grant, *Waiter, Answer) 
 		return Grant{}, nil, Tripped
 	}
 	want := b.wants(c, a)
-	if b.waiting.Load() == 0 {
+	if b.anybody.Load() == 0 {
 		if g := b.secure(c, a, want); g.Endpoint != nil {
 			return g, nil, Secured
 		}
@@ -178,13 +178,13 @@ func (b *Backend) Secure(c *config.Backend, a *Asking) (Grant, *Waiter, Answer) 
 	return g, w, answer
 }
 
-// secure takes a slot if nobody waits: no mutex is taken. Who comes to wait at the
-// same instant came later than we did.
+// secure takes a slot if nobody waits who might want it: no mutex is taken. Who comes
+// to wait at the same instant came later than we did.
 func (b *Backend) secure(c *config.Backend, a *Asking, want *Endpoint) Grant {
 	for {
 		s, v := b.version(c)
 		o, e := b.choose(v, a, want)
-		if e == nil {
+		if e == nil || e.wanted.Load() > 0 {
 			return Grant{}
 		}
 		if !e.take(o.share) {
