@@ -21,7 +21,7 @@ import (
 // nothing, says so in its exit status, and leaves nothing behind.
 func TestDemo(t *testing.T) {
 	dir := t.TempDir()
-	cmd := holdfast(t, "demo", "--duration", "12s", "--flows", "60", "--json")
+	cmd := holdfast(t, "demo", "--duration", "16s", "--flows", "60", "--json")
 	cmd.Env = append(cmd.Env, "TMPDIR="+dir)
 	var errs bytes.Buffer
 	cmd.Stderr = &errs
@@ -37,7 +37,7 @@ func TestDemo(t *testing.T) {
 	if !s.OK || s.Errors != 0 || s.Lost != 0 || s.Wrong != 0 || len(s.Faults) != 0 {
 		t.Errorf("not ok: %+v", s)
 	}
-	if s.Seconds < 11.5 || s.Flows != 60 || s.Opened < 160 || s.RoundTrips < 500 || s.Octets < 10<<20 || s.P99 <= 0 ||
+	if s.Seconds < 15.5 || s.Flows != 60 || s.Opened < 160 || s.RoundTrips < 500 || s.Octets < 10<<20 || s.P99 <= 0 ||
 		s.Requests < 500 || s.Servers["a1"] < 100 || s.Servers["a2"] < 100 {
 		t.Errorf("too little came through: %+v", s)
 	}
@@ -117,12 +117,13 @@ func TestDemoEndsWhatItDidNotStart(t *testing.T) {
 	if err := cmd.Process.Signal(syscall.SIGINT); err != nil {
 		t.Fatal(err)
 	}
-	last := ""
+	last, all := "", ""
 	for out.Scan() {
 		last = out.Text()
+		all += last + "\n"
 	}
 	if err := cmd.Wait(); err != nil {
-		t.Errorf("%v: %s", err, last)
+		t.Errorf("%v: %s", err, all)
 	}
 	if !strings.HasPrefix(last, "done: ") || !strings.HasSuffix(last, "errors 0, lost 0, wrong octets 0") {
 		t.Errorf("last line %q", last)

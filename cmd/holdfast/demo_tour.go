@@ -39,7 +39,7 @@ func (d *demonstration) tour() []func() error {
 func (d *demonstration) move(command, path string, request any, verb string) error {
 	var r node.Report
 	before := d.holdfast.serving()
-	if _, err := d.holdfast.client.ask(path, request, &r); err != nil {
+	if err := d.holdfast.insist(path, request, &r); err != nil {
 		return fmt.Errorf("%s: %w\n%s", command, err, d.holdfast.tail())
 	}
 	line := reportLine(&r, verb)
@@ -52,6 +52,17 @@ func (d *demonstration) move(command, path string, request any, verb string) err
 	d.holdfast.know(r.PID)
 	d.say("-- %s: %s", command, line)
 	return nil
+}
+
+// insist asks again when the answer is a refusal or none: somebody may just be
+// upgrading Holdfast from another terminal.
+func (h *demoHoldfast) insist(path string, request, out any) error {
+	for deadline := time.Now().Add(silenceMax); ; time.Sleep(2 * waitPoll) {
+		_, err := h.client.ask(path, request, out)
+		if err == nil || time.Now().After(deadline) {
+			return err
+		}
+	}
 }
 
 // idleMax is how long what is in flight at an endpoint may take.
@@ -114,15 +125,15 @@ func (d *demonstration) hold() error {
 // endpoint asks for a change of one endpoint.
 func (h *demoHoldfast) endpoint(backend, name, do string) (*node.EndpointReport, error) {
 	var r node.EndpointReport
-	if _, err := h.client.ask("/v1/endpoints", node.EndpointRequest{Backend: backend, Endpoint: name, Do: do}, &r); err != nil {
+	if err := h.insist("/v1/endpoints", node.EndpointRequest{Backend: backend, Endpoint: name, Do: do}, &r); err != nil {
 		return nil, fmt.Errorf("holdfast endpoint %s %s/%s: %w", do, backend, name, err)
 	}
 	return &r, nil
 }
 
 func (h *demoHoldfast) state(backend, name string) (*node.EndpointState, error) {
-	all, err := h.client.endpoints()
-	if err != nil {
+	var all []node.EndpointState
+	if err := h.insist("/v1/endpoints", nil, &all); err != nil {
 		return nil, err
 	}
 	for i := range all {

@@ -70,12 +70,14 @@ func TestQuiesceWaits(t *testing.T) {
 	status := s.begun(t, vip)
 	h.must(exitFailed, []string{"endpoint", "quiesce", "web/a1", "--wait", "--timeout", "100ms"},
 		"web/a1 quiescing on all 2 loops after ", "; in flight 1\n", "1 still in flight after 100 ms", "holdfast flows --endpoint web/a1")
+	is := func(state string) func() bool {
+		return func() bool { return strings.Contains(states(h, state), "web/a1") }
+	}
+	h.must(0, []string{"endpoint", "ready", "web/a1"}, "ready")
 	out := h.start("endpoint", "quiesce", "web/a1", "--wait")
+	eventually(t, "quiescing", is("quiescing"))
 	asJSON := h.start("endpoint", "maint", "web/a1", "--wait", "--json")
-	eventually(t, "maintenance", func() bool {
-		text, _, _ := h.verb("endpoint", "list")
-		return strings.Contains(text, "  maintenance  ")
-	})
+	eventually(t, "maintenance", is("maintenance"))
 	s.let <- struct{}{}
 	if got := <-status; got != http.StatusOK {
 		t.Errorf("the request that was under way: %d", got)
@@ -102,10 +104,7 @@ func TestQuiesceIsTakenBack(t *testing.T) {
 	h := runFile(t, oneServer, "VIP="+vip, "A1="+s.address())
 	s.begun(t, vip)
 	out := h.start("endpoint", "quiesce", "web/a1", "--wait")
-	eventually(t, "quiescing", func() bool {
-		text, _, _ := h.verb("endpoint", "list")
-		return strings.Contains(text, "  quiescing  ")
-	})
+	eventually(t, "quiescing", func() bool { return strings.Contains(states(h, "quiescing"), "web/a1") })
 	h.must(0, []string{"endpoint", "ready", "web/a1"}, "web/a1 ready on all 2 loops after ")
 	if text, errs, code := out(); code != exitFailed || !strings.Contains(errs, "web/a1: somebody made it ready meanwhile") {
 		t.Errorf("%d\n%s%s", code, text, errs)
