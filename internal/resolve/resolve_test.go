@@ -170,7 +170,7 @@ func TestAnswers(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			z := serve(t)
-			z.records, z.cut = c.records, c.cut
+			z.set(func(z *zone) { z.records, z.cut = c.records, c.cut })
 			w := watchNames(t, nil, []netip.AddrPort{z.addr}, "app")
 			w.want("app", c.want)
 			if a := w.Answers()["app"]; a.Left > c.ttl || c.ttl > 10*time.Second && a.Left < c.ttl/2 {
@@ -186,7 +186,9 @@ func TestAnswers(t *testing.T) {
 // An answer is asked for again when its time is over, and a change is told.
 func TestFollowsTheTTL(t *testing.T) {
 	z := serve(t)
-	z.records = map[string][]string{"app. A": {"1 A 10.0.0.1"}, "slow. A": {"3600 A 10.0.9.9"}}
+	z.set(func(z *zone) {
+		z.records = map[string][]string{"app. A": {"1 A 10.0.0.1"}, "slow. A": {"3600 A 10.0.9.9"}}
+	})
 	w := watchNames(t, nil, []netip.AddrPort{z.addr}, "app", "slow")
 	w.await()
 	w.await()
@@ -228,7 +230,9 @@ func TestKeepsTheLastGoodAnswer(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			z := serve(t)
-			z.records = map[string][]string{"app. A": {"1 A 10.0.0.1"}, "app. AAAA": {"1 AAAA 2001:db8::1"}}
+			z.set(func(z *zone) {
+				z.records = map[string][]string{"app. A": {"1 A 10.0.0.1"}, "app. AAAA": {"1 AAAA 2001:db8::1"}}
+			})
 			w := watchNames(t, nil, []netip.AddrPort{z.addr}, "app")
 			w.want("app", "10.0.0.1 2001:db8::1")
 			z.set(c.do)
@@ -252,8 +256,8 @@ func TestKeepsTheLastGoodAnswer(t *testing.T) {
 // it had while the other changes.
 func TestServersInTurn(t *testing.T) {
 	bad, good := serve(t), serve(t)
-	bad.rcode = dns.RcodeRefused
-	good.records = map[string][]string{"app. A": {"60 A 10.0.0.1"}}
+	bad.set(func(z *zone) { z.rcode = dns.RcodeRefused })
+	good.set(func(z *zone) { z.records = map[string][]string{"app. A": {"60 A 10.0.0.1"}} })
 	w := watchNames(t, nil, []netip.AddrPort{bad.addr, good.addr}, "app", "IN-file", "in-file.example.")
 	w.want("app", "10.0.0.1")
 	w.want("IN-file", "192.0.2.7") // the hosts file is asked first
@@ -266,7 +270,7 @@ func TestServersInTurn(t *testing.T) {
 // What a predecessor knew is believed for as long as it would have.
 func TestKnownAnswersAreNotAskedFor(t *testing.T) {
 	z := serve(t)
-	z.records = map[string][]string{"new. A": {"60 A 10.0.0.1"}}
+	z.set(func(z *zone) { z.records = map[string][]string{"new. A": {"60 A 10.0.0.1"}} })
 	known := map[string]Answer{"old": {Addrs: []netip.Addr{netip.MustParseAddr("10.0.0.7"), netip.MustParseAddr("2001:db8::7")}, Left: time.Minute}}
 	w := watchNames(t, known, []netip.AddrPort{z.addr}, "old", "new")
 	w.want("old", "10.0.0.7 2001:db8::7")
@@ -283,7 +287,7 @@ func TestManyNames(t *testing.T) {
 	for i := range 500 {
 		h := fmt.Sprintf("h%d", i)
 		hosts = append(hosts, h)
-		z.records[h+". A"] = []string{fmt.Sprintf("60 A 10.1.%d.%d", i/250, i%250+1)}
+		z.set(func(z *zone) { z.records[h+". A"] = []string{fmt.Sprintf("60 A 10.1.%d.%d", i/250, i%250+1)} })
 	}
 	w := watchNames(t, nil, []netip.AddrPort{z.addr}, hosts...)
 	for i, h := range hosts {
