@@ -20,6 +20,7 @@ func TestGoodFile(t *testing.T) {
 	fmt.Fprintf(&out, "warnings %q\n", warnings.String())
 	fmt.Fprintf(&out, "node %+v\n", c.Node)
 	fmt.Fprintf(&out, "cluster %+v\n", *c.Cluster)
+	fmt.Fprintf(&out, "accessLog %+v\n", *c.AccessLog)
 	for _, l := range c.SortedListeners() {
 		fmt.Fprintf(&out, "%v\n  %s\n", l.Ref, l.Encode())
 	}
