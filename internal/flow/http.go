@@ -45,8 +45,8 @@ type Desk struct {
 	// flow ends is not reported: a runner asks for it by [Flow.Sum] before it drops a
 	// flow, be it Done or not.
 	Report func(*Record)
-	// Outcome is what the last Step has shown of an endpoint. The runner looks after
-	// each Step, and clears it.
+	// Outcome is what the last Steps of one flow have shown of the endpoint whose slot
+	// it holds, or held. The runner looks, and clears it, before it gives the slot back.
 	Outcome Outcome
 
 	head    h1.Head

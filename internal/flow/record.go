@@ -68,9 +68,9 @@ const (
 )
 
 // Outcome is what an attempt at an endpoint has shown. A Step sets it on its
-// [Desk]; the runner takes and clears it right after that Step, while it still
-// knows by whose account the flow held its slot: the flow may have left the
-// endpoint already.
+// [Desk]; the runner takes and clears it after that Step, before it gives back
+// the slot that the flow held (the flow may have left the endpoint already) and
+// before another flow's Step.
 //
 // Of HTTP it tells of the head of a response, or that none came: too late, broken
 // off, garbled. Of TCP it tells that the endpoint was connected. That a connect
