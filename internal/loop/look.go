@@ -24,6 +24,10 @@ func (l *Loop) Look(from uint32, n int, do func(i uint32, f *flow.Flow)) (next u
 // flows; to be asked for on the loop's thread.
 func (l *Loop) Generation() uint64 { return l.gen.Number }
 
+// Turned tells how long the loop's turns were, from the end of the wait on: while
+// one lasts nobody else is served. To be asked for on the loop's thread.
+func (l *Loop) Turned() Histogram { return l.turns }
+
 // lose counts flows that a move could not keep.
 func (l *Loop) lose(n int) {
 	l.Count.Lost += uint64(n)

@@ -123,6 +123,7 @@ type Loop struct {
 	asking  ledger.Asking // of the flow that asks now
 	series  seriesBook
 	doors   doors
+	turns   Histogram   // how long they were, without the wait
 	sink    Sink        // nil: none
 	record  flow.Record // of a flow that is removed
 	noted   bool        // the sink may keep what it was told, until flushAt
@@ -277,6 +278,7 @@ func (l *Loop) Turn(wait bool) bool {
 	if l.noted && l.now >= l.flushAt {
 		l.Flush()
 	}
+	l.turns.Note(time.Duration(l.k.Now() - l.now))
 	return worked
 }
 

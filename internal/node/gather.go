@@ -84,7 +84,7 @@ var (
 	buildInfo    = metric(Gauge, "build_info", "Always 1.", "release", "go")
 	generation   = metric(Gauge, "generation", "Number of the configuration in force.")
 	startedAt    = metric(Gauge, "start_time_seconds", "When this process began, in seconds since 1970.")
-	loopTurns    = ours(Counter, "loop_turns_total", "Turns of a loop.", "loop")
+	loopTurns    = ours(Distribution, "loop_turn_seconds", "How long the turns of a loop were, without their waits: the sum is how long it was busy, and during a long turn nobody else is served.", "loop")
 	loopFlows    = metric(Gauge, "loop_flows", "Flows of a loop.", "loop")
 	buffers      = metric(Gauge, "buffers_bytes", "Octets of buffers that flows hold.")
 	idleLegs     = metric(Gauge, "idle_backend_legs", "Idle connections to endpoints.")
@@ -121,9 +121,10 @@ func (n *Node) owned() *gathering {
 	g := newGathering()
 	for _, l := range n.shared.Loops {
 		name := strconv.Itoa(l.Index())
+		var turned loop.Histogram
 		l.Ask(func(l *loop.Loop) {
 			c := l.Counters()
-			g.add(loopTurns, float64(c.Turns), name)
+			turned = l.Turned()
 			l.Doors(func(listener string, d *loop.Door) {
 				g.add(accepted, float64(d.Accepted), listener)
 				for reason, k := range d.Refused {
@@ -137,6 +138,7 @@ func (n *Node) owned() *gathering {
 			})
 			g.add(shedTotal, float64(c.Shed), "close-idle")
 		})
+		g.merge(loopTurns, &turned, name)
 	}
 	g.add(shedTotal, float64(n.memory.pauses.Load()), "pause-accepting")
 	g.add(logLines, float64(n.access.Lines()))

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -146,16 +147,19 @@ backends:
 // webServer answers every request with its path.
 func webServer(t *testing.T) string {
 	t.Helper()
-	addr := free(t)
-	s := &http.Server{Addr: addr, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/bad" {
 			w.WriteHeader(http.StatusInternalServerError)
 		}
 		_, _ = io.WriteString(w, r.URL.Path)
 	})}
-	go func() { _ = s.ListenAndServe() }() // ends with the test
+	go func() { _ = s.Serve(l) }() // ends with the test
 	t.Cleanup(func() { _ = s.Close() })
-	return addr
+	return l.Addr().String()
 }
 
 // get asks for a path on a connection of its own.
