@@ -29,8 +29,8 @@ var notHere = map[int]string{
 	// Package ledger's test finds these by comparing the ledger with a model.
 	47: "a standing changes nothing of what the histories judge",
 	48: "the histories judge the order within a class",
-	49: "the histories have no sticky tables",
-	50: "the histories count no rates",
+	49: "the histories do not last that long",
+	50: "the histories judge no rate to the request",
 	// Package flow's test finds these: its clients forge cookies and keep old ones.
 	54: "the histories have no forged cookies",
 	55: "no cookie of the histories ends",
