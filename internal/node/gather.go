@@ -386,7 +386,9 @@ func (n *Node) gatherEndpoints(g *gathering, c *config.Config) {
 		for reason, k := range k.Ejections {
 			g.add(ejectionsTotal, float64(k), name, reason)
 		}
-		g.add(ejectionsTotal, 0, name, "consecutive") // so that the first is seen as one
+		for _, reason := range []string{"consecutive", "rate", "spared"} { // so that the first is seen as one
+			g.add(ejectionsTotal, 0, name, reason)
+		}
 	}
 }
 
