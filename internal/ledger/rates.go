@@ -368,10 +368,22 @@ func (l *Ledger) AdmitSource(lis *config.Listener, a netip.Addr) {
 	}
 }
 
-// LeaveSource ends what EnterSource or AdmitSource counted.
+// LeaveSource ends what EnterSource or AdmitSource counted, also if the listener that
+// the flow has come under meanwhile has no such limit.
 func (l *Ledger) LeaveSource(lis *config.Listener, a netip.Addr) {
 	if lis.SourceRate != nil || lis.SourceConnectionsMax > 0 {
 		l.limitsOf(lis).source.leave(a)
+		return
+	}
+	l.rates.mu.Lock()
+	defer l.rates.mu.Unlock()
+	if b := l.rates.listeners[lis.Ref.Name]; b != nil {
+		for _, m := range slices.Backward(b.recent) {
+			if m.source != nil {
+				m.source.leave(a)
+				return
+			}
+		}
 	}
 }
 

@@ -113,6 +113,9 @@ func TestSourceConnections(t *testing.T) {
 	enter(addr("::ffff:192.0.2.1"), true)
 	enter(addr("192.0.2.1"), true)
 	enter(addr("192.0.2.1"), false)
+	without := &config.Listener{Ref: lis.Ref}
+	l.LeaveSource(without, addr("192.0.2.1")) // its flow came under a version without the limit
+	enter(addr("192.0.2.1"), true)
 	if s := l.Rates()["web"]; s.Sources != 3 {
 		t.Errorf("stats %+v", s)
 	}

@@ -74,9 +74,10 @@ type Backend struct {
 	// asked guards asks: changes of standings that nobody works on yet.
 	asked sync.Mutex
 	asks  []*standing
-	// names guards endpoints. Nothing is taken under it.
+	// names guards all below. Nothing is taken under it.
 	names     sync.Mutex
 	endpoints map[string]*Endpoint
+	past      evictions // of sticky tables that the backend has no more
 }
 
 func newBackend(name string, l *Ledger) *Backend {

@@ -183,6 +183,12 @@ func TestStickyTableSurvives(t *testing.T) {
 	if s := b.Stats(); s.Learned+int(s.EvictedGone) < 100 || s.Learned >= 100 {
 		t.Errorf("with one endpoint left: %+v", s)
 	}
+	before := b.Stats().EvictedGone
+	b.Govern(backend(4, equal(1), nil))
+	if s := b.Stats(); s.Learned != 0 || s.EvictedGone <= before {
+		t.Errorf("without sticky sessions: %+v", s)
+	}
+	b.Govern(c)
 	b.Learn(7777, "b/e0")
 	if name, g := secure(b, c, ledger.Asking{Key: 7777, Now: 1e9}); name != "e0" || !g.Stuck {
 		t.Errorf("what was learned went to %s (stuck %v)", name, g.Stuck)

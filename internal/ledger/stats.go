@@ -22,11 +22,15 @@ func (b *Backend) Stats() BackendStats {
 	b.budget.mu.Lock()
 	s.RetriesGranted, s.RetriesRefused = b.budget.granted, b.budget.refused
 	b.budget.mu.Unlock()
+	b.names.Lock()
+	evicted := b.past
+	b.names.Unlock()
 	if t := b.table.Load(); t != nil {
-		var e evictions
-		s.Learned, e = t.stats()
-		s.EvictedFull, s.EvictedExpired, s.EvictedGone = e.full, e.expired, e.gone
+		n, e := t.stats()
+		s.Learned = n
+		evicted.add(e)
 	}
+	s.EvictedFull, s.EvictedExpired, s.EvictedGone = evicted.full, evicted.expired, evicted.gone
 	if r := b.Roster(); r != nil {
 		s.Serving, s.Panics = r.Serving(), r.Panics()
 	}

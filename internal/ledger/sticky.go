@@ -42,6 +42,12 @@ type evictions struct {
 	gone    uint64 // its endpoint is gone, or serves it no more
 }
 
+func (e *evictions) add(o evictions) {
+	e.full += o.full
+	e.expired += o.expired
+	e.gone += o.gone
+}
+
 func newTable() *table {
 	t := &table{}
 	for i := range t.shards {
@@ -77,11 +83,17 @@ func (t *table) bound(most int, age time.Duration) {
 
 // enforceTable brings the table to what c says, under roll.
 func (b *Backend) enforceTable(c *config.Backend, present map[*Endpoint]bool) {
+	t := b.table.Load()
 	if c.Sticky == nil || c.Sticky.Kind == config.StickyCookie {
-		b.table.Store(nil)
+		if t != nil {
+			b.table.Store(nil)
+			n, e := t.stats()
+			b.names.Lock()
+			b.past.add(evictions{e.full, e.expired, e.gone + uint64(n)})
+			b.names.Unlock()
+		}
 		return
 	}
-	t := b.table.Load()
 	if t == nil {
 		t = newTable()
 	}
@@ -288,9 +300,7 @@ func (t *table) stats() (entries int, out evictions) {
 		s := &t.shards[i]
 		s.mu.Lock()
 		entries += s.entries.size()
-		out.full += s.evicted.full
-		out.expired += s.evicted.expired
-		out.gone += s.evicted.gone
+		out.add(s.evicted)
 		s.mu.Unlock()
 	}
 	return entries, out
