@@ -86,7 +86,7 @@ func (d *demonstration) run(asJSON bool) error {
 		return &exit{exitFailed, err}
 	}
 	defer d.traffic.Stop(0)
-	if d.holdfast, err = startDemoHoldfast(d.traffic.Server()); err != nil {
+	if d.holdfast, err = startDemoHoldfast(d.traffic.Server(), d.say); err != nil {
 		return &exit{exitFailed, err}
 	}
 	defer d.holdfast.end()

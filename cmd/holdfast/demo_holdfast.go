@@ -42,8 +42,8 @@ const (
 )
 
 // startDemoHoldfast runs this very program in front of server and of two example
-// servers for HTTP.
-func startDemoHoldfast(server string) (*demoHoldfast, error) {
+// servers for HTTP. say tells people of these.
+func startDemoHoldfast(server string, say func(string, ...any)) (*demoHoldfast, error) {
 	exe, err := os.Executable()
 	if err != nil {
 		return nil, err
@@ -59,7 +59,7 @@ func startDemoHoldfast(server string) (*demoHoldfast, error) {
 	h.client = clientOf(h.socket, false)
 	h.client.http.Timeout = time.Minute
 	for _, name := range []string{"a1", "a2"} {
-		page, err := startExampleServer(exe, name)
+		page, err := startExampleServer(exe, name, say)
 		if err != nil {
 			return nil, errors.Join(err, h.end())
 		}

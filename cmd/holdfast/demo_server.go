@@ -34,6 +34,7 @@ const (
 // ends: so people can try what becomes of requests when a server restarts.
 type exampleServer struct {
 	exe, name, address string
+	say                func(format string, args ...any)
 
 	running chan struct{} // closed when the last child has ended
 	ending  chan struct{}
@@ -42,12 +43,12 @@ type exampleServer struct {
 	starts  atomic.Int64
 }
 
-func startExampleServer(exe, name string) (*exampleServer, error) {
+func startExampleServer(exe, name string, say func(string, ...any)) (*exampleServer, error) {
 	address, err := freeAddress()
 	if err != nil {
 		return nil, err
 	}
-	s := &exampleServer{exe: exe, name: name, address: address, running: make(chan struct{}), ending: make(chan struct{})}
+	s := &exampleServer{exe: exe, name: name, address: address, say: say, running: make(chan struct{}), ending: make(chan struct{})}
 	cmd, in, err := s.start()
 	if err != nil {
 		return nil, err
@@ -105,9 +106,10 @@ func (s *exampleServer) keep(cmd *exec.Cmd, in io.Closer) {
 		}
 		var err error
 		if cmd, in, err = s.start(); err != nil {
-			fmt.Fprintf(os.Stderr, "demo: server %s: %v\n", s.name, err)
+			s.say("server %s: %v", s.name, err)
 			return
 		}
+		s.say("server web/%s has ended and is started again: process %d", s.name, s.pid.Load())
 	}
 }
 

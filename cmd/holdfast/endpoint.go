@@ -53,12 +53,18 @@ func endpointCommand() *cobra.Command {
 	return c
 }
 
+var endpointExamples = map[string]string{
+	"quiesce": "web/a1 --wait --timeout 5m", "ready": "web/a1", "maint": "web/a1", "hold": "web/a1 --for 30s",
+}
+
 // endpointVerb makes one of the verbs that want only an endpoint.
 func endpointVerb(do, what string) *cobra.Command {
 	var w patience
 	var hold time.Duration
 	c := &cobra.Command{
 		Use: do + " BACKEND/ENDPOINT", Short: what, Args: wants(1, 1, endpointWanted),
+		Long:    what + ".\nIt is in force on every event loop when the command returns; web/* is all endpoints of web.",
+		Example: "  holdfast endpoint " + do + " " + endpointExamples[do],
 		RunE: func(c *cobra.Command, args []string) error {
 			q, err := endpointRequest(do, args[0])
 			if err != nil {

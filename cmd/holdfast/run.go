@@ -69,7 +69,7 @@ func runCommand() *cobra.Command {
 	}
 	c.Flags().StringVarP(&file, "config", "c", "", "configuration file")
 	c.Flags().DurationVar(&grace, "grace", grace, "how long what is under way may take after SIGTERM; $"+graceEnv+" sets the default")
-	c.Flags().TextVar(level, "log", level, "log level: debug, info, warn, error")
+	c.Flags().TextVar(level, "log", level, "log `level`: debug, info, warn, error")
 	return c
 }
 

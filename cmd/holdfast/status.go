@@ -154,11 +154,7 @@ func statusText(s *node.Status, endpoints []node.EndpointState, verbose bool) st
 	}
 	listed := endpoints
 	if len(listed) > rowsMax && !verbose {
-		listed = slices.Clone(listed)
-		slices.SortStableFunc(listed, func(a, b node.EndpointState) int {
-			return cmp.Compare(boolInt(a.Serves), boolInt(b.Serves))
-		})
-		listed = listed[:rowsMax]
+		listed = worstFirst(listed)[:rowsMax]
 	}
 	if len(listed) > 0 {
 		out.WriteString(endpointTable(listed, nil).String())
@@ -174,6 +170,13 @@ func statusText(s *node.Status, endpoints []node.EndpointState, verbose bool) st
 	out.WriteString("\n")
 	sums(&out, s)
 	return out.String()
+}
+
+// worstFirst has those first that do not serve.
+func worstFirst(all []node.EndpointState) []node.EndpointState {
+	all = slices.Clone(all)
+	slices.SortStableFunc(all, func(a, b node.EndpointState) int { return cmp.Compare(boolInt(a.Serves), boolInt(b.Serves)) })
+	return all
 }
 
 func boolInt(b bool) int {

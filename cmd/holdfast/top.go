@@ -17,6 +17,9 @@ import (
 	"github.com/holdfast-lb/holdfast/internal/sock"
 )
 
+// endless is the height of a page that is no screen.
+const endless = 1 << 20
+
 // topFlows is how many of the oldest flows `top` asks for.
 const topFlows = 200
 
@@ -34,13 +37,17 @@ func topCommand() *cobra.Command {
 			if every < 100*time.Millisecond {
 				return &exit{exitUsage, errors.New("top: --every is at least 100ms")}
 			}
-			client := clientOf(newClient(c).socket, false)
+			asked := newClient(c)
+			if asked.json {
+				return &exit{exitUsage, errors.New("top: is for eyes; --json is with status, endpoint list and flows")}
+			}
+			client := clientOf(asked.socket, false)
 			client.http.Timeout = 10 * time.Second
 			first, err := client.look()
 			if err != nil {
 				return err
 			}
-			m := &topModel{client: client, every: every, now: first, width: 160, height: 1 << 20}
+			m := &topModel{client: client, every: every, now: first, width: 160, height: endless}
 			if once || !sock.IsTerminal(os.Stdout) {
 				// Rates need two looks.
 				time.Sleep(every)
@@ -331,10 +338,13 @@ func (m *topModel) page() []string {
 		if m.view == overview {
 			// Each gets a part of what is left, the flows all of it.
 			left := m.height - len(out) - 2
-			if i < len(show)-1 {
-				left = max(4, left/2)
-			} else if m.height == 1<<20 {
+			if m.height == endless {
 				left = rowsMax
+			} else if i < len(show)-1 {
+				left = max(4, left/2)
+			}
+			if view == endpointView && left < len(l.endpoints) {
+				t = endpointTable(worstFirst(l.endpoints), endpoints)
 			}
 			out = append(out, cut(t, 0, max(1, left))...)
 			out = append(out, "")

@@ -86,6 +86,20 @@ func TestTopViews(t *testing.T) {
 	}
 }
 
+// One page of text is short however much there is, and those that do not serve
+// stand in it.
+func TestTopOnceIsShort(t *testing.T) {
+	before, now := topLooks()
+	for i := range 1000 {
+		e := node.EndpointState{Name: fmt.Sprintf("web/b%03d", i), Backend: "web", State: "up", Admin: "ready", Health: "up", Serves: i != 999}
+		now.endpoints = append(now.endpoints, e)
+	}
+	m := &topModel{before: before, now: now, width: 160, height: endless}
+	if text := shown(m); len(m.page()) > 60 || !strings.Contains(text, "web/b999") || !strings.Contains(text, "... and 983 more") {
+		t.Errorf("%d lines:\n%s", len(m.page()), text)
+	}
+}
+
 // An answer that does not come is told, and what was there stays.
 func TestTopWithoutAnswer(t *testing.T) {
 	before, now := topLooks()
