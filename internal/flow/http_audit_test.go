@@ -52,19 +52,19 @@ func (w *httpWorld) answeredBy(target string) *back {
 // auditCookie: the client is given a cookie where it has none that is good for
 // the endpoint that answers, once, and in no other answer.
 func (w *httpWorld) auditCookie(p *http.Response, q *request, theirs bool) error {
+	b := w.answeredBy(q.target)
+	signed := b != nil && b.endpoint.Backend == "sticky"
+	plain := b != nil && b.endpoint.Backend == "open"
 	var ours []*http.Cookie
-	sticky := slices.ContainsFunc([]string{"/stick/", "/falls/", "/plainly/"}, func(p string) bool { return strings.HasPrefix(q.target, p) })
 	for _, c := range p.Cookies() {
-		if c.Name == "hf" && (sticky || strings.TrimSpace(c.Value) != "theirs") {
+		if c.Name == "hf" && (signed || plain || strings.TrimSpace(c.Value) != "theirs") {
 			ours = append(ours, c)
 		}
 	}
-	signed := strings.HasPrefix(q.target, "/stick/") || strings.HasPrefix(q.target, "/falls/")
-	b := w.answeredBy(q.target)
 	if raw := b != nil && b.raw; raw || len(w.statuses) >= len(w.asked) {
 		return nil // whatever it is, it was said by the script
 	}
-	if !theirs || !signed && !strings.HasPrefix(q.target, "/plainly/") || b == nil || b.endpoint.Backend == "falls" {
+	if !theirs || !signed && !plain {
 		if len(ours) > 0 && b != nil {
 			return fmt.Errorf("%s is answered with a cookie %v", q.target, ours)
 		}
