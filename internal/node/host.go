@@ -536,7 +536,7 @@ func (g *hostGiver) freeze(l *loop.Loop, flows []*hostFlow) (frozenFlows []*host
 				g.r.refuse(1, err.Error())
 			}
 			if err := g.putBack(l, []*hostFlow{f}); err != nil {
-				g.n.log.Error("a flow that stays", "flow", id, "error", err)
+				g.n.log.Error("a flow that stays", "flow", fmt.Sprintf("f-%x", id), "error", err)
 			}
 			continue
 		}

@@ -166,15 +166,13 @@ func webServer(t *testing.T) string {
 func get(t *testing.T, addr, path string) int {
 	t.Helper()
 	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 20 * time.Second}
-	for {
-		r, err := client.Get("http://" + addr + path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		_, _ = io.Copy(io.Discard, r.Body)
-		_ = r.Body.Close()
-		return r.StatusCode
+	r, err := client.Get("http://" + addr + path)
+	if err != nil {
+		t.Fatal(err)
 	}
+	_, _ = io.Copy(io.Discard, r.Body)
+	_ = r.Body.Close()
+	return r.StatusCode
 }
 
 func value(t *testing.T, families []Family, name string, labels ...string) float64 {
