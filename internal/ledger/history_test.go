@@ -45,6 +45,9 @@ func history(seed uint64) string {
 	m.b = m.l.Backend("b")
 	for v := range 2 {
 		n := 1 + r.IntN(6)
+		if seed%16 == 0 {
+			n += 64 // endpoints share the bits of what was tried
+		}
 		weights := make([]int, n)
 		for i := range weights {
 			weights[i] = []int{0, 1, 3, 100, 100, 1000}[r.IntN(6)]
@@ -177,7 +180,7 @@ func (m *model) ask() {
 		i := r.IntN(len(a.of.Endpoints))
 		a.asking.Stuck, a.want = 1+i, a.of.Endpoints[i].Ref.Name
 	}
-	if i := a.asking.Stuck - 1; i >= 0 && (a.asking.Tried&(1<<i) != 0 || !m.waits(a.want, a.of)) {
+	if i := a.asking.Stuck - 1; i >= 0 && (a.asking.Tried&(1<<(i%64)) != 0 || !m.waits(a.want, a.of)) {
 		a.want = ""
 	}
 	before := m.b.Waiting()
@@ -295,7 +298,7 @@ func (m *model) fit(a *asker, c *config.Backend) []string {
 	tried := m.tried(a, c)
 	for i, e := range c.Endpoints {
 		s := m.standingOf(e.Ref.Name)
-		if e.Ref.Name != a.want || tried&(1<<i) != 0 {
+		if e.Ref.Name != a.want || tried&(1<<(i%64)) != 0 {
 			continue
 		}
 		if s.Admin == ledger.Held || s.Admin <= ledger.Quiescing && s.Health != ledger.Checking && s.Health != ledger.Down && !s.Ejected {
@@ -310,7 +313,7 @@ func (m *model) fit(a *asker, c *config.Backend) []string {
 			if s.Weight >= 0 {
 				w = s.Weight
 			}
-			if e.Backup == backup && tried&(1<<i) == 0 && s.Admin == ledger.Ready && s.Health != ledger.Checking && s.Health != ledger.Down && s.Health != ledger.Draining && !s.Ejected && w*s.Permille > 0 {
+			if e.Backup == backup && tried&(1<<(i%64)) == 0 && s.Admin == ledger.Ready && s.Health != ledger.Checking && s.Health != ledger.Down && s.Health != ledger.Draining && !s.Ejected && w*s.Permille > 0 {
 				out = append(out, e.Ref.Name)
 			}
 		}

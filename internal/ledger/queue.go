@@ -24,9 +24,6 @@ type Waiter struct {
 // Place orders waiters of one class: smaller came first, over all loops and moves.
 func (w *Waiter) Place() uint64 { return w.asking.Place }
 
-// Class is the class of the waiter.
-func (w *Waiter) Class() config.Priority { return w.asking.Class }
-
 // before tells whether w comes before o.
 func (w *Waiter) before(o *Waiter) bool { return w.asking.before(o.asking.Class, o.asking.Place) }
 
