@@ -4,8 +4,10 @@ import (
 	"bufio"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -480,6 +482,93 @@ func TestUpgradeKeepsStandings(t *testing.T) {
 	await(t, "the heir does not check", func() bool { return stateOfEndpoint(t, heir, "c").State == "up" })
 	l.stop(t)
 }
+
+// Whom a sticky table knows stays where it belongs when the process is another
+// one, also if it had no connection open meanwhile.
+func TestUpgradeKeepsStickyClients(t *testing.T) {
+	f := startFarm(t, "sticky: { header: { name: X-Session } },", "a", "b", "c", "d")
+	ask := func(session int) string {
+		t.Helper()
+		c := dial(t, f.vip)
+		defer func() { _ = c.Close() }()
+		if _, err := fmt.Fprintf(c, "GET / HTTP/1.1\r\nHost: web\r\nX-Session: s%d\r\n\r\n", session); err != nil {
+			t.Fatal(err)
+		}
+		a, err := http.ReadResponse(bufio.NewReader(c), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := io.ReadAll(a.Body)
+		if err != nil || a.StatusCode != 200 {
+			t.Fatal(a.StatusCode, err)
+		}
+		return string(body)
+	}
+	const sessions = 40
+	var was [sessions]string
+	for i := range was {
+		was[i] = ask(i)
+	}
+	await(t, "flows do not end", func() bool { return f.Status().Flows == 0 })
+	_, _, done, given, taken := succeed(t, f.running, 0, func(*Node) error { return nil }, nothing)
+	if !done || given != nil || taken != nil {
+		t.Fatal(done, given, taken)
+	}
+	for i := range was { // four endpoints in turn would not all meet theirs again
+		if is := ask(sessions - 1 - i); is != was[sessions-1-i] {
+			t.Errorf("session %d was at %s, and is at %s", sessions-1-i, was[sessions-1-i], is)
+		}
+	}
+}
+
+// A network that fails takes many endpoints with it: what the log says of it is
+// bounded, and nothing is lost from it.
+func TestManyTransitionsAreCounted(t *testing.T) {
+	nobody := free(t)
+	var text strings.Builder
+	const n = 3 * linesMax
+	for i := range n {
+		fmt.Fprintf(&text, "{ name: e%d, address: %q }, ", i, nobody)
+	}
+	r := &running{t: t, file: filepath.Join(t.TempDir(), "holdfast.yaml")}
+	r.write(fmt.Sprintf("listeners: { web: { vip: %q, protocol: http, backend: web } }\nbackends: { web: { check: { tcp: {}, interval: 10ms, fall: 1 }, endpoints: [ %s ] } }\n", free(t), text.String()))
+	var mu sync.Mutex
+	var log strings.Builder
+	node, err := Start(Options{File: r.file, Log: slog.New(slog.NewTextHandler(writer(func(p []byte) (int, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		return log.Write(p)
+	}), nil))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer node.Stop()
+	told := func() (lines, counted int) {
+		mu.Lock()
+		defer mu.Unlock()
+		for line := range strings.Lines(log.String()) {
+			var k int
+			switch {
+			case strings.Contains(line, "endpoint down"):
+				lines++
+			case strings.Contains(line, "many endpoints"):
+				if _, err := fmt.Sscanf(line[strings.Index(line, " down="):], " down=%d", &k); err != nil {
+					t.Fatal(line, err)
+				}
+				counted += k
+			}
+		}
+		return lines, counted
+	}
+	await(t, "not all are told of", func() bool { lines, counted := told(); return lines+counted == n })
+	if _, counted := told(); counted == 0 {
+		t.Error("each has a line")
+	}
+}
+
+type writer func(p []byte) (int, error)
+
+func (w writer) Write(p []byte) (int, error) { return w(p) }
 
 // A successor that dies after it was told all leaves a process that watches on.
 func TestFailedUpgradeAfterAcceptWatchesOn(t *testing.T) {

@@ -3,6 +3,8 @@ package node
 import (
 	"context"
 	"log/slog"
+	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -30,7 +32,10 @@ type watch struct {
 	engine *probe.Engine     // nil while another process watches
 	end    chan struct{}     // of the goroutine that ticks; nil while there is none
 	ended  chan struct{}
-	given  bool // a successor has it all: nothing may be changed here
+	given  bool           // a successor has it all: nothing may be changed here
+	lines  int            // logged in this second
+	unsaid map[string]int // by transition: what was too much for it
+	sayAt  health.Instant // its end
 }
 
 // judge is the one of a backend, and what it judges by.
@@ -220,8 +225,33 @@ func (w *watch) put(j *judge, now health.Instant) (out []string) {
 	return out
 }
 
+// linesMax bounds the lines of transitions in a second. A network that fails
+// takes thousands of endpoints with it: then the others are counted.
+const linesMax = 100
+
+// say tells what was too much for the second that is over. The caller holds mu.
+func (w *watch) say(now health.Instant) {
+	if now < w.sayAt {
+		return
+	}
+	if len(w.unsaid) > 0 {
+		var args []any
+		for _, what := range slices.Sorted(maps.Keys(w.unsaid)) {
+			args = append(args, what, w.unsaid[what])
+		}
+		w.n.log.Warn("many endpoints changed at once; not each was told of", args...)
+	}
+	w.lines, w.unsaid, w.sayAt = 0, map[string]int{}, now+health.Instant(time.Second)
+}
+
 // log writes one line for a transition.
 func (w *watch) log(t health.Transition) {
+	w.say(w.now())
+	if w.lines++; w.lines > linesMax && !t.First && t.What != health.Ordered {
+		w.unsaid[string(t.What)]++
+		w.stir() // to be told of when the second is over
+		return
+	}
 	level := slog.LevelInfo
 	switch {
 	case t.First:
@@ -267,6 +297,9 @@ func (w *watch) tick(alarmed bool) time.Duration {
 	defer w.mu.Unlock()
 	now := w.now()
 	next := now + health.Instant(time.Hour)
+	if w.say(now); len(w.unsaid) > 0 {
+		next = w.sayAt
+	}
 	for _, j := range w.judges {
 		due := j.Next(now)
 		watches := j.Watches()
