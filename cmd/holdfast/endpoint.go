@@ -140,11 +140,17 @@ func (c *client) setEndpoint(q node.EndpointRequest, w patience) error {
 	if !w.wait {
 		return p.end("")
 	}
+	heard := time.Now()
 	for {
 		states, err := silent.endpoints()
+		if err != nil && time.Since(heard) < silenceMax {
+			time.Sleep(waitPoll) // it may just be handing over to another process
+			continue
+		}
 		if err != nil {
 			return errors.Join(p.end(""), err)
 		}
+		heard = time.Now()
 		inFlight, changed := int64(0), ""
 		for _, e := range states {
 			if !asked(&e, q.Backend, q.Endpoint) {
@@ -250,7 +256,7 @@ func (p *progress) tell(n int64) {
 	case p.json:
 		p.object(flight{Endpoint: p.name, InFlight: n})
 	case p.terminal:
-		p.print(clearLine + p.head + " ... " + strconv.FormatInt(n, 10))
+		p.print(clearLine + wrapOff + p.head + " ... " + strconv.FormatInt(n, 10) + wrapOn)
 	case n == 0: // stands in the last line
 	case time.Since(p.told) >= tellEvery:
 		p.print(fmt.Sprintf("%s in flight %d\n", p.name, n))

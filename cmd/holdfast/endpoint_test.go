@@ -78,6 +78,9 @@ func TestQuiesceWaits(t *testing.T) {
 	eventually(t, "quiescing", is("quiescing"))
 	asJSON := h.start("endpoint", "maint", "web/a1", "--wait", "--json")
 	eventually(t, "maintenance", is("maintenance"))
+	// Another process has the request then, and they wait for it there.
+	h.upgraded()
+	h.must(0, []string{"endpoint", "list"}, "  maintenance     100          1  ")
 	s.let <- struct{}{}
 	if got := <-status; got != http.StatusOK {
 		t.Errorf("the request that was under way: %d", got)
