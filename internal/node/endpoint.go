@@ -290,6 +290,9 @@ func (n *Node) EndpointStates() []EndpointState {
 	var out []EndpointState
 	for _, name := range slices.Sorted(maps.Keys(w.judges)) {
 		j := w.judges[name]
+		if j.pending {
+			w.flush(j, now) // what is told is in force
+		}
 		for i, v := range j.Views(now) {
 			out = append(out, j.state(j.of.Endpoints[i], v))
 		}
