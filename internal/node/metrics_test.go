@@ -523,3 +523,50 @@ func TestAbortedUpgradeIsCounted(t *testing.T) {
 		t.Errorf("%g aborted", n)
 	}
 }
+
+// Counts of very many endpoints fit into a message: first endpoints are no longer
+// told apart, then only totals are left. Sums stay.
+func TestEstateIsBounded(t *testing.T) {
+	e := Estate{Totals: Totals{Accepted: 9}}
+	var h loop.Histogram
+	h.Note(time.Millisecond)
+	for i := range 1000 {
+		e.Series = append(e.Series, portableSeries{
+			Listener: "web", Backend: "app", Endpoint: fmt.Sprintf("e%d", i), Requests: [6]uint64{2: 1}, Causes: map[string]uint64{"finished": 1},
+			In: 1, Out: 2, Waited: 3, Took: portableOf(&h), Answer: portableOf(&h),
+		})
+		e.Samples = append(e.Samples, portableSample{endpointTries.Name, []string{"app", fmt.Sprintf("e%d", i)}, 1, nil})
+	}
+	e.Samples = append(e.Samples, portableSample{trippedTotal.Name, []string{"app"}, 5, nil})
+	whole, err := json.Marshal(e)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, x := range []struct{ most, series, samples int }{
+		{len(whole), 1000, 1001}, {len(whole) - 1, 1, 1}, {10, 0, 0},
+	} {
+		text := e.bounded(x.most)
+		var back Estate
+		if err := json.Unmarshal(text, &back); err != nil || len(text) > x.most && x.series > 0 {
+			t.Fatal(err, len(text))
+		}
+		if len(back.Series) != x.series || len(back.Samples) != x.samples || back.Accepted != 9 {
+			t.Errorf("%d octets: %d series, %d samples, accepted %d", x.most, len(back.Series), len(back.Samples), back.Accepted)
+		}
+		if x.series == 0 {
+			continue
+		}
+		var requests, causes, answers uint64
+		for _, p := range back.Series {
+			var h loop.Histogram
+			p.Answer.into(&h)
+			requests, causes, answers = requests+p.Requests[2], causes+p.Causes["finished"], answers+h.Count()
+		}
+		if requests != 1000 || causes != 1000 || answers != 1000 {
+			t.Errorf("%d octets: %d requests, %d causes, %d answers", x.most, requests, causes, answers)
+		}
+	}
+	if len(e.Series) != 1000 || e.Series[0].Causes["finished"] != 1 {
+		t.Error("what was to be sent has changed")
+	}
+}

@@ -1,12 +1,16 @@
 package node
 
 import (
+	"encoding/json"
+	"maps"
 	"math"
+	"slices"
 	"sort"
 	"sync"
 	"time"
 
 	"github.com/holdfast-lb/holdfast/internal/flow"
+	"github.com/holdfast-lb/holdfast/internal/frozen"
 	"github.com/holdfast-lb/holdfast/internal/loop"
 )
 
@@ -227,12 +231,74 @@ func (n *Node) estate() Estate {
 	}
 	for _, f := range n.owned().families {
 		for _, s := range f.Samples {
-			if f.own && f.Kind != Gauge {
+			if f.own && f.Kind != Gauge && (s.Value != 0 || s.Histogram != nil) {
 				e.Samples = append(e.Samples, portableSample{f.Name, s.Values, s.Value, portableOf(s.Histogram)})
 			}
 		}
 	}
 	return e
+}
+
+// estateMax bounds an estate in octets: half of what a message may be, for a
+// successor that could not read it would have every flow and no counts.
+const estateMax = frozen.BatchMax / 2
+
+// bounded is e as it is sent. What is too large is told less exactly: endpoints
+// are not told apart, or there are no more than the totals.
+func (e Estate) bounded(most int) json.RawMessage {
+	text, err := json.Marshal(e)
+	if err == nil && len(text) <= most {
+		return text
+	}
+	sum := map[loop.SeriesKey]*portableSeries{}
+	for _, p := range e.Series {
+		key := loop.SeriesKey{Listener: p.Listener, Route: p.Route, Backend: p.Backend}
+		to := sum[key]
+		if to == nil {
+			p.Endpoint = ""
+			p.Causes = maps.Clone(p.Causes)
+			sum[key] = &p
+			continue
+		}
+		to.add(&p)
+	}
+	e.Series = e.Series[:0:0]
+	for _, p := range sum {
+		e.Series = append(e.Series, *p)
+	}
+	e.Samples = slices.DeleteFunc(slices.Clone(e.Samples), func(s portableSample) bool {
+		return len(s.Values) == 2 && (s.Metric == endpointTries.Name || s.Metric == endpointFails.Name)
+	})
+	if text, err = json.Marshal(e); err == nil && len(text) <= most {
+		return text
+	}
+	text, _ = json.Marshal(Estate{Totals: e.Totals}) // plain numbers and maps cannot fail
+	return text
+}
+
+// add counts all that o has counted.
+func (p *portableSeries) add(o *portableSeries) {
+	for i, k := range o.Requests {
+		p.Requests[i] += k
+	}
+	for name, k := range o.Causes {
+		if p.Causes == nil {
+			p.Causes = map[string]uint64{}
+		}
+		p.Causes[name] += k
+	}
+	p.In += o.In
+	p.Out += o.Out
+	p.Waited += o.Waited
+	for _, h := range []struct {
+		to   **portableHistogram
+		from *portableHistogram
+	}{{&p.Took, o.Took}, {&p.Answer, o.Answer}} {
+		var both loop.Histogram
+		(*h.to).into(&both)
+		h.from.into(&both)
+		*h.to = portableOf(&both)
+	}
 }
 
 // inherit takes over what a predecessor has counted.

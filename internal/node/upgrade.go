@@ -171,7 +171,7 @@ func (n *Node) handOver(c move.Carrier, r *Report) (done bool, err error) {
 	if err := c.SetTimeout(startTime); err != nil {
 		return false, err
 	}
-	if err := move.SendJSON(c, move.Done, estate); err != nil {
+	if err := move.SendJSON(c, move.Done, estate.bounded(estateMax)); err != nil {
 		return false, err // it was not delivered: a seqpacket message is taken whole or not
 	}
 	if _, err = move.Expect(c, move.Settled); err == nil {
