@@ -108,9 +108,9 @@ func TestShares(t *testing.T) {
 								}
 							})
 						}
-						total := 1 << 18
+						total := 1 << 16
 						if testing.Short() {
-							total = 1 << 15
+							total = 1 << 14
 						}
 						for range loops {
 							workers.Go(func() {
