@@ -340,6 +340,7 @@ func (f *Flow) reading(now Instant, e *Event) {
 		case f.x.flags&greeting != 0:
 			f.end(HeadTimeout)
 		default:
+			f.guess()
 			f.answer(now, e.Desk, 408, HeadTimeout)
 		}
 	case Kill:
@@ -388,14 +389,20 @@ func (f *Flow) digest(now Instant, d *Desk) {
 	f.requests++
 	f.entry.head = microsOf(f.lived(now))
 	if err != nil {
-		f.x.method, f.x.minor = h1.OtherMethod, 1 // not those of the request before
-		if bytes.HasPrefix(in.rest(), []byte("HEAD ")) {
-			f.x.method = h1.HEAD // who asked so takes a body for the next answer
-		}
+		f.guess()
 		f.refuse(now, d, err)
 		return
 	}
 	f.request(now, d, h, size)
+}
+
+// guess notes how to answer a request whose head was not understood, or is not all
+// there.
+func (f *Flow) guess() {
+	f.x.method, f.x.minor = h1.OtherMethod, 1 // not those of the request before
+	if bytes.HasPrefix(f.x.in[Client].rest(), []byte("HEAD ")) {
+		f.x.method = h1.HEAD // who asked so takes a body for the next answer
+	}
 }
 
 // sayNothing turns a greeted flow without HTTP into what it would have been

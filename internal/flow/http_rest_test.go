@@ -1,6 +1,7 @@
 package flow
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/holdfast-lb/holdfast/internal/frozen"
@@ -52,5 +53,25 @@ func TestIdleAndYetDue(t *testing.T) {
 	f.Step(w.Deadline, Event{Kind: Expired, Desk: desk})
 	if f.Wants(&w); !w.Done || w.Abort[Client] {
 		t.Errorf("idle for too long it wants %+v", w)
+	}
+}
+
+// Who begins a request by HEAD takes what follows the head of our answer for the
+// next one: there is nothing, also if its own head never comes to its end.
+func TestTooSlowToAskForAHead(t *testing.T) {
+	for half, body := range map[string]bool{"HEAD /1 HTTP/1.1\r\nHo": false, "HEAD ": false, "GET /1 HTT": true, "HEADS ": true} {
+		c := newCycle(t)
+		c.say(Client, half)
+		if c.f.Unsettled() {
+			c.f.Settle(c.d.Lender)
+		}
+		var w Wants
+		c.f.Wants(&w)
+		c.now = w.Deadline
+		c.step(Event{Kind: Expired})
+		c.f.Wants(&w)
+		if got := string(w.Out[Client]); !strings.HasPrefix(got, "HTTP/1.1 408 ") || strings.HasSuffix(got, "\r\n\r\n") == body {
+			t.Errorf("%q is answered %q", half, got)
+		}
 	}
 }

@@ -572,7 +572,7 @@ func (w *httpWorld) auditClient() (finals int, err error) {
 		}
 		finals++
 		if p.Close {
-			if left, _ := io.ReadAll(r); len(left) > 0 {
+			if left, _ := io.ReadAll(r); len(left) > 0 && (q.method != "HEAD" || p.StatusCode != 408) { // the method may not have come yet
 				return 0, fmt.Errorf("%d octets behind the last answer", len(left))
 			}
 			return finals, nil
