@@ -29,6 +29,7 @@ var labs = map[string]lab{
 	"four-distances": {"flows of all kinds move at four distances: config, loop, process, host", fourDistances, 40 * time.Minute},
 	"hostile":        {"slow and hostile HTTP clients, and one that means no harm", hostility, 6 * time.Minute},
 	"ledger":         {"limits, shares, queues and ten thousand checks, counted at the servers", ledgerLab, 8 * time.Minute},
+	"misbehave":      {"servers that turn bad one after another, and what becomes of it", misbehaving, 6 * time.Minute},
 	"rolling":        {"servers are restarted behind the balancer, and no request fails", rolling, 12 * time.Minute},
 	"seed-000":       {"the servers run on the host that is evacuated", seed000, 5 * time.Minute},
 	"soak":           {"all kinds of HTTP clients and failing backends under moves, for long", soaking, 13 * time.Minute},

@@ -300,10 +300,12 @@ func (l *ledgerRun) share(m *mixer, stands []*stand, i int, kind string) error {
 	switch kind {
 	case "round-robin":
 		l.v.Must(worst <= shareGoal, "worst share"+with, fmt.Sprintf("%.2f %% off its weight (%s)", worst, text), fmt.Sprintf("at most %d %%", shareGoal))
-	case "random":
-		l.v.Must(points <= shareGoal, "worst share"+with, fmt.Sprintf("%.2f points off (%s)", points, text), fmt.Sprintf("at most %d points", shareGoal))
-	case "least":
-		l.v.Must(points <= 2*shareGoal, "worst share"+with, fmt.Sprintf("%.2f points off (%s)", points, text), fmt.Sprintf("at most %d points", 2*shareGoal))
+	case "random", "least":
+		most := shareGoal
+		if all < 20_000 || kind == "least" {
+			most *= 2 // there is more of chance in few
+		}
+		l.v.Must(points <= float64(most), "worst share"+with, fmt.Sprintf("%.2f points off (%s)", points, text), fmt.Sprintf("at most %d points", most))
 	}
 	l.v.Say("shares of %-11s %d loops: %6d requests: %s for weights %v; %s", kind+",", m.loops, all, text, shareWeights, m.said())
 	l.v.Figure(fmt.Sprintf("shares_%s_%d_loops", strings.ReplaceAll(kind, "-", "_"), m.loops), map[string]any{"requests": all, "worst_percent": worst, "worst_points": points})

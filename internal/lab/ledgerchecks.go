@@ -2,6 +2,7 @@ package lab
 
 import (
 	"fmt"
+	"math"
 	"net"
 	"os"
 	"slices"
@@ -144,16 +145,20 @@ func (l *ledgerRun) checks() error {
 	defer func() { node.end() }()
 	ready := time.Since(began)
 	first := time.Now()
-	for len(a.between(began, time.Now())) < all && time.Since(began) < 10*time.Second {
-		time.Sleep(10 * time.Millisecond)
-	}
-	// At the start each is asked once, and none of them twice before all were.
-	start := a.between(began, time.Now())
+	// At the start each is asked at once, and hardly any a second time before all
+	// have been asked.
+	var start []arrival
 	met := map[string]int{}
-	for _, x := range start[:min(all, len(start))] {
-		met[x.at]++
-	}
-	l.v.Must(len(met) == all, "endpoints asked before any is asked twice", fmt.Sprint(len(met)), fmt.Sprint(all))
+	eventually(10*time.Second, func() bool {
+		start = a.between(began, time.Now())
+		clear(met)
+		for _, x := range start {
+			met[x.at]++
+		}
+		return len(met) == all
+	})
+	l.v.Must(len(met) == all, "endpoints asked at the start", fmt.Sprint(len(met)), fmt.Sprint(all))
+	l.v.Must(len(start) <= all*5/4, "checks until each was asked", fmt.Sprint(len(start)), fmt.Sprintf("at most %d", all*5/4))
 	if len(start) > 0 {
 		f, t := start[0].when, start[len(start)-1].when.Add(time.Millisecond)
 		most, _ := spread(start, f, t.Add(10*time.Millisecond), 10*time.Millisecond)
@@ -199,7 +204,16 @@ func (l *ledgerRun) checks() error {
 	l.v.Figure("checks", map[string]any{"endpoints": all, "per_second": perSecond, "cores": cores, "resident_mb": float64(resident) / 1e6,
 		"mean_in_10_ms": mean, "most_in_10_ms": most})
 	l.v.Must(perSecond > 0.9*want && perSecond < 1.1*want, "checks in a second", fmt.Sprintf("%.0f", perSecond), fmt.Sprintf("%.0f, within 10 %%", want))
-	l.v.Must(float64(second) < 1.25*want, "most checks in a second", fmt.Sprint(second), fmt.Sprintf("less than %.0f", 1.25*want))
+	l.v.Goal(float64(second) < 1.25*want, "most checks in a second", fmt.Sprint(second), fmt.Sprintf("less than %.0f", 1.25*want))
+	// One interval laid upon the other, what a busy machine delays once does not
+	// count, and what the schedule itself brings together does.
+	folded := make([]arrival, len(came))
+	for i, x := range came {
+		folded[i] = arrival{from.Add(x.when.Sub(from) % interval), x.at}
+	}
+	crest, level := spread(folded, from, from.Add(interval), interval/20)
+	l.v.Must(float64(crest) <= 1.25*level+3*math.Sqrt(level), "most checks in a twentieth of the interval, all intervals together",
+		fmt.Sprintf("%d, %.2f times the mean", crest, float64(crest)/level), fmt.Sprintf("at most 1.25 times %.0f and what chance gives", level))
 	l.v.Goal(float64(most) <= 4*mean+10, "most checks in 10 ms", fmt.Sprint(most), fmt.Sprintf("at most 4 times the mean of %.1f, and 10", mean))
 
 	// A reload that changes one backend asks nobody anew, one that brings other
@@ -215,7 +229,7 @@ func (l *ledgerRun) checks() error {
 		to = time.Now()
 		came = a.between(from, to)
 		fresh, twice := 0, 0
-		met = map[string]int{}
+		clear(met)
 		for _, x := range came {
 			if met[x.at]++; met[x.at] == 2 {
 				twice++

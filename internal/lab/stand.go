@@ -30,6 +30,7 @@ type stand struct {
 	conns  atomic.Int64 // connections that were accepted
 
 	failing atomic.Int64 // of a thousand requests: answered with 503
+	unwell  atomic.Bool  // says so when it is checked, and serves all the same
 	silent  atomic.Bool  // accepts and reads, and says nothing
 	slower  atomic.Int64 // thinks so many times as long; 0 is 1
 	gate    chan struct{}
@@ -151,6 +152,14 @@ func (s *stand) serve(c net.Conn) {
 		leaving := s.turn(c, true)
 		req, err := http.ReadRequest(in)
 		if err != nil {
+			return
+		}
+		if req.URL.Path == "/check" {
+			status := http.StatusOK
+			if s.unwell.Load() {
+				status = http.StatusServiceUnavailable
+			}
+			_, _ = fmt.Fprintf(c, "HTTP/1.1 %d %s\r\nContent-Length: 0\r\nConnection: close\r\n\r\n", status, http.StatusText(status))
 			return
 		}
 		s.came.Add(1)
