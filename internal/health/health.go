@@ -49,6 +49,10 @@ const (
 	Readdressed What = "readdressed" // the name is now another server
 )
 
+// ByOperator is the Why of what an operator has ordered: who took the order
+// tells of it.
+const ByOperator = "by an operator"
+
 // Transition is one change that a person may want to know of.
 type Transition struct {
 	Backend  string
@@ -348,7 +352,7 @@ func (b *Backend) Order(now Instant, name string, o Order) bool {
 	if o.Weigh {
 		e.weight = o.Weight
 		if e.weight != was.weight {
-			b.tell(e, Ordered, weightWord(o.Weight), "by an operator", 0)
+			b.tell(e, Ordered, weightWord(o.Weight), ByOperator, 0)
 		}
 	} else {
 		e.admin, e.readyAt, e.orderedAt = o.Admin, 0, now
@@ -356,10 +360,10 @@ func (b *Backend) Order(now Instant, name string, o Order) bool {
 			e.readyAt = now.after(o.For)
 		}
 		if o.Admin == ledger.Ready && e.ejectedUntil != 0 {
-			b.back(e, now, "by an operator")
+			b.back(e, now, ByOperator)
 		}
 		if e.admin != was.admin {
-			b.tell(e, Ordered, o.Admin.String(), "by an operator", o.For)
+			b.tell(e, Ordered, o.Admin.String(), ByOperator, o.For)
 		}
 	}
 	b.touch(e, now)

@@ -254,8 +254,10 @@ func (w *watch) log(t health.Transition) {
 	}
 	level := slog.LevelInfo
 	switch {
-	case t.First:
-		level = slog.LevelDebug // thousands at once when a node begins
+	case t.First: // thousands at once when a node begins
+		level = slog.LevelDebug
+	case t.Why == health.ByOperator: // SetEndpoint has a line for it
+		level = slog.LevelDebug
 	case t.What == health.Down, t.What == health.Ejected, t.What == health.Spared, t.What == health.BreakerMove && t.State != ledger.Closed.String():
 		level = slog.LevelWarn
 	}
