@@ -1,0 +1,34 @@
+package ledger_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/holdfast-lb/holdfast/internal/config"
+	"github.com/holdfast-lb/holdfast/internal/ledger"
+)
+
+// A retry that was allowed before its endpoint is asked for is no request: else
+// retries would earn a budget for further ones.
+func TestAllowedRetriesAreNoRequests(t *testing.T) {
+	c := backend(1, equal(2), func(c *config.Backend) { c.Retry.Budget = 20 })
+	b := governed(c)
+	now := int64(time.Second)
+	for range 1000 {
+		secure(b, c, ledger.Asking{Now: now})
+	}
+	granted := 0
+	for range 1000 {
+		again := ledger.Asking{Tried: 1, Now: now}
+		if b.AllowRetry(c, &again) {
+			granted++
+			if name, _ := secure(b, c, again); name != "e1" {
+				t.Fatalf("the retry got %s", name)
+			}
+		}
+	}
+	// The first request begins the window and is not in it.
+	if granted != 209 {
+		t.Errorf("%d retries for 999 requests, 20 %% are 199, and 10 are always allowed", granted)
+	}
+}
