@@ -80,18 +80,18 @@ func (w *wire) echoes(text string) {
 }
 
 // upgraded upgrades h and wants no flow lost. The successor ends with the test.
-func (h *running) upgraded() {
-	h.t.Helper()
-	out := h.must(0, []string{"upgrade"}, "process ", ", 0 lost")
+func (r *running) upgraded() {
+	r.t.Helper()
+	out := r.must(0, []string{"upgrade"}, "process ", ", 0 lost")
 	var from, to int
 	if _, err := fmt.Sscanf(out[strings.Index(out, "process "):], "process %d -> %d", &from, &to); err != nil {
-		h.t.Fatalf("%v: %s", err, out)
+		r.t.Fatalf("%v: %s", err, out)
 	}
 	p, err := os.FindProcess(to)
 	if err != nil {
-		h.t.Fatal(err)
+		r.t.Fatal(err)
 	}
-	h.t.Cleanup(func() { _ = p.Kill() })
+	r.t.Cleanup(func() { _ = p.Kill() })
 }
 
 func TestExampleDualStack(t *testing.T) {
