@@ -304,3 +304,24 @@ func TestProxy(t *testing.T) {
 	}
 	h.must(exitFailed, []string{"proxy", vip, a.address, "--save", file}, "file exists")
 }
+
+// The file that nobody named stays as long as somebody serves by it.
+func TestProxySucceeds(t *testing.T) {
+	a, vip, dir := newNamed(t, "a"), freshAddress(t), t.TempDir()
+	h := begin(t, []string{"TMPDIR=" + dir}, "proxy", vip, a.address)
+	h.upgraded()
+	h.says("ready: ") // of the successor
+	h.must(0, []string{"reload"}, "reloaded in")
+	if status, _, _, _ := get(t, "http://"+vip+"/"); status != http.StatusOK {
+		t.Errorf("status %d", status)
+	}
+	h = begin(t, []string{"TMPDIR=" + dir}, "proxy", freshAddress(t), a.address)
+	before, _ := os.ReadDir(dir)
+	h.signal(syscall.SIGTERM)
+	if err := h.wait(); err != nil {
+		t.Error(err)
+	}
+	if after, _ := os.ReadDir(dir); len(after) != len(before)-1 {
+		t.Errorf("left behind: %v of %v", after, before)
+	}
+}

@@ -43,7 +43,12 @@ func proxyCommand() *cobra.Command {
 				if dir, err = os.MkdirTemp("", "holdfast-proxy-"); err != nil {
 					return &exit{exitFailed, err}
 				}
-				defer func() { _ = os.RemoveAll(dir) }()
+				defer func() {
+					// A successor, if there is one, goes on with the file.
+					if _, err := clientOf(socket, false).ask("/v1/status", nil, &node.Status{}); err != nil {
+						_ = os.RemoveAll(dir)
+					}
+				}()
 				save = filepath.Join(dir, "holdfast.yaml")
 			}
 			if save, err = filepath.Abs(save); err != nil {
