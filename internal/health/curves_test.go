@@ -371,15 +371,15 @@ func budget(t *testing.T, out *strings.Builder) {
 	}
 	free, bound := run(0), run(20)
 	more := 0 // attempts that were retries
-	lines(out, "Retry budget", "Four endpoints, 200 requests a second, up to 3 retries each. From 5 s to 20 s 80 % of all attempts fail. With a budget of\n20 % of the requests of the last ten seconds (and the ten a second that are always allowed) what is sick is not asked\nthree times as much.", func(line func(string, ...any)) {
+	lines(out, "Retry budget", "Four endpoints, 200 requests a second, up to 3 retries each. From 5 s to 20 s 80 % of all attempts fail. With a budget of\n20 % of the requests of the last second (and the ten a second that are always allowed) what is sick is not asked\nthree times as much.", func(line func(string, ...any)) {
 		line("    s  attempts without        with    not retried")
 		for i := range free {
 			line("%5d %5d %-17s %5d %-8s %5d", i+1, free[i].tries, bar(free[i].tries, 600, 16), bound[i].tries, bar(bound[i].tries, 600, 16), bound[i].spent)
 			more += bound[i].tries - 200
 		}
 	})
-	// 15 s at 20 % and ten a second, and what the ten seconds before had not used.
-	if more > 15*(40+10)+10*40 || free[10].tries < 500 {
+	// 15 s at 20 % and ten a second, and what the second before had not used.
+	if more > 15*(40+10)+40 || free[10].tries < 500 {
 		t.Errorf("retry budget: %d retries, and without it %d attempts a second for 200 requests", more, free[10].tries)
 	}
 }

@@ -61,7 +61,7 @@ func (b *Backend) unprobe() {
 	}
 }
 
-// budget bounds retries to a share of the requests of the last ten seconds or so,
+// budget bounds retries to a share of the requests of the last second or so,
 // beside a few that are always allowed. Its zero value is ready.
 type budget struct {
 	mu               sync.Mutex
@@ -77,8 +77,9 @@ type budget struct {
 // requests would have none.
 const freeRetries = 10
 
-// budgetHalf is half of the window over which requests and retries are compared.
-const budgetHalf = int64(5 * time.Second)
+// budgetHalf is half of the window over which requests and retries are compared:
+// short, for what a long one saved would burst when a backend turns bad.
+const budgetHalf = int64(time.Second / 2)
 
 var freeRate = rate{every: int64(time.Second) / freeRetries, burst: freeRetries}
 
@@ -117,11 +118,9 @@ func (r *budget) turnOver(now int64, requests uint64) {
 		return
 	}
 	// If nobody looked for longer than a half, all that time counts as its mean.
-	r.recent = float64(requests-r.requests) * float64(budgetHalf) / float64(gone)
-	r.retries[1], r.retries[0] = r.retries[0], 0
-	if gone >= 2*budgetHalf {
-		r.retries[1] = 0
-	}
+	half := float64(budgetHalf) / float64(gone)
+	r.recent = float64(requests-r.requests) * half
+	r.retries[1], r.retries[0] = int64(float64(r.retries[0])*half), 0
 	r.since, r.requests = now, requests
 }
 

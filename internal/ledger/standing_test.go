@@ -305,7 +305,7 @@ func TestRetryBudget(t *testing.T) {
 		requests(now, 100)
 		granted += retries(now, 100)
 	}
-	if lo, hi := 60*200, 60*(200+10)+2*200; granted < lo || granted > hi {
+	if lo, hi := 60*190, 60*(200+10)+2*200; granted < lo || granted > hi {
 		t.Errorf("%d retries in a minute, of %d to %d", granted, lo, hi)
 	}
 	if s := b.Stats(); s.RetriesRefused == 0 || s.RetriesGranted < uint64(granted) {
