@@ -5,11 +5,13 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/holdfast-lb/holdfast/internal/balance"
 	"github.com/holdfast-lb/holdfast/internal/config"
 	"github.com/holdfast-lb/holdfast/internal/flow"
 	"github.com/holdfast-lb/holdfast/internal/ledger"
@@ -187,6 +189,45 @@ func TestLegOutOfService(t *testing.T) {
 	})
 	if n := w.l.Idle(); n != 0 {
 		t.Errorf("%d idle legs", n)
+	}
+}
+
+// A flow that comes from another process teaches the ledger here where its client
+// has been, and counts under its source here.
+func TestAdoptionTeaches(t *testing.T) {
+	w := newWebOf(t, "sourceConnectionsMax: 1", ", sticky: { source: {} }")
+	near := w.client()
+	far := w.ask(near)
+	parked, _ := w.l.ParkMany(w.l.Slots(0, nil))
+	p, err := Pack(parked)
+	if err != nil || len(parked) != 1 {
+		t.Fatal(len(parked), err)
+	}
+	p.Sources = nil // they do not travel
+	c := w.l.gen.Config
+	to := ledger.New(ledger.Options{Policy: balance.Policy{}, Ring: func(_ int, token uint64) { w.l.Ring(token) }, Open: func() {}})
+	to.Backend("b").Govern(c.Backends["b"])
+	to.Node.Admit()
+	to.Listener("e").Admit()
+	full := c.Backends["b"].Endpoints[0].Ref.Name
+	to.Backend("b").Endpoint(full).Import(1)
+	w.l.shared.Ledger = to // as if this were the other process
+	clear(w.l.books)
+	clear(w.l.gates)
+	w.l.Deliver(p)
+	w.until("the flow", func() bool { return w.l.Load() == 1 })
+	if b := to.Tables()["b"]; b == nil || len(b.Keys) != 1 || b.Endpoints[b.Of[0]] != full {
+		t.Errorf("the table has %+v", b)
+	}
+	lis, source := c.Listeners["e"], netip.MustParseAddr("127.0.0.1")
+	if to.EnterSource(int64(w.l.Now()), lis, source) {
+		t.Error("its source may have one more connection")
+	}
+	w.says(far, plainAnswer)
+	w.hears(near, "hello")
+	w.l.Kill(w.l.Slots(0, nil)[0])
+	if !to.EnterSource(int64(w.l.Now()), lis, source) {
+		t.Error("its source may have none, though it has left")
 	}
 }
 
