@@ -19,9 +19,20 @@ func run(t *testing.T, d time.Duration, tamper func(b []byte) ([]byte, bool)) Fi
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
-	if err := tr.Open(ctx, relay(t, tr.Server(), tamper), 40); err != nil {
+	var opened atomic.Bool // what is wrong before that keeps all from opening
+	spoil := tamper
+	if tamper != nil {
+		spoil = func(b []byte) ([]byte, bool) {
+			if !opened.Load() {
+				return b, false
+			}
+			return tamper(b)
+		}
+	}
+	if err := tr.Open(ctx, relay(t, tr.Server(), spoil), 40); err != nil {
 		t.Fatal(err)
 	}
+	opened.Store(true)
 	time.Sleep(d)
 	if look := tr.Look(); tamper == nil && (look.Open != 40 || look.P99 == 0) {
 		t.Errorf("%d flows open, want 40; p99 %v", look.Open, look.P99)
