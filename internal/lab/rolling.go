@@ -2,6 +2,7 @@ package lab
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -61,6 +62,10 @@ func rolling(ctx context.Context, o Options, out io.Writer, v *Verdict) error {
 	v.Figure("failed", ours)
 	v.Figure("restarts", r.restarts)
 	v.Must(r.restarts > 0, "restarts behind Holdfast", fmt.Sprint(r.restarts), "more than 0")
+	e := &r.effective
+	v.Say("orders in force on every loop: %d, p50 %s, p99 %s, max %s", e.N, ms(e.Quantile(0.5)), ms(e.Quantile(0.99)), ms(e.Max))
+	v.Figure("effective_ms", map[string]float64{"p50": millis(e.Quantile(0.5)), "max": millis(e.Max)})
+	v.Goal(e.Quantile(0.5) <= effectiveGoal, "an order is in force on every loop after", ms(e.Quantile(0.5)), "at most "+ms(effectiveGoal))
 	r.node.judgePromises(ctx, v)
 	if v.Wrong() {
 		v.Say("-- log of the balancer\n%s", r.node.process.Tail(40))
@@ -76,6 +81,9 @@ type rollingScene struct {
 	ours bool
 }
 
+// effectiveGoal is how long an order may take: the switch of 2002 took 20 to 25 ms.
+const effectiveGoal = 20 * time.Millisecond
+
 type rollingLab struct {
 	Options
 	ctx    context.Context
@@ -90,9 +98,10 @@ type rollingLab struct {
 	rounds int
 	crowds int // each scene has so much less of a load
 
-	mu       sync.Mutex // guards all below
-	ours     []int      // failures, by scene
-	restarts int
+	mu        sync.Mutex // guards all below
+	ours      []int      // failures, by scene
+	restarts  int
+	effective Histogram // of orders, until they were in force on every loop
 }
 
 func (r *rollingLab) phase(format string, args ...any) {
@@ -284,10 +293,11 @@ func (r *rollingLab) byCommand(do, backend string, servers []*shopServer) (resta
 		if r.Sabotage == KillOne && i == 0 {
 			s.kill() // nobody was asked
 		}
-		said, err := r.node.command(r.ctx, "endpoint", do, name, "--wait", "--timeout", "20s")
-		if err != nil {
+		began := time.Now()
+		if err := r.order(do, name, "--wait", "--timeout", "20s"); err != nil {
 			return restarts, err
 		}
+		waited := time.Since(began)
 		if !s.process.Ended() {
 			busy, err := s.hear(r.ctx, "/busy")
 			if err != nil {
@@ -299,12 +309,11 @@ func (r *rollingLab) byCommand(do, backend string, servers []*shopServer) (resta
 		if err := r.again(s, true); err != nil {
 			return restarts, err
 		}
-		if _, err := r.node.command(r.ctx, "endpoint", "ready", name); err != nil {
+		if err := r.order("ready", name); err != nil {
 			return restarts, err
 		}
 		restarts++
-		lines := strings.Split(strings.TrimSpace(said), "\n")
-		r.phase("%s %s: restarted as pid %d; %s", do, name, s.process.Pid, lines[len(lines)-1])
+		r.phase("%s %s: nothing in flight after %v, restarted as pid %d", do, name, waited.Round(time.Millisecond), s.process.Pid)
 		r.settled()
 		got, err := s.hear(r.ctx, "/served")
 		if err != nil {
@@ -313,6 +322,26 @@ func (r *rollingLab) byCommand(do, backend string, servers []*shopServer) (resta
 		r.v.Must(got != "0", "answers of "+name+" after its restart", got, "more than 0")
 	}
 	return restarts, nil
+}
+
+// order runs one of the commands for endpoints, and notes how long it took until
+// it was in force on every loop.
+func (r *rollingLab) order(do, name string, more ...string) error {
+	said, err := r.node.command(r.ctx, append([]string{"endpoint", do, name, "--json"}, more...)...)
+	if err != nil {
+		return err
+	}
+	var first struct {
+		Millis float64 `json:"effective_ms"`
+	}
+	line, _, _ := strings.Cut(said, "\n")
+	if err := json.Unmarshal([]byte(line), &first); err != nil {
+		return fmt.Errorf("lab: %s %s: %w in %q", do, name, err, said)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.effective.Add(time.Duration(first.Millis * float64(time.Millisecond)))
+	return nil
 }
 
 func (r *rollingLab) byHand(c *crowd) (restarts int, err error) {
