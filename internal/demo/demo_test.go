@@ -115,7 +115,7 @@ func TestWhatIsWrongIsFound(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			var reads atomic.Int64
 			f := run(t, 300*time.Millisecond, func(b []byte) ([]byte, bool) {
-				if reads.Add(1) == 200 {
+				if reads.Add(1) == 20 {
 					return c.do(b)
 				}
 				return b, false
