@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"math"
 	"net/netip"
+	"reflect"
+	"slices"
 	"time"
 
 	"github.com/holdfast-lb/holdfast/internal/config"
@@ -25,6 +27,26 @@ type Objects interface {
 	Listener(name string, version uint64) *config.Listener
 	Backend(name string, version uint64) *config.Backend
 	Endpoint(name string, version uint64) *config.Endpoint
+}
+
+// Changer is an [Objects] under which flows adopt a change. It knows what there was
+// before, so that a request under way keeps its route if that is still there:
+// who waits with a priority goes on to wait with it.
+type Changer interface {
+	// Was is the listener of that name and version; nil if it is not known.
+	Was(name string, version uint64) *config.Listener
+}
+
+// sameRoute gives the place in is of the route at n in was; -1 if it is not there.
+func sameRoute(was, is *config.Listener, n int64) int16 {
+	if was == nil || is.Protocol != config.HTTP || was.Protocol != config.HTTP || n < 0 || n >= int64(len(was.Rules.Routes)) {
+		return -1
+	}
+	route := was.Rules.Routes[n]
+	if n < int64(len(is.Rules.Routes)) && reflect.DeepEqual(route, is.Rules.Routes[n]) {
+		return int16(n)
+	}
+	return int16(slices.IndexFunc(is.Rules.Routes, func(r *config.Route) bool { return reflect.DeepEqual(route, r) }))
 }
 
 // Freeze puts f down: the portable form of all it is at now. The flow must be
@@ -367,7 +389,7 @@ func (f *Flow) thawExchange(z *frozen.Flow) error {
 		x.flags |= spoilt
 	}
 	if f.listener.Ref.Version == z.Listener.Version {
-		// Of another version the routes may be others.
+		// Of another version the routes may be others: see Changer.
 		x.route = int16(h.Route)
 	}
 	if x.flags&greeting == 0 { // the header is taken off the count in one piece
@@ -494,6 +516,9 @@ func (f *Flow) thawObjects(z *frozen.Flow, objects Objects) error {
 	f.work = new(work)
 	if h != nil && !h.Tunnel {
 		f.x = new(exchange)
+		if c, ok := objects.(Changer); ok && f.listener.Ref.Version != l.Version {
+			f.x.route = sameRoute(c.Was(l.Name, l.Version), f.listener, int64(h.Route)-1) + 1
+		}
 	}
 	if b == nil && (late || !http) {
 		return refused("object", "no backend is named")

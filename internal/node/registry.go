@@ -205,6 +205,11 @@ func (a adopting) Listener(name string, version uint64) *config.Listener {
 	return was
 }
 
+// Was makes it a [flow.Changer].
+func (a adopting) Was(name string, version uint64) *config.Listener {
+	return a.exact.Listener(name, version)
+}
+
 func (a adopting) Backend(name string, version uint64) *config.Backend {
 	if b := a.current.Backends[name]; b != nil {
 		return b
