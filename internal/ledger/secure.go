@@ -153,16 +153,14 @@ func bit(i int) uint64 { return 1 << (i % 64) }
 // Options.Ring(loop, token) and fetched with [Backend.Collect]. Nothing of a is
 // kept but a copy.
 func (b *Backend) Secure(c *config.Backend, a *Asking) (Grant, *Waiter, Answer) {
-	if a.Place == 0 {
-		switch {
-		case a.Retry:
-			if c.Retry.Budget > 0 && !b.budget.spend(a.Now, c.Retry.Budget, b.requests()) {
-				return Grant{}, nil, Spent
-			}
-		case a.Tried == 0: // else it is a retry that AllowRetry has counted
-			if n := b.stripes[a.Loop%stripes].requests.Add(1); c.Retry.Budget > 0 && n%budgetLook == 1 {
-				b.budget.look(a.Now, b.requests())
-			}
+	switch {
+	case a.Retry: // also with a place: it keeps that of an attempt before
+		if c.Retry.Budget > 0 && !b.budget.spend(a.Now, c.Retry.Budget, b.requests()) {
+			return Grant{}, nil, Spent
+		}
+	case a.Place == 0 && a.Tried == 0: // else it is counted, or AllowRetry has counted it
+		if n := b.stripes[a.Loop%stripes].requests.Add(1); c.Retry.Budget > 0 && n%budgetLook == 1 {
+			b.budget.look(a.Now, b.requests())
 		}
 	}
 	if c.Breaker != nil && !b.letThrough() {
