@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/holdfast-lb/holdfast/internal/config"
@@ -25,16 +26,19 @@ import (
 type Server struct {
 	node *node.Node
 	log  *slog.Logger
-	http *http.Server
+	http *service
 	path string
 	at   string      // path, or until Publish a name beside it
 	own  os.FileInfo // of our socket, to know it again
 	// metrics is served here and, from Publish on, by scrapes; nil: nowhere else.
 	metrics http.Handler
-	scrapes *scrapes
+	scrapes *service
 	// Left is closed when the node has been handed over to a successor.
 	Left chan struct{}
 }
+
+// drainTime bounds how long Drain waits for who is connected.
+const drainTime = 5 * time.Second
 
 // Problem is the body of every answer that is not a success.
 type Problem struct {
@@ -98,12 +102,9 @@ func Prepare(n *node.Node, path string, log *slog.Logger) (*Server, error) {
 	mux.HandleFunc("POST /v1/migrate", answer(s.migrate))
 	mux.HandleFunc("POST /v1/upgrade", s.upgrade)
 	mux.HandleFunc("POST /v1/debug/busy", answer(s.busy))
-	s.http = &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second, MaxHeaderBytes: 64 << 10}
-	go func() { // ends with Close
-		if err := s.http.Serve(l); !errors.Is(err, http.ErrServerClosed) {
-			log.Error("the admin socket failed", "error", err)
-		}
-	}()
+	s.http = serveOn(&http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second, MaxHeaderBytes: 64 << 10}, l, func(err error) {
+		log.Error("the admin socket failed", "error", err)
+	})
 	return s, nil
 }
 
@@ -138,24 +139,27 @@ func (s *Server) Publish() error {
 
 // Close ends serving. The socket file goes only if it is still ours.
 func (s *Server) Close(remove bool) {
-	_ = s.http.Close()
+	s.http.close()
 	if s.scrapes != nil {
-		_ = s.scrapes.http.Close()
-		<-s.scrapes.done
+		s.scrapes.close()
 	}
 	if st, err := os.Lstat(s.at); remove && err == nil && os.SameFile(st, s.own) {
 		_ = os.Remove(s.at)
 	}
 }
 
-// Drain ends serving after the answers under way.
+// Drain ends serving after the answers under way, and those to whom it has
+// listened already.
 func (s *Server) Drain() {
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), drainTime)
 	defer cancel()
-	if s.scrapes != nil {
-		_ = s.scrapes.http.Shutdown(ctx)
+	var all sync.WaitGroup
+	for _, x := range []*service{s.http, s.scrapes} {
+		if x != nil {
+			all.Go(func() { x.drain(ctx) })
+		}
 	}
-	_ = s.http.Shutdown(ctx)
+	all.Wait()
 }
 
 func answer(f func(*http.Request) (any, error)) http.HandlerFunc {

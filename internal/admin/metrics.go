@@ -1,7 +1,6 @@
 package admin
 
 import (
-	"errors"
 	"log/slog"
 	"net"
 	"net/http"
@@ -82,27 +81,17 @@ func metricsHandler(n *node.Node, log *slog.Logger) http.Handler {
 	})
 }
 
-// scrapes serves /metrics, and nothing else, over TCP.
-type scrapes struct {
-	http *http.Server
-	done chan struct{}
-}
-
-func serveScrapes(l net.Listener, metrics http.Handler, log *slog.Logger) *scrapes {
+// serveScrapes serves /metrics, and nothing else, over TCP.
+func serveScrapes(l net.Listener, metrics http.Handler, log *slog.Logger) *service {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", metrics)
-	s := &scrapes{done: make(chan struct{}), http: &http.Server{
+	return serveOn(&http.Server{
 		Handler: mux, MaxHeaderBytes: scrapeHead,
 		ReadHeaderTimeout: scrapeTime, ReadTimeout: scrapeTime, WriteTimeout: 3 * scrapeTime, IdleTimeout: scrapeIdle,
 		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug), // what strangers do wrong
-	}}
-	go func() { // ends with Close or Drain of the server
-		defer close(s.done)
-		if err := s.http.Serve(&limited{Listener: l, free: make(chan struct{}, connectionsMax)}); !errors.Is(err, http.ErrServerClosed) {
-			log.Error("the listener for metrics failed", "error", err)
-		}
-	}()
-	return s
+	}, &limited{Listener: l, free: make(chan struct{}, connectionsMax)}, func(err error) {
+		log.Error("the listener for metrics failed", "error", err)
+	})
 }
 
 // limited is a listener that has no more than a number of connections open; more
