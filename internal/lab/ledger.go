@@ -69,9 +69,7 @@ func (l *ledgerRun) config(loops, variant int) string {
 	for i, k := range shareKinds {
 		listen(k, 8110+i, web)
 	}
-	// The backend changes alone: of another version of a listener the routes may be
-	// others, so what waits there has no class any more.
-	listen("queue", 8102, `, protocol: http, routes: [ { match: { path: /high }, backend: queue, priority: high }, { match: { path: /low }, backend: queue, priority: low } ]`)
+	listen("queue", 8102, web+`, routes: [ { match: { path: /high }, backend: queue, priority: high }, { match: { path: /low }, backend: queue, priority: low } ]`)
 	s.WriteString("backends:\n")
 	backend := func(name, more string) {
 		fmt.Fprintf(&s, "  %s:\n    eject: off\n    connectTimeout: %ds\n%s    endpoints:\n", name, 5+variant, more)

@@ -122,7 +122,9 @@ func (n *Node) adoptChange(l *loop.Loop, c *config.Config, list []tenant, r *Rep
 			if len(slots) == 0 {
 				return
 			}
+			inTurn := n.keepTurns(l, slots)
 			remade, k := l.Remake(slots, current, r.paused)
+			inTurn()
 			r.parked(remade)
 			dealt = upTo[k-1]
 		})

@@ -88,6 +88,8 @@ type Node struct {
 	level    *slog.LevelVar
 	memory   memory
 	scrape   scrapeSide
+	history  history
+	looks    looks
 	told     atomic.Bool // a successor knows what this process has counted
 	host     hostSide
 	watch    *watch
@@ -543,13 +545,16 @@ func (n *Node) Rebalance(all bool) (*Report, error) {
 					close(adopted)
 					return
 				}
+				inTurn := n.keepTurns(l, slots)
 				sent, dealt := l.SendTo(to, slots, func(pauses []int64, lost int) {
+					inTurn()
 					r.paused(pauses, lost)
 					close(adopted)
 				})
 				k = upTo[dealt-1]
 				r.parked(sent)
 				if len(sent) == 0 {
+					inTurn()
 					close(adopted)
 				}
 			})
@@ -559,6 +564,17 @@ func (n *Node) Rebalance(all bool) (*Report, error) {
 	}
 	n.totals.move(r)
 	return r.done(began), nil
+}
+
+// keepTurns lets nothing be granted at endpoints with a limit while flows that wait
+// for one are on their way: who comes after them would get what is due to them.
+// The result ends it, when they wait again.
+func (n *Node) keepTurns(l *loop.Loop, slots []uint32) (end func()) {
+	if !slices.ContainsFunc(slots, func(i uint32) bool { return l.Flow(i).State() == flow.Queued }) {
+		return func() {}
+	}
+	n.shared.Ledger.Pause()
+	return n.shared.Ledger.Resume
 }
 
 // loopChunk is how many flows move between loops at once: few, for the turn
@@ -581,6 +597,7 @@ func (n *Node) tend() {
 			}
 		}
 	}()
+	n.background = append(n.background, n.remember())
 	watched := make(chan struct{})
 	n.background = append(n.background, func() { <-watched })
 	go func() { // ended by Stop
