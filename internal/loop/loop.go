@@ -323,9 +323,13 @@ func (l *Loop) even() {
 	}
 	n := min(evenMost, int(mine-theirs)/2)
 	// From a random place on, so that no flow moves more often than others.
-	all := l.Slots(0, nil)
+	// Those that wait for an endpoint stay: on their way they would lose their turn.
+	all := l.Slots(0, func(f *flow.Flow) bool { return f.State() != flow.Queued })
+	if len(all) == 0 {
+		return
+	}
 	at := l.rng.IntN(len(all))
-	slots := append(all[at:], all[:at]...)[:n]
+	slots := append(all[at:], all[:at]...)[:min(n, len(all))]
 	sent, _ := l.SendTo(to, slots, nil)
 	l.Count.Evened += uint64(len(sent))
 	// Until they are even it goes on quickly, and others have their turns.
