@@ -115,7 +115,9 @@ func pauseOf(nanos []int64) Pause {
 // with an upgrade and never fall.
 type Totals struct {
 	Accepted     uint64            `json:"accepted"`
-	Ended        map[string]uint64 `json:"ended"` // by cause
+	Refused      uint64            `json:"connections_refused"` // of these, reset at once
+	Stayed       uint64            `json:"flows_stayed"`        // that a predecessor kept to itself
+	Ended        map[string]uint64 `json:"ended"`               // by cause
 	FromClients  uint64            `json:"octets_from_clients"`
 	FromBackends uint64            `json:"octets_from_backends"`
 	Relayed      uint64            `json:"octets_relayed_in_kernel"`
@@ -213,6 +215,8 @@ func (t *totals) inherit(from *Totals) {
 		}
 	}
 	t.t.Accepted += from.Accepted
+	t.t.Refused += from.Refused
+	t.t.Stayed += from.Stayed
 	t.t.Requests += from.Requests
 	t.t.OwnAnswers += from.OwnAnswers
 	t.t.Repeated += from.Repeated

@@ -141,6 +141,7 @@ type Estate struct {
 	Totals
 	Series  []portableSeries `json:"series,omitempty"`
 	Samples []portableSample `json:"samples,omitempty"`
+	History *portableHistory `json:"history,omitempty"`
 }
 
 // portableSeries is a loop.Series by names: another release may have other
@@ -213,7 +214,7 @@ var causesByName = func() map[string]flow.Cause {
 
 // estate is all that this process and its predecessors have counted.
 func (n *Node) estate() Estate {
-	e := Estate{Totals: n.counts()}
+	e := Estate{Totals: n.counts(), History: n.history.portable()}
 	for key, x := range n.series() {
 		p := portableSeries{
 			Listener: key.Listener, Route: key.Route, Backend: key.Backend, Endpoint: key.Endpoint,
@@ -304,6 +305,7 @@ func (p *portableSeries) add(o *portableSeries) {
 // inherit takes over what a predecessor has counted.
 func (n *Node) inherit(e *Estate) {
 	n.totals.inherit(&e.Totals)
+	n.history.inherit(e.History)
 	n.past.mu.Lock()
 	defer n.past.mu.Unlock()
 	if n.past.series == nil {

@@ -124,6 +124,9 @@ func (n *Node) counts() Totals {
 		l.Ask(func(l *loop.Loop) {
 			c := l.Counters()
 			t.Accepted += c.Accepted
+			for _, k := range c.Refused {
+				t.Refused += k
+			}
 			for cause, k := range c.Ended {
 				if k > 0 {
 					t.Ended[flow.Cause(cause).String()] += k

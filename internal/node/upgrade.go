@@ -168,6 +168,7 @@ func (n *Node) handOver(c move.Carrier, r *Report) (done bool, err error) {
 	estate.MovedFlows["process"] += uint64(r.Flows)
 	estate.Moves["process"]++
 	estate.ResetByMove += uint64(r.Lost)
+	estate.Stayed += uint64(n.flows())
 	if err := c.SetTimeout(startTime); err != nil {
 		return false, err
 	}
