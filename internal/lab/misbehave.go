@@ -19,9 +19,9 @@ func misbehaving(ctx context.Context, o Options, out io.Writer, v *Verdict) erro
 		return err
 	}
 	defer w.Close()
-	m := &misbehaveLab{Options: o, ctx: ctx, out: out, v: v, here: here, clients: 24, rest: 20 * time.Millisecond, piece: 500 * time.Millisecond}
+	m := &misbehaveLab{Options: o, ctx: ctx, out: out, v: v, here: here, clients: 24, rest: 20 * time.Millisecond, piece: time.Second}
 	if o.Short {
-		m.clients, m.rest = 12, 25*time.Millisecond
+		m.clients, m.rest, m.piece = 12, 25*time.Millisecond, 500*time.Millisecond
 	}
 	var s strings.Builder
 	s.WriteString("node: { name: misbehave, loops: 2, admin: { socket: SOCKET } }\nlisteners:\n")
