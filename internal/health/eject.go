@@ -114,7 +114,10 @@ func (b *Backend) eject(now Instant, each func(name string) Tries) {
 			}
 			continue
 		}
-		e.last = min(x.Time<<min(e.times, 20), max(x.Time, x.TimeMax))
+		e.last = x.Time
+		for i := 0; i < e.times && e.last < x.TimeMax; i++ {
+			e.last = min(2*e.last, x.TimeMax)
+		}
 		e.ejectedUntil = now.after(e.last)
 		e.times++
 		e.spared = false

@@ -17,6 +17,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/holdfast-lb/holdfast/internal/config"
@@ -125,6 +126,7 @@ type endpoint struct {
 	run     int           // results in a row that speak against checked
 	need    int           // while Checking: results for up
 	first   bool          // of a fresh process: no slow start at its first up
+	anew    bool          // what was counted of it is another server's; see Met
 	why     string        // of the last probe
 	took    time.Duration // of the last probe
 	since   Instant       // of checked
@@ -164,6 +166,7 @@ func (b *Backend) Govern(now Instant, c *config.Backend, fresh bool) {
 		e := b.endpoints[x.Ref.Name]
 		if e == nil {
 			e = &endpoint{name: x.Ref.Name, weight: -1, agent: agent{permille: whole}, since: now, standing: ledger.Standing{Weight: -1, Permille: whole}}
+			b.succeed(e, x)
 			b.begin(e, x, now, fresh)
 		} else {
 			b.follow(e, x, was, now)
@@ -188,8 +191,62 @@ func (b *Backend) Govern(now Instant, c *config.Backend, fresh bool) {
 	}
 	b.endpoints = keep
 	maps.DeleteFunc(b.dirty, func(name string, _ bool) bool { return keep[name] == nil })
-	if c.Breaker == nil {
-		b.breaker = breaker{}
+	if c.Breaker == nil || was == nil {
+		// The ledger is told: it may know one that is open, of a backend of this
+		// name that was there before, and nothing would ever close that.
+		b.breaker = breaker{moved: true}
+	}
+}
+
+// succeed gives an address that its name has from now on the order that all the
+// addresses had that the name had before: a server that comes back elsewhere is
+// the one that was taken out.
+func (b *Backend) succeed(e *endpoint, x *config.Endpoint) {
+	name, is := nameOf(x)
+	if !is {
+		return
+	}
+	var one *endpoint
+	for _, o := range b.endpoints {
+		if other, is := nameOf(o.of); !is || other != name {
+			continue
+		}
+		if one != nil && (one.admin != o.admin || one.weight != o.weight) {
+			return
+		}
+		if one == nil || o.readyAt > one.readyAt {
+			one = o
+		}
+	}
+	if one != nil && one.of.Weight == x.Weight {
+		e.weight = one.weight
+	}
+	if one != nil {
+		e.admin, e.readyAt, e.orderedAt = one.admin, one.readyAt, one.orderedAt
+	}
+}
+
+// nameOf is the full name of which x is one address.
+func nameOf(x *config.Endpoint) (name string, is bool) {
+	if x.Host == "" || !x.Addr.IsValid() {
+		return "", false
+	}
+	i := strings.LastIndexByte(x.Ref.Name, '/')
+	return x.Ref.Name[:max(0, i)], true
+}
+
+// Met tells what clients had met when an endpoint came, or became another
+// server: that does not count against it. It is for after Govern.
+func (b *Backend) Met(each func(name string) Tries) {
+	for _, e := range b.order {
+		if !e.anew {
+			continue
+		}
+		t := each(e.name)
+		e.anew, e.base, e.seen = false, t.Attempts, t
+		if e.window != nil {
+			e.window.n = 0
+		}
 	}
 }
 
@@ -200,7 +257,7 @@ func probed(c *config.Backend, x *config.Endpoint) bool {
 
 // begin puts an endpoint that is new where it starts.
 func (b *Backend) begin(e *endpoint, x *config.Endpoint, now Instant, fresh bool) {
-	e.run, e.since, e.first = 0, now, fresh
+	e.run, e.since, e.first, e.anew = 0, now, fresh, true
 	if !probed(b.of, x) {
 		e.checked = ledger.Unknown
 		return

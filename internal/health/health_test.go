@@ -3,6 +3,7 @@ package health_test
 import (
 	"encoding/json"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -541,5 +542,104 @@ func TestSaveAndRestore(t *testing.T) {
 		if a, b := j.take(), heir.take(); a != b {
 			t.Fatalf("%d s later here %q, in the heir %q", i, a, b)
 		}
+	}
+}
+
+// The ledger's breaker is closed when the configuration has none any more, and
+// when a backend of that name comes again: nothing else would ever close it.
+func TestBreakerGoes(t *testing.T) {
+	with := backend(config.Backend{Breaker: &config.Breaker{Rate: 50, Least: 10, Window: 10 * time.Second, Open: 50 * time.Second, Probes: 3}}, "a")
+	j := judge(t, with, true)
+	if o := j.Take().Breaker; o == nil || o.State != ledger.Closed {
+		t.Fatalf("a backend that comes has the breaker %+v", o)
+	}
+	j.pass(time.Second)
+	j.serve("a", false, 20)
+	j.pass(time.Second)
+	if o := j.Take().Breaker; o == nil || o.State != ledger.Open {
+		t.Fatalf("the breaker is %+v", o)
+	}
+	j.Govern(j.now, backend(config.Backend{}, "a"), false)
+	if o := j.Take().Breaker; o == nil || o.State != ledger.Closed {
+		t.Errorf("without a breaker it is %+v", o)
+	}
+	j.Govern(j.now, with, false)
+	if o := j.Take().Breaker; o != nil && o.State != ledger.Closed {
+		t.Errorf("with a new breaker it is %+v", o)
+	}
+}
+
+// What clients met at the server that had the name before does not count against
+// the one that has it now, nor against one that comes again.
+func TestMetBefore(t *testing.T) {
+	for _, x := range []config.Eject{
+		{Consecutive: 5, Share: 50, Time: 10 * time.Second, TimeMax: time.Minute},
+		{Rate: 50, Least: 5, Window: 30 * time.Second, Share: 50, Time: 10 * time.Second, TimeMax: time.Minute},
+	} {
+		of := func(names ...string) *config.Backend { return backend(config.Backend{Eject: &x}, names...) }
+		j := judge(t, of("a=old.example", "b", "c"), true)
+		tries := func(name string) health.Tries { return j.tries[name] }
+		j.Met(tries)
+		j.pass(time.Second)
+		j.serve("a", false, 10)
+		j.pass(time.Second)
+		j.wantState("a", "ready unknown ejected")
+		for _, names := range [][]string{{"a=new.example", "b", "c"}, {"b", "c"}, {"a=new.example", "b", "c"}} {
+			j.Govern(j.now, of(names...), false)
+			j.Met(tries)
+			j.pass(3 * time.Second)
+			if len(names) == 3 {
+				j.wantState("a", "ready unknown")
+			}
+		}
+		j.serve("a", false, 10)
+		j.pass(time.Second)
+		j.wantState("a", "ready unknown ejected")
+	}
+}
+
+// A name whose address changes keeps its order: what restarts elsewhere is what
+// was taken out. Where its addresses had several, a new one has none.
+func TestOrderOfAName(t *testing.T) {
+	of := func(addresses ...string) *config.Backend {
+		c := backend(config.Backend{})
+		for _, a := range addresses {
+			e := &config.Endpoint{Backend: "web", Name: "app/" + a, Host: "app.example", Port: 80, Addr: netip.AddrPortFrom(netip.MustParseAddr(a), 80), Weight: 100}
+			e.Ref.Name = "web/" + e.Name
+			c.Endpoints = append(c.Endpoints, e)
+		}
+		return c
+	}
+	j := judge(t, of("10.0.0.1"), true)
+	j.Order(j.now, "web/app/10.0.0.1", health.Order{Admin: ledger.Held, For: 30 * time.Second})
+	j.Order(j.now, "web/app/10.0.0.1", health.Order{Weight: 7, Weigh: true})
+	j.pass(10 * time.Second)
+	j.Govern(j.now, of("10.0.0.2"), false)
+	j.wantState("app/10.0.0.2", "held unknown weight 7")
+	j.pass(19 * time.Second)
+	j.wantState("app/10.0.0.2", "held unknown weight 7")
+	j.pass(2 * time.Second)
+	j.wantState("app/10.0.0.2", "ready unknown weight 7")
+	j.Order(j.now, "web/app/10.0.0.2", health.Order{Admin: ledger.Maintenance})
+	j.Govern(j.now, of("10.0.0.2", "10.0.0.3"), false)
+	j.wantState("app/10.0.0.3", "maintenance unknown weight 7")
+	j.Order(j.now, "web/app/10.0.0.3", health.Order{Admin: ledger.Ready})
+	j.Govern(j.now, of("10.0.0.2", "10.0.0.3", "10.0.0.4"), false)
+	j.wantState("app/10.0.0.4", "ready unknown")
+}
+
+// Ejections grow to their bound, however many there are.
+func TestEjectionsGrowToTheirBound(t *testing.T) {
+	x := config.Eject{Consecutive: 1, Share: 100, Time: 20 * time.Hour, TimeMax: 24 * time.Hour}
+	j := judge(t, backend(config.Backend{Eject: &x}, "a"), true)
+	for i := range 40 {
+		j.serve("a", false, 1)
+		j.now += health.Instant(time.Second)
+		j.Tick(j.now, j.total, func(name string) health.Tries { return j.tries[name] })
+		if left, most := j.Views(j.now)[0].Ejected, 24*time.Hour; i > 0 && left != most {
+			t.Fatalf("ejection %d is for %v, want %v", i+1, left, most)
+		}
+		j.now += health.Instant(24 * time.Hour)
+		j.Tick(j.now, j.total, func(name string) health.Tries { return j.tries[name] })
 	}
 }

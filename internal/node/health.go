@@ -97,6 +97,7 @@ func (w *watch) govern(c *config.Config, fresh bool) {
 		for _, e := range b.Endpoints {
 			j.accounts[e.Ref.Name] = j.book.Endpoint(e.Ref.Name)
 		}
+		j.Met(j.tries)
 		for name := range j.serving {
 			if j.accounts[name] == nil {
 				delete(j.serving, name)
