@@ -28,21 +28,22 @@ func (b *Backend) SetBreaker(s BreakerState, probes int) {
 // Breaker is what the breaker lets through.
 func (b *Backend) Breaker() BreakerState { return BreakerState(b.breaker.Load() >> 32) }
 
-// letThrough asks the breaker for one request.
-func (b *Backend) letThrough() bool {
+// letThrough asks the breaker for one request: whether it is let through, and is
+// one of the probes.
+func (b *Backend) letThrough() (probe, through bool) {
 	for {
 		was := b.breaker.Load()
 		switch BreakerState(was >> 32) {
 		case Closed:
-			return true
+			return false, true
 		case Open:
-			return false
+			return false, false
 		case HalfOpen:
 			if uint32(was) == 0 {
-				return false
+				return false, false
 			}
 			if b.breaker.CompareAndSwap(was, was-1) {
-				return true
+				return true, true
 			}
 		default:
 			panic("ledger: breaker is " + BreakerState(was>>32).String())

@@ -100,29 +100,35 @@ func (q *queue) remove(w *Waiter) {
 }
 
 // queueUp gives a flow its place, or what has become free meanwhile.
-func (b *Backend) queueUp(c *config.Backend, a *Asking, want *Endpoint) (Grant, *Waiter, Answer) {
+func (b *Backend) queueUp(c *config.Backend, a *Asking, stuckTo *Endpoint, probe bool) (Grant, *Waiter, Answer) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	s, v := b.version(c)
-	if !v.waits(want, a.Tried) {
-		if want = nil; !v.roster.Worth(a.Tried) {
-			return Grant{}, nil, None
-		}
-	} else if !s.current.waits(want, 0) {
-		want = nil // the version in force grants
-	}
+	w := &Waiter{asking: *a, of: c, probe: probe}
 	full := a.Place == 0 && c.QueueMax > 0 && b.Waiting() >= c.QueueMax
-	w := &Waiter{asking: *a, of: c, want: want, probe: c.Breaker != nil && b.Breaker() == HalfOpen}
 	if a.Place == 0 {
 		w.asking.Place = b.places.Add(1)
 	} else {
 		raise(b.places, a.Place)
 	}
-	b.insert(w)
+	for {
+		s, v := b.version(c)
+		w.want = stuckTo
+		if !v.waits(w.want, a.Tried) {
+			if w.want = nil; !v.roster.Worth(a.Tried) {
+				return Grant{}, nil, None
+			}
+		} else if !s.current.waits(w.want, 0) {
+			w.want = nil // the version in force grants
+		}
+		if b.insert(w); b.versions.Load() == s {
+			break
+		}
+		b.remove(w) // who changed it may not have seen us wait
+	}
 	b.direct = w
 	switch others := int(b.anybody.Load()) - b.trying - 1; {
-	case want != nil:
-		b.grant(want)
+	case w.want != nil:
+		b.grant(w.want)
 	case a.Tried != 0 || others == 0:
 		b.grantAny()
 	default:
@@ -233,6 +239,24 @@ func (b *Backend) grantAll() {
 			}
 		}
 	}
+	b.dismiss()
+}
+
+// dismiss sends those away for whom no endpoint serves, nor will soon, and who have
+// something to fall back to. Others wait on: one may come back in their time.
+func (b *Backend) dismiss() {
+	v := b.versions.Load().current
+	for w := b.queue.first(); w != nil; {
+		next := b.queue.after(w)
+		if w.of.Fallback != nil && !v.roster.Worth(b.triedOf(w)) {
+			b.remove(w)
+			if w.probe {
+				b.unprobe()
+			}
+			b.options.Ring(w.asking.Loop, w.asking.Token)
+		}
+		w = next
+	}
 }
 
 // reconsider lets those wait for any endpoint who waited for one that does not
@@ -333,6 +357,14 @@ func (b *Backend) Collect(w *Waiter) Grant {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return w.granted
+}
+
+// Dismissed tells, if Collect gave none, that w waits no longer: no endpoint is
+// left for it, as [Backend.Secure] will say.
+func (b *Backend) Dismissed(w *Waiter) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return w.in == nil && w.granted.Endpoint == nil
 }
 
 // Withdraw takes w out of the queue, because its flow ends or moves. If a slot

@@ -163,9 +163,14 @@ func (b *Backend) Secure(c *config.Backend, a *Asking) (Grant, *Waiter, Answer) 
 			b.budget.look(a.Now, b.requests())
 		}
 	}
-	if c.Breaker != nil && !b.letThrough() {
-		b.tripped.Add(1)
-		return Grant{}, nil, Tripped
+	probe := false
+	if c.Breaker != nil {
+		through := false
+		if probe, through = b.letThrough(); !through && (a.Place == 0 || a.Retry) {
+			b.tripped.Add(1)
+			return Grant{}, nil, Tripped
+		}
+		// Who waited already, and has moved, goes on to wait like those who have not.
 	}
 	want := b.wants(c, a)
 	if b.anybody.Load() == 0 {
@@ -173,8 +178,8 @@ func (b *Backend) Secure(c *config.Backend, a *Asking) (Grant, *Waiter, Answer) 
 			return g, nil, Secured
 		}
 	}
-	g, w, answer := b.queueUp(c, a, want)
-	if c.Breaker != nil && (answer == None || answer == Full) {
+	g, w, answer := b.queueUp(c, a, want, probe)
+	if probe && (answer == None || answer == Full) {
 		b.unprobe()
 	}
 	return g, w, answer

@@ -421,6 +421,10 @@ func (l *Loop) served(of uint64) {
 	}
 	g := q.book.Collect(q.place)
 	if g.Endpoint == nil {
+		if q.book.Dismissed(q.place) {
+			delete(l.waiting, i)
+			l.guard(i) // it asks again, and is told that there is none
+		}
 		return
 	}
 	delete(l.waiting, i)

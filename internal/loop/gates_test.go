@@ -133,6 +133,68 @@ func TestSourceConnections(t *testing.T) {
 	_ = two
 }
 
+// What a source has open is counted once, also after the limit was taken away and
+// came back while flows followed the configuration.
+func TestSourcesFollowTheConfiguration(t *testing.T) {
+	w := newWebOf(t, "sourceConnectionsMax: 2", "")
+	w.dial()
+	w.dial()
+	w.until("two flows", func() bool { return w.l.Load() == 2 })
+	limited := w.l.gen.Config
+	free := *limited.Listeners["e"]
+	free.Ref.Version, free.SourceConnectionsMax = 1, 0
+	again := *limited.Listeners["e"]
+	again.Ref.Version = 2
+	for _, lis := range []*config.Listener{&free, &again} {
+		c := *limited
+		c.Listeners = map[string]*config.Listener{"e": lis}
+		x := *w.l.gen.Listening["e"]
+		x.Object = lis
+		w.l.SetGeneration(&Generation{Number: w.l.gen.Number + 1, Config: &c, Listening: map[string]*Listening{"e": &x}})
+		w.l.shared.Objects = under{exact{&c}, lis}
+		w.l.Remake(w.l.Slots(0, nil), w.l.shared.Objects, nil)
+		w.l.SendTo(w.l, w.l.Slots(0, nil), nil)
+		w.until("their return", func() bool { return w.l.Load() == 2 })
+	}
+	if how := w.ends(w.dial()); how != "RST" {
+		t.Fatalf("the third ends by %s", how)
+	}
+	w.l.Kill(w.l.Slots(1, nil)[0])
+	w.dial()
+	w.until("two flows", func() bool { return w.l.Load() == 2 })
+	if how := w.ends(w.dial()); how != "RST" {
+		t.Fatalf("the next third ends by %s", how)
+	}
+	for _, i := range w.l.Slots(0, nil) {
+		w.l.Kill(i)
+	}
+	if n := w.l.shared.Ledger.Rates()["e"].Tracked; n != 0 {
+		t.Errorf("%d sources are remembered, though all have left", n)
+	}
+}
+
+// under has flows come under a listener, whichever version they were under.
+type under struct {
+	exact
+	listener *config.Listener
+}
+
+func (u under) Listener(string, uint64) *config.Listener { return u.listener }
+
+// Who waits while the last endpoint goes down is given what the backend falls back
+// to at once.
+func TestWaitersFallBack(t *testing.T) {
+	w := newWebOf(t, "", ", limits: { connectionsPerEndpoint: 1, queueTime: 1h }, fallback: { respond: { status: 200, type: text/plain, body: sorry } }")
+	far := w.ask(w.client())
+	near := w.client()
+	w.says(near, plainGet)
+	b := w.l.shared.Ledger.Backend("b")
+	w.until("a waiter", func() bool { return b.Waiting() == 1 })
+	b.Stand(w.l.gen.Config.Backends["b"].Endpoints[0].Ref.Name, func(s *ledger.Standing) { s.Health = ledger.Down })
+	w.hears(near, "sorry")
+	w.says(far, plainAnswer)
+}
+
 // While memory is short nobody is accepted, and clients that are between two
 // requests can be sent away.
 func TestShedding(t *testing.T) {

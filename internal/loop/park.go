@@ -371,18 +371,17 @@ func (l *Loop) adopt(z *frozen.Flow, p *Parcel, k int, objects flow.Objects) err
 // here: its source, and which endpoint its client is to come back to.
 func (l *Loop) comeUnder(s *slot, p *Parcel, k int) {
 	x := s.flow.Listener()
-	switch {
-	case p.Sources != nil:
-		if was := p.Sources[k]; was != nil {
-			s.sourced = true
-			if was.Listener != x { // it has adopted another version
-				l.shared.Ledger.AdmitSource(x, was.Address)
-				l.shared.Ledger.LeaveSource(was.Listener, was.Address)
-			}
-		}
-	case limitsSources(x):
+	var was *Source // nil: it came from another process, or counted for nobody
+	if p.Sources != nil {
+		was = p.Sources[k]
+	}
+	// It counts for what it leaves until it counts for what it comes under: whether
+	// that limits sources, and tells them apart alike, may have changed.
+	if s.sourced = limitsSources(x); s.sourced && (was == nil || was.Listener != x) {
 		l.shared.Ledger.AdmitSource(x, s.flow.Client().Addr())
-		s.sourced = true
+	}
+	if was != nil && (was.Listener != x || !s.sourced) {
+		was.leave(l.shared.Ledger)
 	}
 	if b, e := s.flow.Backend(), s.flow.Endpoint(); e != nil && b.Sticky != nil && b.Sticky.Kind != config.StickyCookie {
 		s.flow.Ask(&l.asking)
