@@ -160,23 +160,27 @@ func (b *badRun) slowness() func() {
 	b.stands[3].slower.Store(10)
 	b.until(1500 * time.Millisecond)
 	known := b.came()
-	b.until(b.long(5*time.Second, 12*time.Second))
+	b.until(b.long(3500*time.Millisecond, 12*time.Second))
 	slow := b.came()
 	b.mark("e4 is as the others again")
 	b.stands[3].slower.Store(1)
 	// What it took then is forgotten little by little, so this takes a while.
+	// A short run sees it begin.
+	enough := 15.0
+	if b.m.Short {
+		enough = 2
+	}
 	began, again := time.Now(), 0.0
-	for again < 15 && time.Since(began) < 20*time.Second && b.m.ctx.Err() == nil {
+	for again < enough && time.Since(began) < 20*time.Second && b.m.ctx.Err() == nil {
 		before := b.came()
 		time.Sleep(b.m.piece)
 		again = share(b.came(), before, 3)
 	}
-	b.mark("e4 has its part again")
-	b.until(b.long(6*time.Second, 25*time.Second))
+	b.mark("e4 gets %.0f %% again", again)
 	return func() {
 		well, bad := share(start, [badServers]int64{}, 3), share(slow, known, 3)
 		b.must(bad < well && bad <= 12, "share of e4 while it is slow", fmt.Sprintf("%.1f %% after %.1f %%", bad, well), "less, at most 12 %")
-		b.must(again >= 15, "share of e4 when it is as the others again", fmt.Sprintf("%.1f %%", again), "at least 15 %")
+		b.must(again >= enough, "share of e4 when it is as the others again", fmt.Sprintf("%.1f %%", again), fmt.Sprintf("at least %.0f %%", enough))
 		b.must(b.c.failed() == 0, "failures that clients saw", fmt.Sprint(b.c.failed()), "0")
 	}
 }
