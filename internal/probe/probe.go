@@ -183,6 +183,10 @@ func (e *Engine) Set(targets []Target) {
 				heap.Remove(&e.queue, x.at)
 				fresh = append(fresh, x)
 			}
+		case x.at >= 0 && x.due-now > max(t.Every, time.Millisecond):
+			// It was planned when checks were further apart.
+			heap.Remove(&e.queue, x.at)
+			e.plan(x, now, t.Every)
 		}
 		x.target, x.request = t, request(t)
 	}

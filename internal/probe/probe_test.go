@@ -457,6 +457,40 @@ func TestSet(t *testing.T) {
 	}
 }
 
+// A shorter interval is in force at once, and not when the longer one is over.
+func TestShorterInterval(t *testing.T) {
+	address := filepath.Join(t.TempDir(), "1")
+	server(t, "unix", address, func(net.Conn) {})
+	probes := make(chan struct{}, 1)
+	e := New(func(x *Target, _ health.Result) time.Duration {
+		select {
+		case probes <- struct{}{}:
+		default:
+		}
+		return x.Every
+	})
+	defer e.Stop()
+	await := func() {
+		t.Helper()
+		select {
+		case <-probes:
+		case <-time.After(30 * time.Second):
+			t.Fatal("it is not probed")
+		}
+	}
+	set := func(every time.Duration) {
+		e.Set([]Target{{Name: "a", Network: "unix", Address: address, Check: &config.Check{Timeout: 10 * time.Second}, Every: every, New: true}})
+	}
+	set(time.Hour)
+	await()
+	for e.Stats().Running > 0 { // until the next one is planned
+		time.Sleep(time.Millisecond)
+	}
+	set(10 * time.Millisecond)
+	await()
+	await()
+}
+
 // Stop does not wait for those that do not answer.
 func TestStop(t *testing.T) {
 	reached := make(chan struct{}, 10)
