@@ -82,3 +82,36 @@ func TestRouteStaysUnderAChange(t *testing.T) {
 		})
 	}
 }
+
+// rebuilt are objects of which one backend is another version.
+type rebuilt struct {
+	exact
+	is *config.Backend
+}
+
+func (r rebuilt) Backend(name string, version uint64) *config.Backend {
+	if name == r.is.Ref.Name {
+		return r.is
+	}
+	return r.exact.Backend(name, version)
+}
+
+// A flow that adopts another version of its backend has tried none of its
+// endpoints: what it has tried are numbers of the version before.
+func TestTriedIsOfAVersion(t *testing.T) {
+	z := httpSample(t, "queued")
+	z.Tried, z.Attempts = 5, 2
+	f, err := Thaw(5e9, z, httpObjects)
+	if err != nil || f.Tried() != 5 {
+		t.Fatal(f.Tried(), err)
+	}
+	is := *httpObjects.Backends[z.Backend.Name]
+	is.Ref.Version++
+	is.Endpoints = is.Endpoints[:1]
+	z = httpSample(t, "queued")
+	z.Tried, z.Attempts = 5, 2
+	f, err = Thaw(5e9, z, rebuilt{httpObjects, &is})
+	if err != nil || f.Tried() != 0 || f.Attempt() != 2 {
+		t.Errorf("tried %b in %d attempts, %v", f.Tried(), f.Attempt(), err)
+	}
+}

@@ -234,7 +234,9 @@ func Thaw(now Instant, z *frozen.Flow, objects Objects) (Flow, error) {
 		return Flow{}, refused("flow", "facts %x: not known to this release", z.Facts)
 	}
 	c, b := &f.legs[Client], &f.legs[Backend]
-	f.place, f.tried = z.Place, z.Tried
+	if f.place = z.Place; f.backend == nil || f.backend.Ref.Version == z.Backend.Version {
+		f.tried = z.Tried // of another version the bits would mean other endpoints
+	}
 	b.attempts, b.facts, b.spent, c.spent = uint8(z.Attempts), facts(z.Facts), micros(z.ConnectMicros), micros(z.WaitMicros)
 	if err := f.legs[Client].thaw(z.Client); err != nil {
 		return Flow{}, err

@@ -216,6 +216,11 @@ const latencyDecay = 10 * time.Second
 // that took longer than is left of it.
 const paceShift = 16
 
+// clocksDiffer is how far behind that time a reader's clock may be, in those units:
+// loops read theirs once a turn. It is 65 s; any other distance is one forward, so an
+// endpoint that was out of service for two days does not come back as slow as it was.
+const clocksDiffer = 1_000_000
+
 func (e *Endpoint) observe(now int64, took time.Duration) {
 	stamp := uint32(now >> paceShift)
 	for {
@@ -228,7 +233,11 @@ func (e *Endpoint) observe(now int64, took time.Duration) {
 
 // decayed is what is left of a pace at an instant.
 func decayed(pace uint64, stamp uint32) float64 {
-	gone := float64(max(0, int32(stamp-uint32(pace)))) / float64(latencyDecay>>paceShift)
+	since := stamp - uint32(pace)
+	if since > math.MaxUint32-clocksDiffer {
+		since = 0
+	}
+	gone := float64(since) / float64(latencyDecay>>paceShift)
 	left := 1 - gone + gone*gone/2
 	if gone > 1.0/64 { // below, the difference is less than a float32 shows; measured: 20 ns less a request
 		left = math.Exp(-gone)

@@ -403,3 +403,22 @@ func TestNothingIsAllocated(t *testing.T) {
 		l.LeaveSource(lis, source)
 	})
 }
+
+// What an endpoint took is forgotten however long it was out of service, and by a
+// reader whose clock is a little behind it is seen as it was.
+func TestPaceIsForgotten(t *testing.T) {
+	b := governed(backend(1, equal(1), nil))
+	e := b.Endpoint("b/e0")
+	begin := int64(1000 * time.Hour)
+	e.Note(begin, true, time.Second)
+	for _, behind := range []time.Duration{0, time.Millisecond, time.Second} {
+		if ms := e.LatencyAt(begin-int64(behind)) / 1e6; ms < 999 || ms > 1001 {
+			t.Errorf("%v before it was seen it is %v ms", behind, ms)
+		}
+	}
+	for after := time.Minute * 5; after < 77*time.Hour; after += time.Hour / 2 {
+		if ns := e.LatencyAt(begin + int64(after)); ns > 1e3 {
+			t.Fatalf("%v later it is still %v ns", after, ns)
+		}
+	}
+}
