@@ -17,6 +17,10 @@ import (
 // asked for. What has no answer by then comes later, by itself.
 const resolveTime = 3 * time.Second
 
+// changeLook is the time between two looks whether a change is over: who waits
+// for it in another way could not be stopped.
+const changeLook = 20 * time.Millisecond
+
 // naming keeps the endpoints that are names at the addresses that they have now.
 // Whoever holds Node.change owns it.
 type naming struct {
@@ -161,7 +165,7 @@ func (x *naming) answers() map[string]resolve.Answer {
 	return x.resolver.Answers()
 }
 
-// stop ends it. Nobody may hold Node.change who waits for it.
+// stop ends it. It waits for nobody who holds Node.change.
 func (x *naming) stop() {
 	x.once.Do(func() {
 		close(x.end)
@@ -179,9 +183,15 @@ func (x *naming) stop() {
 // points elsewhere says nothing about those who are connected. Only those adopt
 // the change whose listener says so.
 func (n *Node) readdress() {
-	n.change.Lock()
-	defer n.change.Unlock()
 	x := n.names
+	for !n.change.TryLock() {
+		select {
+		case <-x.end:
+			return
+		case <-time.After(changeLook):
+		}
+	}
+	defer n.change.Unlock()
 	if x.resolver == nil {
 		return
 	}

@@ -20,11 +20,22 @@ const (
 // many flows are left, which Stop resets. tell, if not nil, is told how many
 // there are, about once a second.
 func (n *Node) Drain(d time.Duration, hurry <-chan struct{}, tell func(left int)) int {
-	n.closeListeners()
 	end := time.NewTimer(d)
 	defer end.Stop()
 	look := time.NewTicker(idleEvery)
 	defer look.Stop()
+	// An upgrade or a migration may be under way, and take long.
+	for !n.change.TryLock() {
+		select {
+		case <-look.C:
+		case <-hurry:
+			return n.flows()
+		case <-end.C:
+			return n.flows()
+		}
+	}
+	n.closeListeners()
+	n.change.Unlock()
 	var told time.Time
 	for {
 		n.closeIdle()
@@ -47,10 +58,8 @@ func (n *Node) Drain(d time.Duration, hurry <-chan struct{}, tell func(left int)
 }
 
 // closeListeners accepts what the kernel has queued already, and nothing after
-// that: who comes now is refused and can go elsewhere.
+// that: who comes now is refused and can go elsewhere. The caller holds change.
 func (n *Node) closeListeners() {
-	n.change.Lock()
-	defer n.change.Unlock()
 	if n.inCharge() != nil {
 		return // they are a successor's
 	}
