@@ -128,16 +128,15 @@ func (c *caller) close() {
 
 // tally counts what clients saw. Several goroutines write it.
 type tally struct {
-	mu       sync.Mutex // guards all below
-	good     int
-	bad      map[string]int
-	first    []string       // failures, with the time of each
-	servers  map[string]int // good answers by who gave them
-	took     Histogram
-	bulk     int // of the good ones: long downloads
-	sockets  int // WebSockets that ended as they should
-	messages int
-	onGood   func(a answered)
+	mu      sync.Mutex // guards all below
+	good    int
+	bad     map[string]int
+	first   []string       // failures, with the time of each
+	servers map[string]int // good answers by who gave them
+	took    Histogram
+	bulk    int // of the good ones: long downloads
+	sockets int // WebSockets that ended as they should
+	onGood  func(a answered)
 }
 
 func newTally() *tally { return &tally{bad: map[string]int{}, servers: map[string]int{}} }

@@ -91,7 +91,6 @@ type misbehaveLab struct {
 	rest    time.Duration
 	piece   time.Duration // of the curve
 
-	mu sync.Mutex // guards out
 }
 
 const (

@@ -11,6 +11,9 @@ import (
 	"time"
 )
 
+// haproxyPath is where Debian has it.
+const haproxyPath = "/usr/sbin/haproxy"
+
 // shopHAProxy is Debian's haproxy beside us, as seed 002 has it, with what a
 // release of today wants besides: a frontend, a mode and timeouts.
 type shopHAProxy struct {
@@ -37,7 +40,7 @@ func (r *rollingLab) haproxy(name, vip, backend string) (*shopHAProxy, error) {
 		return nil, err
 	}
 	var err error
-	if h.process, err = r.here.Start(name, nil, "/usr/sbin/haproxy", "-db", "-f", file); err != nil {
+	if h.process, err = r.here.Start(name, nil, haproxyPath, "-db", "-f", file); err != nil {
 		return nil, err
 	}
 	ok := eventually(readyPatience, func() bool {
