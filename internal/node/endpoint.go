@@ -83,7 +83,8 @@ func (q *EndpointRequest) order() (health.Order, error) {
 			return health.Order{}, fmt.Errorf("node: a hold of %g s: want up to a day", q.Seconds)
 		}
 		if q.Seconds > 0 {
-			o.For = time.Duration(q.Seconds * float64(time.Second))
+			// Less than a nanosecond would be no time, which is one that never ends.
+			o.For = max(time.Millisecond, time.Duration(q.Seconds*float64(time.Second)))
 		}
 	}
 	return o, nil

@@ -291,6 +291,11 @@ func TestHoldMakesRequestsWait(t *testing.T) {
 	if s := f.state("a"); s.State != "ready" {
 		t.Errorf("%+v", s)
 	}
+	// However short it is.
+	if _, err := f.SetEndpoint(EndpointRequest{Backend: "web", Endpoint: "a", Do: "hold", Seconds: 1e-12}); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "the hold does not end", func() bool { return f.state("a").State == "ready" })
 	l.stop(t)
 }
 
