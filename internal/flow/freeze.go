@@ -361,7 +361,7 @@ func (f *Flow) thawEntry(now Instant, z *frozen.Flow) error {
 }
 
 // exchangeFlagsAll are those that this release knows.
-const exchangeFlagsAll = severed<<1 - 1
+const exchangeFlagsAll = stray<<1 - 1
 
 // thawExchange: the rest of a flow that speaks HTTP.
 func (f *Flow) thawExchange(z *frozen.Flow) error {

@@ -121,6 +121,7 @@ const (
 	parting                              // the client said itself that it asks for nothing more
 	bad                                  // the answer is our own, and the client is to blame
 	severed                              // the backend takes no more because it has gone: an end that is read is none
+	stray                                // key is Maglev's, not the client's: the request has not the field that its table goes by
 )
 
 // inbox holds octets that a leg said and that are not digested: half a head,
@@ -520,7 +521,7 @@ func (f *Flow) request(now Instant, d *Desk, h *h1.Head, size int) {
 		return
 	}
 	f.backend, f.place, f.tried = b, 0, 0
-	x.key, x.stuck = keyOf(b, h, source), d.cookies.endpoint(d, b, h)
+	f.known(d, h, source)
 	f.at = after(now, b.QueueTime)
 	f.become(Queued)
 

@@ -20,18 +20,55 @@ func (f *Flow) Ask(a *ledger.Asking) {
 		Retry: b.attempts > 0 && b.facts&paid == 0,
 	}
 	if f.x == nil {
-		a.Key = keyOf(f.backend, nil, f.Client().Addr())
+		a.Key, a.Hashed = keyOf(f.backend, nil, f.behind()), unlisted(f.backend, nil)
 		return
 	}
-	a.Key, a.Stuck = f.x.key, int(f.x.stuck)
+	a.Key, a.Stuck, a.Hashed = f.x.key, int(f.x.stuck), f.x.flags&stray != 0
 	if rt := f.ruling(); rt != nil {
 		a.Class = rt.Priority
 	}
 }
 
+// behind is the client as a trusted proxy has said, or as we know it ourselves.
+func (f *Flow) behind() netip.Addr {
+	if f.entry != nil && f.entry.source != (Address{}) {
+		return f.entry.source.AddrPort().Addr()
+	}
+	return f.Client().Addr()
+}
+
+// known notes what of a request its backend chooses an endpoint by.
+func (f *Flow) known(d *Desk, h *h1.Head, source netip.Addr) {
+	x, b := f.x, f.backend
+	x.key, x.stuck = keyOf(b, h, source), 0
+	if x.flags &^= stray; unlisted(b, h) {
+		x.flags |= stray
+	}
+	if h != nil {
+		x.stuck = d.cookies.endpoint(d, b, h)
+	}
+}
+
+// knownAgain does so for a request that comes to another backend. What it said is
+// in the head that no endpoint has taken yet, as it is passed on.
+func (f *Flow) knownAgain(d *Desk) {
+	lim := h1.Limits{LineMax: h1.HeadMost, HeadMax: h1.HeadMost, FieldsMax: h1.FieldsMost}
+	h, octets := &d.head, f.legs[Backend].buf
+	size, _, err := h1.Scan(octets, 0, &lim)
+	if err != nil || size == 0 || h.Request(octets[:size], &lim) != nil {
+		h = nil // with what we have added it is too large to be looked at again
+	}
+	f.known(d, h, f.behind())
+}
+
+// unlisted tells whether the sticky table of b has no key for the request.
+func unlisted(b *config.Backend, h *h1.Head) bool {
+	return b.Sticky != nil && b.Sticky.Kind == config.StickyHeader && fieldOf(h, b.Sticky.Name) == nil
+}
+
 // keyOf gives the key that an endpoint of b is chosen by: that of its sticky
-// table, or of Maglev; 0 if there is neither, or the table is for a field that
-// the request does not have. h is nil without HTTP.
+// table, or, without one or if the request has not its field, of Maglev; 0 if
+// there is neither. h is nil without HTTP.
 func keyOf(b *config.Backend, h *h1.Head, source netip.Addr) uint64 {
 	if s := b.Sticky; s != nil {
 		switch s.Kind {

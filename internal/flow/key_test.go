@@ -147,6 +147,7 @@ func TestAsk(t *testing.T) {
 		{"one more", "manual\nclient asks GET /1\nsecured 1\ndial-failed\nplace\nsecured 0\ndial-failed", "tried 3 place 44 stuck 0 class 1 retry true key false"},
 		{"that the budget gave", "manual\nclient asks GET /again/1\nsecured 1\ndialed\nbackend answers busy 1", "tried 2 place 0 stuck 0 class 2 retry false key false"},
 		{"after a reset", "manual\nclient asks GET /again/1\nsecured 1\ndialed\nbackend rst", "tried 2 place 0 stuck 0 class 2 retry true key false"},
+		{"of a fallback, with its cookie", "manual\nclient asks GET /falls/1 stuck=e3,9\nsecured 1\ndial-failed\nunavailable", "tried 0 place 0 stuck 3 class 1 retry false key false"},
 		{"of a fallback", "manual\nclient asks GET /falls/1\nsecured 1\ndial-failed\nunavailable", "tried 0 place 0 stuck 0 class 1 retry false key false"},
 	} {
 		s, err := parseHTTP(c.script)
@@ -166,13 +167,24 @@ func TestAsk(t *testing.T) {
 			t.Errorf("%s: %s, want %s", c.name, got, c.want)
 		}
 	}
+	// Who has not the field of the sticky table is chosen for by the hash, and not
+	// remembered by that.
+	b := &config.Backend{Balance: config.Maglev, Hash: config.Hash{Kind: config.HashPath}, Sticky: &config.Sticky{Kind: config.StickyHeader, Name: "X-User"}}
+	for head, want := range map[string]bool{"GET / HTTP/1.1\r\nHost: h\r\nX-User: a\r\n\r\n": false, "GET / HTTP/1.1\r\nHost: h\r\nX-User: \r\n\r\n": true} {
+		f := Flow{listener: httpObjects.Listeners["web"], work: &work{backend: b, x: &exchange{flags: stray}}}
+		f.known(deskOfTests(), parseRequest(t, head), netip.Addr{})
+		var a ledger.Asking
+		if f.Ask(&a); a.Key == 0 || a.Hashed != want {
+			t.Errorf("%q: key %#x, of the hash %t", head, a.Key, a.Hashed)
+		}
+	}
 	// Without HTTP the client's address is all there is.
 	f := New(1, 1, objects.Listeners["hashed"], objects.Backends["hashed"], AddressOf(netip.MustParseAddrPort("192.0.2.7:9")), new(Lender))
-	var a, b ledger.Asking
+	var a, o ledger.Asking
 	f.Ask(&a)
 	f.client = AddressOf(netip.MustParseAddrPort("192.0.2.200:10"))
-	f.Ask(&b)
-	if a.Key == 0 || a.Key != b.Key || a.Class != config.NormalPriority {
-		t.Errorf("two of one /24 ask for %+v and %+v", a, b)
+	f.Ask(&o)
+	if a.Key == 0 || a.Key != o.Key || a.Class != config.NormalPriority {
+		t.Errorf("two of one /24 ask for %+v and %+v", a, o)
 	}
 }

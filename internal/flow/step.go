@@ -257,7 +257,8 @@ func (f *Flow) fallBack(now Instant, d *Desk, c Cause) bool {
 	f.backend, f.place, f.tried, leg.attempts, leg.facts = b, 0, 0, 0, 0
 	if f.x != nil {
 		// They are endpoints of the other backend.
-		f.x.stuck, f.entry.endpoint = 0, nil
+		f.entry.endpoint = nil
+		f.knownAgain(d)
 	}
 	f.at = after(now, b.QueueTime)
 	if f.state != Queued {

@@ -17,9 +17,11 @@ type Asking struct {
 	Stuck int    // 1 + the index of the endpoint that a valid cookie names; 0 is none
 	Class config.Priority
 	Retry bool // a further attempt: it counts against the budget
-	Loop  int
-	Token uint64
-	Now   int64 // the loops' clock, in nanoseconds
+	// Hashed: Key is Maglev's alone, and no sticky table has it.
+	Hashed bool
+	Loop   int
+	Token  uint64
+	Now    int64 // the loops' clock, in nanoseconds
 }
 
 // Answer is what [Backend.Secure] says.
@@ -254,7 +256,7 @@ func (b *Backend) wants(c *config.Backend, a *Asking) *Endpoint {
 		_, v := b.version(c)
 		return v.accounts[a.Stuck-1]
 	}
-	if t := b.table.Load(); t != nil && a.Key != 0 && c.Sticky.Kind != config.StickyCookie {
+	if t := b.table.Load(); t != nil && a.Key != 0 && !a.Hashed && c.Sticky.Kind != config.StickyCookie {
 		return t.find(a.Key, a.Now)
 	}
 	return nil
@@ -262,7 +264,7 @@ func (b *Backend) wants(c *config.Backend, a *Asking) *Endpoint {
 
 // learn remembers in the sticky table, if there is one, where the client went.
 func (b *Backend) learn(a *Asking, e *Endpoint) {
-	if a.Key == 0 {
+	if a.Key == 0 || a.Hashed {
 		return
 	}
 	if t := b.table.Load(); t != nil {

@@ -130,3 +130,20 @@ func TestStandWhileSomebodyBeginsToWait(t *testing.T) {
 		t.Errorf("it gets %s, after %d calls", name, calls)
 	}
 }
+
+// A key that is of the hash alone is in no table: it would push out clients' own.
+func TestHashesAreNotLearned(t *testing.T) {
+	c := backend(1, equal(2), func(c *config.Backend) {
+		c.Balance, c.Sticky = config.Maglev, &config.Sticky{Kind: config.StickyHeader, TableMax: 100, MaxAge: 1}
+	})
+	b := governed(c)
+	for i := range 50 {
+		secure(b, c, ledger.Asking{Key: uint64(i + 1), Hashed: true, Now: 1})
+	}
+	if n := b.Stats().Learned; n != 0 {
+		t.Errorf("%d are learned", n)
+	}
+	if secure(b, c, ledger.Asking{Key: 1, Now: 1}); b.Stats().Learned != 1 {
+		t.Errorf("%d clients are learned", b.Stats().Learned)
+	}
+}

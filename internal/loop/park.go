@@ -385,7 +385,7 @@ func (l *Loop) comeUnder(s *slot, p *Parcel, k int) {
 	}
 	if b, e := s.flow.Backend(), s.flow.Endpoint(); e != nil && b.Sticky != nil && b.Sticky.Kind != config.StickyCookie {
 		s.flow.Ask(&l.asking)
-		if l.asking.Key != 0 {
+		if l.asking.Key != 0 && !l.asking.Hashed {
 			l.book(b.Ref.Name).Learn(l.asking.Key, e.Ref.Name)
 		}
 	}
