@@ -52,7 +52,7 @@ func demoCommand() *cobra.Command {
 	}
 	c.Flags().DurationVar(&duration, "duration", 0, "end by itself; 0s: by Ctrl-C")
 	c.Flags().IntVar(&flows, "flows", 200, "long-lived flows of TCP; short ones and HTTP come on top")
-	c.AddCommand(demoServerCommand())
+	c.AddCommand(demoServerCommand(), demoKeeperCommand())
 	return c
 }
 

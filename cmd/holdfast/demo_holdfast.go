@@ -27,6 +27,7 @@ type demoHoldfast struct {
 	server       string // for TCP
 	pages        []*exampleServer
 	client       *client
+	keeper       *demoKeeper
 	ended        bool
 
 	mu    sync.Mutex          // guards what follows
@@ -55,6 +56,9 @@ func startDemoHoldfast(server string, say func(string, ...any)) (*demoHoldfast, 
 	h := &demoHoldfast{
 		exe: exe, dir: dir, server: server, file: filepath.Join(dir, "holdfast.yaml"), socket: filepath.Join(dir, "admin.sock"),
 		known: map[int]*os.Process{},
+	}
+	if h.keeper, err = startKeeper(exe, dir); err != nil {
+		return nil, errors.Join(err, os.RemoveAll(dir))
 	}
 	h.client = clientOf(h.socket, false)
 	h.client.http.Timeout = time.Minute
@@ -234,6 +238,7 @@ func (h *demoHoldfast) end() error {
 		page.end()
 	}
 	_ = os.RemoveAll(h.dir)
+	h.keeper.end()
 	if len(left) > 0 {
 		return fmt.Errorf("demo: process %s did not end when told; killed", strings.Join(left, ", "))
 	}

@@ -131,6 +131,40 @@ func TestDemoEndsWhatItDidNotStart(t *testing.T) {
 	leftNothing(t, dir)
 }
 
+// A demo that is killed leaves nothing behind either, whoever of it serves by then.
+func TestDemoIsKilled(t *testing.T) {
+	dir := t.TempDir()
+	cmd := holdfast(t, "demo", "--duration", "30s", "--flows", "20")
+	cmd.Env = append(cmd.Env, "TMPDIR="+dir)
+	pipe, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	out := bufio.NewScanner(pipe)
+	for out.Scan() && !strings.Contains(out.Text(), " req/s ") {
+		continue
+	}
+	sockets, _ := filepath.Glob(dir + "/holdfast-demo-*/admin.sock")
+	if len(sockets) != 1 {
+		t.Fatalf("admin sockets: %q", sockets)
+	}
+	if text, err := holdfast(t, "upgrade", "--socket", sockets[0]).CombinedOutput(); err != nil {
+		t.Fatalf("upgrade: %v\n%s", err, text)
+	}
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait() // killed, as it should be
+	eventually(t, "its files are gone", func() bool {
+		left, _ := os.ReadDir(dir)
+		return len(left) == 0
+	})
+	leftNothing(t, dir)
+}
+
 // leftNothing wants no file in dir, and no process that was told of one.
 func leftNothing(t *testing.T, dir string) {
 	t.Helper()
