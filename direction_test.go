@@ -37,8 +37,9 @@ var layers = []lint.Layer{
 		"internal/loop", "internal/move", "internal/flow", "internal/balance", "internal/ledger", "internal/config",
 		"internal/health", "internal/probe", "internal/resolve", "internal/accesslog",
 		"internal/sock", "internal/frozen", "internal/netadmin", "tcprepair"}},
+	{Package: "internal/page", Imports: []string{"internal/config", "internal/node"}}, // HTML and SVG of a look at a node
 	{Package: "internal/admin", Imports: []string{
-		"internal/config", "internal/node", "internal/sock"}}, // sock: the umask of its socket
+		"internal/config", "internal/node", "internal/page", "internal/sock"}}, // sock: the umask of its socket
 
 	// The worlds for tests. Nothing above imports them but from its own tests.
 	{Package: "internal/sim", Imports: []string{

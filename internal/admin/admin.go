@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -33,6 +34,7 @@ type Server struct {
 	// metrics is served here and, from Publish on, by scrapes; nil: nowhere else.
 	metrics http.Handler
 	scrapes *service
+	pages   *pageServer
 	// Left is closed when the node has been handed over to a successor.
 	Left chan struct{}
 }
@@ -88,7 +90,7 @@ func Prepare(n *node.Node, path string, log *slog.Logger) (*Server, error) {
 		_ = l.Close()
 		return nil, fmt.Errorf("admin: %w", err)
 	}
-	s := &Server{node: n, log: log, path: path, at: fresh, own: own, metrics: metricsHandler(n, log), Left: make(chan struct{})}
+	s := &Server{node: n, log: log, path: path, at: fresh, own: own, metrics: metricsHandler(n, log), pages: newPageServer(n), Left: make(chan struct{})}
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", s.metrics)
 	mux.HandleFunc("GET /v1/status", answer(func(*http.Request) (any, error) { return n.Status(), nil }))
@@ -102,7 +104,8 @@ func Prepare(n *node.Node, path string, log *slog.Logger) (*Server, error) {
 	mux.HandleFunc("POST /v1/migrate", answer(s.migrate))
 	mux.HandleFunc("POST /v1/upgrade", s.upgrade)
 	mux.HandleFunc("POST /v1/debug/busy", answer(s.busy))
-	s.http = serveOn(&http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second, MaxHeaderBytes: 64 << 10}, l, func(err error) {
+	s.pages.register(mux, true)
+	s.http = serveOn(&http.Server{Handler: local(mux), ReadHeaderTimeout: 10 * time.Second, MaxHeaderBytes: 64 << 10}, l, func(err error) {
 		log.Error("the admin socket failed", "error", err)
 	})
 	return s, nil
@@ -125,7 +128,7 @@ func replaceable(path string) error {
 // error it answers where it was prepared.
 func (s *Server) Publish() error {
 	if l := s.node.MetricsListener(); l != nil && s.scrapes == nil {
-		s.scrapes = serveScrapes(l, s.metrics, s.log)
+		s.scrapes = serveScrapes(l, s.metrics, s.log, func(mux *http.ServeMux) { s.pages.register(mux, false) })
 	}
 	if err := replaceable(s.path); err != nil {
 		return fmt.Errorf("%w; this process answers at %s", err, s.at)
@@ -139,10 +142,12 @@ func (s *Server) Publish() error {
 
 // Close ends serving. The socket file goes only if it is still ours.
 func (s *Server) Close(remove bool) {
+	s.pages.end()
 	s.http.close()
 	if s.scrapes != nil {
 		s.scrapes.close()
 	}
+	s.pages.wait()
 	if st, err := os.Lstat(s.at); remove && err == nil && os.SameFile(st, s.own) {
 		_ = os.Remove(s.at)
 	}
@@ -153,6 +158,7 @@ func (s *Server) Close(remove bool) {
 func (s *Server) Drain() {
 	ctx, cancel := context.WithTimeout(context.Background(), drainTime)
 	defer cancel()
+	s.pages.end() // they never end by themselves
 	var all sync.WaitGroup
 	for _, x := range []*service{s.http, s.scrapes} {
 		if x != nil {
@@ -207,7 +213,11 @@ func filterOf(r *http.Request) (q node.FlowFilter, err error) {
 	if err := r.ParseForm(); err != nil {
 		return q, fmt.Errorf("admin: %w", err)
 	}
-	for name, values := range r.Form {
+	return filterBy(r.Form)
+}
+
+func filterBy(form url.Values) (q node.FlowFilter, err error) {
+	for name, values := range form {
 		v := values[0]
 		switch name {
 		case "listener":

@@ -81,10 +81,13 @@ func metricsHandler(n *node.Node, log *slog.Logger) http.Handler {
 	})
 }
 
-// serveScrapes serves /metrics, and nothing else, over TCP.
-func serveScrapes(l net.Listener, metrics http.Handler, log *slog.Logger) *service {
+// serveScrapes serves /metrics over TCP, and what more registers.
+func serveScrapes(l net.Listener, metrics http.Handler, log *slog.Logger, more ...func(*http.ServeMux)) *service {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", metrics)
+	for _, register := range more {
+		register(mux)
+	}
 	return serveOn(&http.Server{
 		Handler: mux, MaxHeaderBytes: scrapeHead,
 		ReadHeaderTimeout: scrapeTime, ReadTimeout: scrapeTime, WriteTimeout: 3 * scrapeTime, IdleTimeout: scrapeIdle,

@@ -197,7 +197,7 @@ func TestMetricsOverTCP(t *testing.T) {
 	if code, text := get("/metrics"); code != 200 || !strings.Contains(text, "holdfast_flows_reset_by_move_total 0") {
 		t.Errorf("%d: %s", code, text)
 	}
-	for _, path := range []string{"/v1/status", "/v1/flows", "/v1/endpoints", "/", "/debug/pprof/"} {
+	for _, path := range []string{"/v1/status", "/v1/flows", "/v1/endpoints", "/debug/pprof/"} {
 		if code, _ := get(path); code != http.StatusNotFound {
 			t.Errorf("%s: status %d", path, code)
 		}
