@@ -161,7 +161,7 @@ labs: ## LABS="...": every lab in turn
 # could not go on, does not count.
 # A name before a colon is another lab than the first one.
 SABOTAGES = drop-octet rst-one blind-relay kill \
-	corpora:blind-relay corpora:drop-octet corpora:kill vtc:blind-relay vtc:kill rolling:kill
+	corpora:blind-relay corpora:drop-octet corpora:kill vtc:blind-relay vtc:kill rolling:kill ledger:drop-octet misbehave:drop-octet
 sabotage: ## each sabotage of the lab is noticed
 	@bad=0; out=$$(mktemp); trap 'rm -f "$$out"' EXIT
 	for s in $(SABOTAGES); do

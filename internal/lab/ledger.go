@@ -230,6 +230,7 @@ func (l *ledgerRun) limits(m *mixer, stands []*stand, lines []*lineServer) error
 	tcp := newCrowd(l.ctx, "127.0.0.1:8101", l.Seed)
 	tcp.each(30, 0, false, func(_ *caller, r *rand.Rand) { tcp.note(answered{Status: 200}, lineSession(tcp.to, r)) })
 	m.upgrade = !l.Short
+	stands[0].drops.Store(l.Sabotage == DropOctet)
 	err := m.during(func() { time.Sleep(long) })
 	web.end()
 	tcp.end()

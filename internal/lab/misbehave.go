@@ -30,7 +30,7 @@ func misbehaving(ctx context.Context, o Options, out io.Writer, v *Verdict) erro
 	}
 	s.WriteString("backends:\n")
 	for i, x := range badScenes {
-		fmt.Fprintf(&s, "  %s:\n    connectTimeout: 1s\n    answerTimeout: %v\n    limits: { queueTime: 1s }\n%s    endpoints:\n", x.name, badPatience, x.policy)
+		fmt.Fprintf(&s, "  %s:\n    connectTimeout: 1s\n    limits: { queueTime: 1s }\n%s    endpoints:\n", x.name, x.policy)
 		for n := range badServers {
 			fmt.Fprintf(&s, "      - { name: e%d, address: \"%s\" }\n", n+1, shopAddr(20+i, n+1, shopPort))
 		}
@@ -93,12 +93,8 @@ type misbehaveLab struct {
 
 }
 
-const (
-	// badServers are as many as each scene has.
-	badServers = 4
-	// badPatience is how long an answer may take.
-	badPatience = 300 * time.Millisecond
-)
+// badServers are as many as each scene has.
+const badServers = 4
 
 // badRun is one scene as it is played.
 type badRun struct {

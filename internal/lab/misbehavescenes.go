@@ -17,7 +17,7 @@ type badScene struct {
 var badScenes = []badScene{
 	{"errors", "half of e1's answers are 503", "    eject: { consecutive: 5, rate: 30%, least: 10, window: 2s, time: 1s, timeMax: 8s }\n    retry: { max: 0 }\n", (*badRun).errors},
 	{"refuse", "e2 refuses connections", "    eject: { consecutive: 5, time: 1s, timeMax: 8s }\n", (*badRun).refuses},
-	{"silent", "e3 accepts, and says nothing", "    eject: { consecutive: 5, time: 1s, timeMax: 8s }\n    retry: { max: 0 }\n", (*badRun).silence},
+	{"silent", "e3 accepts, and says nothing; who waits for 500 ms is answered 504", "    answerTimeout: 500ms\n    eject: { consecutive: 5, time: 1s, timeMax: 8s }\n    retry: { max: 0 }\n", (*badRun).silence},
 	{"slow", "e4 takes ten times as long", "    balance: p2c\n", (*badRun).slowness},
 	{"slow-start", "e1 goes and comes back, and gets its share little by little",
 		"    check: { http: { path: /check }, interval: 200ms, fastInterval: 100ms, fall: 2, rise: 1 }\n    slowStart: 4s\n", (*badRun).slowStart},
@@ -71,8 +71,24 @@ func (b *badRun) bansOf(n int) int {
 	return len(b.bans[n])
 }
 
+// awaitServes waits until endpoints serve, or do not, by the product's own
+// account, and until what was sent before has arrived.
+func (b *badRun) awaitServes(serves bool, which ...int) {
+	eventually(10*time.Second, func() bool {
+		states, err := b.m.node.endpoints(b.m.ctx)
+		for _, n := range which {
+			if states[fmt.Sprintf("%s/e%d", b.of.name, n+1)].Serves != serves {
+				return false
+			}
+		}
+		return err == nil
+	})
+	time.Sleep(200 * time.Millisecond)
+}
+
 // awaitBack waits until endpoint n gets requests again.
 func (b *badRun) awaitBack(n int) [badServers]int64 {
+	time.Sleep(600 * time.Millisecond) // who still waits for what was bad has failed
 	before := b.came()
 	eventually(10*time.Second, func() bool { return b.came()[n] > before[n]+2 })
 	before = b.came()
@@ -148,7 +164,7 @@ func (b *badRun) silence() func() {
 		// Each client can wait for it once before the fifth is answered 504.
 		most := b.bansOf(2) * (5 + b.m.clients)
 		failed := b.c.failed() - before
-		b.must(before == 0 && failed > 0 && failed <= most, "failures that clients saw", fmt.Sprint(failed), fmt.Sprintf("1 to %d, for %d ejections", most, b.bansOf(2)))
+		b.must(failed > 0 && failed <= most, "failures that clients saw", fmt.Sprint(failed), fmt.Sprintf("1 to %d, for %d ejections", most, b.bansOf(2)))
 		b.must(share(after, back, 2) >= 15, "share of e3 when all is well again", fmt.Sprintf("%.1f %%", share(after, back, 2)), "at least 15 %")
 	}
 }
@@ -156,6 +172,7 @@ func (b *badRun) silence() func() {
 func (b *badRun) slowness() func() {
 	b.until(time.Second)
 	start := b.came()
+	b.stands[0].drops.Store(b.m.Sabotage == DropOctet)
 	b.mark("e4 takes ten times as long")
 	b.stands[3].slower.Store(10)
 	b.until(1500 * time.Millisecond)
@@ -179,7 +196,7 @@ func (b *badRun) slowness() func() {
 	b.mark("e4 gets %.0f %% again", again)
 	return func() {
 		well, bad := share(start, [badServers]int64{}, 3), share(slow, known, 3)
-		b.must(bad < well && bad <= 12, "share of e4 while it is slow", fmt.Sprintf("%.1f %% after %.1f %%", bad, well), "less, at most 12 %")
+		b.must(bad < well && bad <= 15, "share of e4 while it is slow", fmt.Sprintf("%.1f %% after %.1f %%", bad, well), "less, at most 15 %")
 		b.must(again >= enough, "share of e4 when it is as the others again", fmt.Sprintf("%.1f %%", again), fmt.Sprintf("at least %.0f %%", enough))
 		b.must(b.c.failed() == 0, "failures that clients saw", fmt.Sprint(b.c.failed()), "0")
 	}
@@ -190,9 +207,9 @@ func (b *badRun) slowStart() func() {
 	b.until(time.Second)
 	b.mark("e1 says that it is not well")
 	b.stands[0].unwell.Store(true)
-	b.until(2500 * time.Millisecond)
+	b.awaitServes(false, 0)
 	down := b.came()
-	b.until(3 * time.Second)
+	time.Sleep(time.Second)
 	still := b.came()
 	b.mark("e1 is well again, its slow start takes 4 s")
 	b.stands[0].unwell.Store(false)
@@ -223,28 +240,27 @@ func (b *badRun) slowStart() func() {
 }
 
 func (b *badRun) panics() func() {
-	step := b.long(2*time.Second, 5*time.Second)
-	settle := 700 * time.Millisecond // until the checks have fallen
+	step := b.long(1200*time.Millisecond, 4*time.Second)
 	b.until(time.Second)
 	b.mark("the check of e1 says that it is down")
 	b.stands[0].unwell.Store(true)
-	b.until(time.Second + settle)
+	b.awaitServes(false, 0)
 	one := b.came()
-	b.until(step)
+	time.Sleep(step)
 	oneAfter := b.came()
 	b.mark("those of e2 and e3 as well: one of four is up, panic below 50 %%")
 	b.stands[1].unwell.Store(true)
 	b.stands[2].unwell.Store(true)
-	b.until(step + settle)
+	b.awaitServes(false, 0, 1, 2)
 	three := b.came()
-	b.until(2 * step)
+	time.Sleep(step)
 	threeAfter := b.came()
 	b.mark("all but e1 are up again")
 	b.stands[1].unwell.Store(false)
 	b.stands[2].unwell.Store(false)
-	b.until(2*step + settle)
+	b.awaitServes(true, 1, 2)
 	calm := b.came()
-	b.until(3 * step)
+	time.Sleep(step)
 	calmAfter := b.came()
 	return func() {
 		b.must(oneAfter[0] == one[0], "requests to e1, the only one that is down", fmt.Sprint(oneAfter[0]-one[0]), "0")

@@ -32,6 +32,7 @@ type stand struct {
 	failing atomic.Int64 // of a thousand requests: answered with 503
 	unwell  atomic.Bool  // says so when it is checked, and serves all the same
 	silent  atomic.Bool  // accepts and reads, and says nothing
+	drops   atomic.Bool  // an octet of the next answer, which is as long all the same
 	slower  atomic.Int64 // thinks so many times as long; 0 is 1
 	gate    chan struct{}
 	// onRequest is told of each request as it comes; may be nil.
@@ -245,6 +246,9 @@ func (s *stand) answer(c net.Conn, in *bufio.Reader, req *http.Request, leaving 
 	b := make([]byte, head.Len()+down)
 	copy(b, head.String())
 	stream.Fill(b[head.Len():], 0)
+	if down > 1 && s.drops.Swap(false) {
+		stream.Fill(b[head.Len()+down/2:], uint64(down/2+1))
+	}
 	leave()
 	_, err := c.Write(b)
 	return err
