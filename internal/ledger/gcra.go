@@ -2,6 +2,7 @@ package ledger
 
 import (
 	"sync/atomic"
+	"time"
 
 	"github.com/holdfast-lb/holdfast/internal/config"
 	"github.com/holdfast-lb/holdfast/internal/planted"
@@ -15,13 +16,25 @@ type rate struct {
 }
 
 func rateOf(r *config.Rate) rate {
-	return rate{max(1, int64(r.Every())), max(1, int64(r.Burst))}
+	every := max(1, int64(r.Every()))
+	return rate{every, max(1, min(int64(r.Burst), burstTime/every))}
 }
+
+// burstTime bounds how far a burst reaches ahead, in nanoseconds: 73 years, so that
+// no sum of instants is too large.
+const burstTime = int64(1) << 61
+
+// dueSlack is how far the clocks of two loops, which they read once a turn, may be
+// apart, in nanoseconds.
+const dueSlack = int64(10 * time.Second)
 
 // pass judges an event at now; due is the theoretical arrival time, the whole
 // state. It gives how long to wait, 0 if the event conforms, and the new state
 // if it does.
 func (r rate) pass(now, due int64) (wait, next int64) {
+	if due-now > r.burst*r.every+dueSlack {
+		due = now // it is of another rate, from before a reload
+	}
 	burst := r.burst
 	if planted.Bug(50) {
 		burst++

@@ -163,9 +163,8 @@ func (b *listenerBook) cell(what string, r *config.Rate) *cell {
 
 func (b *listenerBook) sourceCell(what string, r *config.SourceRate) *sourceCell {
 	n := &sourceCell{key: what + " without a rate"}
-	bits4, bits6 := 32, 128
+	bits4, bits6 := bitsOf(r)
 	if r != nil {
-		bits4, bits6 = r.Bits4, r.Bits6
 		n.rate = rateOf(&r.Rate)
 		n.key = fmt.Sprintf("%s %d/%v+%d of %d, %d", what, r.Count, r.Per, r.Burst, bits4, bits6)
 	}
@@ -364,7 +363,7 @@ func (l *Ledger) EnterSource(now int64, lis *config.Listener, a netip.Addr) bool
 // AdmitSource counts a connection of the source that was let in elsewhere.
 func (l *Ledger) AdmitSource(lis *config.Listener, a netip.Addr) {
 	if lis.SourceRate != nil || lis.SourceConnectionsMax > 0 {
-		l.limitsOf(lis).source.admit(a)
+		l.sourcesOf(lis).admit(a)
 	}
 }
 
@@ -372,7 +371,7 @@ func (l *Ledger) AdmitSource(lis *config.Listener, a netip.Addr) {
 // the flow has come under meanwhile has no such limit.
 func (l *Ledger) LeaveSource(lis *config.Listener, a netip.Addr) {
 	if lis.SourceRate != nil || lis.SourceConnectionsMax > 0 {
-		l.limitsOf(lis).source.leave(a)
+		l.sourcesOf(lis).leave(a)
 		return
 	}
 	l.rates.mu.Lock()
@@ -385,6 +384,35 @@ func (l *Ledger) LeaveSource(lis *config.Listener, a netip.Addr) {
 			}
 		}
 	}
+}
+
+// sourcesOf finds where connections under lis, which limits sources, are counted. A
+// version that is no longer kept is not made again for that: it would push out
+// those in whose rates there is a count.
+func (l *Ledger) sourcesOf(lis *config.Listener) *sources {
+	if m, ok := l.limits.Load(lis); ok {
+		return m.(*limits).source.sources
+	}
+	bits4, bits6 := bitsOf(lis.SourceRate)
+	l.rates.mu.Lock()
+	if b := l.rates.listeners[lis.Ref.Name]; b != nil {
+		for _, m := range slices.Backward(b.recent) {
+			if m.source != nil && m.source.bits4 == bits4 && m.source.bits6 == bits6 {
+				l.rates.mu.Unlock()
+				return m.source.sources
+			}
+		}
+	}
+	l.rates.mu.Unlock()
+	return l.limitsOf(lis).source.sources
+}
+
+// bitsOf is how much of an address names a source.
+func bitsOf(r *config.SourceRate) (bits4, bits6 int) {
+	if r == nil {
+		return 32, 128
+	}
+	return r.Bits4, r.Bits6
 }
 
 // RateStats are refusals by the rates of one listener since the ledger was made.

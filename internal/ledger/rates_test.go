@@ -142,3 +142,63 @@ func TestSourcesAreBounded(t *testing.T) {
 		t.Error("the last one was forgotten before older ones")
 	}
 }
+
+// The slowest rate with the greatest burst lets the burst pass.
+func TestGreatestBurst(t *testing.T) {
+	lis := &config.Listener{Ref: config.Ref{Name: "web"}, Rules: &config.Rules{Rate: &config.Rate{Count: 1, Per: time.Hour, Burst: 10_000_000}}}
+	l := newLedger(nil)
+	for i := range 500_000 {
+		if wait := l.Pass(1e9, lis, -1, addr("192.0.2.1")); wait != 0 {
+			t.Fatalf("request %d waits %v", i, wait)
+		}
+	}
+}
+
+// Who was refused by a rate for each source is not refused any longer when the
+// operator raises the rate, though its connections stay counted.
+func TestSourceRateIsRaised(t *testing.T) {
+	slow := &config.Listener{Ref: config.Ref{Name: "web", Version: 1}, SourceRate: &config.SourceRate{Rate: config.Rate{Count: 1, Per: time.Hour, Burst: 1}, Bits4: 32, Bits6: 64}}
+	fast := &config.Listener{Ref: config.Ref{Name: "web", Version: 2}, SourceConnectionsMax: 4, SourceRate: &config.SourceRate{Rate: *perSecond(1, 3), Bits4: 32, Bits6: 64}}
+	l := newLedger(nil)
+	a := addr("192.0.2.1")
+	if !l.EnterSource(1e9, slow, a) || l.EnterSource(1e9, slow, a) {
+		t.Fatal("one should come in, and no second one")
+	}
+	for n, want := range []bool{true, true, true, false} {
+		if got := l.EnterSource(2e9, fast, a); got != want {
+			t.Errorf("connection %d under the new rate comes in: %t", n, got)
+		}
+	}
+	if l.EnterSource(99e9, fast, a) {
+		t.Error("it has five connections, of four")
+	}
+}
+
+// Flows of many old versions of a listener come and go, and do not push out the
+// count of the rate in force.
+func TestOldVersionsLeaveTheCount(t *testing.T) {
+	l := newLedger(nil)
+	a := addr("192.0.2.1")
+	var all []*config.Listener
+	for v := range 7 {
+		lis := &config.Listener{Ref: config.Ref{Name: "web", Version: uint64(v)}, SourceConnectionsMax: 100,
+			ConnectionRate: &config.Rate{Count: 1 + v, Per: time.Hour, Burst: 1}}
+		all = append(all, lis)
+		l.EnterSource(1e9, lis, a)
+	}
+	now := all[6]
+	if l.AcceptWait(1e9, now) != 0 || l.AcceptWait(1e9, now) == 0 {
+		t.Fatal("one should pass, and no second one")
+	}
+	for _, lis := range all[:6] {
+		l.LeaveSource(lis, a)
+		l.AdmitSource(lis, a)
+		l.LeaveSource(lis, a)
+	}
+	if l.AcceptWait(1e9, now) == 0 {
+		t.Error("the count was lost")
+	}
+	if l.LeaveSource(now, a); l.Rates()["web"].Tracked != 0 {
+		t.Errorf("%d sources are still counted", l.Rates()["web"].Tracked)
+	}
+}
