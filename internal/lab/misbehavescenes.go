@@ -117,14 +117,17 @@ func (b *badRun) leastBans() int {
 }
 
 func (b *badRun) errors() func() {
+	b.until(time.Second)
+	second := int(b.came()[0]) // what comes to it in one
 	before, back := b.bad(0, "answers 503 to half of its requests", func(bad bool) {
 		b.stands[0].failing.Store(map[bool]int64{true: 500}[bad])
 	})
 	after := b.came()
 	return func() {
 		b.judgeBans(0, b.leastBans())
-		// Until it is known: ten attempts at least, and what is under way then.
-		most := b.bansOf(0) * (10 + 2*b.m.clients)
+		// A share of failures is looked at once in a second: until then half of what
+		// comes fails. So it does before the first ejection, and before each further.
+		most := (b.bansOf(0) + 1) * (second/2 + b.m.clients)
 		failed := b.c.failed() - before
 		b.must(before == 0, "failures before", fmt.Sprint(before), "0")
 		b.must(failed > 0 && failed <= most, "failures that clients saw", fmt.Sprint(failed), fmt.Sprintf("1 to %d, for %d ejections", most, b.bansOf(0)))
@@ -161,8 +164,9 @@ func (b *badRun) silence() func() {
 	after := b.came()
 	return func() {
 		b.judgeBans(2, b.leastBans())
-		// Each client can wait for it once before the fifth is answered 504.
-		most := b.bansOf(2) * (5 + b.m.clients)
+		// Each client may wait for it before the fifth is answered 504, and once
+		// more until that is known everywhere.
+		most := (b.bansOf(2) + 1) * (5 + 2*b.m.clients)
 		failed := b.c.failed() - before
 		b.must(failed > 0 && failed <= most, "failures that clients saw", fmt.Sprint(failed), fmt.Sprintf("1 to %d, for %d ejections", most, b.bansOf(2)))
 		b.must(share(after, back, 2) >= 15, "share of e3 when all is well again", fmt.Sprintf("%.1f %%", share(after, back, 2)), "at least 15 %")
