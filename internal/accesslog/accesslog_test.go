@@ -255,7 +255,15 @@ func TestBlockedPipe(t *testing.T) {
 	if l.Dropped() == 0 {
 		t.Error("nothing was dropped: the pipe took all?")
 	}
+	writer := l.writer
 	l.Close()
+	// Close waits a second; on a machine that is busy the writer may still be about
+	// to drop the rest then.
+	select {
+	case <-writer.done:
+	case <-time.After(30 * time.Second):
+		t.Fatal("the writer does not end")
+	}
 	if got := l.Lines() + l.Dropped(); got != noted {
 		t.Errorf("%d written or dropped of %d", got, noted)
 	}
