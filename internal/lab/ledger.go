@@ -222,7 +222,7 @@ func (m *mixer) rate() float64 { return float64(m.flows) / m.took.Seconds() }
 func (l *ledgerRun) limits(m *mixer, stands []*stand, lines []*lineServer) error {
 	long := 15 * time.Second
 	if l.Short {
-		long = 2 * time.Second
+		long = 1200 * time.Millisecond
 	}
 	l.phase("%d loops: limits", m.loops)
 	web := newCrowd(l.ctx, "127.0.0.1:8100", l.Seed)
