@@ -187,9 +187,16 @@ func (v view) Lost() uint64 { return v.Look.Balance.LostInAll() }
 func (v view) Moves() []term {
 	var out []term
 	b := &v.Look.Balance
-	for _, x := range []struct{ distance, word string }{{"config", "reloads"}, {"loop", "rebalances"}, {"process", "upgrades"}, {"host", "moves to other hosts"}} {
+	for _, x := range []struct{ distance, word string }{{"config", "reload"}, {"loop", "rebalance"}, {"process", "upgrade"}, {"host", "move"}} {
 		if k := b.Moves[x.distance]; k > 0 {
-			out = append(out, term{thousands(b.MovedFlows[x.distance]), x.word, int64(k)})
+			word := x.word
+			if k > 1 {
+				word += "s"
+			}
+			if x.distance == "host" {
+				word += " to another host"
+			}
+			out = append(out, term{thousands(b.MovedFlows[x.distance]), word, int64(k)})
 		}
 	}
 	return out

@@ -11,10 +11,9 @@ import (
 
 // The river's places, in units of its view box.
 const (
-	riverWidth, riverHeight = 960, 300
 	riverLeft, riverRight   = 46, 950
-	riverTop, riverBottom   = 34, 226
-	gutterTop, gutterBottom = 240, 264
+	riverTop, riverBottom   = 34, 286
+	gutterTop, gutterBottom = 300, 326
 	riverBands              = 12
 	pinWidth                = 18 // marks that are nearer to each other are one
 	riverSteps              = 4  // lines across
@@ -81,7 +80,7 @@ func (v view) River() *river {
 	}
 	last := all[len(all)-1].At
 	span := int64(60)
-	for _, s := range []int64{60, 120, 300, int64(node.HistorySpan.Seconds())} {
+	for _, s := range []int64{60, 120, 300, 450, int64(node.HistorySpan.Seconds())} {
 		if span = s; last-all[0].At <= s {
 			break
 		}
@@ -269,7 +268,7 @@ func (r *river) gutter(all []node.Moment, x func(int64) float64, most uint64) {
 		m := &all[k]
 		left, right := x(all[k-1].At), x(m.At)
 		if !m.Counted {
-			if n := len(r.Blank); n > 0 && all[k-1].Counted == false && k > 1 {
+			if n := len(r.Blank); n > 0 && !all[k-1].Counted && k > 1 {
 				r.Blank[n-1].W = f1(right - r.Blank[n-1].X)
 			} else {
 				r.Blank = append(r.Blank, bar{X: f1(left), W: f1(right - left), Y: gutterTop, H: gutterBottom - gutterTop})

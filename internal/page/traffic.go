@@ -3,6 +3,7 @@ package page
 import (
 	"cmp"
 	"fmt"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -14,7 +15,7 @@ import (
 // The places of the four columns, in units of the view box.
 const (
 	trafficWidth = 1160
-	boxWidth     = 190
+	boxWidth     = 212
 	boxHigh      = 38 // of a box with nothing to do
 	boxGap       = 12
 	columnsTop   = 26
@@ -87,7 +88,7 @@ func (v view) Traffic() *traffic {
 			hidden[column]++
 			return nil
 		}
-		b := &box{column: column, key: key, Name: cut(name, 26), Note: cut(note, 32), Link: link, Title: name + ": " + paceWords(&pace), pace: pace}
+		b := &box{column: column, key: key, Name: cut(name, 28), Note: cut(note, 34), Link: link, Title: name + ": " + paceWords(&pace), pace: pace}
 		byKey[key] = b
 		t.Boxes = append(t.Boxes, b)
 		return b
@@ -189,16 +190,30 @@ func (t *traffic) place(streams []stream) {
 		t.Height = max(t.Height, h)
 	}
 	t.Height += columnsTop
-	var next [columns]float64
-	for c := range next {
-		next[c] = columnsTop + (t.Height-columnsTop-high[c])/2
-		x := float64(c) * (trafficWidth - boxWidth - 2) / (columns - 1)
-		t.Heads = append(t.Heads, level{f1(x + 1), columnTitles[c]})
-	}
-	for _, b := range t.Boxes {
-		b.X, b.Y = t.Heads[b.column].At, f1(next[b.column])
-		next[b.column] += b.H + boxGap
-		b.in, b.out = (b.H-in[b])/2, (b.H-out[b])/2
+	for c := range columns {
+		x := f1(float64(c)*(trafficWidth-boxWidth-2)/(columns-1) + 1)
+		t.Heads = append(t.Heads, level{x, columnTitles[c]})
+		var mine []*box
+		for _, b := range t.Boxes {
+			if b.column == c {
+				mine = append(mine, b)
+			}
+		}
+		// Routes keep their order, which has a meaning. The others lie where most of
+		// what they get comes from.
+		if c > routeColumn {
+			from := map[*box]float64{}
+			for _, s := range streams {
+				from[s.to] += (s.from.Y + s.from.H/2) * thick(s.pace) / in[s.to]
+			}
+			slices.SortStableFunc(mine, func(a, b *box) int { return cmp.Compare(math.Round(from[a]), math.Round(from[b])) })
+		}
+		y := columnsTop + (t.Height-columnsTop-high[c])/2
+		for _, b := range mine {
+			b.X, b.Y = x, f1(y)
+			y += b.H + boxGap
+			b.in, b.out = (b.H-in[b])/2, (b.H-out[b])/2
+		}
 	}
 	// Ribbons leave a box in the order of where they go, so that few cross.
 	slices.SortStableFunc(streams, func(a, b stream) int {
@@ -237,7 +252,7 @@ func paceWords(p *node.Pace) string {
 	if p.PerSecond > 0 {
 		text += ", p99 " + millis(p.P99)
 		if p.ErrorsPerSecond > 0 {
-			text += ", " + share(p) + " errors"
+			text += ", " + share(p) + " bad"
 		}
 	}
 	return text
