@@ -928,7 +928,11 @@ func (f *Flow) response(now Instant, e *Event) {
 		}
 		if h.Status == 101 || x.method == h1.CONNECT && h.Status/100 == 2 {
 			f.answered(now, d, h.Status)
-			out = appendResponse(out, h, rules, rt, nil, x.minor, false, false)
+			var own []byte
+			if h.Status == 101 { // no other response will come; a client takes cookies of this one (RFC 6455, section 4.1)
+				own = f.cookie(d, h)
+			}
+			out = appendResponse(out, h, rules, rt, own, x.minor, false, false)
 			in.take(size)
 			f.tunnel(d, out, h.Status)
 			return
