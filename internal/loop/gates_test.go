@@ -317,6 +317,18 @@ func TestOutcomes(t *testing.T) {
 	}
 }
 
+// What is there at once, as a connection over loopback is, is measured: else what
+// is farther away would look better.
+func TestQuickOutcome(t *testing.T) {
+	w := newWeb(t, "")
+	w.l.k = &stopped{Kernel: w.l.k, at: w.l.k.Now()}
+	w.exchange(w.client())
+	account := w.l.shared.Ledger.Backend("b").Endpoint(w.l.gen.Config.Backends["b"].Endpoints[0].Ref.Name)
+	if n, _ := account.Tries(); n != 1 || account.Latency() <= 0 {
+		t.Errorf("%d attempts, latency %v", n, account.Latency())
+	}
+}
+
 // Each exchange is counted once and told once, and the sink is flushed soon
 // after; so is a flow that is removed in the midst of one.
 func TestRecords(t *testing.T) {

@@ -402,7 +402,8 @@ func (l *Loop) step(s *slot, e flow.Event) {
 func (l *Loop) noteOutcome(s *slot) {
 	o := &l.desk.Outcome
 	if s.far != 0 && !planted.Bug(58) {
-		l.far(s.far-1).account.Note(int64(l.now), o.Good, o.Took)
+		// What came within a turn took some time, too; 0 would say that it is not known.
+		l.far(s.far-1).account.Note(int64(l.now), o.Good, max(o.Took, time.Microsecond))
 	}
 	o.Set = false
 }
