@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -150,17 +151,27 @@ func (c *client) setEndpoint(q node.EndpointRequest, w patience) error {
 		if err != nil {
 			return errors.Join(p.end(""), err)
 		}
-		heard = time.Now()
-		inFlight, changed := int64(0), ""
+		inFlight, changed, here := int64(0), "", map[string]bool{}
 		for _, e := range states {
 			if !asked(&e, q.Backend, q.Endpoint) {
 				continue
 			}
+			here[e.Name] = true
 			inFlight += e.InFlight
 			if e.Admin == "ready" {
 				changed = e.Name
 			}
 		}
+		left, err := silent.removed(r.Each, here)
+		if err != nil {
+			if time.Since(heard) < silenceMax {
+				time.Sleep(waitPoll)
+				continue
+			}
+			return errors.Join(p.end(""), err)
+		}
+		heard = time.Now()
+		inFlight += left
 		switch {
 		case changed != "":
 			return errors.Join(p.end(""), &exit{exitFailed, fmt.Errorf("%s: somebody made it ready meanwhile; not waiting any more", changed)})
@@ -175,6 +186,26 @@ func (c *client) setEndpoint(q node.EndpointRequest, w patience) error {
 		p.tell(inFlight)
 		time.Sleep(waitPoll)
 	}
+}
+
+// removed is what is in flight at those of all that are not here: they have left
+// the configuration, or their name has another address, and what they serve goes on.
+func (c *client) removed(all []node.EndpointChange, here map[string]bool) (inFlight int64, err error) {
+	if !slices.ContainsFunc(all, func(x node.EndpointChange) bool { return !here[x.Endpoint] }) {
+		return 0, nil
+	}
+	var s node.Status
+	if _, err := c.ask("/v1/status", nil, &s); err != nil {
+		return 0, err
+	}
+	for _, x := range all {
+		for _, e := range s.Endpoints {
+			if e.Name == x.Endpoint && !here[x.Endpoint] {
+				inFlight += e.InUse + e.Foreign
+			}
+		}
+	}
+	return inFlight, nil
 }
 
 // progress prints how much is in flight: on a terminal in one line that is

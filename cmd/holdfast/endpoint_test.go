@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/holdfast-lb/holdfast/internal/admin"
 	"github.com/holdfast-lb/holdfast/internal/node"
 )
 
@@ -99,6 +100,42 @@ func TestQuiesceWaits(t *testing.T) {
 	if err := json.Unmarshal([]byte(lines[len(lines)-1]), &last); err != nil || !last.Done || last.InFlight != 0 {
 		t.Errorf("%v %+v\n%s", err, last, text)
 	}
+}
+
+// An endpoint leaves the configuration while somebody waits for it: what is under
+// way there is waited for all the same.
+func TestQuiesceOfWhatIsRemoved(t *testing.T) {
+	s, vip := newSlowServer(t), freshAddress(t)
+	h := runFile(t, oneServer, "VIP="+vip, "A1="+s.address())
+	status := s.begun(t, vip)
+	out := h.start("endpoint", "quiesce", "web/a1", "--wait")
+	eventually(t, "quiescing", func() bool { return strings.Contains(states(h, "quiescing"), "web/a1") })
+	other := strings.ReplaceAll(oneServer, "name: a1", "name: a2")
+	client := clientOf(h.socket, false)
+	if _, err := client.ask("/v1/reload", admin.ReloadRequest{Source: []byte(other)}, &node.Report{}); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan struct{})
+	go func() { // ends with the command
+		text, errs, code := out()
+		if code != 0 || !strings.Contains(text, "web/a1 in flight 0: done in ") {
+			t.Errorf("%d\n%s%s", code, text, errs)
+		}
+		close(ended)
+	}()
+	for range 5 { // it looks several times meanwhile
+		h.must(0, []string{"status"}, "web/a1 ("+s.address()+") is in no configuration any more and has 1 in use")
+	}
+	select {
+	case <-ended:
+		t.Error("it did not wait")
+	default:
+	}
+	s.let <- struct{}{}
+	if got := <-status; got != http.StatusOK {
+		t.Errorf("the request that was under way: %d", got)
+	}
+	<-ended
 }
 
 // Who waits is told when somebody else ends the matter.

@@ -140,7 +140,7 @@ func (n *Node) SetEndpoint(q EndpointRequest) (*EndpointReport, error) {
 	}
 	for i := range r.Each {
 		x := &r.Each[i]
-		x.InFlight = n.account(x.Endpoint).InUse()
+		x.InFlight = inFlight(n.account(x.Endpoint))
 		r.InFlight += x.InFlight
 	}
 	r.EffectiveMillis = float64(time.Since(began).Microseconds()) / 1000
@@ -210,6 +210,10 @@ func (w *watch) order(q EndpointRequest, o health.Order) (r *EndpointReport, clo
 	}
 	return r, closing, nil
 }
+
+// inFlight is what is under way at an endpoint. While flows move to another
+// process some of it is there, and it would be too early to end the server.
+func inFlight(x *ledger.Endpoint) int64 { return x.InUse() + x.Foreign() }
 
 // joinState is the state of several.
 func joinState(a, b string) string {
@@ -310,7 +314,7 @@ func (j *judge) state(e *config.Endpoint, v health.View) EndpointState {
 		Backup: e.Backup, Zone: e.Zone, Why: v.Why, Agent: v.Agent,
 		SinceSeconds: v.Since.Seconds(), EjectedSeconds: v.Ejected.Seconds(), ReadySeconds: v.Ready.Seconds(),
 		Weight: v.Weight, EffectiveWeight: float64(v.Weight) * float64(v.Standing.Permille) / 1000,
-		InFlight: x.InUse(), ConnectionsMax: j.of.ConnectionsPerEndpoint,
+		InFlight: inFlight(x), ConnectionsMax: j.of.ConnectionsPerEndpoint,
 		CheckMillis: float64(v.Took.Microseconds()) / 1000, LatencyMillis: float64(x.Latency().Microseconds()) / 1000,
 		Tries: attempts, Failures: failures, Errors: x.Errors(),
 	}

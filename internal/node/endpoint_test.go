@@ -321,6 +321,13 @@ func TestOrderReports(t *testing.T) {
 		t.Fatal(err)
 	}
 	await(t, "the request does not come", func() bool { return f.state("a").InFlight == 1 })
+	// As while it moves to another process: a server that is in use there must not
+	// be ended.
+	f.account("web/a").Forget(1)
+	if x := f.order("quiesce", "a"); x.InFlight != 1 || f.state("a").InFlight != 1 {
+		t.Errorf("%+v", x)
+	}
+	f.account("web/a").Import(1)
 	x := f.order("maint", "a")
 	if x.InFlight != 1 || x.Serving != 0 || !strings.Contains(x.Note, "fails") {
 		t.Errorf("%+v", x)
