@@ -160,7 +160,7 @@ type Backend struct {
 	// ConnectionsPerEndpoint bounds the open connections to each endpoint,
 	// from all loops together; 0 is no bound.
 	ConnectionsPerEndpoint int
-	// QueueMax is the number of flows that may wait for an endpoint, QueueTime
+	// QueueMax is the number of flows that may wait for an endpoint, 0 is no bound, QueueTime
 	// how long one waits at most.
 	QueueMax  int
 	QueueTime time.Duration

@@ -213,7 +213,7 @@ var keys = []key{
 	{"backends.NAME.source", aSource, "", "the kernel chooses", "The address to dial from: `vip` is the one that the client connected to."},
 	{"backends.NAME.limits", ofKeys, "", "", ""},
 	{"backends.NAME.limits.connectionsPerEndpoint", connectionsBound.form(200), "0", "", "Open connections to each endpoint, over all loops; 0 is no bound."},
-	{"backends.NAME.limits.queue", queueBound.form(500), "1000", "", "Flows that may wait for an endpoint; one more is closed, or answered with 503 if it is of `http`."},
+	{"backends.NAME.limits.queue", queueBound.form(500), "1000", "", "Flows that may wait for an endpoint, for `queueTime`; 0 is no bound. One more is closed, or answered with 503 if it is of `http`."},
 	{"backends.NAME.limits.queueTime", queueTimeBound.form("2s"), "10s", "", "How long one waits at most; then the same becomes of it."},
 	{"backends.NAME.proxyProtocol", wordForm(proxyWords, "v2"), "none", "", "Each connection to an endpoint begins with a PROXY header that says who the client is. It is not reused then."},
 	{"backends.NAME.answerTimeout", answerTimeoutBound.form("2m"), "1m", "", "Only for `http`: until the first octet of a response; then the client gets 504."},
