@@ -6,6 +6,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/holdfast-lb/holdfast/internal/config"
 	"github.com/holdfast-lb/holdfast/internal/flow"
 	"github.com/holdfast-lb/holdfast/internal/loop"
 )
@@ -130,6 +131,10 @@ func (n *Node) note(now time.Time) {
 	if away || n.heir.Load() || n.stopped.Load() {
 		return
 	}
+	n.observe(now, c)
+}
+
+func (n *Node) observe(now time.Time, c *config.Config) {
 	m := Moment{At: now.Unix(), Open: n.shared.Ledger.Node.InUse()}
 	for name := range c.Listeners {
 		if open := n.shared.Ledger.Listener(name).InUse(); open > 0 {

@@ -124,7 +124,7 @@ func (v view) River() *river {
 // nice is a round number not below n that has riverSteps equal parts.
 func nice(n int64) int64 {
 	for unit := int64(1); ; unit *= 10 {
-		for _, k := range []int64{4, 8, 12, 20} {
+		for _, k := range []int64{4, 8, 12, 16, 20} {
 			if top := k * unit; top >= n {
 				return top
 			}

@@ -1,0 +1,330 @@
+package page
+
+import (
+	"bytes"
+	"flag"
+	"net/url"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/holdfast-lb/holdfast/internal/config"
+	"github.com/holdfast-lb/holdfast/internal/node"
+)
+
+var rewrite = flag.Bool("rewrite", false, "write the golden pages")
+
+const source = `
+listeners:
+  web:
+    vip: 127.0.0.1:8080
+    protocol: http
+    routes:
+      - { match: { host: api.example.org, path: { prefix: /v1/ } }, backend: api }
+      - { match: { path: { prefix: /old } }, redirect: { path: /new } }
+      - { backend: web }
+  sql: { vip: 127.0.0.1:5432, backend: sql }
+backends:
+  web: { endpoints: [ { name: a1, address: 127.0.0.1:9001 }, { name: a2, address: 127.0.0.1:9002, weight: 50 } ] }
+  api: { endpoints: [ { name: b1, address: 127.0.0.1:9003 } ] }
+  sql: { endpoints: [ { name: db1, address: 127.0.0.1:9004 }, { name: db2, address: 127.0.0.1:9005, backup: true } ] }
+`
+
+func parsed(t *testing.T) *config.Config {
+	t.Helper()
+	c, _, err := config.Parse("holdfast.yaml", []byte(source), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// snapshot is a node that has served for a while.
+func snapshot(t *testing.T, v View) *Snapshot {
+	t.Helper()
+	s := &Snapshot{View: v, Query: url.Values{}, Look: &node.Look{
+		Node: "n1", Release: "1.2.3", PID: 4711, Generation: 42, Up: 90 * time.Minute, Config: parsed(t), OnOld: 3,
+		Balance: node.Balance{
+			Totals: node.Totals{
+				Accepted: 1204118, Ended: map[string]uint64{"finished": 803000, "client-reset": 500, "backend-reset": 399300, "idle-timeout": 61}, Refused: 53,
+				Moves: map[string]uint64{"config": 2, "process": 1}, MovedFlows: map[string]uint64{"config": 30, "process": 1204},
+			},
+			Open: 1204, Holds: true,
+		},
+		Oldest:    &node.FlowStatus{ID: "f-1", Listener: "sql", AgeSeconds: 19*86400 + 3*3600, Moves: 218},
+		Connected: map[string]int64{"web": 1000, "sql": 204}, Queued: map[string]int{"api": 7},
+		Endpoints: []node.EndpointState{
+			{Name: "api/b1", Backend: "api", Address: "127.0.0.1:9003", State: "down", Health: "down", Why: "connection refused", SinceSeconds: 40, Weight: 1, EffectiveWeight: 1},
+			{Name: "sql/db1", Backend: "sql", Address: "127.0.0.1:9004", State: "ready", Health: "unknown", Serves: true, SinceSeconds: 5400, Weight: 1, EffectiveWeight: 1, InFlight: 204},
+			{Name: "sql/db2", Backend: "sql", Address: "127.0.0.1:9005", State: "ready", Health: "unknown", Serves: true, Backup: true, SinceSeconds: 5400, Weight: 1, EffectiveWeight: 1},
+			{Name: "web/a1", Backend: "web", Address: "127.0.0.1:9001", State: "up", Health: "up", Serves: true, SinceSeconds: 5400, Weight: 100, EffectiveWeight: 20, InFlight: 3},
+			{Name: "web/a2", Backend: "web", Address: "127.0.0.1:9002", State: "quiescing", Admin: "quiescing", Health: "up", SinceSeconds: 12, Weight: 50, EffectiveWeight: 50},
+		},
+		Paces: map[node.Path]node.Pace{},
+	}}
+	pace := func(p node.Path, perSecond, errors float64) {
+		s.Look.Paces[p] = node.Pace{PerSecond: perSecond, ErrorsPerSecond: errors, P50: 1500 * time.Microsecond, P99: 48 * time.Millisecond}
+	}
+	pace(node.Path{Listener: "web", Route: node.AnyRoute}, 1000, 10)
+	pace(node.Path{Listener: "web", Route: 0}, 200, 10)
+	pace(node.Path{Listener: "web", Route: 2}, 800, 0)
+	pace(node.Path{Listener: "web", Route: 0, Backend: "api"}, 200, 10)
+	pace(node.Path{Listener: "web", Route: 2, Backend: "web"}, 800, 0)
+	pace(node.Path{Route: node.AnyRoute, Backend: "api"}, 200, 10)
+	pace(node.Path{Route: node.AnyRoute, Backend: "web"}, 800, 0)
+	pace(node.Path{Route: node.AnyRoute, Backend: "api", Endpoint: "b1"}, 200, 10)
+	pace(node.Path{Route: node.AnyRoute, Backend: "web", Endpoint: "a1"}, 800, 0)
+	for at := range int64(100) {
+		if at == 61 || at == 62 {
+			continue // an upgrade
+		}
+		m := node.Moment{At: 1e9 + at, Open: 1200 + at%3, Shares: []node.Share{{Listener: "web", Open: 996 + at%3}, {Listener: "sql", Open: 204}}, Counted: at >= 10}
+		switch at {
+		case 30, 32:
+			m.Marks = []node.Mark{{What: "reload", Count: 1}}
+		case 63:
+			m.Marks = []node.Mark{{What: "upgrade", Count: 1}}
+		case 80:
+			m.Policy = 61
+		}
+		s.History = append(s.History, m)
+	}
+	s.Flows = []node.FlowStatus{
+		{ID: "f-1", Listener: "sql", Client: "203.0.113.9:51122", Endpoint: "sql/db1", Kind: "idle", Why: "nothing has moved for 3s", AgeSeconds: 1652400, In: 3 << 20, Out: 900, Moves: 218, Loop: 1},
+		{ID: "f-2", Listener: "web", Client: "203.0.113.7:40000", Kind: "http-idle", Why: "waits for the client's next request", AgeSeconds: 71, In: 100, Out: 5000, Requests: 12},
+	}
+	return s
+}
+
+func rendered(t *testing.T, s *Snapshot) string {
+	t.Helper()
+	var out bytes.Buffer
+	if err := Page(&out, s); err != nil {
+		t.Fatal(err)
+	}
+	return out.String()
+}
+
+// The pages are what they were.
+func TestPagesAreStable(t *testing.T) {
+	for _, v := range []View{Overview, Traffic, Flows} {
+		got := strings.ReplaceAll(rendered(t, snapshot(t, v)), stamp, "STAMP")
+		name := filepath.Join("testdata", string(v)+".html")
+		if *rewrite {
+			if err := os.WriteFile(name, []byte(got), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		want, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got != string(want) {
+			a, b := strings.Split(got, "\n"), strings.Split(string(want), "\n")
+			for i := range min(len(a), len(b)) {
+				if a[i] != b[i] {
+					t.Errorf("%s, line %d (go test ./internal/page -rewrite writes it anew)\n got: %s\nwant: %s", name, i+1, a[i], b[i])
+					break
+				}
+			}
+			if len(a) != len(b) {
+				t.Errorf("%s: %d lines, want %d", name, len(a), len(b))
+			}
+		}
+	}
+}
+
+// active is what no page may have but for its one script: the policy forbids it,
+// and a name that made it would have escaped.
+var active = regexp.MustCompile(`(?i)<script|<style|<iframe|<img|<object|<embed|\sstyle=|\son[a-z]+=|javascript:`)
+
+// Names cannot be like this by the configuration. Whatever they are, and whatever
+// was asked for, they stay text.
+func TestHostileNamesStayText(t *testing.T) {
+	const evil = `"'><script>alert(1)</script><img src=x onerror=alert(1)>` + "</title></svg>\n\n data: x `${x}`{{.}}\x00"
+	for _, v := range []View{Overview, Traffic, Flows} {
+		s := snapshot(t, v)
+		plain := len(active.FindAllString(rendered(t, s), -1))
+		if plain != 1 {
+			t.Errorf("%s: %d active parts, want one script", v, plain)
+		}
+		s.Look.Node, s.Look.Release, s.Trouble, s.Clients = evil, evil, evil, true
+		for i := range s.Look.Endpoints {
+			e := &s.Look.Endpoints[i]
+			e.Name, e.Address, e.State, e.Why, e.Agent = e.Backend+"/"+evil, evil, evil, evil, evil
+		}
+		for i := range s.Flows {
+			f := &s.Flows[i]
+			f.ID, f.Listener, f.Client, f.Endpoint, f.Kind, f.Why = evil, evil, evil, evil, evil, evil
+		}
+		s.Look.Oldest.ID, s.Look.Oldest.Listener = evil, evil
+		for _, name := range []string{"listener", "backend", "endpoint", "state", "older", "client"} {
+			if v == Traffic && (name == "listener" || name == "backend") {
+				continue // it would show nothing
+			}
+			s.Query.Set(name, evil)
+		}
+		for i := range s.History {
+			s.History[i].Shares = []node.Share{{Listener: evil, Open: 5}}
+			s.History[i].Marks = []node.Mark{{What: evil, Count: 1}}
+		}
+		s.Look.Config.Listeners["web"].Ref.Name = evil
+		s.Look.Config.Backends["web"].Ref.Name = evil
+		s.Look.Config.Listeners["web"].Rules.Routes[0].Match.Hosts = []string{evil}
+		got := rendered(t, s)
+		if !strings.Contains(got, "&lt;script&gt;") {
+			t.Errorf("%s: the name is not there at all", v)
+		}
+		for _, bad := range []string{"<script>alert", "<img", "</script><"} {
+			if strings.Contains(got, bad) {
+				t.Errorf("%s: %q escaped", v, bad)
+			}
+		}
+		if n := strings.Count(got, "<script"); n != 1 {
+			t.Errorf("%s: %d scripts", v, n)
+		}
+	}
+}
+
+// A sum that does not balance, and a loss, are seen on every page.
+func TestWhatIsLostIsRed(t *testing.T) {
+	for _, v := range []View{Overview, Traffic, Flows} {
+		for _, c := range []struct {
+			name    string
+			change  func(*node.Balance)
+			mood    string
+			verdict string
+		}{
+			{"balances", func(*node.Balance) {}, "", "balances"},
+			{"in passing", func(b *node.Balance) { b.Passing = 2 }, "", "balances"},
+			{"moving", func(b *node.Balance) { b.Holds, b.Moving, b.Passing = false, true, 7 }, "odd", "7 on the way"},
+			{"missing", func(b *node.Balance) { b.Holds, b.Passing = false, 7 }, "bad", "off by 7"},
+			{"lost", func(b *node.Balance) { b.Lost, b.Ended["broken"] = 1, 1 }, "bad", "1 lost"},
+			{"reset by a move", func(b *node.Balance) { b.ResetByMove, b.Lost, b.LostMoving = 3, 2, 2 }, "bad", "3 lost"},
+		} {
+			s := snapshot(t, v)
+			c.change(&s.Look.Balance)
+			got := rendered(t, s)
+			if want := `<div class="proof ` + c.mood + `"`; !strings.Contains(got, want) || !strings.Contains(got, "<p>"+c.verdict+"</p>") {
+				t.Errorf("%s, %s: not %q and %q", v, c.name, want, c.verdict)
+			}
+			if loss := strings.Contains(got, `class="lost bad"`); v == Overview && loss != (s.Look.Balance.LostInAll() > 0) {
+				t.Errorf("%s: the large number is red: %t", c.name, loss)
+			}
+		}
+	}
+}
+
+// The terms of the strip add up to what came, whatever they are.
+func TestTermsAddUp(t *testing.T) {
+	s := snapshot(t, Overview)
+	b := &s.Look.Balance
+	b.Arrived, b.Left, b.Stayed, b.LostMoving = 100, 60, 5, 2
+	b.Ended["broken"], b.Passing = 3, 1
+	b.Open = int64(b.Accepted+b.Arrived) - (803000 + 500 + 399300 + 61 + 53) - 60 - 5 - 2 - 3 - 1
+	left, right, over := int64(0), int64(0), false
+	for _, x := range (view{s}).Sum() {
+		over = over || x.Sign == "="
+		if over {
+			right += x.Count
+		} else {
+			left += x.Count
+		}
+	}
+	if left != right || left != 1204218 {
+		t.Errorf("%d = %d", left, right)
+	}
+}
+
+// Addresses of clients are shown only where they may be.
+func TestClients(t *testing.T) {
+	s := snapshot(t, Flows)
+	if strings.Contains(rendered(t, s), "203.0.113.") {
+		t.Error("the address of a client is shown")
+	}
+	s.Clients = true
+	if got := rendered(t, s); !strings.Contains(got, "203.0.113.9:51122") || !strings.Contains(got, `name="client"`) {
+		t.Error("no address of a client is shown")
+	}
+}
+
+// Many listeners and endpoints make a page that is not much larger.
+func TestPagesAreBounded(t *testing.T) {
+	s := snapshot(t, Overview)
+	s.Look.Endpoints = nil
+	for i := range 5000 {
+		e := node.EndpointState{Name: "web/x" + strconv.Itoa(i), Backend: "web", State: "up", Serves: i != 4999}
+		if i == 4999 {
+			e.State, e.Health = "down", "down"
+		}
+		s.Look.Endpoints = append(s.Look.Endpoints, e)
+	}
+	for i := range s.History {
+		s.History[i].Shares = nil
+		for k := range 12 {
+			s.History[i].Shares = append(s.History[i].Shares, node.Share{Listener: string(rune('a' + (i*12+k)%40)), Open: int64(k + i%5)})
+		}
+		s.History[i].Open = 500
+	}
+	got := rendered(t, s)
+	if n := len(view{s}.River().Bands); n != riverBands+1 {
+		t.Errorf("%d bands", n)
+	}
+	if !strings.Contains(got, ">down<") || !strings.Contains(got, "4,800 more") || len(got) > 400<<10 {
+		t.Errorf("%d octets; the one that is down is listed: %t", len(got), strings.Contains(got, ">down<"))
+	}
+	s.View = Traffic
+	if got := rendered(t, s); len(got) > 100<<10 || !strings.Contains(got, "more endpoints") {
+		t.Errorf("%d octets", len(got))
+	}
+}
+
+// The river says what it shows, begins with nothing, and a loss is in its gutter.
+func TestRiver(t *testing.T) {
+	s := snapshot(t, Overview)
+	r := view{s}.River()
+	if r.Lost != 0 || r.Policy != 61 || len(r.Pins) != 2 || r.Pins[0].Title != "reload × 2" || r.Pins[1].Text != "U" || len(r.Blank) != 1 || len(r.Bands) != 2 {
+		t.Errorf("%+v", r)
+	}
+	if want := "1,200 connections open now, at most 1,202 in the last 1 min 39 s; lost: 0"; r.Words != want {
+		t.Errorf("%q, want %q", r.Words, want)
+	}
+	s.History[90].Lost = 2
+	r = view{s}.River()
+	if r.Lost != 2 || !slices.ContainsFunc(r.Bars, func(b bar) bool { return b.Class == "lostbar" && b.H >= 3 }) {
+		t.Errorf("a loss is not shown: %+v", r.Bars)
+	}
+	for _, few := range []int{0, 1} {
+		s.History = s.History[:few]
+		if r := (view{s}).River(); !r.Empty {
+			t.Errorf("%d moments: %+v", few, r)
+		}
+		rendered(t, s)
+	}
+	// Idle: a level river of nothing.
+	s.History = []node.Moment{{At: 1}, {At: 2}, {At: 3}}
+	rendered(t, s)
+}
+
+func TestWords(t *testing.T) {
+	for seconds, want := range map[float64]string{0: "0 ms", 0.25: "250 ms", 1: "1 s", 61: "1 min 1 s", 3600: "1 h", 90061: "1 d 1 h", 1728000: "20 d"} {
+		if got := ago(seconds); got != want {
+			t.Errorf("%g: %q, want %q", seconds, got, want)
+		}
+	}
+	for n, want := range map[int64]string{0: "0", 999: "999", 1000: "1,000", -1234567: "-1,234,567"} {
+		if got := thousands(n); got != want {
+			t.Errorf("%d: %q, want %q", n, got, want)
+		}
+	}
+	for n, want := range map[int64]int64{0: 4, 4: 4, 5: 8, 13: 16, 17: 20, 21: 40, 130: 160, 1202: 1600} {
+		if got := nice(n); got != want {
+			t.Errorf("%d: %d, want %d", n, got, want)
+		}
+	}
+}
