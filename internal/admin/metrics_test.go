@@ -23,9 +23,10 @@ import (
 // served is a node with its admin socket, and how to ask there.
 type served struct {
 	*node.Node
-	t    *testing.T
-	http *http.Client
-	vip  string // of HTTP
+	t      *testing.T
+	http   *http.Client
+	server *Server
+	vip    string // of HTTP
 }
 
 func port(t *testing.T) string {
@@ -70,6 +71,7 @@ backends:
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { server.Close(true) })
+	s.server = server
 	s.http = &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", path)
 	}}}
@@ -180,7 +182,7 @@ func TestScrapeIsWhatIsDocumented(t *testing.T) {
 	}
 }
 
-// Over TCP there are metrics and nothing else, in a server that no stranger keeps
+// Over TCP there are metrics, pages and nothing else, in a server that no stranger keeps
 // busy.
 func TestMetricsOverTCP(t *testing.T) {
 	addr := port(t)
