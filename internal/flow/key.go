@@ -181,11 +181,15 @@ func (f *Flow) source(h *h1.Head) netip.Addr {
 	}
 	// Each proxy has added whom it saw behind those before. The last that is
 	// trusted is believed, and what is no address ends the list.
+	looks := 0
 	for i := len(h.Fields) - 1; i >= 0; i-- {
 		if h.Fields[i].Known != kind {
 			continue
 		}
 		for rest := h.Fields[i].Value.Of(h.Octets); rest != nil; {
+			if looks++; looks > elementsMax {
+				return client
+			}
 			var one []byte
 			if at := lastComma(rest); at >= 0 {
 				rest, one = rest[:at], rest[at+1:]
@@ -210,8 +214,15 @@ func (f *Flow) source(h *h1.Head) netip.Addr {
 	return client
 }
 
+// elementsMax is how many elements of the list are looked at: for each, all that
+// stand before it are read, and there may be thousands of empty ones.
+const elementsMax = 64
+
 // lastComma finds the last comma that does not stand in quotes.
 func lastComma(b []byte) int {
+	if bytes.IndexByte(b, '"') < 0 {
+		return bytes.LastIndexByte(b, ',')
+	}
 	last, quoted := -1, false
 	for i := 0; i < len(b); i++ {
 		switch {
