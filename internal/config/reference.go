@@ -85,8 +85,8 @@ var keys = []key{
 	{"node.memory", ofKeys, "", "", ""},
 	{"node.memory.max", memoryBound.form("512MiB"), "0", "", "Memory of the process: before it is reached, idle connections are closed and accepting pauses."},
 	{"node.admin", ofKeys, "", "", ""},
-	{"node.admin.socket", aSocket, defaultAdminSocket, "", "The unix socket at which the verbs find this node; only its owner can open it. It serves `/metrics`, too."},
-	{"node.admin.metrics", aVIP.because("address and port").exampled("127.0.0.1:9090"), "", "nowhere", "Where `/metrics`, and nothing else, is served over TCP as well, to everybody who can connect."},
+	{"node.admin.socket", aSocket, defaultAdminSocket, "", "The unix socket at which the verbs find this node; only its owner can open it. It serves `/metrics` and a page for a browser, too."},
+	{"node.admin.metrics", aVIP.because("address and port").exampled("127.0.0.1:9090"), "", "nowhere", "Where `/metrics` and the page, without addresses of clients, are served over TCP as well, to everybody who can connect."},
 
 	{"accessLog", ofKeys, "", "none is written", "One line for each request, and for each flow without requests. `accessLog: {}` has the defaults."},
 	{"accessLog.format", wordForm(logWords, "text"), "json", "", "One object a line, or words in one."},
