@@ -95,6 +95,7 @@ func (d *demonstration) run(asJSON bool) error {
 	d.say("  http://%s  ->  web/a1 %s (process %d), web/a2 %s (process %d); %d clients",
 		h.web, h.pages[0].address, h.pages[0].pid.Load(), h.pages[1].address, h.pages[1].pid.Load(), demo.WebClients)
 	d.say("  tcp://%s   ->  tcp/t1 %s; %d long flows, and short ones", h.tcp, h.server, d.flows)
+	d.say("  a browser shows it at http://%s; the metrics are there, too", h.page)
 	d.say("  the verbs find it in another terminal after: export %s=%s", socketEnv, h.socket)
 	d.web = demo.Browse(h.web)
 	defer d.web.Stop()

@@ -24,6 +24,7 @@ type demoHoldfast struct {
 	exe, dir     string
 	file, socket string
 	tcp, web     string // where clients connect
+	page         string // for a browser
 	server       string // for TCP
 	pages        []*exampleServer
 	client       *client
@@ -83,6 +84,9 @@ func (h *demoHoldfast) start() error {
 	if h.web, err = freeAddress(); err != nil {
 		return err
 	}
+	if h.page, err = freeAddress(); err != nil {
+		return err
+	}
 	if err = h.configure("1h"); err != nil {
 		return err
 	}
@@ -132,7 +136,7 @@ func freeAddress() (string, error) {
 // to rebalance.
 func (h *demoHoldfast) configure(idle string) error {
 	loops := min(max(2, runtime.NumCPU()), 4)
-	text := fmt.Sprintf(`node: { name: demo, loops: %d, admin: { socket: %s } }
+	text := fmt.Sprintf(`node: { name: demo, loops: %d, admin: { socket: %s, metrics: %s } }
 listeners:
   web:
     vip: %s
@@ -152,7 +156,7 @@ backends:
       - { name: a1, address: "%s" }
       - { name: a2, address: "%s" }
   tcp: { endpoints: [ { name: t1, address: "%s" } ] }
-`, loops, h.socket, h.web, h.tcp, idle, h.pages[0].address, h.pages[1].address, h.server)
+`, loops, h.socket, h.page, h.web, h.tcp, idle, h.pages[0].address, h.pages[1].address, h.server)
 	return os.WriteFile(h.file, []byte(text), 0o600)
 }
 

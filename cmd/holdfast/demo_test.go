@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"encoding/json"
+	"io"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -69,12 +70,23 @@ func TestDemoEndsWhatItDidNotStart(t *testing.T) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	out, server := bufio.NewScanner(pipe), ""
+	out, server, page := bufio.NewScanner(pipe), "", ""
 	for out.Scan() && !strings.Contains(out.Text(), " req/s ") {
 		if m := regexp.MustCompile(`web/a1 \S+ \(process (\d+)\)`).FindStringSubmatch(out.Text()); m != nil {
 			server = m[1]
 		}
+		if m := regexp.MustCompile(`a browser shows it at (\S+);`).FindStringSubmatch(out.Text()); m != nil {
+			page = m[1]
+		}
 	}
+	shown, err := http.Get(page)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if html, err := io.ReadAll(shown.Body); err != nil || !strings.Contains(string(html), "lost since start") {
+		t.Errorf("the page at %s: %v\n%s", page, err, html)
+	}
+	_ = shown.Body.Close()
 	sockets, _ := filepath.Glob(dir + "/holdfast-demo-*/admin.sock")
 	if len(sockets) != 1 {
 		t.Fatalf("admin sockets: %q", sockets)

@@ -205,8 +205,15 @@ func sums(out *strings.Builder, s *node.Status) {
 	if ended == nil {
 		ended = []string{"none"}
 	}
-	fmt.Fprintf(out, "balance   accepted %s + arrived %s = ended %s (%s) + left %s + open %s\n",
+	fmt.Fprintf(out, "balance   accepted %s + arrived %s = ended %s (%s) + left %s + open %s",
 		thousands(s.Accepted), thousands(s.Arrived), thousands(sum), strings.Join(ended, ", "), thousands(s.Left), thousands(s.Flows))
+	if s.Totals.Refused > 0 {
+		fmt.Fprintf(out, " + refused at once %s", thousands(s.Totals.Refused))
+	}
+	if s.Stayed > 0 {
+		fmt.Fprintf(out, " + left with the old process %s", thousands(s.Stayed))
+	}
+	out.WriteByte('\n')
 	if s.Requests > 0 {
 		var classes []string
 		for _, k := range sortedKeys(s.Responses) {
