@@ -338,7 +338,7 @@ func (l *Ledger) AcceptWait(now int64, lis *config.Listener) time.Duration {
 }
 
 // AcceptNone takes back what AcceptWait has just counted: there was no
-// connection, another loop had been faster.
+// connection, another loop had been faster; or it was not let in.
 func (l *Ledger) AcceptNone(lis *config.Listener) {
 	if lis.ConnectionRate != nil {
 		m := l.limitsOf(lis)

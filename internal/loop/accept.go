@@ -250,6 +250,7 @@ func (l *Loop) accept(data uint64) {
 			if !ok {
 				l.k.CloseReset(fd)
 				l.leaveGates(x)
+				l.unrate(x) // who may not come uses up nothing of what others may
 				continue
 			}
 			a := arrival{fd, flow.AddressOf(from), x, sourced}
@@ -260,9 +261,7 @@ func (l *Loop) accept(data uint64) {
 			}
 			continue
 		}
-		if x.Object.ConnectionRate != nil {
-			l.shared.Ledger.AcceptNone(x.Object)
-		}
+		l.unrate(x)
 		l.leaveGates(x)
 		if e == sock.ManyFiles && l.shrink() {
 			continue
@@ -302,6 +301,13 @@ func (l *Loop) enterGates(x *Listening) bool {
 		}
 	}
 	return true
+}
+
+// unrate takes back what the rate has counted in enterGates.
+func (l *Loop) unrate(x *Listening) {
+	if x.Object.ConnectionRate != nil {
+		l.shared.Ledger.AcceptNone(x.Object)
+	}
 }
 
 func (l *Loop) leaveGates(x *Listening) {

@@ -95,6 +95,26 @@ func TestConnectionRate(t *testing.T) {
 	w.until("one more flow", func() bool { return w.l.Load() == 6 })
 }
 
+// A source that opens more than it may uses up nothing of the listener's rate.
+func TestRefusedAreNotRated(t *testing.T) {
+	w := newWebOf(t, "rate: { connections: 60/m, burst: 2 }, sourceConnectionsMax: 1", "")
+	w.l.k = &stopped{Kernel: w.l.k, at: w.l.k.Now()}
+	w.dial()
+	w.until("a flow", func() bool { return w.l.Load() == 1 })
+	for range 5 {
+		if how := w.ends(w.dial()); how != "RST" {
+			t.Fatalf("it ends by %s", how)
+		}
+	}
+	w.l.Kill(w.l.Slots(1, nil)[0])
+	w.dial()
+	w.until("a flow", func() bool { return w.l.Load() == 1 })
+	w.dial()
+	if w.settle(); w.l.Count.Refused[SourceRefused] != 5 {
+		t.Errorf("%d are refused; the next one has to wait for the rate", w.l.Count.Refused[SourceRefused])
+	}
+}
+
 // stopped is a kernel whose clock only the test moves.
 type stopped struct {
 	Kernel
