@@ -151,6 +151,7 @@ func TestAsk(t *testing.T) {
 		{"that the budget gave", "manual\nclient asks GET /again/1\nsecured 1\ndialed\nbackend answers busy 1", "tried 2 place 0 stuck 0 class 2 retry false key false"},
 		{"after a reset", "manual\nclient asks GET /again/1\nsecured 1\ndialed\nbackend rst", "tried 2 place 0 stuck 0 class 2 retry true key false"},
 		{"of a fallback, with its cookie", "manual\nclient asks GET /falls/1 stuck=e3,9\nsecured 1\ndial-failed\nunavailable", "tried 0 place 0 stuck 3 class 1 retry false key false"},
+		{"of a fallback, after a wait", "manual\nclient asks GET /falls/1\nplace\nunavailable", "tried 0 place 0 stuck 0 class 1 retry false key false"},
 		{"of a fallback", "manual\nclient asks GET /falls/1\nsecured 1\ndial-failed\nunavailable", "tried 0 place 0 stuck 0 class 1 retry false key false"},
 	} {
 		s, err := parseHTTP(c.script)
