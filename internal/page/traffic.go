@@ -117,7 +117,10 @@ func (v view) Traffic() *traffic {
 		p := v.Look.Paces[node.Path{Listener: name, Route: node.AnyRoute}]
 		from := add(listenerColumn, name, name, paceWords(&p), link(Traffic, "listener", name), p)
 		if l.Rules == nil {
-			toBackend(from, name, -1, l.BackendName)
+			p := v.Look.Paces[node.Path{Listener: name, Route: -1}]
+			all := add(routeColumn, name, "all", "no routes", link(Traffic, "listener", name), p)
+			join(from, all, p)
+			toBackend(all, name, -1, l.BackendName)
 			continue
 		}
 		for i, r := range l.Rules.Routes {
