@@ -12,6 +12,7 @@ import (
 	"github.com/holdfast-lb/holdfast/internal/health"
 	"github.com/holdfast-lb/holdfast/internal/ledger"
 	"github.com/holdfast-lb/holdfast/internal/loop"
+	"github.com/holdfast-lb/holdfast/internal/sock"
 )
 
 // EndpointRequest is what an operator wants of endpoints.
@@ -27,6 +28,9 @@ type EndpointRequest struct {
 	// Seconds is how long a hold lasts; then the endpoint is ready by itself. 0 is
 	// HoldTime.
 	Seconds float64 `json:"seconds,omitempty"`
+	// Force takes out also what nothing else can stand in for: without it that is
+	// refused.
+	Force bool `json:"force,omitempty"`
 }
 
 // HoldTime is how long a hold lasts of which nobody says how long: about as
@@ -49,6 +53,9 @@ type EndpointReport struct {
 	IdleClosed      int              `json:"idle_closed"`
 	Serving         int              `json:"serving"` // endpoints of the backend that serve what is new
 	Each            []EndpointChange `json:"each,omitempty"`
+	// Sticky: clients that are sticky to it go on to come, so nothing in flight is
+	// true for the moment only.
+	Sticky bool `json:"sticky,omitempty"`
 	// Note is what an operator may not have thought of.
 	Note string `json:"note,omitempty"`
 }
@@ -59,6 +66,13 @@ type EndpointChange struct {
 	Was      string `json:"was"`
 	Is       string `json:"is"`
 	InFlight int64  `json:"in_flight"`
+	Serves   bool   `json:"serves"` // what is new, but for a weight of 0
+	// Health is what checks and its agent say of it, Why in their words, and
+	// SinceSeconds for how long.
+	Health       string  `json:"health"`
+	Ejected      bool    `json:"ejected,omitempty"`
+	Why          string  `json:"why,omitempty"`
+	SinceSeconds float64 `json:"since_seconds"`
 }
 
 // Admin states by what one does to come to them.
@@ -171,6 +185,9 @@ func (w *watch) order(q EndpointRequest, o health.Order) (r *EndpointReport, clo
 		}
 		return nil, nil, fmt.Errorf("node: backend %s has no endpoint %q; there are: %s", q.Backend, q.Endpoint, some(names))
 	}
+	if err := w.lastOnes(j, before, q, o, now); err != nil {
+		return nil, nil, err
+	}
 	for name := range before {
 		j.Order(now, name, o)
 	}
@@ -188,7 +205,10 @@ func (w *watch) order(q EndpointRequest, o health.Order) (r *EndpointReport, clo
 		if !health.Serves(v.Standing) {
 			closing = append(closing, v.Name)
 		}
-		r.Each = append(r.Each, EndpointChange{Endpoint: v.Name, Was: was, Is: is})
+		r.Each = append(r.Each, EndpointChange{
+			Endpoint: v.Name, Was: was, Is: is, Serves: health.Serves(v.Standing),
+			Health: v.Standing.Health.String(), Ejected: v.Standing.Ejected, Why: v.Why, SinceSeconds: v.Since.Seconds(),
+		})
 		r.Was, r.Is = joinState(r.Was, was), joinState(r.Is, is)
 	}
 	serving := 0
@@ -207,8 +227,59 @@ func (w *watch) order(q EndpointRequest, o health.Order) (r *EndpointReport, clo
 		default:
 			r.Note = fmt.Sprintf("nothing of %s serves: what is new fails", q.Backend)
 		}
+	} else if o.Admin == ledger.Quiescing && !o.Weigh && j.of.Sticky != nil {
+		// Who waits for nothing in flight would restart it under them.
+		r.Sticky = true
+		r.Note = fmt.Sprintf("clients sticky to it still come: to restart it: holdfast endpoint maint %s --wait", r.Endpoint)
 	}
 	return r, closing, nil
+}
+
+// lastOnes refuses an order after which nothing serves what is new, if something
+// does now: it would fail, and people come to that by a slip. Where requests
+// would wait, or go to a fallback, nothing is refused. The caller holds mu.
+func (w *watch) lastOnes(j *judge, asked map[string]string, q EndpointRequest, o health.Order, now health.Instant) error {
+	takes := o.Weigh && o.Weight == 0 || !o.Weigh && (o.Admin == ledger.Quiescing || o.Admin == ledger.Maintenance)
+	if !takes || q.Force {
+		return nil
+	}
+	var out, others []string
+	for _, v := range j.Views(now) {
+		_, meant := asked[v.Name]
+		switch serves := health.Serves(v.Standing) && v.Weight > 0; {
+		case serves && meant:
+			out = append(out, v.Name)
+		case serves, !meant && v.Standing.Admin == ledger.Held:
+			return nil
+		case !meant:
+			word := stateOf(v)
+			if health.Serves(v.Standing) {
+				word = "weight 0"
+			}
+			others = append(others, v.Name+" is "+word)
+		}
+	}
+	if len(out) == 0 {
+		return nil
+	}
+	if f := j.of.Fallback; f != nil {
+		if f.Respond != nil {
+			return nil
+		}
+		if other := w.judges[f.Backend]; other != nil && slices.Contains(slices.Collect(maps.Values(other.serving)), true) {
+			return nil
+		}
+	}
+	why := ""
+	if len(others) > 0 {
+		why = " (" + some(others) + ")"
+	}
+	what := "is the last endpoint of " + q.Backend + " that serves"
+	if len(out) > 1 {
+		what = "are all endpoints of " + q.Backend + " that serve"
+	}
+	return fmt.Errorf("%s %s%s: what is new would fail; `holdfast endpoint hold %s/%s` lets requests wait instead, --force (force in the API) does it all the same",
+		some(out), what, why, q.Backend, q.Endpoint)
 }
 
 // inFlight is what is under way at an endpoint. While flows move to another
@@ -280,7 +351,7 @@ type EndpointState struct {
 	InFlight        int64   `json:"in_flight"`
 	ConnectionsMax  int     `json:"connections_max,omitempty"`
 	CheckMillis     float64 `json:"check_ms,omitempty"`   // what the last probe took
-	LatencyMillis   float64 `json:"latency_ms,omitempty"` // of answers to clients, averaged
+	LatencyMillis   float64 `json:"latency_ms,omitempty"` // of answers to clients: the slowest, as it has decayed since
 	Tries           uint64  `json:"tries"`
 	Failures        uint64  `json:"failures"`
 	Errors          uint64  `json:"errors"` // connections that could not be opened
@@ -315,13 +386,25 @@ func (j *judge) state(e *config.Endpoint, v health.View) EndpointState {
 		SinceSeconds: v.Since.Seconds(), EjectedSeconds: v.Ejected.Seconds(), ReadySeconds: v.Ready.Seconds(),
 		Weight: v.Weight, EffectiveWeight: float64(v.Weight) * float64(v.Standing.Permille) / 1000,
 		InFlight: inFlight(x), ConnectionsMax: j.of.ConnectionsPerEndpoint,
-		CheckMillis: float64(v.Took.Microseconds()) / 1000, LatencyMillis: float64(x.Latency().Microseconds()) / 1000,
+		CheckMillis: float64(v.Took.Microseconds()) / 1000, LatencyMillis: latencyOf(x).Seconds() * 1000,
 		Tries: attempts, Failures: failures, Errors: x.Errors(),
 	}
 	if e.ConnectionsMax > 0 {
 		s.ConnectionsMax = e.ConnectionsMax
 	}
 	return s
+}
+
+// latencyLeast is what latency has decayed to when it tells nothing any more.
+const latencyLeast = time.Microsecond
+
+// latencyOf is the endpoint's latency as balancing sees it now; 0: none is known.
+func latencyOf(x *ledger.Endpoint) time.Duration {
+	d := time.Duration(x.LatencyAt(sock.Monotonic())) // the loops' clock
+	if d < latencyLeast {
+		return 0
+	}
+	return d
 }
 
 // backendOf is the backend of an endpoint's full name.

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/holdfast-lb/holdfast/internal/move"
+	"github.com/holdfast-lb/holdfast/internal/sock"
 )
 
 // web is a server for HTTP that can be told how to behave.
@@ -200,6 +201,16 @@ func (f *farm) order(do, endpoint string) *EndpointReport {
 	return r
 }
 
+// force is order of the last one that serves.
+func (f *farm) force(do, endpoint string) *EndpointReport {
+	f.t.Helper()
+	r, err := f.SetEndpoint(EndpointRequest{Backend: "web", Endpoint: endpoint, Do: do, Force: true})
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	return r
+}
+
 func (f *farm) state(endpoint string) EndpointState {
 	f.t.Helper()
 	return stateOfEndpoint(f.t, f.Node, endpoint)
@@ -324,11 +335,11 @@ func TestOrderReports(t *testing.T) {
 	// As while it moves to another process: a server that is in use there must not
 	// be ended.
 	f.account("web/a").Forget(1)
-	if x := f.order("quiesce", "a"); x.InFlight != 1 || f.state("a").InFlight != 1 {
+	if x := f.force("quiesce", "a"); x.InFlight != 1 || f.state("a").InFlight != 1 {
 		t.Errorf("%+v", x)
 	}
 	f.account("web/a").Import(1)
-	x := f.order("maint", "a")
+	x := f.force("maint", "a")
 	if x.InFlight != 1 || x.Serving != 0 || !strings.Contains(x.Note, "fails") {
 		t.Errorf("%+v", x)
 	}
@@ -353,6 +364,85 @@ func TestOrderReports(t *testing.T) {
 		if _, err := f.SetEndpoint(c.q); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%+v: %v, want %q", c.q, err, c.want)
 		}
+	}
+}
+
+// The last endpoint that serves is not taken out by a slip: nothing changes. It is
+// where requests wait or go elsewhere instead of failing, and with force.
+func TestTheLastOneStays(t *testing.T) {
+	f := startFarm(t, quick, "a", "b")
+	for n := range f.webs {
+		await(t, "it does not come up", func() bool { return f.state(n).State == "up" })
+	}
+	refused := func(do, endpoint, want string) {
+		t.Helper()
+		before := f.state("a").State + f.state("b").State
+		_, err := f.SetEndpoint(EndpointRequest{Backend: "web", Endpoint: endpoint, Do: do})
+		if err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), "endpoint hold web/"+endpoint) || !strings.Contains(err.Error(), "--force") {
+			t.Errorf("%s %s: %v, want %q", do, endpoint, err, want)
+		}
+		if after := f.state("a").State + f.state("b").State; after != before {
+			t.Errorf("%s %s was refused, and came to %s from %s", do, endpoint, after, before)
+		}
+	}
+	refused("maint", "*", "web/a, web/b are all endpoints of web that serve: ")
+	f.webs["b"].status.Store(500)
+	await(t, "it does not go down", func() bool { return f.state("b").State == "down" })
+	for _, do := range []string{"quiesce", "maint", "weight"} { // a weight of 0
+		refused(do, "a", "web/a is the last endpoint of web that serves (web/b is down)")
+	}
+	l := clients(t, f.vip, 2)
+	l.more(t, 20)
+	l.stop(t)
+	f.order("quiesce", "b") // serves nothing anyway
+	f.order("hold", "a")    // requests wait
+	f.order("maint", "a")   // and waited before
+	if r := f.order("ready", "b"); len(r.Each) != 1 || r.Each[0].Serves || r.Each[0].Health != "down" || r.Each[0].Why == "" {
+		t.Errorf("%+v", r)
+	}
+	f.order("ready", "a")
+	f.order("hold", "b")
+	if r := f.order("maint", "a"); r.Serving != 0 { // requests wait for b
+		t.Errorf("%+v", r)
+	}
+	f.order("ready", "*")
+	if r := f.force("maint", "a"); r.Is != "maintenance" || !strings.Contains(r.Note, "fails") {
+		t.Errorf("%+v", r)
+	}
+}
+
+// With a fallback nothing fails when the last one is taken out.
+func TestTheLastOneHasAFallback(t *testing.T) {
+	f := startFarm(t, "fallback: { respond: { status: 503 } },", "a")
+	if r := f.order("maint", "a"); !strings.Contains(r.Note, "its fallback does") {
+		t.Errorf("%+v", r)
+	}
+}
+
+// While an endpoint of a backend with sticky is quiescing, nothing in flight is
+// true for the moment only, and the report says so.
+func TestQuiesceTellsOfSticky(t *testing.T) {
+	f := startFarm(t, "sticky: { cookie: { name: hf } },", "a", "b")
+	if r := f.order("quiesce", "a"); !r.Sticky || r.Note != "clients sticky to it still come: to restart it: holdfast endpoint maint web/a --wait" {
+		t.Errorf("%+v", r)
+	}
+	if r := f.order("maint", "a"); r.Sticky || r.Note != "" {
+		t.Errorf("%+v", r)
+	}
+}
+
+// What is shown as latency is what balancing sees: it decays.
+func TestLatencyDecays(t *testing.T) {
+	f := startFarm(t, "", "a")
+	x, now := f.account("web/a"), sock.Monotonic()
+	x.Note(now-int64(9*time.Second), false, 0)
+	old := f.state("a").LatencyMillis
+	if old <= 0 || old > 60 { // 1 s, and three times the constant of 3 s: 50 ms at most
+		t.Errorf("%g ms", old)
+	}
+	x.Note(sock.Monotonic(), false, 0)
+	if ms := f.state("a").LatencyMillis; ms <= old || ms > 1000 {
+		t.Errorf("%g ms after %g", ms, old)
 	}
 }
 

@@ -54,7 +54,7 @@ var (
 	endpointWeight = metric(Gauge, "endpoint_weight", "The endpoint's weight as it counts now: the file's or the operator's, less what slow start or an agent takes away.", "backend", "endpoint")
 	endpointUse    = metric(Gauge, "endpoint_in_flight", "Connections or requests that hold a slot of the endpoint.", "backend", "endpoint")
 	endpointState  = metric(Gauge, "endpoint_state", "1 for the state in which the endpoint is: ready (nobody checks it), up, checking, down, draining, ejected, quiescing, held or maintenance.", "backend", "endpoint", "state")
-	endpointLate   = metric(Gauge, "endpoint_latency_seconds", "Moving average of what the endpoint's answers took; peaks weigh more.", "backend", "endpoint")
+	endpointLate   = metric(Gauge, "endpoint_latency_seconds", "What the endpoint's answers take, as balancing sees it now: a slow one counts at once, a failure as 1 s at least, and decays by e in 3 s.", "backend", "endpoint")
 	serving        = metric(Gauge, "endpoints_serving", "Endpoints of a backend that serve what is new.", "backend")
 	breakerOpen    = metric(Gauge, "breaker_open", "1: the backend's circuit breaker is open; 0.5: half open.", "backend")
 	queueLength    = metric(Gauge, "queue_length", "Flows and requests that wait for an endpoint with room.", "backend")
@@ -71,7 +71,7 @@ var (
 // Moves.
 var (
 	movesTotal   = metric(Counter, "moves_total", "Moves of flows: by reloads, between loops by order, to another process, to another host.", "distance")
-	movesAborted = ours(Counter, "moves_aborted_total", "Of these, moves that came to nothing.", "distance")
+	movesAborted = ours(Counter, "moves_aborted_total", "Moves that came to nothing; moves_total has only those that moved.", "distance")
 	movedFlows   = metric(Counter, "moved_flows_total", "Flows that moved.", "distance")
 	movePause    = ours(Distribution, "move_pause_seconds", "How long a flow was not served while it moved.", "distance")
 	moveRefused  = ours(Counter, "move_refused_total", "Flows that could not move and stayed where they were.", "distance", "reason")

@@ -159,9 +159,7 @@ func (n *Node) observe(now time.Time, c *config.Config) {
 	for _, x := range []struct{ distance, what string }{{"config", "reload"}, {"loop", "rebalance"}, {"process", "upgrade"}, {"host", "moved away"}} {
 		k := less(next.Moves[x.distance], h.last.Moves[x.distance])
 		if x.distance == "process" {
-			aborted := less(next.Aborted, h.last.Aborted)
-			m.mark("upgrade aborted", aborted)
-			k = less(k, aborted) // an aborted one counts as a move, too
+			m.mark("upgrade aborted", less(next.Aborted, h.last.Aborted))
 		}
 		m.mark(x.what, k)
 	}

@@ -49,8 +49,10 @@ func (n *Node) LogLevel(to *slog.Level) (slog.Level, error) {
 	}
 	was := n.level.Level()
 	if to != nil && *to != was {
+		// A line of info, and in the log whatever the levels are.
+		n.level.Set(min(was, *to, slog.LevelInfo))
+		n.log.Info("log level changed", "from", was, "to", *to)
 		n.level.Set(*to)
-		n.log.Warn("log level changed", "from", was, "to", *to) // whatever the level is
 	}
 	return was, nil
 }

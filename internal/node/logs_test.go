@@ -1,6 +1,7 @@
 package node
 
 import (
+	"bytes"
 	"encoding/json"
 	"io"
 	"log/slog"
@@ -126,11 +127,17 @@ func TestMetricsAddressTaken(t *testing.T) {
 func TestLogLevel(t *testing.T) {
 	text := site(free(t), free(t), "127.0.0.1:1", "")
 	level := new(slog.LevelVar)
-	n, err := Start(Options{File: "x", Source: []byte(text), Log: slog.New(slog.DiscardHandler), Level: level})
+	var log bytes.Buffer
+	n, err := Start(Options{File: "x", Source: []byte(text), Log: slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: level})), Level: level})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(n.Stop)
+	for _, to := range []slog.Level{slog.LevelError, slog.LevelWarn, slog.LevelInfo} { // told, and as no warning
+		if _, err := n.LogLevel(&to); err != nil || !strings.Contains(log.String(), `level=INFO msg="log level changed"`) || !strings.Contains(log.String(), "to="+to.String()) {
+			t.Errorf("%v: %v, %q", to, err, log.String())
+		}
+	}
 	to := slog.LevelDebug
 	if was, err := n.LogLevel(&to); err != nil || was != slog.LevelInfo || level.Level() != slog.LevelDebug {
 		t.Error(was, err, level.Level())

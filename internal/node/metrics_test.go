@@ -522,6 +522,9 @@ func TestAbortedUpgradeIsCounted(t *testing.T) {
 	if n := value(t, old.Measure(), "moves_aborted_total", "process"); n != 1 {
 		t.Errorf("%g aborted", n)
 	}
+	if n := old.Status().Moves["process"]; n != 0 {
+		t.Errorf("%d moves, though nothing has moved", n)
+	}
 }
 
 // Counts of very many endpoints fit into a message: first endpoints are no longer

@@ -102,9 +102,10 @@ type Node struct {
 	mu         sync.Mutex
 	source     []byte
 	gen        *loop.Generation
-	leaving    bool // flows have begun to go to a successor
-	successor  int  // its pid, once it serves
-	ending     bool // no listener is open any more
+	began      *config.Config // what it began with; never written again
+	leaving    bool           // flows have begun to go to a successor
+	successor  int            // its pid, once it serves
+	ending     bool           // no listener is open any more
 	stopLoops  sync.Once
 	stopped    atomic.Bool
 	heir       atomic.Bool // flows of a predecessor are still to come
@@ -199,7 +200,7 @@ func Start(o Options) (*Node, error) {
 		o.Log.Warn(fmt.Sprintf("room for %d flows: open files %d, %d kept free; raise LimitNOFILE or ulimit -n", room, n.fds, kept))
 	}
 	n.registry.addConfig(time.Now(), c)
-	n.gen = g
+	n.gen, n.began = g, g.Config
 	n.watch.govern(c, true)
 	for _, l := range n.shared.Loops {
 		l.SetGeneration(g)
@@ -403,12 +404,12 @@ func (n *Node) Apply(source []byte) (*Report, error) {
 	plan := config.Diff(old.Config, c)
 	r := newReport("config")
 	r.Plan = plan.String()
-	if later := takesUpgrade(plan); later != "" {
+	if later := takesUpgrade(plan, config.Diff(n.began, c)); later != "" {
 		r.Plan += "! " + later + ": takes effect with the next upgrade\n"
 	}
 	if plan.Empty() {
 		named.keep()
-		r.Generation = old.Number
+		r.Generation, r.Unchanged = old.Number, true
 		n.log.Info("configuration unchanged", "generation", r.Generation)
 		return r.done(began), nil
 	}
@@ -463,25 +464,27 @@ func (n *Node) bring(c *config.Config, old *loop.Generation, source []byte, r *R
 	return nil
 }
 
-// takesUpgrade names what of a plan a running process cannot change in itself.
-// It is in force for the successor, which begins with this configuration.
-func takesUpgrade(p config.Plan) string {
+// takesUpgrade names what of a plan a running process cannot change in itself. It
+// is in force for the successor, which begins with this configuration. What is
+// as it was when the process began, by whole, is in force already.
+func takesUpgrade(p, whole config.Plan) string {
 	var what []string
-	if p.Node != nil {
-		if p.Node.Old.Loops != p.Node.New.Loops {
+	if p.Node != nil && whole.Node != nil {
+		old, is, began := p.Node.Old, p.Node.New, whole.Node.Old
+		if old.Loops != is.Loops && is.Loops != began.Loops {
 			what = append(what, "node.loops")
 		}
-		if p.Node.Old.AdminSocket != p.Node.New.AdminSocket {
+		if old.AdminSocket != is.AdminSocket && is.AdminSocket != began.AdminSocket {
 			what = append(what, "node.admin.socket")
 		}
-		if p.Node.Old.Metrics != p.Node.New.Metrics {
+		if old.Metrics != is.Metrics && is.Metrics != began.Metrics {
 			what = append(what, "node.admin.metrics")
 		}
-		if p.Node.Old.Zone != p.Node.New.Zone {
+		if old.Zone != is.Zone && is.Zone != began.Zone {
 			what = append(what, "node.zone")
 		}
 	}
-	if p.Cluster != nil {
+	if p.Cluster != nil && whole.Cluster != nil {
 		what = append(what, "cluster")
 	}
 	return strings.Join(what, ", ")

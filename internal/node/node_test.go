@@ -527,6 +527,13 @@ func TestPlanSaysWhatTakesAnUpgrade(t *testing.T) {
 	if !strings.Contains(report.Plan, "node.loops: takes effect with the next upgrade") {
 		t.Errorf("plan %q", report.Plan)
 	}
+	// Back to what runs: nothing waits for an upgrade.
+	if report = r.reload(yaml(vip, server, "", "")); strings.Contains(report.Plan, "next upgrade") || report.Unchanged {
+		t.Errorf("%+v", report)
+	}
+	if report = r.reload(yaml(vip, server, "", "")); !report.Unchanged || report.Generation != 3 {
+		t.Errorf("%+v", report)
+	}
 	if _, err := r.Migrate("elsewhere"); err == nil {
 		t.Error("migrate without a cluster succeeded")
 	}

@@ -32,6 +32,7 @@ type Report struct {
 	PID        int            `json:"pid"`
 	Generation uint64         `json:"generation,omitempty"`
 	Plan       string         `json:"plan,omitempty"`
+	Unchanged  bool           `json:"unchanged,omitempty"` // the configuration is the one in force
 	Millis     float64        `json:"millis"`
 
 	// mu guards all above while a move runs: loops report from their threads.
@@ -239,7 +240,6 @@ func (t *totals) inherit(from *Totals) {
 func (t *totals) aborted(lost int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.t.Moves["process"]++
 	if t.aborts == nil {
 		t.aborts = map[string]uint64{}
 	}

@@ -181,6 +181,9 @@ func (n *Node) handOver(c move.Carrier, r *Report) (done bool, err error) {
 	return true, err
 }
 
+// errNoHoldfast is that the new process has ended before it said a word.
+var errNoHoldfast = errors.New("the new process ended at once, without a word to us: it could not begin (its own log says why), or is no Holdfast")
+
 // introduce brings the successor to the point where it accepts new
 // connections in our place.
 func (n *Node) introduce(c move.Carrier) error {
@@ -189,6 +192,9 @@ func (n *Node) introduce(c move.Carrier) error {
 	}
 	m, err := move.Expect(c, move.Hello)
 	if err != nil {
+		if gone(err) { // end of file, which means nothing to whoever asked for it
+			return errNoHoldfast
+		}
 		return fmt.Errorf("the new process did not come up: %w", err)
 	}
 	var hello move.Greeting
