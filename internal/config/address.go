@@ -29,6 +29,9 @@ func parseAddrPort(s string, wildcard bool) (netip.AddrPort, error) {
 	if strings.HasPrefix(s, unixPrefix) {
 		return netip.AddrPort{}, errors.New("a unix socket can only be the address of an endpoint")
 	}
+	if port := strings.TrimPrefix(s, "*:"); wildcard && (port != s || wholeForm.MatchString(s)) {
+		return netip.AddrPort{}, noAddress(port)
+	}
 	host, port, err := cutPort(s)
 	if err != nil {
 		return netip.AddrPort{}, err

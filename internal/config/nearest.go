@@ -17,20 +17,20 @@ var elsewhere = map[string][]string{
 	"members": {"endpoints"}, "nodes": {"endpoints"}, "targets": {"endpoints"}, "hosts": {"endpoints", "host"}, "instances": {"endpoints"},
 	"ip": {"address"}, "url": {"path", "address"}, "uri": {"path"}, "algorithm": {"balance"}, "lbpolicy": {"balance"}, "loadbalancing": {"balance"},
 	"health": {"check"}, "healthcheck": {"check"}, "healthchecks": {"check"}, "probe": {"check"}, "outlierdetection": {"eject"}, "circuitbreaker": {"breaker"},
-	"persistence": {"sticky"}, "affinity": {"sticky"}, "sessionaffinity": {"sticky"}, "inter": {"interval"}, "period": {"interval"}, "retries": {"retry", "max"},
+	"persistence": {"sticky"}, "affinity": {"sticky"}, "sessionaffinity": {"sticky"}, "inter": {"interval"}, "period": {"interval"}, "retries": {"retry", "max"}, "attempts": {"max"}, "tries": {"max"},
 	"healthythreshold": {"rise"}, "unhealthythreshold": {"fall"}, "statuses": {"status"}, "code": {"status"}, "expectedstatus": {"status"}, "codes": {"status"},
 	"ratelimit": {"rate"}, "ttl": {"maxAge"}, "expires": {"maxAge"}, "whitelist": {"allow"}, "allowlist": {"allow"}, "blacklist": {"deny"}, "denylist": {"deny"}, "blocklist": {"deny"},
 	"resolvers": {"dns"}, "nameservers": {"dns"}, "threads": {"loops"}, "nbthread": {"loops"}, "workers": {"loops"}, "file": {"to"}, "output": {"to"}, "stats": {"metrics"},
 
 	"leastconn": {"least"}, "leastconnections": {"least"}, "leastrequest": {"least"}, "rr": {"round-robin"}, "wrr": {"round-robin"}, "static": {"round-robin"},
-	"iphash": {"maglev"}, "consistent": {"maglev"}, "ringhash": {"maglev"}, "sourcehash": {"maglev"}, "hash": {"maglev"}, "ewma": {"p2c"}, "tunnel": {"tcp"}, "https": {"http"}, "h2": {"http"},
+	"error": {"connect"}, "connectfailure": {"connect"}, "iphash": {"maglev"}, "consistent": {"maglev"}, "ringhash": {"maglev"}, "sourcehash": {"maglev"}, "hash": {"maglev"}, "ewma": {"p2c"}, "tunnel": {"tcp"},
 }
 
 // nearest gives the word of known that wrong was probably meant to be, or ""
 // if none is near: at most 2 slips, or a third of a long word, and at most one
 // in a word so short that two would make any word of it.
 func nearest(wrong string, known []string) string {
-	for _, word := range elsewhere[strings.ToLower(strings.NewReplacer("_", "", "-", "").Replace(wrong))] {
+	for _, word := range elsewhere[folded(wrong)] {
 		if slices.Contains(known, word) {
 			return word
 		}

@@ -58,6 +58,7 @@ type (
 	listenerSite struct {
 		*section
 		l      *Listener
+		unread bool        // the protocol is none, so it is not known what else belongs here
 		uses   []use       // of backends
 		routes []routeSite // those of l.Rules
 	}
@@ -189,7 +190,9 @@ func (r *reader) listener(root *section, e entry) listenerSite {
 	site := listenerSite{section: s, l: l}
 	before := len(r.problems)
 	l.Protocol = Protocol(s.choice("protocol", uint8(TCP), protocolWords))
-	switch known := len(r.problems) == before; {
+	known := len(r.problems) == before
+	site.unread = !known
+	switch {
 	case l.Protocol == HTTP:
 		site.http()
 	case known || s.has("backend"):

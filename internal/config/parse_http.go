@@ -212,6 +212,7 @@ func (s *section) redirect() *Redirect {
 		Path:   s.checked("path", "", checkPath),
 		Status: s.integer("status", defaultRedirectStatus, statusBound),
 	}
+	s.warnOfVariable(s.at("path"), join(s.path, "path"), "", r.Path)
 	if s.has("status") {
 		if err := checkRedirectStatus(r.Status); err != nil {
 			s.fail("status", "%d: %v", r.Status, err)
@@ -250,11 +251,12 @@ func (s *section) rewrite() *Rewrite {
 		s.fail("regex", "there is prefix already; a path is rewritten once")
 	case s.has("prefix"):
 		w.Prefix, w.HasPrefix = s.checked("prefix", "", checkPath), true
+		s.warnOfVariable(s.at("prefix"), join(s.path, "prefix"), "", w.Prefix)
 		if s.has("replacement") {
 			s.fail("replacement", "is for regex; prefix itself is what replaces")
 		}
 	case s.has("regex"):
-		w.Regex = s.regex("regex")
+		w.Regex = s.pathRegex("regex")
 		if s.require("replacement", "/new/$1") && w.Regex != nil {
 			if t, ok := s.scalar("replacement"); ok {
 				s.noteText("replacement", t.value)
@@ -301,6 +303,7 @@ func (s *section) edits(response bool) []Edit {
 					s.r.fail(at(t.node), t.path, "%v", err)
 				} else {
 					all = append(all, edit)
+					s.warnOfVariable(at(t.node), t.path, edit.Name, edit.Value)
 				}
 			}
 		}

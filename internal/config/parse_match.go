@@ -28,6 +28,7 @@ func (s *section) match() Match {
 		s.section("path", pathKeys...).wayOf(&m)
 	} else {
 		m.Prefix = s.checked("path", "", checkPath)
+		s.warnOfStar("path", m.Prefix)
 	}
 	m.Headers = s.pairs("header", true)
 	m.Query = s.pairs("query", false)
@@ -48,10 +49,12 @@ func (s *section) wayOf(m *Match) {
 	switch found {
 	case "exact":
 		m.Exact = s.checked("exact", "", checkPath)
+		s.warnOfStar("exact", m.Exact)
 	case "prefix":
 		m.Prefix = s.checked("prefix", "", checkPath)
+		s.warnOfStar("prefix", m.Prefix)
 	case "regex":
-		m.Regex = s.regex("regex")
+		m.Regex = s.pathRegex("regex")
 	default:
 		if len(s.meant) == 0 {
 			s.r.fail(s.place, s.path, "needs one of %s", strings.Join(pathKeys, ", "))
@@ -211,6 +214,15 @@ func (s *section) regex(key string) *regexp.Regexp {
 	e, err := parseRegex(t.value)
 	if err != nil {
 		s.fail(key, "%q: %v", clip(t.value), err)
+	}
+	return e
+}
+
+// pathRegex reads an expression for paths.
+func (s *section) pathRegex(key string) *regexp.Regexp {
+	e := s.regex(key)
+	if e != nil {
+		s.warnOfPart(key, regexText(e))
 	}
 	return e
 }

@@ -60,7 +60,7 @@ func (s *backendSite) policy() {
 func (s *section) retry(b *Backend) {
 	r := s.section("retry", retryKeys...)
 	b.RetryMax = r.integer("max", defaultRetryMax, retryBound)
-	connects := false
+	connects, refused := false, false
 	items := r.items("on")
 	for _, t := range items {
 		switch t.value {
@@ -69,18 +69,26 @@ func (s *section) retry(b *Backend) {
 		case onReset:
 			b.Retry.Reset = true
 		default:
+			if code, found := strings.CutPrefix(t.value, "http_"); found && wholeForm.MatchString(code) {
+				refused = true
+				s.r.fail(at(t.node), t.path, "%q: a status code is written %s", clip(t.value), clip(code))
+				continue
+			}
 			if strings.ContainsAny(t.value, "0123456789") {
 				if status, ok := r.status(t); ok {
 					b.Retry.Statuses = append(b.Retry.Statuses, status)
+				} else {
+					refused = true
 				}
 				continue
 			}
+			refused = true
 			words := []string{onConnect, onReset}
 			s.r.fail(at(t.node), t.path, "%q: must be connect, reset, or a status code as in 503%s", clip(t.value), meant(t.value, words))
 		}
 	}
 	b.Retry.Statuses = r.disjoint("on", b.Retry.Statuses)
-	if len(items) > 0 && !connects && b.RetryMax > 0 {
+	if len(items) > 0 && !connects && !refused && b.RetryMax > 0 {
 		r.fail("on", "connect is missing, but an endpoint that cannot be reached is always left for another one; add connect, or set max: 0")
 	}
 	if len(items) == 0 && s.out != nil {
@@ -360,6 +368,10 @@ func (s *section) guard(l *Listener) {
 	l.SourceRate = s.sourceRateOf("connections")
 	l.SourceConnectionsMax = s.integer("sourceConnectionsMax", 0, connectionsBound)
 	if s.has("accessLog") || s.r.logging {
+		if n := s.values["accessLog"]; n != nil && n.Kind == yaml.MappingNode {
+			s.fail("accessLog", "must be on or off; what is written, and where, says accessLog at the top level, for all listeners")
+			return
+		}
 		l.Unlogged = s.choice("accessLog", 0, []string{wordOn, wordOff}) == 1
 	}
 }

@@ -188,17 +188,11 @@ func TestProblems(t *testing.T) {
 
 // said gives errors and warnings as they are printed.
 func said(c *Config, w Warnings, err error) string {
-	var all []string
-	if err != nil {
-		all = append(all, err.Error())
+	lines := Lines(w, err)
+	if c == nil {
+		return lines
 	}
-	if len(w) > 0 {
-		all = append(all, w.String())
-	}
-	if c != nil {
-		all = append(all, "ok")
-	}
-	return strings.Join(all, "\n")
+	return strings.TrimPrefix(lines+"\nok", "\n")
 }
 
 // All faults of a file in one go, each kind of them, in the order of lines.

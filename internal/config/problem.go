@@ -2,6 +2,7 @@ package config
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -54,6 +55,33 @@ func (w Warnings) String() string {
 		} else {
 			lines[i] = fmt.Sprintf("%s:%d:%d: warning: %s: %s", p.File, p.Line, p.Column, p.Path, p.Text)
 		}
+	}
+	return strings.Join(lines, "\n")
+}
+
+// Lines gives what Parse said, errors and warnings, in the order of the file and
+// without a newline at the end. It is "" if nothing was said.
+func Lines(w Warnings, err error) string {
+	type line struct {
+		of   Problem
+		text string
+	}
+	var all []line
+	var bad *Errors
+	if errors.As(err, &bad) {
+		for _, p := range bad.Problems {
+			all = append(all, line{p, p.String()})
+		}
+	}
+	for i := range w {
+		all = append(all, line{w[i], w[i : i+1].String()})
+	}
+	slices.SortStableFunc(all, func(a, b line) int {
+		return cmp.Or(cmp.Compare(a.of.Line, b.of.Line), cmp.Compare(a.of.Column, b.of.Column))
+	})
+	lines := make([]string, len(all))
+	for i, l := range all {
+		lines[i] = l.text
 	}
 	return strings.Join(lines, "\n")
 }

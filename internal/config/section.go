@@ -47,6 +47,11 @@ func (r *reader) section(n *yaml.Node, p place, path, where string, keys ...stri
 		case slices.Contains(keys, e.key.Value):
 			s.values[e.key.Value] = e.value
 		default:
+			if a := s.advise(e.key.Value); a.says != "" {
+				s.meant[a.meant] = true
+				r.fail(at(e.key), e.path, "unknown key; %s", a.says)
+				continue
+			}
 			if place := s.misplaced(e.key.Value); place != "" {
 				r.fail(at(e.key), e.path, "unknown key here; there is %s", place)
 				continue

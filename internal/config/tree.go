@@ -73,6 +73,9 @@ func (r *report) load(src []byte) *yaml.Node {
 		return nil
 	}
 	if root.Kind != yaml.MappingNode {
+		if r.dialect(src) {
+			return nil
+		}
 		r.fail(at(root), "", "the file must be a mapping with the keys %s", strings.Join(rootKeys, ", "))
 		return nil
 	}
@@ -81,6 +84,9 @@ func (r *report) load(src []byte) *yaml.Node {
 
 // syntax reports that src is no YAML.
 func (r *report) syntax(src []byte, err error) {
+	if r.dialect(src) {
+		return
+	}
 	var fault *yaml.LoadError
 	if !errors.As(err, &fault) {
 		r.fail(place{1, 1}, "", "not YAML: %s", strings.Join(strings.Fields(err.Error()), " "))
@@ -99,6 +105,9 @@ func (r *report) syntax(src []byte, err error) {
 	}
 	if characterAt(src, p) == '\t' {
 		text += "; it is a tab, and YAML is indented by spaces"
+	}
+	if strings.Contains(fault.Message, "unknown escape") {
+		text += "; between double quotes a backslash is written twice, between single ones as it is"
 	}
 	r.fail(p, "", "not YAML: %s", strings.Join(strings.Fields(text), " "))
 }

@@ -49,6 +49,9 @@ func (r *reader) validate(d *draft) {
 		}
 		for _, reached := range l.reach(backends) {
 			b := reached.backend
+			if l.unread {
+				continue // what it asks of backends is not known
+			}
 			if l.l.Protocol == HTTP {
 				b.http = cmp.Or(b.http, l)
 			} else {
@@ -63,7 +66,7 @@ func (r *reader) validate(d *draft) {
 		}
 	}
 	// Who did not manage to name a backend may have meant any.
-	unread := d.root.meant["listeners"] || slices.ContainsFunc(d.listeners, func(l listenerSite) bool { return l.broken || l.meant["backend"] || l.meant["routes"] })
+	unread := d.root.meant["listeners"] || slices.ContainsFunc(d.listeners, func(l listenerSite) bool { return l.broken || l.unread || l.meant["backend"] || l.meant["routes"] })
 	for i := range d.backends {
 		b := &d.backends[i]
 		if b.http == nil && b.tcp == nil && !unread {

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"time"
 	"unicode/utf8"
+
+	"go.yaml.in/yaml/v4"
 )
 
 var (
@@ -71,7 +73,8 @@ func (s *section) boolean(key string, otherwise bool) (is bool) {
 // plain reads a scalar that is no text, so it must not be in quotes.
 func (s *section) plain(key string) (string, bool) {
 	t, ok := s.scalar(key)
-	if ok && t.quoted {
+	// Without its quotes anything else would be as wrong, and says so itself.
+	if ok && t.quoted && (wholeForm.MatchString(t.value) || t.value == "true" || t.value == "false") {
 		s.fail(key, "%q is a text, for it is in quotes; write it without", clip(t.value))
 		return "", false
 	}
@@ -166,6 +169,10 @@ func sizeText(n uint64) string {
 // choice reads one of the words, and gives its index.
 func (s *section) choice(key string, otherwise uint8, words []string) (i uint8) {
 	defer func() { s.noteText(key, words[i]) }()
+	if n := s.values[key]; n != nil && (n.Kind == yaml.MappingNode || n.Kind == yaml.SequenceNode) {
+		s.fail(key, "must be one of %s", strings.Join(words, ", "))
+		return otherwise
+	}
 	t, ok := s.scalar(key)
 	if !ok {
 		return otherwise
@@ -180,6 +187,9 @@ func (s *section) choice(key string, otherwise uint8, words []string) (i uint8) 
 
 // meant proposes the word that wrong probably is.
 func meant(wrong string, words []string) string {
+	if says := notYet[folded(wrong)]; says != "" {
+		return "; " + says
+	}
 	if best := nearest(wrong, words); best != "" {
 		return fmt.Sprintf("; did you mean %s?", best)
 	}

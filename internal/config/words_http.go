@@ -226,6 +226,9 @@ var labelForm = regexp.MustCompile(`^[a-zA-Z0-9_]([a-zA-Z0-9_-]{0,61}[a-zA-Z0-9_
 
 // parseAuthority gives a host in lower case, which may have a port.
 func parseAuthority(s string) (string, error) {
+	if strings.Contains(s, "$") {
+		return "", errors.New("nothing of a request is put into a host; leave the key out for the usual one")
+	}
 	host, port := s, ""
 	if i := strings.LastIndexByte(s, ':'); i > strings.LastIndexByte(s, ']') {
 		host, port = s[:i], s[i:]
@@ -289,6 +292,41 @@ func parseRegex(s string) (*regexp.Regexp, error) {
 	return e, nil
 }
 
+// canBeginWith tells whether an expression, which parseRegex took, can match a
+// text that begins with c. When in doubt it can.
+func canBeginWith(e string, c rune) bool {
+	tree, err := syntax.Parse(e, syntax.Perl)
+	if err != nil {
+		return true
+	}
+	program, err := syntax.Compile(tree.Simplify())
+	if err != nil {
+		return true
+	}
+	seen := make([]bool, len(program.Inst))
+	next := []uint32{uint32(program.Start)}
+	for len(next) > 0 {
+		pc := next[len(next)-1]
+		next = next[:len(next)-1]
+		if seen[pc] {
+			continue
+		}
+		seen[pc] = true
+		switch i := &program.Inst[pc]; i.Op {
+		case syntax.InstAlt, syntax.InstAltMatch:
+			next = append(next, i.Out, i.Arg)
+		case syntax.InstCapture, syntax.InstNop, syntax.InstEmptyWidth:
+			next = append(next, i.Out)
+		case syntax.InstRune, syntax.InstRune1, syntax.InstRuneAny, syntax.InstRuneAnyNotNL:
+			if i.MatchRune(c) {
+				return true
+			}
+		case syntax.InstMatch, syntax.InstFail: // of nothing at all, or of nothing
+		}
+	}
+	return false
+}
+
 func regexError(err error) error {
 	var e *syntax.Error
 	if errors.As(err, &e) {
@@ -312,6 +350,8 @@ func parseReplacement(s string, e *regexp.Regexp) (string, error) {
 	var out strings.Builder
 	for i := 0; i < len(s); i++ {
 		switch {
+		case s[i] == '\\' && i+1 < len(s) && '0' <= s[i+1] && s[i+1] <= '9':
+			return "", fmt.Errorf("a group is written $%c, not \\%[1]c", s[i+1])
 		case s[i] != '$':
 			out.WriteByte(s[i])
 			continue

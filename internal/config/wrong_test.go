@@ -56,6 +56,7 @@ func TestWrong(t *testing.T) {
 const errorsIntro = `# What is said of a wrong file
 
 ` + "`holdfast check FILE`" + ` reports all errors of a file at once, and so does a reload, which changes nothing then. Each line has the file, the
-line, the column, the key, what is wrong and what to do about it. A warning stops nothing. This page is written by a test of the parser.
+line, the column, the key, what is wrong and what to do about it, in the order of the file. A warning stops nothing. This page is
+written by a test of the parser.
 
 `
