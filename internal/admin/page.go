@@ -164,6 +164,8 @@ func (d *door) events(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "no such view", http.StatusNotFound)
 		return
 	}
+	d.open.Add(1)
+	defer d.open.Done()
 	select {
 	case d.streams <- struct{}{}:
 		defer func() { <-d.streams }()
@@ -172,8 +174,6 @@ func (d *door) events(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, fmt.Sprintf("%d pages are open already; load this one again later", streamsMax), http.StatusServiceUnavailable)
 		return
 	}
-	d.open.Add(1)
-	defer d.open.Done()
 	guardPage(w, "text/event-stream")
 	c := http.NewResponseController(w)
 	_ = c.SetReadDeadline(time.Time{}) // the server's bounds are for scrapes
