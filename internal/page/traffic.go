@@ -88,7 +88,7 @@ func (v view) Traffic() *traffic {
 			hidden[column]++
 			return nil
 		}
-		b := &box{column: column, key: key, Name: cut(name, 28), Note: cut(note, 34), Link: link, Title: name + ": " + paceWords(&pace), pace: pace}
+		b := &box{column: column, key: key, Name: cut(name, 28), Note: cut(note, 31), Link: link, Title: name + ": " + paceWords(&pace), pace: pace}
 		byKey[key] = b
 		t.Boxes = append(t.Boxes, b)
 		return b
