@@ -1,7 +1,9 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"io"
 	"os"
 
 	"github.com/spf13/cobra"
@@ -21,8 +23,8 @@ func configCommand() *cobra.Command {
 	}
 	x.AddCommand(&cobra.Command{
 		Use:   "show FILE",
-		Short: "Print a file as it is understood: variables replaced, every default filled in, no secrets",
-		Args:  wants(1, 1, "one FILE"),
+		Short: "Print a file (- is standard input) as it is understood: variables replaced, every default filled in, no secrets",
+		Args:  wants(1, 1, "one FILE, or - for standard input"),
 		RunE: func(c *cobra.Command, args []string) error {
 			asJSON, _ := c.Flags().GetBool("json")
 			return showConfig(args[0], asJSON)
@@ -47,16 +49,16 @@ func configCommand() *cobra.Command {
 }
 
 func showConfig(name string, asJSON bool) error {
-	source, err := os.ReadFile(name)
+	name, source, err := readSource(name)
 	if err != nil {
 		return &exit{exitFailed, err}
 	}
 	text, warnings, err := config.Show(name, source, os.LookupEnv)
+	if err != nil {
+		return refused(warnings, err)
+	}
 	if len(warnings) > 0 {
 		fmt.Fprintln(os.Stderr, warnings)
-	}
-	if err != nil {
-		return &exit{exitRefused, err}
 	}
 	if !asJSON {
 		return printText(text)
@@ -66,6 +68,31 @@ func showConfig(name string, asJSON bool) error {
 		return &exit{exitFailed, err}
 	}
 	return printText(string(data))
+}
+
+// readSource reads a file, or standard input, which is "-", and gives the name
+// for messages.
+func readSource(name string) (string, []byte, error) {
+	if name == "-" {
+		source, err := io.ReadAll(os.Stdin)
+		return "stdin", source, err
+	}
+	source, err := os.ReadFile(name)
+	return name, source, err
+}
+
+// refused tells all that is said of a file that nobody is going to use: a line
+// of the file before the next one, whether it is wrong or only doubtful.
+func refused(warnings config.Warnings, err error) error {
+	var bad *config.Errors
+	if !errors.As(err, &bad) {
+		return &exit{exitFailed, err}
+	}
+	numbers := count(len(bad.Problems), "error")
+	if len(warnings) > 0 {
+		numbers += ", " + count(len(warnings), "warning")
+	}
+	return &exit{exitRefused, fmt.Errorf("%s\n%s", config.Lines(warnings, err), numbers)}
 }
 
 func printText(text string) error {

@@ -73,6 +73,37 @@ func TestConfigShowRefuses(t *testing.T) {
 	}
 }
 
+// Standard input is checked as a file is: all that is said comes in the order of
+// the lines, and nothing is said of a change that nobody asked for.
+func TestCheckStandardInput(t *testing.T) {
+	for _, c := range []struct {
+		args, source, want string
+		code               int
+	}{
+		{"check -", `
+backends:
+  old: { endpoints: [ { address: 127.0.0.1:3001 } ] }
+  web: { endpoints: [ { address: 127.0.0.1 } ] }
+listeners: { web: { vip: 127.0.0.1:8080, backend: web } }
+`, `stdin:3:3: warning: backends.old: used by no listener
+stdin:4:34: backends.web.endpoints[0].address: "127.0.0.1": a port is missing, as in 127.0.0.1:5432
+1 error, 1 warning
+`, exitRefused},
+		{"config show -", "nodes: {}\n", `stdin:1:1: nodes: unknown key; did you mean "node"?
+stdin:1:1: warning: there are no listeners, so nothing is served
+1 error, 1 warning
+`, exitRefused},
+		{"check -", "listeners: {}\n", "stdin: ok: 0 listeners, 0 backends, 0 endpoints\n", 0},
+	} {
+		verb := holdfast(t, strings.Fields(c.args)...)
+		verb.Stdin = strings.NewReader(c.source)
+		out, _ := verb.CombinedOutput()
+		if code := verb.ProcessState.ExitCode(); code != c.code || string(out) != c.want {
+			t.Errorf("%s %s\n got %d %s\nwant %d %s", c.args, c.source, code, out, c.code, c.want)
+		}
+	}
+}
+
 // The other two verbs print what an editor and a reader take.
 func TestConfigSchemaAndReference(t *testing.T) {
 	out, err := holdfast(t, "config", "schema").Output()

@@ -295,8 +295,8 @@ func checkCommand() *cobra.Command {
 	var file string
 	x := &cobra.Command{
 		Use:   "check FILE",
-		Short: "Check a configuration file",
-		Args:  wants(0, 1, "one FILE"),
+		Short: "Check a configuration file; - is standard input",
+		Args:  wants(0, 1, "one FILE, or - for standard input"),
 		RunE: func(c *cobra.Command, args []string) error {
 			name, err := given("check", file, args)
 			if err != nil {
@@ -311,7 +311,7 @@ func checkCommand() *cobra.Command {
 }
 
 func check(name string, asJSON bool) error {
-	source, err := os.ReadFile(name)
+	name, source, err := readSource(name)
 	if err != nil {
 		return &exit{exitFailed, err}
 	}
@@ -343,11 +343,11 @@ func check(name string, asJSON bool) error {
 		}
 		return nil
 	}
+	if err != nil {
+		return refused(warnings, err)
+	}
 	if len(warnings) > 0 {
 		fmt.Fprintln(os.Stderr, warnings)
-	}
-	if err != nil {
-		return failed(err)
 	}
 	text := fmt.Sprintf("%s: ok: %s, %s, %s", name, count(result.Listeners, "listener"), count(result.Backends, "backend"), count(result.Endpoints, "endpoint"))
 	if result.Routes > 0 {
