@@ -267,7 +267,7 @@ func TestEndpointsOverTheSocket(t *testing.T) {
 	if code, text := s.ask("/v1/endpoints/app/c", ""); code == 200 || !strings.Contains(text, "app/c") {
 		t.Errorf("%d: %s", code, text)
 	}
-	if code, text := s.ask("/v1/endpoints", `{"backend":"app","endpoint":"a","do":"quiesce"}`); code != 200 || !strings.Contains(text, `"is":"quiescing"`) {
+	if code, text := s.ask("/v1/endpoints", `{"backend":"app","endpoint":"a","do":"quiesce","force":true}`); code != 200 || !strings.Contains(text, `"is":"quiescing"`) {
 		t.Errorf("%d: %s", code, text)
 	}
 	if _, text := s.ask("/metrics", ""); !strings.Contains(text, `holdfast_endpoint_state{backend="app",endpoint="a",state="quiescing"} 1`) ||
