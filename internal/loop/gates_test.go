@@ -89,10 +89,14 @@ func TestConnectionRate(t *testing.T) {
 		}
 		clock.at += flow.Instant(time.Second)
 	}
-	// All that the calls in vain have counted has gone back.
-	w.settle()
-	w.dial()
-	w.until("one more flow", func() bool { return w.l.Load() == 6 })
+	// What the calls in vain have counted has gone back: as many are tried at once
+	// as if they came in bursts, and two may come in one moment.
+	clock.at += flow.Instant(10 * time.Second)
+	for _, want := range []int{6, 7} {
+		w.l.eager = acceptsMax
+		w.dial()
+		w.until(fmt.Sprintf("flow %d", want), func() bool { return w.l.Load() == want })
+	}
 }
 
 // A source that opens more than it may uses up nothing of the listener's rate.
@@ -349,6 +353,41 @@ func TestQuickOutcome(t *testing.T) {
 	}
 }
 
+// An endpoint that does not answer a connect in time has failed, and so has what
+// waited for it longer than it may: it stands in no queue any more.
+func TestExpired(t *testing.T) {
+	w := newWeb(t, ", retry: { max: 0 }, connectTimeout: 1s, limits: { connectionsPerEndpoint: 1, queueTime: 500ms }")
+	clock := &warped{Kernel: &undecided{w.l.k}}
+	w.l.k = clock
+	near, next := w.client(), w.client()
+	w.says(near, plainGet)
+	b := w.l.shared.Ledger.Backend("b")
+	account := b.Endpoint(w.l.gen.Config.Backends["b"].Endpoints[0].Ref.Name)
+	w.until("an attempt", func() bool { return account.InUse() == 1 })
+	w.says(next, plainGet)
+	w.until("a waiter", func() bool { return b.Waiting() == 1 })
+	clock.ahead += flow.Instant(600 * time.Millisecond)
+	w.hears(next, "is ready\n")
+	if n := b.Waiting(); n != 0 {
+		t.Errorf("%d wait", n)
+	}
+	clock.ahead += flow.Instant(600 * time.Millisecond)
+	w.hears(near, "to respond\n")
+	if n, bad := account.Tries(); n != 1 || bad != 1 || account.Errors() != 1 || account.InUse() != 0 {
+		t.Errorf("%d attempts, %d failed, %d errors, %d connections", n, bad, account.Errors(), account.InUse())
+	}
+}
+
+// undecided is a kernel whose connects come to no end.
+type undecided struct{ Kernel }
+
+func (k *undecided) Dial(s *sock.DialSpec) (sock.FD, bool, sock.Errno) {
+	fd, _, e := k.Kernel.Dial(s)
+	return fd, true, e
+}
+
+func (k *undecided) DialResult(sock.FD) sock.Errno { return sock.InProgress }
+
 // Each exchange is counted once and told once, and the sink is flushed soon
 // after; so is a flow that is removed in the midst of one.
 func TestRecords(t *testing.T) {
@@ -444,12 +483,19 @@ func TestSeriesAreBounded(t *testing.T) {
 		t.Fatalf("%d series with %d requests", len(b.all), sum())
 	}
 	kept := &config.Endpoint{Name: "7"}
+	last := &config.Endpoint{Ref: config.Ref{Version: 3}, Name: "3"}
+	b.of(lis, 0, to, last)
 	b.prune(&config.Config{
 		Listeners: map[string]*config.Listener{"l": lis},
 		Backends:  map[string]*config.Backend{"b": {Endpoints: []*config.Endpoint{kept}}},
 	})
 	if len(b.all) != 2 || sum() != 2*names || b.all[SeriesKey{"l", 0, "b", "7"}].Requests[2] != 2 {
 		t.Fatalf("%d series with %d requests are left", len(b.all), sum())
+	}
+	// Who still comes by an old object is counted where it will be looked for.
+	b.of(lis, 0, to, last).Requests[2]++
+	if sum() != 2*names+1 {
+		t.Errorf("%d requests, one more has come by an endpoint that has left", sum())
 	}
 }
 

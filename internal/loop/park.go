@@ -68,6 +68,13 @@ const (
 	KindSunk           = "sunk"
 )
 
+// Kinds are all of them, as a person filters flows by them. Never written to.
+var Kinds = []string{
+	KindQueued, KindDialing, KindIdle, KindBulk, KindHalfClosed, KindHalfClosedBulk, KindToClient,
+	KindToBackend, KindBothWays, KindGreeting, KindHTTPIdle, KindHTTPHead, KindHTTPRequest, KindHTTPPipelined,
+	KindHTTPResponse, KindHTTPSplice, KindHTTPAnswer, KindHTTPLinger, KindTunnel, KindTunnelSplice, KindSunk,
+}
+
 var phaseKinds = [...]string{
 	flow.Greeting: KindGreeting, flow.Idle: KindHTTPIdle, flow.Head: KindHTTPHead, flow.Request: KindHTTPRequest,
 	flow.Pipelined: KindHTTPPipelined, flow.Response: KindHTTPResponse, flow.Answer: KindHTTPAnswer,
