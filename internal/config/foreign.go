@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -174,19 +175,20 @@ func (s *section) warnOfStar(key, path string) {
 	if i < 0 {
 		return
 	}
-	write := "path: { regex: '" + strings.ReplaceAll(regexp.QuoteMeta(path), `\*`, `.*`) + "' }"
+	write := "path: { regex: " + asText(strings.ReplaceAll(regexp.QuoteMeta(path), `\*`, `.*`)) + " }"
 	if i == len(path)-1 && path[i-1] == '/' {
 		write = "path: " + path[:i] + ", which matches all that is below"
 	}
-	s.r.warn(s.at(key), join(s.path, key), "%q: a star is matched as it stands; write %s", clip(path), clipLong(write))
+	s.r.warn(s.at(key), join(s.path, key), "%q: a star is matched as it stands; write %s", clip(path), write)
 }
 
-// clipLong is clip for what holds a sentence beside a path.
-func clipLong(s string) string {
-	if len(s) > 200 {
-		return "a regex"
+// asText gives s as it is written in the file, between single quotes if that
+// can be.
+func asText(s string) string {
+	if !isPrintable(s) {
+		return strconv.Quote(clip(s))
 	}
-	return s
+	return "'" + strings.ReplaceAll(clip(s), "'", "''") + "'"
 }
 
 // warnOfPart warns of an expression for paths that is written as if it had to
@@ -197,7 +199,7 @@ func (s *section) warnOfPart(key, e string) {
 		bare = bare[:len(bare)-1]
 	}
 	if !canBeginWith(e, '/') {
-		s.r.warn(s.at(key), join(s.path, key), "can match no path, for a path begins with / and an expression has to match all of it; write '.*%s'", clip(bare))
+		s.r.warn(s.at(key), join(s.path, key), "can match no path, for a path begins with / and an expression has to match all of it; write %s", asText(".*"+bare))
 		return
 	}
 	if strings.Contains(e, "/*") && !strings.Contains(e, `\Q`) {
@@ -206,7 +208,7 @@ func (s *section) warnOfPart(key, e string) {
 	}
 	// With ^ and without $ and anything that varies, it is a prefix elsewhere.
 	if whole, found := strings.CutPrefix(e, "^"); found && whole != "" && regexp.QuoteMeta(whole) == whole {
-		s.r.warn(s.at(key), join(s.path, key), "matches %q and nothing below it, for an expression has to match all of a path; write '%s.*'", clip(whole), clip(e))
+		s.r.warn(s.at(key), join(s.path, key), "matches %q and nothing below it, for an expression has to match all of a path; write %s", clip(whole), asText(e+".*"))
 	}
 }
 

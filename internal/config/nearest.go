@@ -13,7 +13,7 @@ var elsewhere = map[string][]string{
 	"defaultbackend": {"backend"}, "usebackend": {"backend"}, "service": {"backend"}, "services": {"backends"}, "target": {"backend", "address"},
 	"global": {"node"}, "log": {"accessLog"}, "logs": {"accessLog"}, "logging": {"accessLog"}, "logformat": {"format"},
 	"bind": {"vip"}, "listen": {"vip"}, "address": {"vip", "path"}, "addr": {"address", "vip"}, "mode": {"protocol"}, "rules": {"routes"}, "locations": {"routes"},
-	"maxconn": {"connections", "connectionsMax", "connectionsPerEndpoint"}, "maxconnections": {"connections", "connectionsMax", "connectionsPerEndpoint"},
+	"maxconn": {"connections", "connectionsMax", "connectionsPerEndpoint"}, "maxconns": {"connections", "connectionsMax", "connectionsPerEndpoint"}, "maxconnections": {"connections", "connectionsMax", "connectionsPerEndpoint"},
 	"members": {"endpoints"}, "nodes": {"endpoints"}, "targets": {"endpoints"}, "hosts": {"endpoints", "host"}, "instances": {"endpoints"},
 	"ip": {"address"}, "url": {"path", "address"}, "uri": {"path"}, "algorithm": {"balance"}, "lbpolicy": {"balance"}, "loadbalancing": {"balance"},
 	"health": {"check"}, "healthcheck": {"check"}, "healthchecks": {"check"}, "probe": {"check"}, "outlierdetection": {"eject"}, "circuitbreaker": {"breaker"},
