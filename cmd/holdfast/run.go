@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"os/signal"
@@ -79,8 +80,11 @@ func runHere(o node.Options, grace time.Duration, ready string) error {
 	if err := os.Setenv(graceEnv, grace.String()); err != nil {
 		return &exit{exitFailed, err}
 	}
-	o.Log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: o.Level}))
-	if err := run(o, grace, ready); err != nil {
+	log, out := newUnheard(os.Stderr), newUnheard(os.Stdout)
+	defer log.end()
+	defer out.end()
+	o.Log = slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: o.Level}))
+	if err := run(o, out, grace, ready); err != nil {
 		return failed(err)
 	}
 	return nil
@@ -97,7 +101,7 @@ func failed(err error) error {
 
 // run is the life of the data plane, whether it starts fresh or succeeds
 // another process.
-func run(options node.Options, grace time.Duration, ready string) error {
+func run(options node.Options, out io.Writer, grace time.Duration, ready string) error {
 	log := options.Log
 	// The tables of flows are almost free of pointers and a flow at rest holds
 	// no buffer, so the heap is small: collecting less often costs little
@@ -133,9 +137,12 @@ func run(options node.Options, grace time.Duration, ready string) error {
 			s.Node.Stop()
 			return err
 		}
-		return serve(s.Node, server, signals, log, grace, ready)
+		return serve(s.Node, server, signals, log, out, grace, ready)
 	}
 
+	if err := alone(options.File); err != nil {
+		return err
+	}
 	n, err := node.Start(options)
 	if err != nil {
 		return err
@@ -148,29 +155,35 @@ func run(options node.Options, grace time.Duration, ready string) error {
 		}
 		return err
 	}
-	return serve(n, server, signals, log, grace, ready)
+	return serve(n, server, signals, log, out, grace, ready)
 }
 
 // readyLine says what is served.
 func readyLine(n *node.Node) string {
 	c := n.Config()
 	states := n.EndpointStates()
-	up := 0
+	up, checking := 0, 0
 	for _, e := range states {
 		if e.Serves {
 			up++
+		} else if e.Health == "checking" {
+			checking++
 		}
 	}
-	return fmt.Sprintf("ready: %s, %s (%d serving), generation %d, release %s, admin %s",
-		count(len(c.Listeners), "listener"), count(len(states), "endpoint"), up, n.Generation(), node.Release, c.Node.AdminSocket)
+	serving := fmt.Sprintf("%d serving", up)
+	if checking > 0 {
+		serving += fmt.Sprintf(", %d being checked", checking)
+	}
+	return fmt.Sprintf("ready: %s, %s (%s), generation %d, release %s, admin %s",
+		count(len(c.Listeners), "listener"), count(len(states), "endpoint"), serving, n.Generation(), node.Release, c.Node.AdminSocket)
 }
 
 // serve waits for the end of the process's time.
-func serve(n *node.Node, server *admin.Server, signals chan os.Signal, log *slog.Logger, grace time.Duration, ready string) error {
+func serve(n *node.Node, server *admin.Server, signals chan os.Signal, log *slog.Logger, out io.Writer, grace time.Duration, ready string) error {
 	if ready == "" {
 		ready = readyLine(n)
 	}
-	fmt.Println(ready)
+	fmt.Fprintln(out, ready)
 	// One reload at a time, and one more if it is asked for meanwhile; a signal
 	// to stop waits for none.
 	reloads := make(chan struct{}, 1)
@@ -199,7 +212,7 @@ func serve(n *node.Node, server *admin.Server, signals chan os.Signal, log *slog
 				continue
 			}
 			log.Info("stopping", "signal", s.String(), "grace", grace)
-			finish(n, signals, log, grace)
+			finish(n, signals, log, out, grace)
 			server.Close(true)
 			n.Stop()
 			return nil
@@ -225,7 +238,7 @@ func serve(n *node.Node, server *admin.Server, signals chan os.Signal, log *slog
 
 // finish lets what is under way end, for grace at most or until another signal
 // to end comes. The verbs are answered meanwhile.
-func finish(n *node.Node, signals chan os.Signal, log *slog.Logger, grace time.Duration) {
+func finish(n *node.Node, signals chan os.Signal, log *slog.Logger, out io.Writer, grace time.Duration) {
 	hurry, done := make(chan struct{}), make(chan struct{})
 	go func() { // ends with finish
 		for {
@@ -247,17 +260,17 @@ func finish(n *node.Node, signals chan os.Signal, log *slog.Logger, grace time.D
 			count(left, "flow"), short(max(0, grace-time.Since(began))))
 		switch {
 		case terminal:
-			fmt.Print(clearLine + text)
+			fmt.Fprint(out, clearLine+text)
 			open = true
 		case !open:
-			fmt.Println(text)
+			fmt.Fprintln(out, text)
 			open = true
 		}
 	})
 	if terminal && open {
-		fmt.Println()
+		fmt.Fprintln(out)
 	}
-	fmt.Printf("stopped after %s: %s reset\n", short(time.Since(began)), count(left, "flow"))
+	fmt.Fprintf(out, "stopped after %s: %s reset\n", short(time.Since(began)), count(left, "flow"))
 	if left > 0 {
 		log.Warn("flows that are still under way are reset", "flows", left, "after", time.Since(began).Round(time.Millisecond))
 	}
