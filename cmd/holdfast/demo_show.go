@@ -59,17 +59,27 @@ func (s *show) unread() bool {
 	return s.failed != nil
 }
 
-// figures prints the line of this second.
-func (s *show) figures(f demo.Figures, web demo.WebFigures, status *node.Status) {
-	seconds := time.Since(s.at).Seconds()
+// figuresLine tells of one second of HTTP and of TCP, apart: while all requests
+// are held, round trips of TCP go on, and one sum would hide that.
+func (s *show) figuresLine(f demo.Figures, web demo.WebFigures, status *node.Status, seconds float64) string {
 	var moves []string
 	for _, distance := range []string{"config", "loop", "process", "host"} {
 		moves = append(moves, fmt.Sprintf("%s %d", distance, status.Moves[distance]))
 	}
-	line := fmt.Sprintf("%.0f req/s  p99 %.1f ms  errors %d  flows %d  %.1f MiB/s  moves: %s  lost %d  wrong octets %d",
-		float64(web.Requests-s.beforeWeb.Requests+f.RoundTrips-s.before.RoundTrips)/seconds, millis(max(f.P99, web.P99)), web.Errors,
+	waiting := 0
+	for _, n := range status.Queued {
+		waiting += n
+	}
+	return fmt.Sprintf("HTTP %.0f requests/s (p99 %.1f ms, waiting %d, errors %d)  TCP %.0f round trips/s (p99 %.1f ms)  lost %d  flows %d  %.1f MiB/s  moves: %s  wrong octets %d",
+		float64(web.Requests-s.beforeWeb.Requests)/seconds, millis(web.P99), waiting, web.Errors,
+		float64(f.RoundTrips-s.before.RoundTrips)/seconds, millis(f.P99), lost(f, status),
 		f.Open+web.Open, float64(f.Octets-s.before.Octets+web.Octets-s.beforeWeb.Octets)/seconds/(1<<20),
-		strings.Join(moves, ", "), lost(f, status), f.Wrong+web.Wrong)
+		strings.Join(moves, ", "), f.Wrong+web.Wrong)
+}
+
+// figures prints the line of this second.
+func (s *show) figures(f demo.Figures, web demo.WebFigures, status *node.Status) {
+	line := s.figuresLine(f, web, status, time.Since(s.at).Seconds())
 	s.before, s.beforeWeb, s.at = f, web, time.Now()
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -133,8 +143,8 @@ func (s *show) summary(d *demoSummary, asJSON bool) {
 	for distance, n := range d.Moves {
 		moves, moved = moves+n, moved+d.MovedFlows[distance]
 	}
-	s.say("done: %.0f s, %d requests, %d long flows and %d short ones, %.1f MiB checked, p99 %.1f ms, max %.1f ms, %d moves of %d flows, errors %d, lost %d, wrong octets %d",
-		d.Seconds, d.Requests, d.Flows, max(0, int(d.Opened)-d.Flows), float64(d.Octets)/(1<<20), d.P99, d.Max, moves, moved, d.Errors, d.Lost, d.Wrong)
+	s.say("done: %.0f s, %d requests of HTTP, %d round trips of TCP on %d long flows and %d short ones, %.1f MiB checked, p99 %.1f ms, max %.1f ms, %d moves of %d flows, HTTP errors %d, lost %d, wrong octets %d",
+		d.Seconds, d.Requests, d.RoundTrips, d.Flows, max(0, int(d.Opened)-d.Flows), float64(d.Octets)/(1<<20), d.P99, d.Max, moves, moved, d.Errors, d.Lost, d.Wrong)
 	if asJSON {
 		b, err := json.Marshal(d)
 		if err != nil {

@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/holdfast-lb/holdfast/internal/demo"
 	"github.com/holdfast-lb/holdfast/internal/node"
 )
 
@@ -48,13 +49,25 @@ func TestDemo(t *testing.T) {
 		}
 	}
 	for _, want := range []string{"-- holdfast reload: ", "-- holdfast rebalance --all: ", "-- holdfast upgrade: ",
-		"-- holdfast endpoint quiesce web/a1 --wait: out on all ", "-- holdfast endpoint hold web/a2", "export " + socketEnv + "=" + dir,
-		" endpoint quiesce web/a1 --wait", "\n  kill "} {
+		"-- holdfast endpoint maint web/a1 --wait: out on all ", "-- holdfast endpoint hold web/a2", "export " + socketEnv + "=" + dir,
+		" endpoint maint web/a1 --wait", " endpoint ready web/a1 --wait", "\n  kill "} {
 		if !strings.Contains(string(out), want) {
 			t.Errorf("the tour does not say %q:\n%s", want, out)
 		}
 	}
 	leftNothing(t, dir)
+}
+
+// While all requests are held the line says so, though TCP goes on.
+func TestDemoShowsHeldRequests(t *testing.T) {
+	s := show{before: demo.Figures{RoundTrips: 100}, beforeWeb: demo.WebFigures{Requests: 500}}
+	st := node.Status{Queued: map[string]int{"web": 20}}
+	line := s.figuresLine(demo.Figures{RoundTrips: 1600}, demo.WebFigures{Requests: 500, Errors: 2}, &st, 1)
+	for _, want := range []string{"HTTP 0 requests/s (p99 0.0 ms, waiting 20, errors 2)", "TCP 1500 round trips/s"} {
+		if !strings.Contains(line, want) {
+			t.Errorf("no %q in %q", want, line)
+		}
+	}
 }
 
 // Somebody in another terminal restarts a server. Then Ctrl-C after somebody in another terminal has upgraded: the process to end
@@ -71,7 +84,7 @@ func TestDemoEndsWhatItDidNotStart(t *testing.T) {
 		t.Fatal(err)
 	}
 	out, server, page := bufio.NewScanner(pipe), "", ""
-	for out.Scan() && !strings.Contains(out.Text(), " req/s ") {
+	for out.Scan() && !strings.Contains(out.Text(), " requests/s ") {
 		if m := regexp.MustCompile(`web/a1 \S+ \(process (\d+)\)`).FindStringSubmatch(out.Text()); m != nil {
 			server = m[1]
 		}
@@ -137,7 +150,7 @@ func TestDemoEndsWhatItDidNotStart(t *testing.T) {
 	if err := cmd.Wait(); err != nil {
 		t.Errorf("%v: %s", err, all)
 	}
-	if !strings.HasPrefix(last, "done: ") || !strings.HasSuffix(last, "errors 0, lost 0, wrong octets 0") {
+	if !strings.HasPrefix(last, "done: ") || !strings.HasSuffix(last, "HTTP errors 0, lost 0, wrong octets 0") {
 		t.Errorf("last line %q", last)
 	}
 	leftNothing(t, dir)
@@ -156,7 +169,7 @@ func TestDemoIsKilled(t *testing.T) {
 		t.Fatal(err)
 	}
 	out := bufio.NewScanner(pipe)
-	for out.Scan() && !strings.Contains(out.Text(), " req/s ") {
+	for out.Scan() && !strings.Contains(out.Text(), " requests/s ") {
 		continue
 	}
 	sockets, _ := filepath.Glob(dir + "/holdfast-demo-*/admin.sock")

@@ -68,10 +68,10 @@ func (h *demoHoldfast) insist(path string, request, out any) error {
 // idleMax is how long what is in flight at an endpoint may take.
 const idleMax = 20 * time.Second
 
-// roll restarts a1 as one does by hand: quiesce, wait, restart, ready.
+// roll restarts a1 as one does by hand: maint --wait, restart, ready --wait.
 func (d *demonstration) roll() error {
 	h, began := d.holdfast, time.Now()
-	quiet, err := h.endpoint("web", "a1", "quiesce")
+	quiet, err := h.endpoint("web", "a1", "maint")
 	if err != nil {
 		return err
 	}
@@ -88,7 +88,10 @@ func (d *demonstration) roll() error {
 		_, err = h.endpoint("web", "a1", "ready")
 	}
 	if err == nil {
-		d.say("-- holdfast endpoint quiesce web/a1 --wait: out on all %d loops after %s, %d in flight ... 0 after %s; restarted (process %d), ready again: %s in all",
+		err = h.healthy("web", "a1") // else the next one to be taken out were the last
+	}
+	if err == nil {
+		d.say("-- holdfast endpoint maint web/a1 --wait: out on all %d loops after %s, %d in flight ... 0 after %s; restarted (process %d), endpoint ready web/a1 --wait: %s in all",
 			quiet.Loops, short(time.Duration(quiet.EffectiveMillis*1e6)), quiet.InFlight, short(waited), h.pages[0].pid.Load(), short(time.Since(began)))
 	}
 	return err
@@ -97,11 +100,12 @@ func (d *demonstration) roll() error {
 // hold restarts a2 while a1 is out, too: requests wait.
 func (d *demonstration) hold() error {
 	h := d.holdfast
-	if _, err := h.endpoint("web", "a1", "maint"); err != nil {
-		return err
-	}
+	// First the hold: then requests wait for it when a1 is out, and none fails.
 	held, err := h.endpoint("web", "a2", "hold")
 	if err != nil {
+		return err
+	}
+	if _, err := h.endpoint("web", "a1", "maint"); err != nil {
 		return err
 	}
 	began := time.Now()
@@ -185,9 +189,9 @@ func (d *demonstration) invite() {
 	for _, c := range [][2]string{
 		{exe + " top", "all of it, live; q ends"},
 		{exe + " upgrade", "another process takes over every flow"},
-		{exe + " endpoint quiesce web/a1 --wait", "an answer when nothing is in flight any more"},
+		{exe + " endpoint maint web/a1 --wait", "an answer when nothing is in flight any more"},
 		{fmt.Sprintf("kill %d", h.pages[0].pid.Load()), "restart server a1: the demo starts it again"},
-		{exe + " endpoint ready web/a1", "it serves again"},
+		{exe + " endpoint ready web/a1 --wait", "it serves again, its check has found it up"},
 		{exe + " endpoint hold 'web/*' --for 3s", "requests of all clients wait for 3 s; kill both servers meanwhile"},
 		{exe + " reload", "the file as it is changes nothing; edit it first: " + h.file},
 		{exe + " status", "where flows are, and the sum that balances: accepted = ended + open"},

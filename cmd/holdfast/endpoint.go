@@ -32,13 +32,14 @@ func endpointCommand() *cobra.Command {
 		Long: "What is said here is in force on every event loop when the command returns, and stays so\n" +
 			"over reloads and upgrades until it is said otherwise.\n\n" +
 			"  ready      serves\n" +
-			"  quiescing  gets nothing new; what runs, and clients that are sticky to it, go on\n" +
+			"  maint      gets nothing at all; what runs goes on. This is for a restart\n" +
+			"  quiescing  gets nothing new; what runs, and clients that are sticky to it, go on: they come\n" +
+			"             again and again, so this is for sessions that shall end slowly, not for a restart\n" +
 			"  held       gets nothing new; requests that nothing else can serve wait in the backend's\n" +
-			"             queue instead of failing, those of sticky clients, too\n" +
-			"  maint      gets nothing at all but what runs\n\n" +
+			"             queue instead of failing, those of sticky clients, too\n\n" +
 			"A server is restarted without an error by\n\n" +
-			"  holdfast endpoint quiesce web/a1 --wait     ... restart it ...    holdfast endpoint ready web/a1\n\n" +
-			"and one that is alone by hold instead of quiesce.",
+			"  holdfast endpoint maint web/a1 --wait     ... restart it ...    holdfast endpoint ready web/a1 --wait\n\n" +
+			"and one that is alone by hold instead of maint. The last one that serves is taken out by --force only.",
 		Args: wants(1, 1, "list, quiesce, ready, maint, hold or weight"),
 		RunE: func(_ *cobra.Command, args []string) error {
 			verbs := []string{"list", "quiesce", "ready", "maint", "hold", "weight"}
@@ -46,22 +47,23 @@ func endpointCommand() *cobra.Command {
 		},
 	}
 	c.AddCommand(
-		endpointVerb("quiesce", "Give it nothing new; what runs and who is sticky goes on"),
+		endpointVerb("maint", "Give it nothing at all, to restart it; what runs goes on"),
 		endpointVerb("ready", "Let it serve again"),
-		endpointVerb("maint", "Give it nothing at all; what runs goes on"),
+		endpointVerb("quiesce", "Give it nothing new; what runs goes on, and so do clients that are sticky to it"),
 		endpointVerb("hold", "Let requests wait for it, while it restarts"),
 		endpointWeightCommand(), endpointListCommand())
 	return c
 }
 
 var endpointExamples = map[string]string{
-	"quiesce": "web/a1 --wait --timeout 5m", "ready": "web/a1", "maint": "web/a1", "hold": "web/a1 --for 30s",
+	"quiesce": "web/a1 --wait --timeout 5m", "ready": "web/a1 --wait --timeout 1m", "maint": "web/a1 --wait", "hold": "web/a1 --for 30s",
 }
 
 // endpointVerb makes one of the verbs that want only an endpoint.
 func endpointVerb(do, what string) *cobra.Command {
 	var w patience
 	var hold time.Duration
+	var force bool
 	c := &cobra.Command{
 		Use: do + " BACKEND/ENDPOINT", Short: what, Args: wants(1, 1, endpointWanted),
 		Long:    what + ".\nIt is in force on every event loop when the command returns; web/* is all endpoints of web.",
@@ -71,20 +73,25 @@ func endpointVerb(do, what string) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if hold < 0 || hold > 0 && hold < time.Second {
-				return &exit{exitUsage, errors.New("hold: --for is at least 1s")}
+			if do == "hold" && hold < time.Second {
+				return &exit{exitUsage, errors.New("hold: --for is at least 1s; endpoint ready ends it before")}
 			}
-			q.Seconds = hold.Seconds()
+			q.Seconds, q.Force = hold.Seconds(), force
 			return newClient(c).setEndpoint(q, w)
 		},
 	}
 	if do == "hold" {
-		c.Flags().DurationVar(&hold, "for", 0, "ready again by itself after so long; 0s: after "+short(node.HoldTime))
+		c.Flags().DurationVar(&hold, "for", node.HoldTime, "ready again by itself after so long")
 	}
-	if do != "ready" {
-		c.Flags().BoolVar(&w.wait, "wait", false, "return when nothing is in flight any more")
-		c.Flags().DurationVar(&w.max, "timeout", 0, "how long --wait waits; 0s: as long as it takes")
+	until := "return when nothing is in flight any more"
+	switch do {
+	case "ready":
+		until = "return when it serves: its checks have found it up"
+	case "quiesce", "maint":
+		c.Flags().BoolVar(&force, "force", false, "also if nothing else serves, and what is new will fail")
 	}
+	c.Flags().BoolVar(&w.wait, "wait", false, until)
+	c.Flags().DurationVar(&w.max, "timeout", 0, "how long --wait waits; 0s: as long as it takes")
 	return c
 }
 
@@ -92,7 +99,8 @@ func endpointVerb(do, what string) *cobra.Command {
 const fileWeight = "file"
 
 func endpointWeightCommand() *cobra.Command {
-	return &cobra.Command{
+	var force bool
+	c := &cobra.Command{
 		Use: "weight BACKEND/ENDPOINT N", Short: "Give it another share: 0 to 1000, or file for that of the file",
 		Args: wants(2, 2, endpointWanted+", and a weight"),
 		RunE: func(c *cobra.Command, args []string) error {
@@ -100,7 +108,7 @@ func endpointWeightCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			q.Weight = -1
+			q.Weight, q.Force = -1, force
 			if args[1] != fileWeight {
 				n, err := strconv.Atoi(args[1])
 				if err != nil || n < 0 || n > 1000 {
@@ -111,6 +119,8 @@ func endpointWeightCommand() *cobra.Command {
 			return newClient(c).setEndpoint(q, patience{})
 		},
 	}
+	c.Flags().BoolVar(&force, "force", false, "0 also if nothing else serves, and what is new will fail")
+	return c
 }
 
 func endpointRequest(do, full string) (node.EndpointRequest, error) {
@@ -140,6 +150,9 @@ func (c *client) setEndpoint(q node.EndpointRequest, w patience) error {
 	p.begin(&r, q)
 	if !w.wait {
 		return p.end("")
+	}
+	if q.Do == "ready" {
+		return awaitServing(silent, &p, q, w)
 	}
 	heard := time.Now()
 	for {
@@ -177,7 +190,11 @@ func (c *client) setEndpoint(q node.EndpointRequest, w patience) error {
 			return errors.Join(p.end(""), &exit{exitFailed, fmt.Errorf("%s: somebody made it ready meanwhile; not waiting any more", changed)})
 		case inFlight == 0:
 			p.tell(0)
-			return p.end(fmt.Sprintf(": done in %s", short(time.Since(began))))
+			done := fmt.Sprintf(": done in %s", short(time.Since(began)))
+			if r.Sticky {
+				done += "; clients sticky to it still come, endpoint maint sends them elsewhere"
+			}
+			return p.end(done)
 		case w.max > 0 && time.Since(began) > w.max:
 			p.tell(inFlight)
 			return errors.Join(p.end(""), &exit{exitFailed, fmt.Errorf("%s: %d still in flight after %s; it stays as it is now\nsee: holdfast flows --endpoint %s",
@@ -186,6 +203,59 @@ func (c *client) setEndpoint(q node.EndpointRequest, w patience) error {
 		p.tell(inFlight)
 		time.Sleep(waitPoll)
 	}
+}
+
+// awaitServing waits until all endpoints that were made ready serve.
+func awaitServing(silent *client, p *progress, q node.EndpointRequest, w patience) error {
+	for heard := p.began; ; time.Sleep(waitPoll) {
+		states, err := silent.endpoints()
+		if err != nil {
+			if time.Since(heard) < silenceMax {
+				continue // it may just be handing over to another process
+			}
+			return errors.Join(p.end(""), err)
+		}
+		heard = time.Now()
+		taken, idle, here := "", "", 0
+		for _, e := range states {
+			if !asked(&e, q.Backend, q.Endpoint) {
+				continue
+			}
+			here++
+			if e.Admin != "ready" {
+				taken = fmt.Sprintf("%s: somebody made it %s meanwhile; not waiting any more", e.Name, e.Admin)
+			}
+			if !e.Serves && idle == "" {
+				idle = e.Name + ": " + unready(e.State, e.Ejected, e.SinceSeconds, e.Why)
+			}
+		}
+		switch {
+		case taken != "":
+			return errors.Join(p.end(""), &exit{exitFailed, errors.New(taken)})
+		case here == 0:
+			return errors.Join(p.end(""), &exit{exitFailed, fmt.Errorf("%s is in no configuration any more", p.name)})
+		case idle == "":
+			return p.serves(time.Since(p.began))
+		case w.max > 0 && time.Since(p.began) > w.max:
+			return errors.Join(p.end(""), &exit{exitFailed, fmt.Errorf("%s does not serve after %s; it stays ready, and serves when it can\n%s", p.name, short(w.max), idle)})
+		}
+	}
+}
+
+// unready says why an endpoint that is ready does not serve yet.
+func unready(state string, ejected bool, seconds float64, why string) string {
+	since := short(time.Duration(seconds * 1e9))
+	text := "its check says " + state + " since " + since
+	switch {
+	case ejected:
+		text = "ejected, for clients met failures"
+	case state == "checking":
+		text = "its first check is not done"
+	}
+	if why != "" {
+		text += " (" + why + ")"
+	}
+	return text
 }
 
 // removed is what is in flight at those of all that are not here: they have left
@@ -215,6 +285,7 @@ type progress struct {
 	waits          bool
 	name, head     string
 	first, last    int64
+	idle           int // that are ready and do not serve yet
 	began, told    time.Time
 	err            error // of printing
 }
@@ -247,6 +318,9 @@ func (p *progress) begin(r *node.EndpointReport, q node.EndpointRequest) {
 	}
 	p.head = endpointLine(r, q)
 	if p.waits {
+		p.head = strings.TrimSuffix(p.head, waitHint)
+	}
+	if p.waits && q.Do != "ready" {
 		p.head += fmt.Sprintf("; in flight %d", p.first)
 	} else if q.Do != "ready" && q.Do != "weight" {
 		p.head += fmt.Sprintf("; %d in flight", p.first)
@@ -254,14 +328,44 @@ func (p *progress) begin(r *node.EndpointReport, q node.EndpointRequest) {
 	if r.Note != "" {
 		p.print("note: " + r.Note + "\n")
 	}
+	if q.Do == "ready" {
+		for _, x := range r.Each {
+			if !x.Serves {
+				p.idle++
+			}
+		}
+	}
 	p.print(p.head)
 	if !p.terminal && p.waits {
 		p.print("\n")
 	}
 }
 
+// serves ends the waiting for what is ready.
+func (p *progress) serves(took time.Duration) error {
+	switch {
+	case p.json:
+		p.object(flight{Endpoint: p.name, Done: true, Millis: float64(took.Milliseconds())})
+	case p.terminal && p.idle == 0:
+		p.print("\n")
+	case p.terminal:
+		p.print("\n" + p.name + " serves after " + short(took) + "\n")
+	case p.idle > 0:
+		p.print(p.name + " serves after " + short(took) + "\n")
+	}
+	if p.err != nil {
+		return &exit{exitFailed, p.err}
+	}
+	return nil
+}
+
 // endpointLine says what a change came to, without what is in flight.
 func endpointLine(r *node.EndpointReport, q node.EndpointRequest) string {
+	if q.Do == "ready" {
+		if line := readyYetIdle(r); line != "" {
+			return line
+		}
+	}
 	what := r.Is
 	if r.Was == r.Is {
 		what += " as before,"
@@ -275,6 +379,35 @@ func endpointLine(r *node.EndpointReport, q node.EndpointRequest) string {
 		line += ", for " + short(hold) + " at most"
 	}
 	return line
+}
+
+const waitHint = " (--wait waits for that)"
+
+// readyYetIdle says what keeps those from serving that were made ready; "" if
+// nothing does.
+func readyYetIdle(r *node.EndpointReport) string {
+	serving, first := 0, ""
+	for _, x := range r.Each {
+		switch {
+		case x.Serves:
+			serving++
+		case first == "":
+			state := x.Health
+			if x.Is != "ejected" && x.Is != "ready" {
+				state = x.Is // also of an agent
+			}
+			if first = unready(state, x.Ejected, x.SinceSeconds, x.Why); len(r.Each) > 1 {
+				first = x.Endpoint + ": " + first
+			}
+		}
+	}
+	switch {
+	case first == "":
+		return ""
+	case len(r.Each) == 1:
+		return fmt.Sprintf("%s is ready, %s: it serves when it is up%s", r.Endpoint, first, waitHint)
+	}
+	return fmt.Sprintf("%s is ready, %d of %d serve (%s): each serves when it is up%s", r.Endpoint, serving, len(r.Each), first, waitHint)
 }
 
 // tell tells that so many are in flight now.
@@ -339,7 +472,7 @@ func (c *client) refusedEndpoint(q node.EndpointRequest, err error) error {
 func unknownEndpoint(backend, name string, names, backends []string, err error) error {
 	full := backend + "/" + name
 	for _, n := range names {
-		if n == full || name == "*" && strings.HasPrefix(n, backend+"/") {
+		if n == full || strings.HasPrefix(n, full+"/") || name == "*" && strings.HasPrefix(n, backend+"/") {
 			return err
 		}
 	}

@@ -69,15 +69,15 @@ func TestQuiesceWaits(t *testing.T) {
 	s, vip := newSlowServer(t), freshAddress(t)
 	h := runFile(t, oneServer, "VIP="+vip, "A1="+s.address())
 	status := s.begun(t, vip)
-	h.must(exitFailed, []string{"endpoint", "quiesce", "web/a1", "--wait", "--timeout", "100ms"},
+	h.must(exitFailed, []string{"endpoint", "quiesce", "web/a1", "--force", "--wait", "--timeout", "100ms"},
 		"web/a1 quiescing on all 2 loops after ", "; in flight 1\n", "1 still in flight after 100 ms", "holdfast flows --endpoint web/a1")
 	is := func(state string) func() bool {
 		return func() bool { return strings.Contains(states(h, state), "web/a1") }
 	}
 	h.must(0, []string{"endpoint", "ready", "web/a1"}, "ready")
-	out := h.start("endpoint", "quiesce", "web/a1", "--wait")
+	out := h.start("endpoint", "quiesce", "web/a1", "--wait", "--force")
 	eventually(t, "quiescing", is("quiescing"))
-	asJSON := h.start("endpoint", "maint", "web/a1", "--wait", "--json")
+	asJSON := h.start("endpoint", "maint", "web/a1", "--wait", "--force", "--json")
 	eventually(t, "maintenance", is("maintenance"))
 	// Another process has the request then, and they wait for it there.
 	h.upgraded()
@@ -108,7 +108,7 @@ func TestQuiesceOfWhatIsRemoved(t *testing.T) {
 	s, vip := newSlowServer(t), freshAddress(t)
 	h := runFile(t, oneServer, "VIP="+vip, "A1="+s.address())
 	status := s.begun(t, vip)
-	out := h.start("endpoint", "quiesce", "web/a1", "--wait")
+	out := h.start("endpoint", "quiesce", "web/a1", "--wait", "--force")
 	eventually(t, "quiescing", func() bool { return strings.Contains(states(h, "quiescing"), "web/a1") })
 	other := strings.ReplaceAll(oneServer, "name: a1", "name: a2")
 	client := clientOf(h.socket, false)
@@ -143,7 +143,7 @@ func TestQuiesceIsTakenBack(t *testing.T) {
 	s, vip := newSlowServer(t), freshAddress(t)
 	h := runFile(t, oneServer, "VIP="+vip, "A1="+s.address())
 	s.begun(t, vip)
-	out := h.start("endpoint", "quiesce", "web/a1", "--wait")
+	out := h.start("endpoint", "quiesce", "web/a1", "--wait", "--force")
 	eventually(t, "quiescing", func() bool { return strings.Contains(states(h, "quiescing"), "web/a1") })
 	h.must(0, []string{"endpoint", "ready", "web/a1"}, "web/a1 ready on all 2 loops after ")
 	if text, errs, code := out(); code != exitFailed || !strings.Contains(errs, "web/a1: somebody made it ready meanwhile") {
@@ -204,6 +204,22 @@ func TestEndpointWords(t *testing.T) {
 		{exitUsage, "endpoint weight web/a1 1001", `"1001" is not a whole number from 0 to 1000`},
 		{exitUsage, "endpoint weight web/a1", "and a weight; got web/a1"},
 		{exitUsage, "endpoint hold web/a1 --for 1ms", "--for is at least 1s"},
+		{exitUsage, "endpoint hold web/a1 --for 0s", "--for is at least 1s"},
+		{exitRefused, "endpoint quiesce web/a1", "web/a1 is the last endpoint of web that serves: what is new would fail; `holdfast endpoint hold web/a1` lets requests wait"},
+		{exitRefused, "endpoint maint web/* --wait", "--force"},
+		{exitRefused, "endpoint weight web/a1 0", "--force"},
+		{0, "endpoint weight web/a1 0 --force", "weight 0"},
+		{0, "endpoint weight web/a1 file", "weight 100"},
+		{0, "endpoint ready web/a1 --wait", "web/a1 ready as before, on all 2 loops"},
+		{exitUsage, "quiesce web/a1 --wait", "did you mean: holdfast endpoint quiesce web/a1 --wait"},
+		{exitUsage, "stop", "send SIGTERM to the process"},
+		{0, "reload", ": unchanged, generation 1"},
+		{exitUsage, "flows --state idel", `no state "idel"; did you mean "idle"?`},
+		{exitUsage, "flows --endpoint web/a9", `no endpoint "web/a9"; did you mean "web/a1"?; there are: web/a1`},
+		{exitUsage, "flows --listener wbe", `no listener "wbe"; did you mean "web"?`},
+		{exitUsage, "flows --backend shop", `no backend "shop"; there are: web`},
+		{0, "flows --listener web", "no flows"},
+		{exitUsage, "flows --client nobody --state nix", "no state"},
 		{exitUsage, "endpoint quiesce web/a1 --wait --timeout soon", `--timeout: "soon" is not a duration`},
 		{exitUsage, "log wran", `"wran" is none of debug, info, warn, error; did you mean "warn"?`},
 		{exitRefused, "flows --client nobody", `"nobody" is no address and no prefix`},
@@ -223,13 +239,13 @@ func TestFlowsFilters(t *testing.T) {
 	for _, args := range []string{"", "--listener web", "--backend web", "--endpoint web/a1", "--client 127.0.0.0/8", "--older 1ns --listener web"} {
 		h.must(0, strings.Fields("flows "+args), here...)
 	}
-	for _, args := range []string{"--listener tcp", "--backend api", "--endpoint web/a2", "--client 10.0.0.0/8", "--older 1h", "--moved", "--listener web --state none-such"} {
+	for _, args := range []string{"--client 10.0.0.0/8", "--older 1h", "--moved", "--listener web --state queued"} {
 		if out := h.must(0, strings.Fields("flows "+args)); strings.Contains(out, "web/a1") {
 			t.Errorf("flows %s:\n%s", args, out)
 		}
 	}
 	h.must(0, []string{"status"}, "1 flow, lost 0", "BACKEND", "web/a1  ", "flows reset by a move 0")
-	h.must(0, []string{"top", "--once", "--every", "100ms"}, "holdfast top   node node", "promises   lost 0   reset by a move 0",
+	h.must(0, []string{"top", "--once", "--every", "100ms"}, "holdfast top   node   generation 1", "promises   lost 0   reset by a move 0",
 		"LISTENER", "BACKEND", "ENDPOINT", "FLOW", "REQ/S", "web/a1")
 	s.let <- struct{}{}
 	<-status
@@ -361,4 +377,56 @@ func TestProxySucceeds(t *testing.T) {
 	if after, _ := os.ReadDir(dir); len(after) != len(before)-1 {
 		t.Errorf("left behind: %v of %v", after, before)
 	}
+}
+
+// A server is ready again when its check has found it up, and not before: whoever
+// waits for that may take the next one out.
+func TestReadyWaits(t *testing.T) {
+	vip, place := freshAddress(t), freshAddress(t)
+	h := runFile(t, strings.Replace(oneServer, "endpoints:", "check: { tcp: {}, interval: 20ms, fastInterval: 20ms, downInterval: 20ms, fall: 2, rise: 2 }, endpoints:", 1),
+		"VIP="+vip, "A1="+place)
+	eventually(t, "it is down", func() bool { return strings.Contains(states(h, "down"), "web/a1") })
+	h.must(0, []string{"endpoint", "maint", "web/a1"}, "web/a1 maintenance on all 2 loops") // serves nothing anyway
+	h.must(0, []string{"endpoint", "ready", "web/a1"}, "web/a1 is ready, its check says down since ", "): it serves when it is up (--wait waits for that)")
+	h.must(exitFailed, []string{"endpoint", "ready", "web/a1", "--wait", "--timeout", "100ms"},
+		"web/a1 does not serve after 100 ms; it stays ready", "web/a1: its check says down since ")
+	out, asJSON := h.start("endpoint", "ready", "web/a1", "--wait"), h.start("endpoint", "ready", "web/a1", "--wait", "--json")
+	for range 5 { // it looks several times meanwhile
+		h.must(0, []string{"endpoint", "list"}, "down")
+	}
+	namedAt(t, "a1", place)
+	text, errs, code := out()
+	if code != 0 || !strings.Contains(text, "web/a1 serves after ") || strings.Contains(text, "--wait waits") {
+		t.Errorf("%d\n%s%s", code, text, errs)
+	}
+	if text, errs, code := asJSON(); code != 0 || !strings.Contains(text, `"done":true`) || !strings.Contains(text, `"serves":false`) {
+		t.Errorf("%d\n%s%s", code, text, errs)
+	}
+	if !strings.Contains(states(h, "up"), "web/a1") {
+		t.Errorf("it is not up:\n%s", states(h, "up"))
+	}
+	if status, server, _, _ := get(t, "http://"+vip+"/"); status != http.StatusOK || server != "a1" {
+		t.Errorf("%d from %q", status, server)
+	}
+}
+
+// Who begins a second one is told which one runs, not which address is in use.
+func TestAnotherRuns(t *testing.T) {
+	s, vip := newSlowServer(t), freshAddress(t)
+	h := runFile(t, oneServer, "VIP="+vip, "A1="+s.address())
+	file := filepath.Join(t.TempDir(), "second.yaml")
+	text := strings.NewReplacer("${HOLDFAST_SOCKET}", h.socket, "${VIP}", vip, "${A1}", s.address()).Replace(oneServer)
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	h.must(exitFailed, []string{"run", "-c", file}, fmt.Sprintf("another Holdfast runs here: process %d answers at %s", h.cmd.Process.Pid, h.socket))
+	h.must(0, []string{"status"}, "node generation 1: 1 listener")
+}
+
+// A binary that is no Holdfast: the answer says so, and nothing counts as a move.
+func TestUpgradeToWhatIsNone(t *testing.T) {
+	s, vip := newSlowServer(t), freshAddress(t)
+	h := runFile(t, oneServer, "VIP="+vip, "A1="+s.address())
+	h.must(exitRefused, []string{"upgrade", "--binary", "/bin/true"}, "this process goes on: the new process ended at once", "is no Holdfast")
+	h.must(0, []string{"status"}, "process 0 (0 flows)")
 }

@@ -124,7 +124,7 @@ func TestExamplesThatKeepSessions(t *testing.T) {
 				t.Fatalf("%q", got)
 			}
 			h.must(0, []string{"reload"}, "reloaded in")
-			h.must(0, []string{"rebalance", "--all"}, "1 flows moved")
+			h.must(0, []string{"rebalance", "--all"}, "1 flow moved")
 			h.upgraded()
 			w.echoes("still here")
 			h.must(0, []string{"flows"}, "  2x  ")
@@ -301,7 +301,7 @@ func TestExampleWebSocket(t *testing.T) {
 		t.Fatalf("%v %v", r, err)
 	}
 	w.echoes("hello")
-	h.must(0, []string{"endpoint", "quiesce", "sockets/*"}, "quiescing on all", "1 in flight")
+	h.must(0, []string{"endpoint", "quiesce", "sockets/*", "--force"}, "quiescing on all", "1 in flight")
 	w.echoes("quiescing lets open chats go on")
 	h.upgraded()
 	w.echoes("still here")
@@ -390,10 +390,10 @@ func TestExampleRollingByHand(t *testing.T) {
 		}
 	}()
 	for _, name := range []string{"a", "b"} {
-		h.must(0, []string{"endpoint", "quiesce", "web/" + name, "--wait"}, "in flight 0: done in ")
+		h.must(0, []string{"endpoint", "maint", "web/" + name, "--wait"}, "in flight 0: done in ")
 		servers[name].Close()
 		servers[name] = namedAt(t, name, servers[name].address)
-		h.must(0, []string{"endpoint", "ready", "web/" + name}, "web/"+name)
+		h.must(0, []string{"endpoint", "ready", "web/" + name, "--wait"}, "web/"+name)
 	}
 	close(stop)
 	if n := <-asked; n[0] < 10 || n[1] != 0 {
@@ -424,7 +424,7 @@ func TestExampleSticky(t *testing.T) {
 			}
 		}
 		// A quiescing endpoint serves its own, in maintenance it does not.
-		h.must(0, []string{"endpoint", "quiesce", "by-cookie/" + first}, "quiescing")
+		h.must(0, []string{"endpoint", "quiesce", "by-cookie/" + first, "--wait"}, "quiescing", "note: clients sticky to it still come", "; clients sticky to it still come")
 		if _, again, _, _ := get(t, "http://"+vip+"/", "Cookie: "+cookie); again != first {
 			t.Errorf("quiescing %s, served by %s", first, again)
 		}

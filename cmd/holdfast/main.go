@@ -52,6 +52,7 @@ func main() {
 	root.AddCommand(runCommand(), proxyCommand(), demoCommand(), checkCommand(), configCommand(),
 		statusCommand(), topCommand(), flowsCommand(), endpointCommand(), reloadCommand(),
 		rebalanceCommand(), upgradeCommand(), migrateCommand(), logCommand(), versionCommand())
+	root.AddCommand(otherWords()...)
 	cobra.EnableCommandSorting = false // they stand in the order in which one needs them
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &exit{exitUsage, plain(err)} })
 	used, err := root.ExecuteC()

@@ -76,7 +76,7 @@ func TestReadmeByHand(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 	for _, want := range []string{
-		"holdfast.yaml: ok: 1 listener, 1 backend, 1 endpoint", "reloaded in", "process ", " -> ", "1 flows moved", "  2x  ",
+		"holdfast.yaml: ok: 1 listener, 1 backend, 1 endpoint", "reloaded in", "process ", " -> ", "1 flow moved", "  2x  ",
 		"HTTP/1.0 404", "flows reset by a move 0", "descriptors ",
 	} {
 		if !strings.Contains(string(out), want) {

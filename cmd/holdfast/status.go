@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"net/url"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/holdfast-lb/holdfast/internal/loop"
 	"github.com/holdfast-lb/holdfast/internal/node"
 )
 
@@ -140,8 +142,8 @@ func statusText(s *node.Status, endpoints []node.EndpointState, verbose bool) st
 		}
 		what = fmt.Sprintf("%d of %d endpoints not serving (%s)", len(idle), len(endpoints), text)
 	}
-	fmt.Fprintf(&out, "node %s generation %d: %s, %s, %s, lost %d (release %s, pid %d, up %s)\n\n",
-		s.Node, s.Generation, count(len(s.Listeners), "listener"), what, count(s.Flows, "flow"), s.Lost, s.Release, s.PID, short(time.Duration(s.UpSeconds*1e9)))
+	fmt.Fprintf(&out, "%s generation %d: %s, %s, %s, lost %d (release %s, pid %d, up %s)\n\n",
+		nodeWords(s.Node), s.Generation, count(len(s.Listeners), "listener"), what, count(s.Flows, "flow"), s.Lost, s.Release, s.PID, short(time.Duration(s.UpSeconds*1e9)))
 
 	listeners := table{head: []string{"LISTENER", "VIP", ">CONNECTIONS"}}
 	for _, l := range s.Listeners {
@@ -335,15 +337,64 @@ func flowsCommand() *cobra.Command {
 	return x
 }
 
+// known checks that what is filtered by is there: a name that is none would look
+// like no flows.
+func (f *flowsFlags) known(c *client) error {
+	if f.state != "" && !slices.Contains(loop.Kinds, f.state) {
+		return &exit{exitUsage, fmt.Errorf("flows: no state %q%s; there are: %s", f.state, meant(f.state, loop.Kinds), strings.Join(loop.Kinds, ", "))}
+	}
+	if f.listener == "" && f.backend == "" && f.endpoint == "" {
+		return nil
+	}
+	var s node.Status
+	if _, err := c.ask("/v1/status", nil, &s); err != nil {
+		return err
+	}
+	var listeners, backends, endpoints []string
+	for _, l := range s.Listeners {
+		listeners = append(listeners, l.Name)
+	}
+	for _, b := range s.Backends {
+		backends = append(backends, b.Name)
+	}
+	short := map[string]bool{} // names in any backend
+	for _, e := range s.Endpoints {
+		endpoints = append(endpoints, e.Name)
+		_, name, _ := strings.Cut(e.Name, "/")
+		short[name] = true
+	}
+	for _, x := range []struct {
+		what, name string
+		names      []string
+	}{{"listener", f.listener, listeners}, {"backend", f.backend, backends}, {"endpoint", f.endpoint, endpoints}} {
+		if x.name == "" || slices.Contains(x.names, x.name) || x.what == "endpoint" && short[x.name] {
+			continue
+		}
+		// What has left the configuration may have flows for a long time.
+		var old []node.FlowStatus
+		g := flowsFlags{max: 1, listener: f.listener, backend: f.backend, endpoint: f.endpoint}
+		if _, err := c.ask(g.query(), nil, &old); err != nil || len(old) > 0 {
+			return err
+		}
+		return &exit{exitUsage, fmt.Errorf("flows: no %s %q%s; there are: %s", x.what, x.name, meant(x.name, x.names), some(x.names))}
+	}
+	return nil
+}
+
 func listFlows(c *client, f *flowsFlags) error {
+	if err := f.known(clientOf(c.socket, false)); err != nil {
+		return err
+	}
 	var all []node.FlowStatus
 	told, err := c.ask(f.query(), nil, &all)
 	if err != nil || !told {
 		return err
 	}
-	if len(all) > 0 {
-		fmt.Print(flowTable(all).String())
+	if len(all) == 0 {
+		fmt.Fprintln(os.Stderr, "no flows") // not in a pipe that counts lines
+		return nil
 	}
+	fmt.Print(flowTable(all).String())
 	if f.max == 0 || len(all) < f.max {
 		return nil
 	}

@@ -142,7 +142,10 @@ func (c *client) report(path string, request any, verb string) error {
 
 // reportLine is what a move has done, without its plan.
 func reportLine(r *node.Report, verb string) string {
-	out := fmt.Sprintf("%s in %.1f ms: %d flows moved with %d octets", verb, r.Millis, r.Flows, r.Octets)
+	if r.Unchanged {
+		return fmt.Sprintf("%s in %.1f ms: unchanged, generation %d", verb, r.Millis, r.Generation)
+	}
+	out := fmt.Sprintf("%s in %.1f ms: %s moved with %d octets", verb, r.Millis, count(r.Flows, "flow"), r.Octets)
 	if r.Flows > 0 {
 		out += fmt.Sprintf(", pause p50 %.2f ms, p99 %.2f ms, max %.2f ms", r.Pause.P50/1000, r.Pause.P99/1000, r.Pause.Max/1000)
 	}
