@@ -116,6 +116,10 @@ type FDs struct {
 	// What was accepted by listener, where that is bounded.
 	accepted map[*Listener]*acceptedAt
 	rest     bool // what waits is taken however much it is: the listener goes
+	// What was accepted just now, and nothing was done with it since: reset at
+	// once it was refused, which no rate counts.
+	fresh sock.FD
+	by    *acceptedAt
 }
 
 const firstFD = 3
@@ -385,6 +389,7 @@ func (k *Kernel) Accept(listener sock.FD) (sock.FD, netip.AddrPort, sock.Errno) 
 	if k.net.accepted != nil {
 		k.net.accepted(k.fds, l)
 	}
+	k.fds.fresh, k.fds.by = fd, k.fds.accepted[l]
 	return fd, s.remote, 0
 }
 
@@ -399,6 +404,7 @@ func (k *Kernel) Peek(fd sock.FD) (int, sock.Errno) {
 
 // Recv reads.
 func (k *Kernel) Recv(fd sock.FD, b []byte) (int, sock.Errno) {
+	k.fds.by = nil
 	s := k.fds.sock(fd, "recv")
 	if s == nil {
 		return 0, sock.Invalid
@@ -574,7 +580,13 @@ func (k *Kernel) Shutdown(fd sock.FD) {
 func (k *Kernel) Close(fd sock.FD) { k.fds.close(fd) }
 
 // CloseReset closes with RST.
-func (k *Kernel) CloseReset(fd sock.FD) { k.fds.closeReset(fd) }
+func (k *Kernel) CloseReset(fd sock.FD) {
+	if k.fds.by != nil && k.fds.fresh == fd {
+		k.fds.by.n--
+	}
+	k.fds.by = nil
+	k.fds.closeReset(fd)
+}
 
 // listen opens a listener of the process.
 func (t *FDs) listen(at netip.AddrPort, backlog int) (sock.FD, error) {
