@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	tea "charm.land/bubbletea/v2"
 	"charm.land/lipgloss/v2"
@@ -30,7 +31,7 @@ func topCommand() *cobra.Command {
 		Use:   "top",
 		Short: "Watch the running holdfast: listeners, backends, endpoints, flows",
 		Long: "Shows rates, states and the oldest flows, once a second. Keys: tab or right and left for the next\n" +
-			"and the last view, s and r for what a view is sorted by, up and down to scroll, q to end.\n" +
+			"and the last view, s and r for what a view is sorted by, up and down to scroll, ? for help, q to end.\n" +
 			"With --once, or where there is no terminal, it prints one page of plain text and ends.",
 		Args: wants(0, 0, "no argument"),
 		RunE: func(c *cobra.Command, _ []string) error {
@@ -138,6 +139,7 @@ type topModel struct {
 	from          int // rows that are scrolled away
 	width, height int
 	colour        bool
+	help          bool // shown instead of a view
 }
 
 // topLook is a look that has come, or why none has.
@@ -180,6 +182,10 @@ func (m *topModel) take(l *look) { m.before, m.now = m.now, l }
 
 // key does what a key means.
 func (m *topModel) key(name string) tea.Cmd {
+	if m.help && name != "q" && name != "ctrl+c" { // any other key ends the help
+		m.help = false
+		return nil
+	}
 	switch name {
 	case "q", "esc", "ctrl+c":
 		return tea.Quit
@@ -189,6 +195,8 @@ func (m *topModel) key(name string) tea.Cmd {
 		m.view, m.from = (m.view+topViews-1)%topViews, 0
 	case "1", "2", "3", "4", "5":
 		m.view, m.from = topView(name[0]-'1'), 0
+	case "?":
+		m.help = !m.help
 	case "s":
 		m.sort[m.view] = (m.sort[m.view] + 1) % len(topSorts[m.view])
 	case "r":
@@ -302,7 +310,7 @@ func (m *topModel) page() []string {
 			}
 			tabs = append(tabs, word)
 		}
-		hint := "tab views   s sort   r reverse   q end"
+		hint := "? help   tab views   s sort   r reverse   q end"
 		if sort := topSorts[m.view][m.sort[m.view]]; sort != "" {
 			hint = "sorted by " + strings.ToLower(sort) + "   " + hint
 		}
@@ -313,6 +321,9 @@ func (m *topModel) page() []string {
 		out = append(out, "no answer: "+text+"; figures are "+short(time.Since(l.at))+" old")
 	}
 	out = append(out, "")
+	if m.help {
+		return append(out, topHelp...)
+	}
 
 	show := []topView{m.view}
 	if m.view == overview {
@@ -346,11 +357,13 @@ func (m *topModel) page() []string {
 			if view == endpointView && left < len(l.endpoints) {
 				t = endpointTable(worstFirst(l.endpoints), endpoints)
 			}
+			m.fit(t)
 			out = append(out, cut(t, 0, max(1, left))...)
 			out = append(out, "")
 			continue
 		}
 		t.sortBy(topSorts[view][m.sort[view]], m.reverse[view])
+		m.fit(t)
 		m.from = min(m.from, max(0, len(t.rows)-1))
 		out = append(out, cut(t, m.from, max(1, m.height-len(out)-2))...)
 	}
@@ -358,6 +371,75 @@ func (m *topModel) page() []string {
 		out = out[:len(out)-1]
 	}
 	return out
+}
+
+// topHelp is what ? shows.
+var topHelp = []string{
+	"tab, right, l     the next view           1 ... 5   overview, listeners, backends, endpoints, flows",
+	"shift+tab, left   the last view           s         the next column to sort by",
+	"down, j, up, k    scroll                  r         the other way round",
+	"space, pgdown     a page down; pgup up    home, g   to the first row",
+	"?                 this help               q, esc    end",
+	"",
+	"REQ/S, 4XX/S, 5XX/S, IN/S, OUT/S   what ended in the last second",
+	"P99                                99 of 100 requests of the last second took no longer than this",
+	"TRIES, FAILED                      attempts that have shown whether it works, and that it does not",
+	"LATENCY                            what answers take: the slowest, fading within seconds",
+	"WEIGHT                             the share that counts now, of the file or endpoint weight",
+	"SINCE, WHY                         for how long it is in this state, and what its check or agent said",
+	"",
+	"On a narrow screen less important columns are left out; endpoint list and flows show all.",
+	"any key goes back",
+}
+
+// topDrops are columns by how soon they are left out where there is no room:
+// why an endpoint does not serve is read, what it ever tried is not.
+var topDrops = []string{
+	"TRIES", "ADDRESS", "LOOP", "UNSENT", "WEIGHT", "FAILED", "4XX/S", "REQUESTS", "LATENCY", "LISTENER", "IN/S", "MOVED", "QUEUED", "5XX/S", "OUT/S", "IN", "REQ/S",
+}
+
+// whyRoom is what is left at least for text that stands last in a line.
+const whyRoom = 32
+
+// fit leaves out columns until the lines of t fit on the screen.
+func (m *topModel) fit(t *table) {
+	if m.height == endless {
+		return
+	}
+	for _, head := range topDrops {
+		if t.width(whyRoom) <= m.width {
+			return
+		}
+		t.drop(head)
+	}
+}
+
+// width is that of the lines, where the last column counts for most at the most.
+func (t *table) width(most int) int {
+	total := 0
+	for i := range t.head {
+		column := utf8.RuneCountInString(strings.TrimPrefix(t.head[i], ">"))
+		for _, row := range t.rows {
+			column = max(column, utf8.RuneCountInString(row[i]))
+		}
+		if i == len(t.head)-1 {
+			column = min(column, most)
+		}
+		total += column + 2
+	}
+	return total - 2
+}
+
+// drop leaves out the column of that head, but never the first.
+func (t *table) drop(head string) {
+	i := slices.IndexFunc(t.head, func(h string) bool { return strings.TrimPrefix(h, ">") == head })
+	if i <= 0 {
+		return
+	}
+	t.head = slices.Delete(slices.Clone(t.head), i, i+1)
+	for k, row := range t.rows {
+		t.rows[k] = slices.Delete(slices.Clone(row), i, i+1)
+	}
 }
 
 // cut gives at most so many rows of t, and says what is left out.

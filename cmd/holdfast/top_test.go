@@ -86,6 +86,45 @@ func TestTopViews(t *testing.T) {
 	}
 }
 
+// On a narrow screen the columns go that say least; why an endpoint does not serve
+// stays, and a wide one has all.
+func TestTopOnANarrowScreen(t *testing.T) {
+	before, now := topLooks()
+	for i := range now.endpoints {
+		e := &now.endpoints[i]
+		e.Address, e.Tries, e.Failures, e.LatencyMillis, e.Weight, e.SinceSeconds = "192.168.100.100:30000", 1234567, 12345, 3.1, 100, 17
+		e.Why = "connect: connection refused"
+	}
+	m := &topModel{before: before, now: now, width: 100, height: 40}
+	press(t, m, "4")
+	for _, line := range m.page()[3:] {
+		if len(line) > 100 {
+			t.Errorf("%d columns: %q", len(line), line)
+		}
+	}
+	if text := shown(m); !strings.Contains(text, "SINCE, WHY") || !strings.Contains(text, "17.0 s, connect: connection refused") || strings.Contains(text, "TRIES") || !strings.Contains(text, "IN FLIGHT") {
+		t.Errorf("narrow:\n%s", text)
+	}
+	m.width = 160
+	if text := shown(m); !strings.Contains(text, "TRIES") || !strings.Contains(text, "192.168.100.100:30000") {
+		t.Errorf("wide:\n%s", text)
+	}
+}
+
+// ? shows what the keys and the columns mean, and the next key goes back.
+func TestTopHelp(t *testing.T) {
+	before, now := topLooks()
+	m := &topModel{before: before, now: now, width: 110, height: 30, colour: true}
+	press(t, m, "?")
+	if text := shown(m); !strings.Contains(text, "shift+tab") || !strings.Contains(text, "LATENCY") || strings.Contains(text, "web/a0") || len(m.page()) > 24 {
+		t.Errorf("help:\n%s", text)
+	}
+	press(t, m, "tab")
+	if text := shown(m); !strings.Contains(text, "[overview]") || !strings.Contains(text, "? help") || !strings.Contains(text, "web/a0") {
+		t.Errorf("back:\n%s", text)
+	}
+}
+
 // One page of text is short however much there is, and those that do not serve
 // stand in it.
 func TestTopOnceIsShort(t *testing.T) {
