@@ -27,7 +27,7 @@ func said(status int) string {
 	case 417:
 		return "what the request expects is not known here"
 	case 429:
-		return "more is asked for than is allowed, later it may be"
+		return "too many requests; try again later"
 	case 431:
 		return "the request's fields are too many or too long"
 	case 500:
