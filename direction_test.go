@@ -63,7 +63,7 @@ var owners = []lint.Owner{
 	{Import: "github.com/spf13/cobra", Packages: []string{"cmd/..."}},
 	{Import: "charm.land/bubbletea/v2", Packages: []string{"cmd/holdfast"}}, // the live view of `top`
 	{Import: "charm.land/lipgloss/v2", Packages: []string{"cmd/holdfast"}},  // and its colours
-	{Import: "github.com/spf13/pflag", Packages: []string{"cmd/..."}}, // cobra's flags; their errors are put in plain words
+	{Import: "github.com/spf13/pflag", Packages: []string{"cmd/..."}},       // cobra's flags; their errors are put in plain words
 	{Import: "google.golang.org/protobuf", Packages: []string{"internal/frozen/..."}, Tests: true},
 
 	{Import: "github.com/prometheus/client_golang", Packages: []string{"internal/admin"}},

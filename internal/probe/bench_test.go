@@ -120,7 +120,6 @@ func BenchmarkTenThousandChecks(b *testing.B) {
 		return every
 	})
 	e.Set(all)
-	all = nil
 	burst := func(from, to time.Duration) (mean, most float64, probes int) {
 		mu.Lock()
 		defer mu.Unlock()
