@@ -213,6 +213,7 @@ func TestEndpointWords(t *testing.T) {
 		{0, "endpoint ready web/a1 --wait", "web/a1 ready as before, on all 2 loops"},
 		{exitUsage, "quiesce web/a1 --wait", "did you mean: holdfast endpoint quiesce web/a1 --wait"},
 		{exitUsage, "stop", "send SIGTERM to the process"},
+		{exitUsage, "hold web/a1", "see: holdfast --help"},
 		{0, "reload", ": unchanged, generation 1"},
 		{exitUsage, "flows --state idel", `no state "idel"; did you mean "idle"?`},
 		{exitUsage, "flows --endpoint web/a9", `no endpoint "web/a9"; did you mean "web/a1"?; there are: web/a1`},

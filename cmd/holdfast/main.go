@@ -66,6 +66,9 @@ func main() {
 	}
 	if text := err.Error(); text != "" {
 		if code == exitUsage {
+			if used.Hidden { // a word that is none has no help
+				used = used.Parent()
+			}
 			text += "\nsee: " + used.CommandPath() + " --help"
 		}
 		fmt.Fprintln(os.Stderr, text)
