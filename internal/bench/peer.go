@@ -34,12 +34,13 @@ type settings struct {
 	HTTP              bool   // HTTP instead of TCP; the template is another
 	WebSocket         bool   // the row upgrades
 	AnswerBytes       int    // of the content of an answer
+	Log               bool   // each exchange is written to a file
 }
 
 // forRow fills in what follows from the row.
 func (s *settings) forRow(r *row) {
 	s.Bulk, s.HTTP, s.WebSocket = r.backend == "source", r.backend == "http", r.load.Talk == "websocket"
-	s.AnswerBytes = r.load.Bytes
+	s.AnswerBytes, s.Log = r.load.Bytes, r.log
 }
 
 // proxy is one that can be measured.

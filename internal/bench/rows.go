@@ -22,6 +22,9 @@ type row struct {
 
 	// only names the proxies that the row is about; none means all.
 	only []string
+
+	log    bool // each exchange is written to a file
+	scrape bool // Holdfast's metrics are read each second
 }
 
 // rows is the table of all rows, in the order of the documentation. A row for
@@ -53,7 +56,17 @@ var rows = []row{
 		loops: 1, run: (*run).rounds, goal: 0.75,
 	},
 	{
-		name: "http-small-8", title: "the same, 8 connections", unit: "us/op",
+		name: "http-small-log", title: "the same, and an access log: JSON of ours, nginx's combined format, both to a file", unit: "us/op",
+		backend: "http", merged: true, load: loadSpec{Kind: "keep", Talk: "http", Conns: 64, Bytes: 100},
+		loops: 1, run: (*run).rounds, only: []string{holdfast, nginx}, log: true,
+	},
+	{
+		name: "http-small-metrics", title: "the same, without a log, and /metrics read each second", unit: "us/op",
+		backend: "http", merged: true, load: loadSpec{Kind: "keep", Talk: "http", Conns: 64, Bytes: 100},
+		loops: 1, run: (*run).rounds, only: []string{holdfast}, scrape: true,
+	},
+	{
+		name: "http-small-8", title: "GET with an answer of 100 octets, 8 connections", unit: "us/op",
 		backend: "http", merged: true, load: loadSpec{Kind: "keep", Talk: "http", Conns: 8, Bytes: 100},
 		loops: 1, run: (*run).rounds, goal: 0.85,
 	},

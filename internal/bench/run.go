@@ -2,10 +2,13 @@ package bench
 
 import (
 	"cmp"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -279,7 +282,35 @@ func (m *run) load(s *side, spec loadSpec) (loadResult, error) {
 		return loadResult{}, err
 	}
 	defer p.stop()
+	if m.row.scrape && s.name == holdfast {
+		end := scrape(filepath.Join(s.settings.Dir, "admin.sock"))
+		defer end()
+	}
 	return m.loadResult(s, p, spec.Warmup+spec.Measure+2*drainMax)
+}
+
+// scrape reads the metrics behind a socket each second until it is ended.
+func scrape(socket string) (end func()) {
+	client := http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", socket)
+	}}}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { // ended by end
+		defer close(done)
+		for ctx.Err() == nil {
+			q, _ := http.NewRequestWithContext(ctx, http.MethodGet, "http://holdfast/metrics", nil) // it is well formed
+			if a, err := client.Do(q); err == nil {
+				_, _ = io.Copy(io.Discard, a.Body) // what matters is that it was asked for
+				_ = a.Body.Close()
+			}
+			select {
+			case <-ctx.Done():
+			case <-time.After(time.Second):
+			}
+		}
+	}()
+	return func() { cancel(); <-done; client.CloseIdleConnections() }
 }
 
 // cause finds why a round failed: whoever has ended first.
