@@ -64,6 +64,18 @@ func In(all []StatusRange, status int) bool {
 	return false
 }
 
+// Holds tells whether one of the prefixes has the address, which may be mapped from
+// IPv4 or have a zone.
+func Holds(all []netip.Prefix, a netip.Addr) bool {
+	a = a.Unmap().WithZone("")
+	for _, p := range all {
+		if p.Contains(a) {
+			return true
+		}
+	}
+	return false
+}
+
 // HashKind is what of a flow is hashed. Append-only.
 type HashKind uint8
 

@@ -216,7 +216,7 @@ func (a Address) AddrPort() netip.AddrPort {
 // client's address. b is where a flow without HTTP goes; for HTTP it is nil.
 func New(now Instant, id uint64, l *config.Listener, b *config.Backend, client Address, lender *Lender) Flow {
 	f := Flow{id: id, listener: l, born: now, client: client, state: Queued}
-	greeted := len(l.ProxyFrom) > 0 && contains(l.ProxyFrom, client.AddrPort().Addr())
+	greeted := len(l.ProxyFrom) > 0 && config.Holds(l.ProxyFrom, client.AddrPort().Addr())
 	switch {
 	case greeted:
 		f.state = Reading

@@ -560,7 +560,7 @@ func (f *Flow) request(now Instant, d *Desk, h *h1.Head, size int) {
 // counts.
 func (f *Flow) trusted() bool {
 	trust := f.listener.Rules.Trust
-	return len(trust) > 0 && contains(trust, f.client.AddrPort().Addr())
+	return len(trust) > 0 && config.Holds(trust, f.client.AddrPort().Addr())
 }
 
 // cameBy is the scheme by which a client asks: what a proxy before us that is
@@ -1171,15 +1171,4 @@ func idleTimeout(r *config.Rules) time.Duration {
 		return r.HeaderTimeout
 	}
 	return r.KeepaliveTimeout
-}
-
-// contains tells whether one of the prefixes holds a.
-func contains(all []netip.Prefix, a netip.Addr) bool {
-	a = a.Unmap().WithZone("")
-	for _, p := range all {
-		if p.Contains(a) {
-			return true
-		}
-	}
-	return false
 }

@@ -206,7 +206,7 @@ func (f *Flow) source(h *h1.Head) netip.Addr {
 			if !ok {
 				return client
 			}
-			if client = a; !contains(trust, a) {
+			if client = a; !config.Holds(trust, a) {
 				return client
 			}
 		}

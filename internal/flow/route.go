@@ -110,7 +110,7 @@ func hasQuery(h *h1.Head) bool {
 }
 
 func matches(m *config.Match, h *h1.Head, host, path []byte, source netip.Addr) bool {
-	if len(m.Sources) > 0 && !contains(m.Sources, source) {
+	if len(m.Sources) > 0 && !config.Holds(m.Sources, source) {
 		return false
 	}
 	if len(m.Hosts) > 0 && !anyHost(m.Hosts, host) {

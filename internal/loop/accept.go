@@ -194,12 +194,9 @@ func limitsSources(x *config.Listener) bool {
 // admits judges a connection by its address, and counts it under its source if
 // that is bounded.
 func (l *Loop) admits(x *config.Listener, from netip.Addr) (sourced, ok bool) {
-	if len(x.Deny)+len(x.Allow) > 0 {
-		from = from.Unmap().WithZone("")
-		if contains(x.Deny, from) || len(x.Allow) > 0 && !contains(x.Allow, from) {
-			l.refuse(x, Denied)
-			return false, false
-		}
+	if config.Holds(x.Deny, from) || len(x.Allow) > 0 && !config.Holds(x.Allow, from) {
+		l.refuse(x, Denied)
+		return false, false
 	}
 	if !limitsSources(x) {
 		return false, true
@@ -209,15 +206,6 @@ func (l *Loop) admits(x *config.Listener, from netip.Addr) (sourced, ok bool) {
 		return false, false
 	}
 	return true, true
-}
-
-func contains(all []netip.Prefix, a netip.Addr) bool {
-	for _, p := range all {
-		if p.Contains(a) {
-			return true
-		}
-	}
-	return false
 }
 
 // accept takes what waits at a listener, at most acceptsMax.
