@@ -104,21 +104,7 @@ func (n *Node) remember() (end func()) {
 	n.history.mu.Lock()
 	n.history.looked = time.Now() // somebody who begins a node will look
 	n.history.mu.Unlock()
-	over, done := make(chan struct{}), make(chan struct{})
-	go func() { // ended by Stop
-		defer close(done)
-		t := time.NewTicker(historyEvery)
-		defer t.Stop()
-		for {
-			select {
-			case <-over:
-				return
-			case now := <-t.C:
-				n.note(now)
-			}
-		}
-	}()
-	return func() { close(over); <-done }
+	return every(historyEvery, n.note)
 }
 
 // note notes the moment now. While flows go to a successor or come from a

@@ -601,21 +601,26 @@ func (n *Node) tend() {
 		}
 	}()
 	n.background = append(n.background, n.remember())
-	watched := make(chan struct{})
-	n.background = append(n.background, func() { <-watched })
-	go func() { // ended by Stop
-		defer close(watched)
-		t := time.NewTicker(memoryEvery)
+	n.background = append(n.background, every(memoryEvery, n.watchMemory))
+}
+
+// every calls do each d, until what it gives is called, which waits for the last.
+func every(d time.Duration, do func(now time.Time)) (end func()) {
+	over, done := make(chan struct{}), make(chan struct{})
+	go func() { // ended by end
+		defer close(done)
+		t := time.NewTicker(d)
 		defer t.Stop()
 		for {
 			select {
-			case <-end:
+			case <-over:
 				return
 			case now := <-t.C:
-				n.watchMemory(now)
+				do(now)
 			}
 		}
 	}()
+	return func() { close(over); <-done }
 }
 
 // sweep notes which objects flows still name, and forgets the others.
