@@ -467,6 +467,28 @@ func (r *rollingLab) rollByCheck(servers []*shopServer, known func(i int, up boo
 	return restarts, nil
 }
 
+// rollThenClose restarts each of the servers in its rounds, then closes the check's
+// ports of all: everything goes on by the backups, which are the same servers.
+func (r *rollingLab) rollThenClose(c *crowd, servers []*shopServer, known func(i int, up bool) error) (restarts int, err error) {
+	r.load(c)
+	r.settled()
+	for range r.rounds {
+		n, err := r.rollByCheck(servers, known)
+		if restarts += n; err != nil {
+			return restarts, err
+		}
+	}
+	for i, s := range servers {
+		if err := s.say(r.ctx, "/check/close"); err != nil {
+			return restarts, err
+		}
+		if err := known(i, false); err != nil {
+			return restarts, err
+		}
+	}
+	return restarts, nil
+}
+
 // seedLines is seed 002, word for word in our file.
 func (r *rollingLab) seedLines(c *crowd) (restarts int, err error) {
 	servers, err := r.seedServers("127.0.0.1", "seed-")
@@ -482,22 +504,8 @@ func (r *rollingLab) seedLines(c *crowd) (restarts int, err error) {
 			return 0, err
 		}
 	}
-	r.load(c)
-	r.settled()
-	for range r.rounds {
-		n, err := r.rollByCheck(servers, known)
-		if restarts += n; err != nil {
-			return restarts, err
-		}
-	}
-	// Both at once: all goes on by the backups, which are the same servers.
-	for i, s := range servers {
-		if err := s.say(r.ctx, "/check/close"); err != nil {
-			return restarts, err
-		}
-		if err := known(i, false); err != nil {
-			return restarts, err
-		}
+	if restarts, err = r.rollThenClose(c, servers, known); err != nil {
+		return restarts, err
 	}
 	before := c.answers()
 	r.settled()

@@ -107,21 +107,8 @@ func (r *rollingLab) haproxyLines(c *crowd) (restarts int, err error) {
 		return 0, err
 	}
 	known := func(i int, up bool) error { return h.await([]string{"webA", "webB"}[i], up) }
-	r.load(c)
-	r.settled()
-	for range r.rounds {
-		n, err := r.rollByCheck(servers, known)
-		if restarts += n; err != nil {
-			return restarts, err
-		}
-	}
-	for i, s := range servers {
-		if err := s.say(r.ctx, "/check/close"); err != nil {
-			return restarts, err
-		}
-		if err := known(i, false); err != nil {
-			return restarts, err
-		}
+	if restarts, err = r.rollThenClose(c, servers, known); err != nil {
+		return restarts, err
 	}
 	r.settled()
 	return restarts, nil
