@@ -199,7 +199,8 @@ func checkContent(t *testing.T, h *Head, rest []byte, length int64, codings []st
 		t.Errorf("the body is whole, net/http: %v", err)
 	case end != nil && err == nil:
 		t.Errorf("octets of the body are missing, not for net/http")
-	case end != nil && !strings.Contains(err.Error(), "unexpected EOF"):
+	// Without CRLF in what it can peek at, it takes the end of the input for a limit.
+	case end != nil && !strings.Contains(err.Error(), "unexpected EOF") && !strings.Contains(err.Error(), "suspiciously long trailer"):
 		t.Errorf("octets of the body are missing, net/http: %v", err)
 	case !bytes.Equal(content, ours[:out]):
 		t.Errorf("body %q, net/http has %q", ours[:out], content)
