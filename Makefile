@@ -96,19 +96,21 @@ alone = ./tcprepair ./internal/netadmin
 define each_test
 	{ set +e; failed=0
 	go test -timeout 300s -p 1 $(1) -json $(alone) || failed=1
-	go test -timeout 300s $(1) -json $$(go list ./... | grep -vE '/(tcprepair|internal/netadmin)$$') || failed=1
+	go test -timeout 300s $(1) -json $$(go list ./... | grep -vE '/(tcprepair|internal/netadmin)$$$(2)') || failed=1
 	exit $$failed; } | $(tests)
 endef
 
 unit: ## every test
 	@$(call each_test,)
 
-# Machines have no goroutines to race; their long tests are short here. Nor has
-# tcprepair, whose tests race with the kernel's timers: that slower ones find more.
+# Packages of one goroutine, tests included (house_test.go holds it), have nothing
+# to race. Nor has tcprepair, whose tests race with the kernel's timers: that slower
+# ones find more.
+single = flow health config h1 proxyproto sim
 race: alone = ./internal/netadmin
-race: ## every test under the race detector
+race: ## every test under the race detector that has goroutines
 	@export CGO_ENABLED=1
-	$(call each_test,-race -short)
+	$(call each_test,-race -short,|/internal/($(subst $(eval) ,|,$(strip $(single))))$$)
 
 # The generator is the one of go.mod, so that it and its runtime cannot drift.
 # $(1) is the directory to write to, as if it were the top of the module.

@@ -42,6 +42,28 @@ func TestFrozenFieldsAreDecided(t *testing.T) {
 	report(t, lint.FrozenFields(load(t), "internal/frozen/frozen.proto"))
 }
 
+// The race stage leaves out what has one goroutine, which is held here.
+func TestWhatIsNotRaced(t *testing.T) {
+	makefile, err := os.ReadFile("Makefile")
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := regexp.MustCompile(`(?m)^single = (.+)$`).FindSubmatch(makefile)
+	if m == nil {
+		t.Fatal("the Makefile has no line \"single = ...\"")
+	}
+	var dirs []string
+	for _, name := range strings.Fields(string(m[1])) {
+		dirs = append(dirs, "internal/"+name)
+	}
+	report(t, lint.Single(load(t), dirs))
+	for _, dir := range dirs {
+		if _, err := os.Stat(dir); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 func TestNoMachinePaths(t *testing.T) {
 	found, err := lint.MachinePaths(load(t))
 	if err != nil {

@@ -186,3 +186,28 @@ func machine(t *Tree, f *File) []Finding {
 	})
 	return found
 }
+
+// Single finds what starts a goroutine in these packages, tests included: in
+// them nothing can race.
+func Single(t *Tree, dirs []string) []Finding {
+	var found []Finding
+	for _, p := range t.Packages {
+		if !slices.Contains(dirs, p.Dir) {
+			continue
+		}
+		for _, f := range p.Files {
+			ast.Inspect(f.File, func(n ast.Node) bool {
+				switch n := n.(type) {
+				case *ast.GoStmt:
+					found = append(found, t.at(n.Pos(), "the Makefile says that nothing runs beside the tests of %s", p.Dir))
+				case *ast.SelectorExpr:
+					if n.Sel.Name == "Go" || n.Sel.Name == "Parallel" {
+						found = append(found, t.at(n.Pos(), "%s: the Makefile says that nothing runs beside the tests of %s", n.Sel.Name, p.Dir))
+					}
+				}
+				return true
+			})
+		}
+	}
+	return found
+}

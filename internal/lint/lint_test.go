@@ -111,6 +111,23 @@ func TestMachines(t *testing.T) {
 	})
 }
 
+func TestSingle(t *testing.T) {
+	for _, tt := range []struct {
+		name, file, src string
+		want            []string
+	}{
+		{"nothing", "m/a.go", `package m; func f() { f() }`, nil},
+		{"go", "m/a_test.go", `package m; func f() { go f() }`, []string{"beside the tests of m"}},
+		{"a group", "m/a.go", `package m; import "sync"; var g sync.WaitGroup; func f() { g.Go(f) }`, []string{"Go: "}},
+		{"parallel", "m/a_test.go", `package m; import "testing"; func TestA(t *testing.T) { t.Parallel() }`, []string{"Parallel: "}},
+		{"others are free", "n/a.go", `package n; func f() { go f() }`, nil},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			wantOne(t, Single(tree(t, tt.file, tt.src), []string{"m"}), tt.want...)
+		})
+	}
+}
+
 func TestComments(t *testing.T) {
 	const doc = "// Package a is.\n"
 	t.Run("package", func(t *testing.T) {
