@@ -34,8 +34,8 @@ type FlowsPolicy struct {
 	Jitter    float64 `json:"jitter,omitempty"`
 }
 
-// ChangeRequest asks for another desired state: by one of Source, Reread, Edits
-// and Rollback.
+// ChangeRequest asks for another desired state: by one of Source, Reread, Edits,
+// Revert and Rollback.
 type ChangeRequest struct {
 	Guard
 	Source []byte        `json:"source,omitempty"` // a whole configuration, in place of the file's
@@ -43,6 +43,9 @@ type ChangeRequest struct {
 	Edits  []config.Patch `json:"edits,omitempty"`  // all of them or none
 	// Rollback brings back the desired state of that generation.
 	Rollback uint64 `json:"rollback,omitempty"`
+	// Revert takes edits at run time back: those of Object and Field, all of Object
+	// without Field, and every one if Object is "*". The file rules again.
+	Revert []config.Patch `json:"revert,omitempty"`
 
 	// DryRun tells what would be done and does nothing.
 	DryRun bool `json:"dry_run,omitempty"`
@@ -156,6 +159,18 @@ type ConfigState struct {
 	At          time.Time `json:"at"`
 	Durable     string    `json:"durable"`
 	Canary      string    `json:"canary,omitempty"`
+	// CanaryEnds is when the canary that is watched stays by itself.
+	CanaryEnds time.Time `json:"canary_ends,omitzero"`
+	// Shifts are the weights that move now.
+	Shifts []ShiftState `json:"shifts,omitempty"`
+	// Waiting is how many changes wait for their turn.
+	Waiting int `json:"waiting"`
+}
+
+// SettleRequest ends the canary that is watched, before its time.
+type SettleRequest struct {
+	Guard
+	Keep bool `json:"keep"` // the change stays; else it is rolled back
 }
 
 // RemoveRequest takes an endpoint, a backend or a listener away in the open.
@@ -192,6 +207,17 @@ type ShiftRequest struct {
 	Weight   int           `json:"weight"`
 	Over     time.Duration `json:"over"`
 	AbortOn  string        `json:"abort_on,omitempty"` // "errors>1%": back to the weight it had
+}
+
+// ShiftState is a shift that is under way.
+type ShiftState struct {
+	Object  string    `json:"object"` // "endpoint/web/a2"
+	From    int       `json:"from"`
+	To      int       `json:"to"`
+	Weight  int       `json:"weight"` // now
+	Ends    time.Time `json:"ends"`
+	AbortOn string    `json:"abort_on,omitempty"`
+	By      Author    `json:"by"`
 }
 
 // KillRequest ends flows that a filter wants.

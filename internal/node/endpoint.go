@@ -17,6 +17,7 @@ import (
 
 // EndpointRequest is what an operator wants of endpoints.
 type EndpointRequest struct {
+	Guard
 	Backend string `json:"backend"`
 	// Endpoint is a name in the backend, or "*" for all. A host name stands for all
 	// its addresses.
@@ -53,6 +54,11 @@ type EndpointReport struct {
 	IdleClosed      int              `json:"idle_closed"`
 	Serving         int              `json:"serving"` // endpoints of the backend that serve what is new
 	Each            []EndpointChange `json:"each,omitempty"`
+	// Generation is that of the desired state with the order in it. A hold is not in
+	// it: it ends by itself.
+	Generation uint64 `json:"generation"`
+	// Durable is yes, pending, or no with the reason, as in [ChangeReport].
+	Durable string `json:"durable,omitempty"`
 	// Sticky: clients that are sticky to it go on to come, so nothing in flight is
 	// true for the moment only.
 	Sticky bool `json:"sticky,omitempty"`

@@ -94,6 +94,7 @@ type Node struct {
 	host     hostSide
 	watch    *watch
 	names    *naming
+	events   events
 
 	// change is held by whoever applies a configuration or moves flows.
 	change sync.Mutex
