@@ -95,6 +95,7 @@ type Node struct {
 	watch    *watch
 	names    *naming
 	events   events
+	side     flowSide
 
 	// change is held by whoever applies a configuration or moves flows.
 	change sync.Mutex
@@ -458,9 +459,7 @@ func (n *Node) bring(c *config.Config, old *loop.Generation, source []byte, r *R
 			n.retire(x)
 		}
 	}
-	for _, l := range n.shared.Loops {
-		n.followChange(l, g.Config, r, end)
-	}
+	n.follow(config.Diff(old.Config, g.Config), g.Config, FlowsPolicy{}, end, r)
 	r.Generation = g.Number
 	return nil
 }
@@ -601,6 +600,7 @@ func (n *Node) tend() {
 			}
 		}
 	}()
+	n.background = append(n.background, n.beginFlows())
 	n.background = append(n.background, n.remember())
 	n.background = append(n.background, every(memoryEvery, n.watchMemory))
 }

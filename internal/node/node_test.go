@@ -186,7 +186,8 @@ func TestChangeLeavesNewTenantsAlone(t *testing.T) {
 			t.Fatal(err)
 		}
 		l := r.shared.Loops[0]
-		adopt, kill := changed(l, c)
+		x := newFollowing(config.Diff(r.Config(), c), c, FlowsPolicy{}, true)
+		adopt, kill := x.list(l)
 		listed := append(adopt, kill...)
 		if len(listed) != 1 {
 			t.Fatalf("%s: %d flows are to follow, want 1", word, len(listed))
@@ -201,8 +202,8 @@ func TestChangeLeavesNewTenantsAlone(t *testing.T) {
 			t.Fatalf("%s: the second flow is in slot %d, so this proved nothing", word, slot)
 		}
 		report := newReport("config")
-		r.adoptChange(l, c, adopt, report)
-		killOld(l, c, kill, report)
+		r.adoptFlows(l, x, adopt, report)
+		x.endFlows(l, kill, report)
 		if report.Flows != 0 || report.Closed != 0 {
 			t.Errorf("%s: %d flows adopted, %d closed, want none", word, report.Flows, report.Closed)
 		}

@@ -18,16 +18,35 @@ var pid = os.Getpid()
 
 // Status is what a person asks first.
 type Status struct {
-	Node        string            `json:"node"`
-	Release     string            `json:"release"`
-	PID         int               `json:"pid"`
-	Successor   int               `json:"successor,omitempty"` // pid of the process that has taken over
-	Generation  uint64            `json:"generation"`
-	UpSeconds   float64           `json:"up_seconds"`
-	Loops       []int             `json:"flows_by_loop"`
-	Flows       int               `json:"flows"`
-	ByState     map[string]int    `json:"flows_by_state"`
-	OnOld       int               `json:"flows_on_old_objects"`
+	Node       string         `json:"node"`
+	Release    string         `json:"release"`
+	PID        int            `json:"pid"`
+	Successor  int            `json:"successor,omitempty"` // pid of the process that has taken over
+	Generation uint64         `json:"generation"`
+	UpSeconds  float64        `json:"up_seconds"`
+	Loops      []int          `json:"flows_by_loop"`
+	Flows      int            `json:"flows"`
+	ByState    map[string]int `json:"flows_by_state"`
+	OnOld      int            `json:"flows_on_old_objects"`
+	// OldObjects are what these flows are under, those with most flows first, and
+	// OldestSeconds is how long ago the oldest of them was replaced.
+	OldObjects    []OldObject     `json:"old_objects,omitempty"`
+	OldestSeconds float64         `json:"oldest_generation_age_seconds"`
+	Following     []FollowStatus  `json:"following,omitempty"` // changes that flows still follow, paced
+	Sheds         []ShedStatus    `json:"sheds,omitempty"`
+	Removing      []RemovalStatus `json:"removing,omitempty"`
+	// Durable is yes, pending, or no with the reason; Drift is of how many things
+	// file and desired state say different things.
+	Durable     string       `json:"durable"`
+	Drift       int          `json:"drift"`
+	FileDiffers bool         `json:"file_differs,omitempty"`
+	Canary      string       `json:"canary,omitempty"`
+	Shifts      []ShiftState `json:"shifts,omitempty"`
+	Waiting     int          `json:"changes_waiting"` // for their turn
+	// Kernel is by how much the kernel's counters of silent loss grew around
+	// changes, ArrivedLate how many connections came to a listener while it closed.
+	Kernel      map[string]uint64 `json:"kernel,omitempty"`
+	ArrivedLate uint64            `json:"arrived_late"`
 	Descriptors int64             `json:"descriptors"`
 	FilesMax    int               `json:"descriptors_limit"`
 	Room        int               `json:"room"` // flows that may be open at once
@@ -45,6 +64,46 @@ type Status struct {
 	Shedding    bool              `json:"shedding,omitempty"` // memory is short, and accepting pauses
 	LogLines    uint64            `json:"log_lines,omitempty"`
 	LogDropped  uint64            `json:"log_dropped"`
+}
+
+// OldObject is a version of a listener or a backend that the configuration no
+// longer has, and under which flows go on.
+type OldObject struct {
+	Object     string  `json:"object"`  // "listener/web"
+	Version    string  `json:"version"` // in hexadecimal digits
+	Flows      int     `json:"flows"`
+	AgeSeconds float64 `json:"age_seconds"`    // since it was replaced, or taken away
+	Gone       bool    `json:"gone,omitempty"` // there is none of this name any more
+}
+
+// FollowStatus is a change that flows still follow, paced.
+type FollowStatus struct {
+	Generation uint64  `json:"generation"`
+	On         string  `json:"on,omitempty"` // adopt or close; "": as each listener says
+	PerSecond  float64 `json:"per_second"`
+	Followed   int     `json:"followed"`
+	Left       int     `json:"left"`
+	By         Author  `json:"by"`
+}
+
+// ShedStatus is what is turned away at a backend now.
+type ShedStatus struct {
+	Backend string    `json:"backend"`
+	Percent float64   `json:"percent"`
+	As      string    `json:"as"`
+	Until   time.Time `json:"until,omitzero"`
+	Turned  uint64    `json:"turned_away"` // since it began
+	By      Author    `json:"by"`
+}
+
+// RemovalStatus is a removal that is under way.
+type RemovalStatus struct {
+	Object   string    `json:"object"`
+	Phase    string    `json:"phase"`
+	InFlight int64     `json:"in_flight"`
+	Deadline time.Time `json:"deadline,omitzero"`
+	Then     string    `json:"then,omitempty"`
+	By       Author    `json:"by"`
 }
 
 // Served is what was served, since the first process of this node began.

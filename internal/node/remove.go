@@ -1,0 +1,287 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/holdfast-lb/holdfast/internal/config"
+	"github.com/holdfast-lb/holdfast/internal/flow"
+	"github.com/holdfast-lb/holdfast/internal/loop"
+)
+
+// How a removal looks at what is still under way.
+const (
+	removeLook = 20 * time.Millisecond
+	removeTell = time.Second // it says at least so often how far it is
+)
+
+// removal is one that is under way.
+type removal struct {
+	n     *Node
+	q     RemoveRequest
+	kind  string // endpoint, backend, listener
+	name  string // in full
+	began time.Time
+	tell  func(Progress)
+	way   string // "": what is left at the deadline goes on
+	last  Progress
+	told  time.Time
+}
+
+// Remove takes an endpoint, a backend or a listener out of the desired state, and
+// tells how far it is. A listener and a backend leave it first, so that nothing
+// new comes; an endpoint gets nothing new, and leaves it when nothing is under
+// way there any more. When ctx ends before that, the endpoint is as it was.
+func (n *Node) Remove(ctx context.Context, q RemoveRequest, tell func(Progress)) error {
+	x := &removal{n: n, q: q, began: time.Now(), tell: tell}
+	if err := x.check(); err != nil {
+		return err
+	}
+	by := q.Author
+	n.tell("remove", q.Object, by, nil, "%s is being removed", q.Object)
+	var err error
+	if x.kind == "endpoint" {
+		err = x.endpoint(ctx)
+	} else {
+		err = x.object(ctx)
+	}
+	if err != nil {
+		x.say(Progress{Phase: "aborted", InFlight: x.last.InFlight, Cut: x.last.Cut, Done: true, Failed: err.Error(), Text: err.Error()})
+		n.tell("remove", q.Object, by, nil, "%s is not removed: %v", q.Object, err)
+		return err
+	}
+	n.tell("remove", q.Object, by, map[string]string{"cut": strconv.Itoa(x.last.Cut), "in_flight": strconv.FormatInt(x.last.InFlight, 10)},
+		"%s is removed; %d flows cut, %d go on", q.Object, x.last.Cut, x.last.InFlight)
+	return nil
+}
+
+// check understands the request, and refuses it before anything is done.
+func (x *removal) check() error {
+	n, q := x.n, &x.q
+	if err := n.expects(q.Guard); err != nil {
+		return err
+	}
+	var ok bool
+	if x.kind, x.name, ok = strings.Cut(q.Object, "/"); !ok {
+		return fmt.Errorf("node: %q is nothing that can be removed: want endpoint/BACKEND/NAME, backend/NAME or listener/NAME", q.Object)
+	}
+	c := n.Config()
+	switch x.kind {
+	case "listener":
+		ok = c.Listeners[x.name] != nil
+	case "backend":
+		ok = c.Backends[x.name] != nil
+	case "endpoint":
+		backend, name, _ := strings.Cut(x.name, "/")
+		b := c.Backends[backend]
+		ok = b != nil && len(endpointsOf(b, name)) > 0
+	default:
+		return fmt.Errorf("node: a %s cannot be removed so: want endpoint/BACKEND/NAME, backend/NAME or listener/NAME", x.kind)
+	}
+	if !ok {
+		return fmt.Errorf("node: there is no %s", q.Object)
+	}
+	if q.Deadline < 0 {
+		return fmt.Errorf("node: a deadline of %v: want 0, which is none, or more", q.Deadline)
+	}
+	if !q.Drain && q.Deadline > 0 {
+		return errors.New("node: a deadline is for what drains; say so with drain")
+	}
+	if q.Then == "migrate" {
+		return errors.New("node: what is left cannot be moved to a peer by itself; move all with holdfast migrate, then remove it")
+	}
+	if q.Then != "" {
+		var err error
+		if x.way, err = wayOf(q.Then); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// endpointsOf are those of a backend that a name in a file stands for: itself, or
+// the addresses of a host.
+func endpointsOf(b *config.Backend, name string) (all []*config.Endpoint) {
+	for _, e := range b.Endpoints {
+		if e.Name == name || strings.HasPrefix(e.Name, name+"/") {
+			all = append(all, e)
+		}
+	}
+	return all
+}
+
+// endpoint removes one from its backend.
+func (x *removal) endpoint(ctx context.Context) error {
+	backend, name, _ := strings.Cut(x.name, "/")
+	n, b := x.n, x.n.Config().Backends[backend]
+	var full []string
+	for _, e := range endpointsOf(b, name) {
+		full = append(full, e.Ref.Name)
+	}
+	if len(full) == len(b.Endpoints) {
+		return fmt.Errorf("node: %s is the last endpoint of %s: remove the backend, or add another one first", x.q.Object, backend)
+	}
+	was := n.adminOf(backend, full)
+	// Out of rotation first: what is sticky to it finds another one, too.
+	if _, err := n.SetEndpoint(EndpointRequest{Guard: Guard{Author: x.q.Author}, Backend: backend, Endpoint: name, Do: "maint", Force: x.q.Force}); err != nil {
+		return err
+	}
+	back := func() {
+		if was != "" {
+			_, _ = n.SetEndpoint(EndpointRequest{Guard: Guard{Author: x.q.Author}, Backend: backend, Endpoint: name, Do: was, Force: true}) // it may have left meanwhile
+		}
+	}
+	inFlight := func() (sum int64) {
+		for _, name := range full {
+			sum += inFlight(n.account(name))
+		}
+		return sum
+	}
+	mine := func(_ *loop.Loop, _ uint32, f *flow.Flow) bool {
+		e := f.Endpoint()
+		return e != nil && slices.Contains(full, e.Ref.Name)
+	}
+	if x.q.Drain {
+		if err := x.drain(ctx, "quiescing", inFlight); err != nil {
+			back()
+			return err
+		}
+	}
+	if err := x.cut(ctx, inFlight, mine); err != nil {
+		back()
+		return err
+	}
+	r, err := x.leave(ctx)
+	if err != nil {
+		back()
+		return err
+	}
+	x.done(inFlight(), r)
+	return nil
+}
+
+// object removes a listener or a backend: nothing new comes once it has left the
+// desired state, and then what is under way drains.
+func (x *removal) object(ctx context.Context) error {
+	r, err := x.leave(ctx)
+	if err != nil {
+		return err
+	}
+	mine := func(_ *loop.Loop, _ uint32, f *flow.Flow) bool { return x.under(f) }
+	inFlight := func() (sum int64) {
+		x.n.eachFlow(func(l *loop.Loop, i uint32, f *flow.Flow) {
+			if x.under(f) {
+				sum++
+			}
+		})
+		return sum
+	}
+	if x.q.Drain {
+		if err := x.drain(ctx, "draining", inFlight); err != nil {
+			return fmt.Errorf("%w; it has left the desired state already, and its flows go on", err)
+		}
+	}
+	if err := x.cut(ctx, inFlight, mine); err != nil {
+		return err
+	}
+	x.done(inFlight(), r)
+	return nil
+}
+
+// under tells whether f is under what was removed, and not under what may have
+// come in its place.
+func (x *removal) under(f *flow.Flow) bool {
+	c := x.n.Config()
+	if x.kind == "listener" {
+		was, is := f.Listener(), c.Listeners[x.name]
+		return was.Ref.Name == x.name && (is == nil || is.Ref != was.Ref)
+	}
+	was, is := f.Backend(), c.Backends[x.name]
+	return was != nil && was.Ref.Name == x.name && !same(is, was)
+}
+
+// drain waits until nothing is in flight, the deadline, or the end of ctx, which
+// alone is an error.
+func (x *removal) drain(ctx context.Context, phase string, inFlight func() int64) error {
+	for {
+		k := inFlight()
+		x.say(Progress{Phase: phase, InFlight: k, Text: fmt.Sprintf("%d in flight", k)})
+		if k == 0 || x.q.Deadline > 0 && time.Since(x.began) >= x.q.Deadline {
+			return nil
+		}
+		wait := removeLook
+		if x.q.Deadline > 0 {
+			wait = min(wait, time.Until(x.began.Add(x.q.Deadline)))
+		}
+		if err := sleep(ctx, max(wait, time.Millisecond)); err != nil {
+			return fmt.Errorf("node: removing %s was given up after %v with %d in flight: %w", x.q.Object, time.Since(x.began).Round(time.Millisecond), k, context.Cause(ctx))
+		}
+	}
+}
+
+// cut deals with what is left as Then says.
+func (x *removal) cut(ctx context.Context, inFlight func() int64, mine func(*loop.Loop, uint32, *flow.Flow) bool) error {
+	if x.way == "" || inFlight() == 0 {
+		return nil
+	}
+	killed, err := x.n.killFlows(ctx, x.way, 0, newPacer(time.Now(), 0, 0, rand.Float64), mine)
+	x.last.Cut += killed
+	x.say(Progress{Phase: "cutting", InFlight: inFlight(), Cut: x.last.Cut, Text: fmt.Sprintf("%d flows ended by %s", killed, x.way)})
+	return err
+}
+
+// leave takes the object out of the desired state.
+func (x *removal) leave(ctx context.Context) (*ChangeReport, error) {
+	return x.n.Change(context.WithoutCancel(ctx), ChangeRequest{
+		Guard: Guard{Author: x.q.Author},
+		Edits: []config.Patch{{Object: x.q.Object, Delete: true}},
+		Flows: FlowsPolicy{On: "keep"},
+	})
+}
+
+func (x *removal) done(inFlight int64, r *ChangeReport) {
+	text := "done"
+	if inFlight > 0 {
+		text = fmt.Sprintf("done; %d go on until they end", inFlight)
+	}
+	x.say(Progress{Phase: "done", InFlight: inFlight, Cut: x.last.Cut, Text: text, Done: true, Report: r})
+}
+
+// say tells of a step, unless it is the one that was told last.
+func (x *removal) say(p Progress) {
+	p.Cut = max(p.Cut, x.last.Cut)
+	again := p.Phase == x.last.Phase && p.InFlight == x.last.InFlight && !p.Done
+	if again && time.Since(x.told) < removeTell {
+		return
+	}
+	p.Seconds = time.Since(x.began).Seconds()
+	x.last, x.told = p, time.Now()
+	if x.tell != nil {
+		x.tell(p)
+	}
+}
+
+// doFor is what an operator does for an endpoint to come to an admin state.
+var doFor = map[string]string{"ready": "ready", "quiescing": "quiesce", "maintenance": "maint"}
+
+// adminOf is what an operator would do for endpoints to be as they are; "" if
+// they differ, or are held, which ends by itself.
+func (n *Node) adminOf(backend string, full []string) (do string) {
+	for _, s := range n.EndpointStates() {
+		if s.Backend != backend || !slices.Contains(full, s.Name) {
+			continue
+		}
+		x := doFor[s.Admin]
+		if do != "" && do != x {
+			return ""
+		}
+		do = x
+	}
+	return do
+}
