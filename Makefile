@@ -42,7 +42,7 @@ bench: ## BENCH=tcp-echo,http-small [SHORT=1] [OUT=docs/benchmarks]: Holdfast be
 lab: ## LAB=four-distances [SHORT=1] [SABOTAGE=drop-octet|rst-one|blind-relay|kill] [CORPUS=dir] [VTC=dir]
 	@go run ./cmd/holdfast-lab -lab $(LAB) $(short) $(sabotage) $(more) $(LABFLAGS)
 
-generate: ## the Go code of internal/frozen/frozen.proto
+generate: ## what is made of internal/frozen/frozen.proto and api/holdfast/v1/holdfast.proto
 	@$(call protoc,.)
 
 clean: ## what was built here
@@ -112,22 +112,38 @@ race: ## every test under the race detector that has goroutines
 	@export CGO_ENABLED=1
 	$(call each_test,-race -short,|/internal/($(subst $(eval) ,|,$(strip $(single))))$$)
 
-# The generator is the one of go.mod, so that it and its runtime cannot drift.
+# Generators that make code are those of go.mod, so that they and their runtimes
+# cannot drift; the one of the OpenAPI document is pinned in a module of its own.
 # $(1) is the directory to write to, as if it were the top of the module.
 define protoc
-	protoc --plugin=protoc-gen-go="$$(go tool -n protoc-gen-go)" \
+	go_plugin="$$(go tool -n protoc-gen-go)"
+	protoc --plugin=protoc-gen-go="$$go_plugin" \
 		--go_out=$(1) --go_opt=paths=source_relative internal/frozen/frozen.proto
+	mkdir -p $(1)/api/holdfast/v1
+	protoc --plugin=protoc-gen-go="$$go_plugin" \
+		--plugin=protoc-gen-connect-go="$$(go tool -n protoc-gen-connect-go)" \
+		--plugin=protoc-gen-connect-openapi="$$(go tool -modfile=tools/openapi/go.mod -n protoc-gen-connect-openapi)" \
+		-I api -I api/include \
+		--go_out=$(1)/api --go_opt=paths=source_relative \
+		--connect-go_out=$(1)/api --connect-go_opt=paths=source_relative,simple \
+		--connect-openapi_out=$(1)/api --connect-openapi_opt=base=api/openapi-base.yaml,path=holdfast/v1/openapi.yaml,with-proto-names,allow-get \
+		holdfast/v1/holdfast.proto
 endef
 
+# Generated files as they are committed.
+generated = internal/frozen/frozen.pb.go api/holdfast/v1/holdfast.pb.go \
+	api/holdfast/v1/holdfastv1connect/holdfast.connect.go api/holdfast/v1/openapi.yaml
+
 # The header names the release of protoc; that line alone may differ.
-current: ## the committed generated code is what the generator makes
+current: ## the committed generated code is what the generators make
 	@if ! command -v protoc >/dev/null; then
 		echo "no protoc here: run make deps"; [[ -z "$${CI:-}" ]]; exit
 	fi
 	fresh=$$(mktemp -d); trap 'rm -rf "$$fresh"' EXIT
 	$(call protoc,"$$fresh")
-	diff -I '^//.*protoc  *v' internal/frozen/frozen.pb.go "$$fresh"/internal/frozen/frozen.pb.go ||
-		{ echo "internal/frozen/frozen.pb.go is not current: run make generate"; exit 1; }
+	for f in $(generated); do
+		diff -I '^//.*protoc  *v' "$$f" "$$fresh/$$f" || { echo "$$f is not current: run make generate"; exit 1; }
+	done
 
 fuzz: ## FUZZTIME=10s: every fuzz target in turn
 	@targets=$$(go test -list '^Fuzz' ./... | awk '/^Fuzz/ {names[++n]=$$1} /^ok/ {for (i=1; i<=n; i++) print $$2, names[i]; n=0}')

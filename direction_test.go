@@ -11,6 +11,9 @@ import (
 // that each new one is a decision somebody wrote down here.
 var layers = []lint.Layer{
 	{Package: "tcprepair"},       // public: save and restore one TCP socket
+	// What can be asked of a node: generated messages, service and client.
+	{Package: "api/holdfast/v1"},
+	{Package: "api/holdfast/v1/holdfastv1connect", Imports: []string{"api/holdfast/v1"}},
 	{Package: "internal/frozen"}, // what a flow is, at rest
 	{Package: "internal/config"}, // what is wanted
 	// Bugs to be found by the simulation; without its build tag it is constants
@@ -38,8 +41,10 @@ var layers = []lint.Layer{
 		"internal/health", "internal/probe", "internal/resolve", "internal/accesslog",
 		"internal/sock", "internal/frozen", "internal/netadmin", "tcprepair"}},
 	{Package: "internal/page", Imports: []string{"internal/config", "internal/node"}}, // HTML and SVG of a look at a node
-	{Package: "internal/admin", Imports: []string{
-		"internal/config", "internal/node", "internal/page", "internal/sock"}}, // sock: the umask of its socket
+	{Package: "internal/admin/wire"}, // messages of the API <-> the node's types and JSON
+	{Package: "internal/admin", Imports: []string{ // sock: the umask of its socket, and who is at its other end
+		"api/holdfast/v1", "api/holdfast/v1/holdfastv1connect", "internal/admin/wire",
+		"internal/config", "internal/node", "internal/page", "internal/sock"}},
 
 	// The worlds for tests. Nothing above imports them but from its own tests.
 	{Package: "internal/sim", Imports: []string{
@@ -64,7 +69,8 @@ var owners = []lint.Owner{
 	{Import: "charm.land/bubbletea/v2", Packages: []string{"cmd/holdfast"}}, // the live view of `top`
 	{Import: "charm.land/lipgloss/v2", Packages: []string{"cmd/holdfast"}},  // and its colours
 	{Import: "github.com/spf13/pflag", Packages: []string{"cmd/..."}},       // cobra's flags; their errors are put in plain words
-	{Import: "google.golang.org/protobuf", Packages: []string{"internal/frozen/..."}, Tests: true},
+	{Import: "google.golang.org/protobuf", Packages: []string{"internal/frozen/...", "api/...", "internal/admin/...", "cmd/holdfast"}, Tests: true},
+	{Import: "connectrpc.com", Packages: []string{"internal/admin", "cmd/holdfast"}, Tests: true},
 
 	{Import: "github.com/prometheus/client_golang", Packages: []string{"internal/admin"}},
 	{Import: "github.com/miekg/dns", Packages: []string{"internal/resolve"}},
