@@ -10,7 +10,7 @@ import (
 // packages that are planned as well: a package without a row is a failure, so
 // that each new one is a decision somebody wrote down here.
 var layers = []lint.Layer{
-	{Package: "tcprepair"},       // public: save and restore one TCP socket
+	{Package: "tcprepair"}, // public: save and restore one TCP socket
 	// What can be asked of a node: generated messages, service and client.
 	{Package: "api/holdfast/v1"},
 	{Package: "api/holdfast/v1/holdfastv1connect", Imports: []string{"api/holdfast/v1"}},
@@ -24,6 +24,7 @@ var layers = []lint.Layer{
 	{Package: "internal/h1", Imports: []string{"internal/frozen", "internal/planted"}}, // HTTP/1.x: heads, and the framing of bodies
 	{Package: "internal/proxyproto"}, // the header that says whom a proxy speaks for
 	{Package: "internal/sock", Imports: []string{"internal/frozen"}},
+	{Package: "internal/journal", Imports: []string{"internal/sock", "internal/planted"}}, // generations on disk
 	{Package: "internal/netadmin", Imports: []string{"tcprepair"}},
 	{Package: "internal/ledger", Imports: []string{"internal/config", "internal/planted"}},
 	{Package: "internal/balance", Imports: []string{"internal/config", "internal/ledger"}},
