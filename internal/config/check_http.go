@@ -38,6 +38,9 @@ func (r *Rules) check() error {
 		if err := route.check(); err != nil {
 			return fmt.Errorf("routes[%d].%w", i, err)
 		}
+		if route.Name != "" && slices.ContainsFunc(r.Routes[:i], func(other *Route) bool { return other.Name == route.Name }) {
+			return fmt.Errorf("routes[%d].name: %s: another route has it", i, route.Name)
+		}
 	}
 	return nil
 }
@@ -63,6 +66,7 @@ func (r *Route) check() error {
 		return fmt.Errorf("backends: does %d things instead of one", actions)
 	}
 	checks := []fieldCheck{
+		{"name", optional(checkName)(r.Name)},
 		{"match", r.Match.check()},
 		{"backends", checkShares(r.Backends)},
 		{"headers.request", checkAllEdits(r.Request, false)},

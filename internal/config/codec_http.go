@@ -47,6 +47,7 @@ type routeSpec struct {
 	Rate          *rateSpec      `json:"rate,omitzero"`
 	SourceRate    *rateSpec      `json:"sourceRate,omitzero"`
 	Priority      string         `json:"priority,omitzero"` // "" is normal
+	Name          string         `json:"name,omitzero"`
 }
 
 type pairSpec struct {
@@ -104,6 +105,7 @@ func (r *Rules) spec() *rulesSpec {
 
 func (r *Route) spec() routeSpec {
 	s := routeSpec{
+		Name:  r.Name,
 		Hosts: r.Match.Hosts, Exact: r.Match.Exact, Prefix: r.Match.Prefix, Regex: regexText(r.Match.Regex),
 		Methods: r.Match.Methods, Headers: pairSpecs(r.Match.Headers), Query: pairSpecs(r.Match.Query),
 		Redirect: (*redirectSpec)(r.Redirect), Respond: (*respondSpec)(r.Respond),
@@ -157,6 +159,7 @@ func (s *rulesSpec) rules() (*Rules, error) {
 
 func (s *routeSpec) route() (*Route, error) {
 	r := &Route{
+		Name:     s.Name,
 		Match:    Match{Hosts: s.Hosts, Exact: s.Exact, Prefix: s.Prefix, Methods: s.Methods, Sources: s.Sources},
 		Redirect: (*Redirect)(s.Redirect), Respond: (*Respond)(s.Respond), AnswerTimeout: s.AnswerTimeout,
 		Rate: s.Rate.rate(), SourceRate: s.SourceRate.sourceRate(),

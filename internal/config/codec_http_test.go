@@ -24,6 +24,7 @@ func rules() *Rules {
 	return &Rules{
 		Routes: []*Route{
 			{
+				Name: "a",
 				Match: Match{
 					Hosts: []string{"a.example.org"}, Prefix: "/a/", Methods: []string{"GET"},
 					Headers: []Pair{{Name: "X-A", Value: "b"}, {Name: "X-B", Present: true}, {Name: "X-C", Regex: expression("a|b")}},

@@ -82,6 +82,8 @@ func (f ForwardedFields) String() string { return word(forwardedWords, uint8(f),
 // Route is one rule: what it matches, and what becomes of it. Exactly one of
 // Backends, Redirect and Respond is set.
 type Route struct {
+	// Name is unique in its listener; "" is none.
+	Name  string
 	Match Match
 
 	// Backends share the requests by weight; there is one with a weight above 0.

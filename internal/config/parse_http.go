@@ -14,7 +14,7 @@ var (
 	proxyKeys        = []string{"from"}
 	reuseKeys        = []string{"idle", "time"}
 
-	routeKeys = []string{"match", "backend", "backends", "redirect", "respond", "rewrite", "headers", "answerTimeout",
+	routeKeys = []string{"match", "name", "backend", "backends", "redirect", "respond", "rewrite", "headers", "answerTimeout",
 		"rate", "sourceRate", "priority"}
 	actionKeys   = []string{"backend", "backends", "redirect", "respond"}
 	weightedKeys = []string{"name", "weight"}
@@ -106,7 +106,9 @@ func (s *section) rules() *Rules {
 func (l *listenerSite) route(i int, n *yaml.Node) {
 	before := len(l.r.problems)
 	s := l.item("routes", i, n, routeKeys...)
-	r := &Route{Match: s.section("match", matchKeys...).match()}
+	r := &Route{Name: s.checked("name", "", checkName)}
+	l.routeName(s, r.Name)
+	r.Match = s.section("match", matchKeys...).match()
 	defer func() { l.add(routeSite{s, "", r, len(l.r.problems) == before}) }()
 	if s.broken {
 		return
@@ -133,6 +135,16 @@ func (l *listenerSite) route(i int, n *yaml.Node) {
 	if key, err := r.clash(); err != nil {
 		top, _, _ := strings.Cut(key, ".")
 		s.r.fail(s.at(top), s.path+"."+key, "%v", err)
+	}
+}
+
+// routeName reports a name that another route of the listener has.
+func (l *listenerSite) routeName(s *section, name string) {
+	for i, other := range l.routes {
+		if name != "" && other.route.Name == name {
+			s.fail("name", "routes[%d] (line %d) has this name already", i, other.place.line)
+			return
+		}
 	}
 }
 

@@ -11,15 +11,22 @@ import (
 // Problem is one fault of a file, at one place, with what is wrong and what
 // to do about it.
 type Problem struct {
-	File   string // as given to Parse
-	Line   int    // from 1
+	File   string // as given to Parse; or a patch, see [Patch.Name]
+	Line   int    // from 1; 0 of a patch
 	Column int    // from 1, in characters
 	Path   string // as in "backends.web.endpoints[2].address"; "" is the whole file
 	Text   string // one line
 }
 
-// String gives p as "holdfast.yaml:14:7: backends.web.endponts: unknown key".
+// String gives p as "holdfast.yaml:14:7: backends.web.endponts: unknown key", or
+// as "endpoint/web/a2.weight: backends.web.endpoints[1].weight: ..." of a patch.
 func (p Problem) String() string {
+	if p.Line == 0 {
+		if p.Path == "" {
+			return p.File + ": " + p.Text
+		}
+		return p.File + ": " + p.Path + ": " + p.Text
+	}
 	if p.Path == "" {
 		return fmt.Sprintf("%s:%d:%d: %s", p.File, p.Line, p.Column, p.Text)
 	}

@@ -145,6 +145,7 @@ var keys = []key{
 	{"listeners.NAME.http.timeouts.tunnel", tunnelTimeoutBound.form("8h"), "1h", "", "Without octets after an upgrade or CONNECT."},
 
 	{"listeners.NAME.routes", form{says: "a list", example: "[ { backend: b } ]", list: true}, "", "", fmt.Sprintf("Only for `http`: a list of up to %d.", routesMax)},
+	{"listeners.NAME.routes[].name", aName("api"), "", "none", "Unique in its listener. What is changed at run time is `route/LISTENER/NAME`."},
 	{"listeners.NAME.routes[].match", ofKeys, "", "everything", "What a request has to be like."},
 	{"listeners.NAME.routes[].match.host", aHost.because("a host without its port").several(`[ example.org, "*.example.org" ]`), "", "any", "`*.example.org` is any name below `example.org`."},
 	{"listeners.NAME.routes[].match.path", aPath, "", "any", "A prefix, the same as `path: { prefix: ... }`; or one of these:"},

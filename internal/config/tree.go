@@ -44,6 +44,29 @@ func (r *report) load(src []byte) *yaml.Node {
 		r.fail(start, "", "the file has %d octets; at most %d are taken", len(src), sourceMax)
 		return nil
 	}
+	document := r.document(src)
+	if document == nil {
+		return nil
+	}
+	root := document.Content[0]
+	if isNull(root) {
+		r.fail(start, "", "the file is empty")
+		return nil
+	}
+	if root.Kind != yaml.MappingNode {
+		if r.dialect(src) {
+			return nil
+		}
+		r.fail(at(root), "", "the file must be a mapping with the keys %s", strings.Join(rootKeys, ", "))
+		return nil
+	}
+	return root
+}
+
+// document gives the only document in src, or nil after it reported why there is
+// none.
+func (r *report) document(src []byte) *yaml.Node {
+	start := place{1, 1}
 	loader, err := yaml.NewLoader(bytes.NewReader(src))
 	if err != nil {
 		r.syntax(src, err)
@@ -67,19 +90,7 @@ func (r *report) load(src []byte) *yaml.Node {
 		r.fail(start, "", "the file is empty")
 		return nil
 	}
-	root := document.Content[0]
-	if isNull(root) {
-		r.fail(start, "", "the file is empty")
-		return nil
-	}
-	if root.Kind != yaml.MappingNode {
-		if r.dialect(src) {
-			return nil
-		}
-		r.fail(at(root), "", "the file must be a mapping with the keys %s", strings.Join(rootKeys, ", "))
-		return nil
-	}
-	return root
+	return &document
 }
 
 // syntax reports that src is no YAML.
