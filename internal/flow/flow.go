@@ -68,7 +68,7 @@ func (s State) String() string {
 
 // legal lists the moves between states; become holds to it.
 var legal = [...][]State{
-	Reading:   {Queued, Answering, Done},
+	Reading:   {Queued, Answering, Lingering, Done},
 	Queued:    {Dialing, Answering, Sunk, Done},
 	Dialing:   {Queued, Relaying, Answering, Done},           // back to the queue: another endpoint is tried
 	Relaying:  {Queued, Reading, Answering, Lingering, Done}, // back to the queue: a pooled leg was dead
@@ -145,8 +145,9 @@ func (h *half) bulk() bool { return h.fulls >= bulkAfter }
 type facts uint8
 
 const (
-	stuck facts = 1 << iota // its endpoint was chosen because the client was there before
-	paid                    // the attempt is counted in the budget of retries
+	stuck  facts = 1 << iota // its endpoint was chosen because the client was there before
+	paid                     // the attempt is counted in the budget of retries
+	parted                   // of a flow of octets: it ends, as finish.go says
 )
 
 // marks are of a flow that is not at rest, or Done.

@@ -230,7 +230,7 @@ func Thaw(now Instant, z *frozen.Flow, objects Objects) (Flow, error) {
 		f.received, f.sent = z.Client.Received, z.Client.Sent
 		return f, nil
 	}
-	if z.Facts&^uint32(stuck|paid) != 0 {
+	if known := stuck | paid | parted; z.Facts&^uint32(known) != 0 || facts(z.Facts)&parted != 0 && (f.state != Relaying || f.x != nil) {
 		return Flow{}, refused("flow", "facts %x: not known to this release", z.Facts)
 	}
 	c, b := &f.legs[Client], &f.legs[Backend]
@@ -277,6 +277,9 @@ func (f *Flow) checkOctets(z *frozen.Flow) error {
 	if f.state == Relaying {
 		if len(z.Legs) != 1 {
 			return refused("leg", "%d backend legs, a TCP flow has 1", len(z.Legs))
+		}
+		if f.finishing() {
+			return f.checkParting()
 		}
 		return f.checkHalves()
 	}
@@ -361,7 +364,7 @@ func (f *Flow) thawEntry(now Instant, z *frozen.Flow) error {
 }
 
 // exchangeFlagsAll are those that this release knows.
-const exchangeFlagsAll = stray<<1 - 1
+const exchangeFlagsAll = halted<<1 - 1
 
 // thawExchange: the rest of a flow that speaks HTTP.
 func (f *Flow) thawExchange(z *frozen.Flow) error {
@@ -530,7 +533,8 @@ func (f *Flow) thawObjects(z *frozen.Flow, objects Objects) error {
 			return refused("object", "no backend %s@%016x here", b.Name, b.Version)
 		}
 	}
-	if needs := f.state == Dialing || f.state == Relaying || f.state == Sunk; (e == nil) == needs && !(e == nil && f.state == Relaying && f.x != nil) {
+	// What an order sheds is in a sink without an endpoint.
+	if needs := f.state == Dialing || f.state == Relaying; (e == nil) == needs && f.state != Sunk && !(e == nil && f.state == Relaying && f.x != nil) {
 		return refused("object", "a flow that is %v and an endpoint: %t", f.state, e != nil)
 	}
 	if e != nil {

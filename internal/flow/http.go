@@ -122,6 +122,7 @@ const (
 	bad                                  // the answer is our own, and the client is to blame
 	severed                              // the backend takes no more because it has gone: an end that is read is none
 	stray                                // key is Maglev's, not the client's: the request has not the field that its table goes by
+	halted                               // an operator ends the flow with this exchange
 )
 
 // inbox holds octets that a leg said and that are not digested: half a head,
@@ -696,6 +697,8 @@ func (f *Flow) wrote(now Instant, e *Event) {
 func (f *Flow) lingering(now Instant, e *Event) {
 	cause := Finished
 	switch {
+	case f.x.flags&halted != 0:
+		cause = Killed
 	case f.x.flags&bad != 0 && f.x.status == 408:
 		cause = HeadTimeout
 	case f.x.flags&bad != 0:

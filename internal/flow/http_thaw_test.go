@@ -173,7 +173,6 @@ func TestThawRefusesHTTP(t *testing.T) {
 		{"a request in a sink", "sunk", func(z *frozen.Flow) { z.H1.Request = []byte("GET") }, "sink"},
 		{"a response in a sink", "sunk", func(z *frozen.Flow) { z.H1.Status = 200 }, "sink"},
 		{"octets unread in a sink", "sunk", func(z *frozen.Flow) { z.Client.H1.Unread = []byte("x") }, "unread"},
-		{"a sink without an endpoint", "sunk", func(z *frozen.Flow) { z.Endpoint = nil }, "object"},
 		{"a leg in a sink", "sunk", func(z *frozen.Flow) { z.Legs = []*frozen.Leg{{Received: 1}} }, "leg"},
 		{"a later fact of a leg", "retrying", func(z *frozen.Flow) { z.Facts |= 1 << 30 }, "not known"},
 		{"an endless entry", "awaiting", func(z *frozen.Flow) { z.H1.Entry.AgeNanos = 1 << 63 }, "bounds"},

@@ -395,7 +395,10 @@ func (w *httpWorld) Step(i int) {
 			w.step(Event{Kind: Expired})
 		}
 	case "kill":
-		if w.f.State() != Done {
+		if w.f.State() != Done && o.n&2 != 0 {
+			w.emptyPipes()
+			w.step(Event{Kind: Finish})
+		} else if w.f.State() != Done {
 			w.step(Event{Kind: Kill, Why: []Cause{NotEnded, Shed}[o.n&1]})
 		}
 	case "tick":

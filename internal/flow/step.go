@@ -30,9 +30,11 @@ const (
 	Resumed                      // the turn has room for what came before and was not digested
 	Deafened                     // Leg takes nothing any more, but may have said something before
 	Crept                        // N nanoseconds ago the kernel still sent what it had taken before
+	TurnedAway                   // an order sheds it: what a sink would do is Drop
+	Finish                       // someone with the right to wants the flow to end, but to lose nothing that was read
 )
 
-var eventNames = [...]string{"secured", "unavailable", "rejected", "dialed", "dial-failed", "received", "relayed", "slackened", "ended", "wrote", "has-shut", "broke", "expired", "kill", "resumed", "deafened", "crept"}
+var eventNames = [...]string{"secured", "unavailable", "rejected", "dialed", "dial-failed", "received", "relayed", "slackened", "ended", "wrote", "has-shut", "broke", "expired", "kill", "resumed", "deafened", "crept", "turned-away", "finish"}
 
 func (k EventKind) String() string {
 	if int(k) < len(eventNames) {
@@ -50,6 +52,7 @@ type Event struct {
 	Severed  bool  // Deafened: by more than that the peer has ended
 	Stuck    bool  // Secured: the endpoint was chosen because the client was there before
 	Why      Cause // Unavailable: NoEndpoint, which is also 0, BreakerOpen or RetriesSpent; Kill: 0 is Killed
+	Drop     config.Drop
 	N        int
 	Octets   []byte // Received: those of Unread first
 	Endpoint *config.Endpoint
@@ -65,10 +68,18 @@ const bulkAfter = 2
 // so between two Steps f is at rest and may be frozen. A fact that cannot be
 // true in f's state is a bug of the runner and panics.
 func (f *Flow) Step(now Instant, e Event) {
+	if e.Kind == Finish {
+		f.finishUp(now, &e)
+		return
+	}
 	switch f.state {
 	case Relaying:
 		if f.x != nil {
 			f.exchanging(now, &e)
+			return
+		}
+		if f.finishing() {
+			f.partingStep(&e)
 			return
 		}
 		f.relaying(now, &e)
@@ -121,6 +132,9 @@ func (f *Flow) queued(now Instant, e *Event) {
 	case Rejected:
 		f.waited(now)
 		f.fail(now, e.Desk, 503, QueueFull)
+	case TurnedAway:
+		f.waited(now)
+		f.drop(now, e, e.Drop)
 	case Expired:
 		f.waited(now)
 		f.fail(now, e.Desk, 503, QueueTimeout)
@@ -161,16 +175,16 @@ func (f *Flow) secured(now Instant, e *Event) {
 		f.entry.endpoint = e.Endpoint
 	}
 	if e.Endpoint.Drop != config.NoDrop {
-		f.drop(now, e)
+		f.drop(now, e, e.Endpoint.Drop)
 		return
 	}
 	f.at = after(now, f.backend.ConnectTimeout)
 	f.become(Dialing)
 }
 
-// drop deals with a flow whose endpoint is a sink.
-func (f *Flow) drop(now Instant, e *Event) {
-	switch e.Endpoint.Drop {
+// drop deals with a flow whose endpoint is a sink, or that an order sheds.
+func (f *Flow) drop(now Instant, e *Event, how config.Drop) {
+	switch how {
 	case config.DropReset:
 		f.end(Dropped)
 		f.last = Sink
@@ -194,7 +208,7 @@ func (f *Flow) drop(now Instant, e *Event) {
 		f.entry.phase = Sink
 		f.answer(now, e.Desk, 503, Dropped)
 	default:
-		panic("flow: a sink that does " + e.Endpoint.Drop.String())
+		panic("flow: a sink that does " + how.String())
 	}
 }
 

@@ -35,6 +35,10 @@ func (f *Flow) Wants(w *Wants) {
 			f.wantsHTTP(w)
 			return
 		}
+		if f.finishing() {
+			f.wantsParting(w)
+			return
+		}
 		c, b := &f.legs[Client], &f.legs[Backend]
 		w.Out[Client], w.Out[Backend] = c.due(), b.due()
 		f.half(w, Client, c, b)
@@ -61,6 +65,9 @@ func (f *Flow) Wants(w *Wants) {
 		// means that it has got everything.
 		abort := f.cause != Finished && f.marks&gentle == 0
 		w.Abort = [2]bool{abort, abort}
+		if f.finishing() { // each peer that has got all was told so
+			w.Abort = [2]bool{len(f.legs[Client].due()) > 0, len(f.legs[Backend].due()) > 0}
+		}
 	}
 }
 
@@ -69,6 +76,8 @@ func (f *Flow) Wants(w *Wants) {
 func (f *Flow) patience() time.Duration {
 	r := f.listener.Rules
 	switch {
+	case f.finishing():
+		return LingerMax
 	case r == nil:
 		return f.listener.IdleTimeout
 	case f.x == nil:

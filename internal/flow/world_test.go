@@ -226,6 +226,9 @@ func compile(code []byte) (script []op, bulk bool) {
 			if o.verb == "unavailable" || o.verb == "kill" {
 				o.n = int(c >> 7)
 			}
+			if c>>4 == 3 || c>>4 == 11 {
+				o.verb, o.n = "kill", 2
+			}
 		}
 		script = append(script, o)
 	}
@@ -296,7 +299,10 @@ func (w *world) Step(i int) {
 			step(Event{Kind: Expired})
 		}
 	case "kill":
-		if w.f.State() != Done {
+		if w.f.State() != Done && o.n&2 != 0 {
+			w.emptyPipes()
+			step(Event{Kind: Finish})
+		} else if w.f.State() != Done {
 			step(Event{Kind: Kill, Why: []Cause{NotEnded, Shed}[o.n&1]})
 		}
 	}
@@ -436,15 +442,21 @@ func (w *world) relay(s Side) bool {
 	return true
 }
 
+// emptyPipes puts what is in the pipes into the flow, as a loop does before it
+// tells one to finish.
+func (w *moving) emptyPipes() {
+	for s := Client; s <= Backend; s++ {
+		w.f.Absorb(s.Other(), w.pipes[s], &w.lender)
+		w.pipes[s] = nil
+	}
+}
+
 // Freeze puts the flow down, and with it what is in the pipes.
 func (w *moving) Freeze() ([]byte, bool, error) {
 	if w.f.State() == Done {
 		return nil, false, nil
 	}
-	for s := Client; s <= Backend; s++ {
-		w.f.Absorb(s.Other(), w.pipes[s], &w.lender)
-		w.pipes[s] = nil
-	}
+	w.emptyPipes()
 	if w.f.Unsettled() {
 		w.f.Settle(&w.lender)
 	}

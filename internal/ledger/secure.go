@@ -35,6 +35,7 @@ const (
 	None                  // no endpoint is left to try
 	Tripped               // the breaker lets nobody through
 	Spent                 // the budget for retries is spent
+	Shed                  // an order turns it away, as Grant.Drop says
 )
 
 // Grant is a slot at an endpoint that belongs to a flow.
@@ -42,6 +43,7 @@ type Grant struct {
 	Endpoint *config.Endpoint
 	Account  *Endpoint
 	Stuck    bool // chosen because the client was sticky to it
+	Drop     config.Drop
 }
 
 // Backend is the account of one backend.
@@ -54,6 +56,7 @@ type Backend struct {
 	versions atomic.Pointer[versions]
 	table    atomic.Pointer[table] // nil: no sticky table
 	alarmAt  atomic.Int64          // failures in a row; 0: none are too many
+	shed     atomic.Uint32         // the order; see shed.go
 	stripes  [stripes]stripe
 
 	// What follows is written by all loops.
@@ -64,6 +67,9 @@ type Backend struct {
 	breaker atomic.Uint64 // the state, and in the low half the probes that are left
 	tripped atomic.Uint64
 	budget  budget
+
+	shedTurn atomic.Uint64
+	shedded  [hows]atomic.Uint64
 
 	// mu guards the queues.
 	mu     sync.Mutex
@@ -161,6 +167,11 @@ func (b *Backend) Secure(c *config.Backend, a *Asking) (Grant, *Waiter, Answer) 
 			return Grant{}, nil, Spent
 		}
 	case a.Place == 0 && a.Tried == 0: // else it is counted, or AllowRetry has counted it
+		if order := b.shed.Load(); order != 0 {
+			if how, yes := b.sheds(order); yes {
+				return Grant{Drop: how}, nil, Shed
+			}
+		}
 		if n := b.stripes[a.Loop%stripes].requests.Add(1); c.Retry.Budget > 0 && n%budgetLook == 1 {
 			b.budget.look(a.Now, b.requests())
 		}

@@ -378,6 +378,8 @@ func (l *Loop) secure(i uint32, s *slot) bool {
 		l.step(s, flow.Event{Kind: flow.Unavailable, Why: flow.NoEndpoint})
 	case ledger.Tripped:
 		l.step(s, flow.Event{Kind: flow.Unavailable, Why: flow.BreakerOpen})
+	case ledger.Shed:
+		l.step(s, flow.Event{Kind: flow.TurnedAway, Drop: g.Drop})
 	case ledger.Spent:
 		l.step(s, flow.Event{Kind: flow.Unavailable, Why: flow.RetriesSpent})
 	}

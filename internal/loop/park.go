@@ -249,6 +249,30 @@ func (l *Loop) Kill(i uint32) {
 	}
 }
 
+// Finish ends the flow in slot i so that nothing is lost that was read, by FIN where
+// that may be; it is gone after [flow.LingerMax] at the latest, if its peers take
+// what is due to them.
+func (l *Loop) Finish(i uint32) {
+	s := l.at(i)
+	if !s.live {
+		return
+	}
+	for side := flow.Client; side <= flow.Backend; side++ {
+		l.thin(s, side)
+		// What a pipe holds was read.
+		if l.leg(s, side).pipe != noPipe && !l.emptyPipe(s, side) {
+			l.Kill(i)
+			return
+		}
+		l.leg(s, side).is |= readable // what lay below a threshold was not reported
+	}
+	l.step(s, flow.Event{Kind: flow.Finish})
+	if s.flow.State() != flow.Queued {
+		l.unqueue(i)
+	}
+	l.guard(i)
+}
+
 // Parcel is a batch of frozen flows on its way to a loop.
 type Parcel struct {
 	Octets  []byte // an encoded frozen.Batch
