@@ -167,10 +167,12 @@ func (x *following) wants(f *flow.Flow) config.Change {
 	return what
 }
 
-// follow lets the flows of all loops follow a change to c, as the policy or each
-// one's listener says; without end none is ended for it. The caller holds change.
-func (n *Node) follow(plan config.Plan, c *config.Config, p FlowsPolicy, end bool, r *Report) (left int) {
-	x := newFollowing(plan, c, p, end)
+// followAll lets flows under objects that plan has replaced follow the
+// configuration of g, as p or each one's listener says; without end none is ended
+// for it. It gives how many are still to follow when it returns. The caller holds
+// change.
+func (n *Node) followAll(plan config.Plan, g *loop.Generation, p FlowsPolicy, end bool, r *Report) (left int) {
+	x := newFollowing(plan, g.Config, p, end)
 	if !x.any() {
 		return 0
 	}

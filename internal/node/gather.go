@@ -68,6 +68,21 @@ var (
 	sourcesEvicted = ours(Counter, "sources_evicted_total", "Sources whose rate was forgotten for want of room.", "listener")
 )
 
+// Changes of the desired state.
+var (
+	generation   = metric(Gauge, "generation", "Number of the desired state in force.")
+	durableUpTo  = metric(Gauge, "durable_generation", "Number of the latest desired state that is on the disk; 0: there is no journal.")
+	driftNow     = metric(Gauge, "drift", "Of how many things the file and the desired state say different things.")
+	appliesTotal = ours(Counter, "applies_total", "Changes of the desired state by what they were and what came of them: applied, unchanged or refused.", "kind", "result")
+	applySeconds = ours(Distribution, "apply_duration_seconds", "How long changes took: plan, until nothing was left but to do it; effective, from the request until every loop ruled by it; durable, from the request until it was on the disk.", "phase")
+	silentLoss   = ours(Counter, "apply_silent_loss_total", "By how much the kernel's counters of what is lost or reset grew in this network namespace while changes were made.", "kernel_counter")
+	lateTotal    = ours(Counter, "apply_arrived_late_total", "Connections that came to a listener while it was being closed.")
+	oldestSecs   = metric(Gauge, "oldest_generation_age_seconds", "How long ago the oldest object was replaced, or taken away, under which there are flows.")
+	toFollow     = metric(Gauge, "flows_to_follow", "Flows that are still to adopt a change or to be ended by it, paced.")
+	killedTotal  = ours(Counter, "flows_killed_total", "Flows that were ended by order.", "listener", "then")
+	shedPermille = metric(Gauge, "shed_ratio", "Which share of what is new at a backend is turned away by order.", "backend")
+)
+
 // Moves.
 var (
 	movesTotal   = metric(Counter, "moves_total", "Moves of flows: by reloads, between loops by order, to another process, to another host.", "distance")
@@ -82,7 +97,6 @@ var (
 // Process.
 var (
 	buildInfo    = metric(Gauge, "build_info", "Always 1.", "release", "go")
-	generation   = metric(Gauge, "generation", "Number of the configuration in force.")
 	startedAt    = metric(Gauge, "start_time_seconds", "When this process began, in seconds since 1970.")
 	loopTurns    = ours(Distribution, "loop_turn_seconds", "How long the turns of a loop were, without their waits: the sum is how long it was busy, and during a long turn nobody else is served.", "loop")
 	loopFlows    = metric(Gauge, "loop_flows", "Flows of a loop.", "loop")
@@ -93,7 +107,7 @@ var (
 	memoryBytes  = metric(Gauge, "memory_bytes", "Memory of the process that is resident.")
 	memoryMax    = metric(Gauge, "memory_max_bytes", "node.memory: the bound; 0 is none.")
 	shedding     = metric(Gauge, "shedding", "1: memory is short, and accepting pauses.")
-	shedTotal    = ours(Counter, "shed_total", "What was done because memory was short: idle clients closed, and how often accepting paused.", "action")
+	shedTotal    = ours(Counter, "shed_total", "What was turned away or closed by order, or since memory was short. With a backend: what `backend shed` turned away there, by what was done (reset, hold, 503). Without: idle clients closed, and how often accepting paused, for want of memory.", "backend", "action")
 	logLines     = ours(Counter, "log_lines_total", "Lines of the access log that were written.")
 	logDropped   = ours(Counter, "log_dropped_total", "Lines of the access log that were lost: the place was slow, full or gone.")
 	scrapeMillis = metric(Gauge, "measure_seconds", "How long it took to collect what you read.")
@@ -136,11 +150,11 @@ func (n *Node) owned() *gathering {
 					}
 				}
 			})
-			g.add(shedTotal, float64(c.Shed), "close-idle")
+			g.add(shedTotal, float64(c.Shed), "", "close-idle")
 		})
 		g.merge(loopTurns, &turned, name)
 	}
-	g.add(shedTotal, float64(n.memory.pauses.Load()), "pause-accepting")
+	g.add(shedTotal, float64(n.memory.pauses.Load()), "", "pause-accepting")
 	g.add(logLines, float64(n.access.Lines()))
 	g.add(logDropped, float64(n.access.Dropped()))
 	n.totals.gather(g)
@@ -152,6 +166,11 @@ func (n *Node) owned() *gathering {
 		g.add(retriesTotal, float64(s.RetriesRefused), name, "refused")
 		g.add(trippedTotal, float64(s.Tripped), name)
 		g.add(queueWaits, float64(s.Waits), name)
+		for how, k := range book.Shedded() {
+			if how := config.Drop(how); how != config.NoDrop {
+				g.add(shedTotal, float64(k), name, how.String())
+			}
+		}
 		g.add(stickyEvicted, float64(s.EvictedFull), name, "full")
 		g.add(stickyEvicted, float64(s.EvictedExpired), name, "expired")
 		g.add(stickyEvicted, float64(s.EvictedGone), name, "gone")
@@ -185,6 +204,7 @@ func (n *Node) owned() *gathering {
 			}
 		}
 	}
+	n.side.gather(g, c)
 	n.past.steady(g)
 	for _, s := range n.past.samples {
 		if s.Histogram != nil {

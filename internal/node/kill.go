@@ -20,6 +20,7 @@ const killPasses = 5
 // ways are how flows are ended, by the word.
 var ways = map[string]func(l *loop.Loop, slot uint32){
 	"rst": (*loop.Loop).Kill,
+	"fin": (*loop.Loop).Finish,
 }
 
 // wayOf understands a word for how flows are ended; "" is rst.
@@ -99,6 +100,7 @@ func flowID(s string) (uint64, error) {
 func (n *Node) killFlows(ctx context.Context, way string, most int, p *pacer, wanted func(l *loop.Loop, slot uint32, f *flow.Flow) bool) (killed int, err error) {
 	end := ways[way]
 	until := n.shared.Loops[0].Now()
+	told := map[uint64]bool{} // fin takes a while: they are asked once
 	for range killPasses {
 		found := 0
 		for _, l := range n.shared.Loops {
@@ -106,7 +108,7 @@ func (n *Node) killFlows(ctx context.Context, way string, most int, p *pacer, wa
 			for from, more := uint32(0), true; more; {
 				l.Ask(func(l *loop.Loop) {
 					from, more = l.Look(from, lookPlaces, func(i uint32, f *flow.Flow) {
-						if f.Born() <= until && wanted(l, i, f) {
+						if f.Born() <= until && !told[f.ID()] && wanted(l, i, f) {
 							list = append(list, tenant{i, f.ID(), f.Born()})
 						}
 					})
@@ -128,6 +130,9 @@ func (n *Node) killFlows(ctx context.Context, way string, most int, p *pacer, wa
 					for _, t := range list[:k] {
 						if f := t.in(l); f != nil && wanted(l, t.slot, f) {
 							listener := f.Listener().Ref.Name
+							if way == "fin" {
+								told[t.id] = true
+							}
 							end(l, t.slot)
 							n.side.noteKill(listener, way)
 							killed++

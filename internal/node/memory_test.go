@@ -50,10 +50,10 @@ func TestMemoryBound(t *testing.T) {
 	if _, err := late.Write([]byte("GET /late HTTP/1.1\r\nHost: x\r\n\r\n")); err != nil {
 		t.Fatal(err)
 	}
-	if n := value(t, r.Measure(), "shed_total", "pause-accepting"); n != 1 {
+	if n := value(t, r.Measure(), "shed_total", "", "pause-accepting"); n != 1 {
 		t.Errorf("accepting paused %g times", n)
 	}
-	if n := value(t, r.Measure(), "shed_total", "close-idle"); n < 1 {
+	if n := value(t, r.Measure(), "shed_total", "", "close-idle"); n < 1 {
 		t.Errorf("%g idle clients closed", n)
 	}
 	time.Sleep(2 * memoryEvery) // nothing would be a proof that it is never accepted

@@ -459,7 +459,7 @@ func (n *Node) bring(c *config.Config, old *loop.Generation, source []byte, r *R
 			n.retire(x)
 		}
 	}
-	n.follow(config.Diff(old.Config, g.Config), g.Config, FlowsPolicy{}, end, r)
+	n.followAll(config.Diff(old.Config, g.Config), g, FlowsPolicy{}, end, r)
 	r.Generation = g.Number
 	return nil
 }

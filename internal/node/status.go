@@ -83,7 +83,6 @@ type FollowStatus struct {
 	PerSecond  float64 `json:"per_second"`
 	Followed   int     `json:"followed"`
 	Left       int     `json:"left"`
-	By         Author  `json:"by"`
 }
 
 // ShedStatus is what is turned away at a backend now.
