@@ -169,6 +169,10 @@ func TestEveryFieldOfNodeAndClusterIsInThePlan(t *testing.T) {
 			f.SetUint(7)
 		case netip.AddrPort:
 			f.Set(reflect.ValueOf(netip.MustParseAddrPort("10.9.9.9:9")))
+		case bool:
+			f.SetBool(true)
+		case *API:
+			f.Set(reflect.ValueOf(&API{Roles: map[string]Role{"a": OperateRole}}))
 		case []netip.AddrPort:
 			f.Set(reflect.ValueOf([]netip.AddrPort{netip.MustParseAddrPort("10.9.9.9:9")}))
 		default:

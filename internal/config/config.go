@@ -29,6 +29,13 @@ type Node struct {
 	AdminSocket string
 	// Metrics is where /metrics is served over TCP as well; invalid: nowhere.
 	Metrics netip.AddrPort
+	// API is where the API is served over TCP as well; nil: nowhere.
+	API *API
+	// State is the absolute path of the directory of the journal; [NoState] is
+	// none, and "" leaves it to who starts the node.
+	State string
+	// WatchFile: the file is applied when it changes.
+	WatchFile bool
 	// Zone is where the node is, for [Backend.PreferLocal].
 	Zone string
 	// MemoryMax bounds the memory of the process in octets: before it is reached

@@ -39,6 +39,7 @@ const (
 	useVerbs    = "weight: 0 gives an endpoint nothing new; one that is to rest for a while: holdfast endpoint maint BACKEND/ENDPOINT"
 	useRoutes   = "write routes: [ { match: { path: /api/ }, backend: api }, { backend: web } ]"
 	useBackend  = "write backend: NAME, and NAME with its endpoints under backends"
+	useAPI      = "the API is at the socket, and over TCP only for those who show a certificate: api: { listen: 192.168.7.1:7444, certificate: /a.crt, key: /a.key, trust: /ca.crt, roles: { deploy.example.org: operate } }"
 	useRespond  = "write respond: { status: 404 }, or redirect: { path: /new, status: 301 }"
 )
 
@@ -68,6 +69,13 @@ var foreign = map[string][]advice{
 	"option":    {{[]string{inBackend, inListener}, "there are no options but the keys; a check by HTTP is check: { http: { path: /healthz } } of a backend", ""}},
 	"httpcheck": {{[]string{inBackend}, "write check: { http: { path: /healthz } }", ""}},
 	"keepalive": {{[]string{inBackend}, "idle connections to endpoints are reuse, as in reuse: { idle: 64, time: 30s }", ""}},
+	"port":      {{[]string{"node.admin"}, useAPI, ""}},
+	"listen":    {{[]string{"node.admin"}, useAPI, ""}},
+	"tcp":       {{[]string{"node.admin"}, useAPI, ""}},
+	"grpc":      {{[]string{"node.admin"}, useAPI, ""}},
+	"auth":      {{[]string{"node.admin"}, useAPI, ""}},
+	"token":     {{[]string{"node.admin", "node.admin.api"}, "callers show a certificate; what each may do says node.admin.api.roles", ""}},
+	"password":  {{[]string{"node.admin", "node.admin.api"}, "callers show a certificate; what each may do says node.admin.api.roles", ""}},
 	"disabled":  {{[]string{inBackend, inEndpoint}, useVerbs, ""}},
 	"enabled":   {{[]string{inBackend, inEndpoint}, useVerbs, ""}},
 	"down":      {{[]string{inEndpoint}, useVerbs, ""}},

@@ -9,8 +9,8 @@ import (
 
 var (
 	rootKeys     = []string{"node", "listeners", "backends", "cluster", "accessLog"}
-	nodeKeys     = []string{"name", "loops", "connectionsMax", "admin", "zone", "memory", "dns"}
-	adminKeys    = []string{"socket", "metrics"}
+	nodeKeys     = []string{"name", "loops", "connectionsMax", "admin", "zone", "memory", "dns", "state", "watchFile"}
+	adminKeys    = []string{"socket", "metrics", "api"}
 	memoryKeys   = []string{"max"}
 	logKeys      = []string{"format", "to"}
 	listenerKeys = []string{"vip", "protocol", "backend", "idleTimeout", "connectionsMax", "backlog",
@@ -86,7 +86,8 @@ type (
 		at        *section // of the cluster
 		accessLog *AccessLog
 
-		metricsLine int // of node.admin.metrics
+		metricsLine int      // of node.admin.metrics
+		api         *section // node.admin.api
 	}
 )
 
@@ -152,6 +153,12 @@ func (r *reader) node(d *draft) Node {
 	n.AdminSocket = admin.checked("socket", defaultAdminSocket, checkUnixPath)
 	n.Metrics = admin.addrPort("metrics", true)
 	d.metricsLine = admin.at("metrics").line
+	if admin.has("api") {
+		api := admin.section("api", apiKeys...)
+		n.API, d.api = api.api(), api
+	}
+	n.State = s.checked("state", "", checkState)
+	n.WatchFile = s.boolean("watchFile", false)
 	return n
 }
 

@@ -208,6 +208,9 @@ var nodeFields = fields[Node]{
 	{"connectionsMax", func(n *Node) string { return fmt.Sprint(n.ConnectionsMax) }},
 	{"admin.socket", func(n *Node) string { return n.AdminSocket }},
 	{"admin.metrics", func(n *Node) string { return addrPortText(n.Metrics) }},
+	{"admin.api", func(n *Node) string { return n.API.String() }},
+	{"state", func(n *Node) string { return printable(n.State) }},
+	{"watchFile", func(n *Node) string { return fmt.Sprint(n.WatchFile) }},
 	{"zone", func(n *Node) string { return printable(n.Zone) }},
 	{"memory.max", func(n *Node) string { return sizeText(n.MemoryMax) }},
 	{"dns", func(n *Node) string {

@@ -88,6 +88,15 @@ var keys = []key{
 	{"node.admin.socket", aSocket, defaultAdminSocket, "", "The unix socket at which the verbs find this node; only its owner can open it. It serves `/metrics` and a page for a browser, too."},
 	{"node.admin.metrics", aVIP.because("address and port").exampled("127.0.0.1:9090"), "", "nowhere", "Where `/metrics` and the page, without addresses of clients, are served over TCP as well, to everybody who can connect."},
 
+	{"node.admin.api", ofKeys, "", "nowhere", "Where the API is served over TCP as well, to those who show a certificate that is named here. All of its keys must be given."},
+	{"node.admin.api.listen", aVIP.exampled("192.168.7.1:7444"), "", given, "Address and port."},
+	{"node.admin.api.certificate", aFile, "", given, "The certificate that callers see, in PEM."},
+	{"node.admin.api.key", aFile, "", given, "Its key."},
+	{"node.admin.api.trust", aFile, "", given, "The authority that signed the callers' certificates."},
+	{"node.admin.api.roles", openMap("a map from names to `read`, `operate` or `admin`", "{ deploy.example.org: operate }", jsonMap{"enum": anyOf(roleWords)}), "", given, "What callers may do, by the common name of their certificate or one of its alternative names (a host, `spiffe://...`, an address of mail); others may do nothing. `read` looks; `operate` changes endpoints and flows, too; `admin` may do everything."},
+	{"node.state", form{says: "an absolute path, or `none`", example: "/var/lib/holdfast/n1", schema: matching("^(none|/.*)$"), bad: []string{"state", "off"}}, "", "`/var/lib/holdfast` or, of who is not root, `~/.local/state/holdfast`, and in there one for each file", "The directory in which every change is written down, so that a restart goes on with it. With `none` what is changed at run time lasts as long as the process and its successors."},
+	{"node.watchFile", boolForm(), "false", "", "The file is applied as soon as it changes, as by `holdfast reload`. One that is wrong changes nothing and is reported."},
+
 	{"accessLog", ofKeys, "", "none is written", "One line for each request, and for each flow without requests. `accessLog: {}` has the defaults."},
 	{"accessLog.format", wordForm(logWords, "text"), "json", "", "One object a line, or words in one."},
 	{"accessLog.to", form{says: "`stdout`, `stderr`, a file, `syslog`, or `syslog:ADDRESS:PORT`", example: "/var/log/holdfast/access.log", schema: matching("^(stdout|stderr|syslog(:.+)?|/.+)$"), bad: []string{"access.log", "stdin", "syslog:x"}}, defaultLogTo, "", "Where it is written. A file is opened again at SIGUSR1; `syslog` is the local one, with an address it is RFC 5424 over UDP. It never waits: what cannot be written is dropped and counted."},

@@ -14,6 +14,7 @@ import (
 // for each, or, after a dash, a key that must not be there. It holds for all
 // that is below the key as well.
 var needs = map[string][]string{
+	"node.admin.api":           {"node.admin.api=" + someAPI},
 	"listeners.NAME.accessLog": {"accessLog={}"}, "listeners.NAME.http": {"listeners.NAME.protocol=http"},
 	"listeners.NAME.routes":                       {"listeners.NAME.protocol=http", "listeners.NAME.routes[].backend=b"},
 	"listeners.NAME.routes[].backends":            {"-listeners.NAME.routes[].backend", "listeners.NAME.routes[].backends[].name=b"},
@@ -60,6 +61,8 @@ var defaultNeeds = map[string][]string{
 	"backends.NAME.eject.time":        {"-backends.NAME.eject.timeMax"},
 	"backends.NAME.eject.timeMax":     {"-backends.NAME.eject.time"},
 }
+
+const someAPI = `{ listen: 192.168.7.1:7444, certificate: /a, key: /b, trust: /c, roles: { anna: admin } }`
 
 const someCluster = `{ listen: 192.168.7.1:7443, device: eth0, sourcePorts: 20000-29999, peers: { node: 192.168.7.1:7443 },
   identity: { certificate: /a, key: /b, trust: /c } }`

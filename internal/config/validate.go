@@ -34,6 +34,12 @@ func (r *reader) validate(d *draft) {
 	if d.node.Metrics.IsValid() {
 		taken.take(holder{d.node.Metrics, "node.admin.metrics", d.metricsLine})
 	}
+	if a := d.node.API; a != nil && a.Listen.IsValid() {
+		h := holder{a.Listen, "node.admin.api", d.api.at("listen").line}
+		if other := taken.take(h); other != nil {
+			d.api.fail("listen", "%s", other.overlap(h.vip))
+		}
+	}
 	for i := range d.listeners {
 		l := &d.listeners[i]
 		l.validateVIP(taken)
