@@ -39,7 +39,7 @@ var layers = []lint.Layer{
 	{Package: "internal/move", Imports: []string{"internal/frozen", "internal/sock"}},
 	{Package: "internal/node", Imports: []string{
 		"internal/loop", "internal/move", "internal/flow", "internal/balance", "internal/ledger", "internal/config",
-		"internal/health", "internal/probe", "internal/resolve", "internal/accesslog",
+		"internal/health", "internal/probe", "internal/resolve", "internal/accesslog", "internal/journal",
 		"internal/sock", "internal/frozen", "internal/netadmin", "tcprepair"}},
 	{Package: "internal/page", Imports: []string{"internal/config", "internal/node"}}, // HTML and SVG of a look at a node
 	{Package: "internal/admin/wire"}, // messages of the API <-> the node's types and JSON

@@ -14,21 +14,25 @@ import (
 //
 // A bad choice makes a difference longer, never wrong.
 
-// anchor is how many lines in a row must agree to begin a copy, and nearLines
-// how far around a place of disagreement is looked at first: most changes are
-// there, and a map of all lines costs a thousand times more.
+// anchor is how many lines in a row must agree to begin a copy; where nothing
+// better is near, a short one will do, though lines like "endpoints:" agree by
+// chance. nearLines is how far around a place of disagreement is looked at first:
+// most changes are there, and a map of all lines costs a hundred times more.
+// Beyond farOctets a short agreement that is near is preferred.
 const (
-	anchor    = 3
-	nearLines = 64
+	anchor      = 8
+	anchorShort = 3
+	nearLines   = 64
+	farOctets   = 64 << 10
 )
 
 // delta appends to dst what patch needs to make next of base.
 func delta(dst, base, next []byte) []byte {
 	dst = binary.AppendUvarint(dst, uint64(len(next)))
-	var far *lineIndex
+	far := farther{base: base, next: next}
 	b, n, from := 0, 0, 0 // from: what of next is not said yet
 	for {
-		b, n = lineStarts(base, b), lineStarts(next, n)
+		b, n = lineStart(base, b), lineStart(next, n)
 		same := common(base[b:], next[n:])
 		if same < len(next)-n {
 			same = bytes.LastIndexByte(next[n:n+same], '\n') + 1 // whole lines
@@ -44,18 +48,22 @@ func delta(dst, base, next []byte) []byte {
 		if n == len(next) {
 			break
 		}
-		db, dn, ok := near(base[b:], next[n:])
-		if ok {
-			b, n = b+db, n+dn
-			continue
-		}
-		if far == nil {
-			far = indexLines(base)
-		}
-		b, n, ok = far.find(base, next, b, n)
+		db, dn, ok := near(base[b:], next[n:], anchor)
 		if !ok {
-			break
+			fb, fn, there := far.find(b, n)
+			if there && fn-n <= farOctets {
+				b, n = fb, fn
+				continue
+			}
+			if db, dn, ok = near(base[b:], next[n:], anchorShort); !ok {
+				if !there {
+					break
+				}
+				b, n = fb, fn
+				continue
+			}
 		}
+		b, n = b+db, n+dn
 	}
 	dst = binary.AppendUvarint(dst, uint64(len(next)-from))
 	dst = append(dst, next[from:]...)
@@ -63,8 +71,8 @@ func delta(dst, base, next []byte) []byte {
 	return binary.AppendUvarint(dst, 0)
 }
 
-// lineStarts is i, or the next beginning of a line.
-func lineStarts(text []byte, i int) int {
+// lineStart is i, or the next beginning of a line.
+func lineStart(text []byte, i int) int {
 	if i == 0 || i >= len(text) || text[i-1] == '\n' {
 		return min(i, len(text))
 	}
@@ -102,9 +110,9 @@ func lines(text []byte, max int) []int {
 	return at
 }
 
-// near looks for lines of both that agree within a short distance, the nearest
-// first.
-func near(base, next []byte) (db, dn int, ok bool) {
+// near looks for so many lines of both that agree within a short distance, the
+// nearest first.
+func near(base, next []byte, anchor int) (db, dn int, ok bool) {
 	b, n := lines(base, nearLines+anchor), lines(next, nearLines+anchor)
 	for sum := 1; sum <= len(b)+len(n); sum++ {
 		for j := max(0, sum-(len(b)-1-anchor)); j <= sum && j < len(n)-anchor; j++ {
@@ -116,36 +124,41 @@ func near(base, next []byte) (db, dn int, ok bool) {
 	return 0, 0, false
 }
 
-// lineIndex finds where in base some lines stand.
-type lineIndex struct {
-	seed maphash.Seed
-	at   map[uint64][]int // hash of anchor lines -> offsets, ascending
+// farther finds lines of next anywhere in base. It is made when it is first
+// asked, and goes through next once.
+type farther struct {
+	base, next []byte
+	seed       maphash.Seed
+	at         map[uint64][]int // hash of lines of base -> their offsets, ascending
+	lines      []int            // of next
+	seen       int              // lines before it have been looked for
 }
 
-func indexLines(base []byte) *lineIndex {
-	x := &lineIndex{seed: maphash.MakeSeed(), at: map[uint64][]int{}}
-	all := lines(base, len(base))
-	for i := 0; i+anchor < len(all); i++ {
-		h := maphash.Bytes(x.seed, base[all[i]:all[i+anchor]])
-		x.at[h] = append(x.at[h], all[i])
+// find is the next place of next, from n on, that base has as well: there at or
+// after b if possible.
+func (f *farther) find(b, n int) (int, int, bool) {
+	if f.at == nil {
+		f.seed, f.at = maphash.MakeSeed(), map[uint64][]int{}
+		all := lines(f.base, len(f.base))
+		for i := 0; i+anchor < len(all); i++ {
+			h := maphash.Bytes(f.seed, f.base[all[i]:all[i+anchor]])
+			f.at[h] = append(f.at[h], all[i])
+		}
+		f.lines = lines(f.next, len(f.next))
 	}
-	return x
-}
-
-// find is the next place of next, from n on, that base has as well: there after
-// b if possible.
-func (x *lineIndex) find(base, next []byte, b, n int) (int, int, bool) {
-	all := lines(next[n:], len(next))
-	for i := 0; i+anchor < len(all); i++ {
-		text := next[n+all[i] : n+all[i+anchor]]
-		offsets := x.at[maphash.Bytes(x.seed, text)]
+	for ; f.seen+anchor < len(f.lines); f.seen++ {
+		at := f.lines[f.seen]
+		if at < n {
+			continue
+		}
+		text := f.next[at:f.lines[f.seen+anchor]]
+		offsets := f.at[maphash.Bytes(f.seed, text)]
 		if len(offsets) == 0 {
 			continue
 		}
 		k, _ := slices.BinarySearch(offsets, b)
-		at := offsets[min(k, len(offsets)-1)]
-		if bytes.HasPrefix(base[at:], text) {
-			return at, n + all[i], true
+		if from := offsets[min(k, len(offsets)-1)]; bytes.HasPrefix(f.base[from:], text) {
+			return from, at, true
 		}
 	}
 	return 0, 0, false

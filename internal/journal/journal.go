@@ -73,7 +73,7 @@ const EntryMax = 64 << 20
 // is appended before.
 const (
 	retryFirst = 100 * time.Millisecond
-	retryMax   = 5 * time.Second
+	retryMax   = time.Second
 )
 
 // ErrLocked: another process has the journal. The error that wraps it names it.

@@ -85,28 +85,36 @@ func (l *log) recoverLast(r *recovered) error {
 	if c.bad != nil {
 		r.cut = fmt.Sprintf("%s: %d octets from offset %d on: %v", name, int64(len(all))-c.good, c.good, c.bad)
 	}
+	if planted.Bug(65) {
+		c.bad, c.good = nil, int64(len(all))
+	}
 	r.last, r.any, r.index = c.last, true, c.places
 	// The state is a part of what was read, of which nothing else is to stay.
 	r.last.Meta, r.last.State = slices.Clone(r.last.Meta), slices.Clone(r.last.State)
 	r.segments = []segment{c.before, {l.number, c.good}}
 	l.state, l.any, l.entries = r.last.State, true, len(c.places)
-	if l.file, err = l.settle(name, c); err != nil {
+	if l.file, err = l.settle(name, all, c); err != nil {
 		r.unsure = err
 	}
 	return nil
 }
 
-// settle makes what was read of the newest segment durable: a process that was
-// killed leaves writes that only the page cache has.
-func (l *log) settle(name string, c contents) (File, error) {
+// settle makes what was read of the newest segment durable. A process that was
+// killed leaves writes that only the page cache has; and if an fsync had failed
+// before, they count as clean there, and another fsync would do nothing. So what
+// is not known to be on disk is written once more.
+func (l *log) settle(name string, all []byte, c contents) (File, error) {
 	f, err := l.fs.Open(name)
 	if err != nil {
 		return nil, err
 	}
-	if c.bad != nil && !planted.Bug(65) {
+	if c.bad != nil {
 		// Durable before anything is written in its place: else a loss of power might
 		// join the new with the rest of the old.
 		err = f.Truncate(c.good)
+	}
+	if sure := min(c.sure, c.good); err == nil && sure < c.good {
+		_, err = f.WriteAt(all[sure:c.good], sure)
 	}
 	if err == nil {
 		err = f.Sync()
@@ -212,6 +220,9 @@ func (l *log) extend(group []waiter) ([]place, error) {
 	t := l.tail()
 	b, places := encode(nil, t.number, t.size, t.size, group, l.state, l.any)
 	if _, err := l.file.WriteAt(b, t.size); err != nil {
+		if planted.Bug(70) {
+			l.wrote(group)
+		}
 		if planted.Bug(67) {
 			t.size += int64(len(b)) / 2
 			return nil, err
@@ -223,12 +234,14 @@ func (l *log) extend(group []waiter) ([]place, error) {
 		return nil, err
 	}
 	if !planted.Bug(61) {
-		if err := l.file.Sync(); err != nil {
+		err := l.file.Sync()
+		if err != nil && planted.Bug(66) {
+			err = l.file.Sync()
+		}
+		if err != nil {
 			// The kernel may have marked as clean what never came to the disk, and a
 			// second fsync would then succeed: this file is not written to again.
-			if !planted.Bug(66) {
-				l.distrust()
-			}
+			l.distrust()
 			return nil, err
 		}
 	}

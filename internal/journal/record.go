@@ -181,14 +181,14 @@ func (r record) state(before []byte, any bool) ([]byte, error) {
 		}
 		// What is left of a group that was torn may be whole again behind another one
 		// in its place.
-		if !any || checksum(before) != binary.LittleEndian.Uint32(r.rest) && !planted.Bug(70) {
+		if !any || checksum(before) != binary.LittleEndian.Uint32(r.rest) {
 			return nil, errBase
 		}
 		s, err := patch(before, r.rest[8:])
 		if err != nil {
 			return nil, err
 		}
-		if checksum(s) != binary.LittleEndian.Uint32(r.rest[4:]) && !planted.Bug(63) && !planted.Bug(70) {
+		if checksum(s) != binary.LittleEndian.Uint32(r.rest[4:]) && !planted.Bug(63) {
 			return nil, errBase
 		}
 		return s, nil

@@ -54,6 +54,7 @@ type contents struct {
 	last   Entry // with a state
 	any    bool
 	good   int64 // octets that can be read
+	sure   int64 // of them, that the last record says were durable before it
 	bad    error // what is at good; nil: the end
 	known  int64 // what records at and after good say was durable
 }
@@ -97,13 +98,21 @@ func readSegment(all []byte, number uint64) contents {
 		}
 		if err != nil {
 			c.bad = err
-			c.known = knownAfter(all, number, c.good)
-			if planted.Bug(68) {
-				c.known = 0
-			}
-			return c
+			break
 		}
 		c.good += length
+		c.sure = r.known
+	}
+	// What has no state counts only with the one that follows it in its group.
+	for n := len(c.places); n > 0 && c.places[n-1].bare; n = len(c.places) {
+		c.good = c.places[n-1].offset
+		c.places = c.places[:n-1]
+		if c.bad == nil {
+			c.bad = errShort
+		}
+	}
+	if c.bad != nil && !planted.Bug(68) {
+		c.known = knownAfter(all, number, c.good)
 	}
 	return c
 }

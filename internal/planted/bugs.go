@@ -92,6 +92,17 @@ var All = []string{
 	58: "what an attempt has shown is not noted to the endpoint",
 	59: "who leaves goes on counting under its source",
 	60: "what was under way when a flow is removed is not recorded",
+	// Of the journal.
+	61: "a group is said to be durable without an fsync",
+	62: "a new segment's name is not synced",
+	63: "checksums of records and states are not looked at",
+	64: "a new segment gets its name before its contents are synced",
+	65: "what follows is put behind a torn tail",
+	66: "an fsync that failed is tried again, and believed then",
+	67: "half a group stays, and the next one is put behind it",
+	68: "damage is taken for a torn tail",
+	69: "the old segment is removed before the new one is durable",
+	70: "a difference is made from a state that did not reach the disk",
 }
 
 // Record writes rows into the section of docs/planted-bugs.md that begins and

@@ -40,6 +40,9 @@ var notHere = map[int]string{
 func TestPlanted(t *testing.T) {
 	var rows []string
 	for n := 1; n < len(planted.All); n++ {
+		if 61 <= n && n <= 70 { // package journal's test finds these: no flow sees them
+			continue
+		}
 		if planted.All[n] == "" || *bug != 0 && n != *bug { // a number may be free
 			continue
 		}
