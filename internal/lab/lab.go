@@ -30,6 +30,7 @@ var labs = map[string]lab{
 	"hostile":        {"slow and hostile HTTP clients, and one that means no harm", hostility, 6 * time.Minute},
 	"ledger":         {"limits, shares, queues and ten thousand checks, counted at the servers", ledgerLab, 8 * time.Minute},
 	"misbehave":      {"servers that turn bad one after another, and what becomes of it", misbehaving, 6 * time.Minute},
+	"reload":         {"a thousand services, and another configuration ten times a second", reloading, 30 * time.Minute},
 	"rolling":        {"servers are restarted behind the balancer, and no request fails", rolling, 12 * time.Minute},
 	"seed-000":       {"the servers run on the host that is evacuated", seed000, 5 * time.Minute},
 	"soak":           {"all kinds of HTTP clients and failing backends under moves, for long", soaking, 13 * time.Minute},
@@ -55,6 +56,10 @@ func Main(args []string) int {
 	}
 	if os.Getenv(stageEnv) == stageOrigin {
 		_, _ = fmt.Fprintln(os.Stderr, OriginMain(args, os.Stdout)) // it ends by an error only
+		return 1
+	}
+	if os.Getenv(stageEnv) == stageReload {
+		_, _ = fmt.Fprintln(os.Stderr, reloadMain(args, os.Stdout)) // it ends by an error only
 		return 1
 	}
 	if os.Getenv(stageEnv) == stageStand {
@@ -99,6 +104,8 @@ func parse(args []string) (Options, string, error) {
 	f.StringVar(&o.Balancer, "balancer", "holdfast", "holdfast, or a `substitute` to try the lab itself: haproxy, direct; nginx for corpora and vtc")
 	f.StringVar(&o.Corpus, "corpus", "", "`directory` of further *.jsonl for the lab corpora")
 	f.StringVar(&o.VTC, "vtc", "", "`directory` of further *.vtc for the lab vtc")
+	f.IntVar(&o.Applies, "applies", 0, "the lab reload: only so `many` changes, one after another, and what they leave behind")
+	f.StringVar(&o.Out, "out", "", "`directory` for the table of the lab reload, such as docs/benchmarks")
 	f.BoolVar(&o.FiguresOnly, "figures-only", false, "a missed goal of speed is no failure")
 	if err := f.Parse(args); err != nil {
 		return o, name, err

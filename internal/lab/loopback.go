@@ -81,8 +81,11 @@ func startNode(ctx context.Context, binary string, at *Host, name, text string) 
 // write puts a configuration where the node reads it.
 func (n *shopNode) write(text string) (string, error) {
 	file := filepath.Join(n.host.world.Dir, n.name+".yaml")
-	return file, os.WriteFile(file, []byte(strings.ReplaceAll(text, "SOCKET", n.socket)), 0o600)
+	return file, os.WriteFile(file, []byte(n.filled(text)), 0o600)
 }
+
+// filled is a configuration with the place of the admin socket.
+func (n *shopNode) filled(text string) string { return strings.Replace(text, "SOCKET", n.socket, 1) }
 
 // command runs one of the product's own commands, as a person would type it.
 func (n *shopNode) command(ctx context.Context, args ...string) (string, error) {
@@ -139,6 +142,35 @@ func (n *shopNode) apply(ctx context.Context, text string) (*MoveReport, error) 
 	return r, n.post(ctx, "/v1/reload", struct{}{}, r)
 }
 
+// changeReport is the part of what the product says of a change that the labs
+// look at.
+type changeReport struct {
+	Generation      uint64            `json:"generation"`
+	Unchanged       bool              `json:"unchanged"`
+	Plan            string            `json:"plan"`
+	EffectiveMillis float64           `json:"effective_ms"`
+	Durable         string            `json:"durable"`
+	DurableMillis   float64           `json:"durable_ms"`
+	Closed          int               `json:"closed"`
+	Lost            int               `json:"lost"`
+	Kernel          map[string]uint64 `json:"kernel"`
+	ArrivedLate     uint64            `json:"arrived_late"`
+	Millis          float64           `json:"millis"`
+}
+
+// change asks for another desired state.
+func (n *shopNode) change(ctx context.Context, q map[string]any, into *changeReport) error {
+	if source, ok := q["source"].(string); ok {
+		q["source"] = []byte(source)
+	}
+	return n.post(ctx, "/v1/reload", q, into)
+}
+
+// order asks for another state of endpoints.
+func (n *shopNode) order(ctx context.Context, q map[string]any, into any) error {
+	return n.post(ctx, "/v1/endpoints", q, into)
+}
+
 // endpointView is the part of what the product says of an endpoint that the
 // labs look at.
 type endpointView struct {
@@ -151,6 +183,7 @@ type endpointView struct {
 	InFlight       int     `json:"in_flight"`
 	Tries          uint64  `json:"tries"`
 	Failures       uint64  `json:"failures"`
+	SinceSeconds   float64 `json:"since_seconds"`
 }
 
 // endpoints are those of the node, by name.

@@ -18,10 +18,11 @@ const (
 	RSTOne     = "rst-one"     // one flow is reset
 	BlindRelay = "blind-relay" // instead of the balancer a relay that knows no half-close and no moves
 	KillOne    = "kill"        // the balancer is killed in mid-run
+	SkipApply  = "skip-apply"  // one configuration is not applied, for the lab reload
 )
 
 // Sabotages lists them all.
-var Sabotages = []string{DropOctet, RSTOne, BlindRelay, KillOne}
+var Sabotages = []string{DropOctet, RSTOne, BlindRelay, KillOne, SkipApply}
 
 // saboteur is a relay between one client and the balancer. It relays octets
 // and half-closes faithfully until it strikes.

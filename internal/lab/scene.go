@@ -22,6 +22,8 @@ type Options struct {
 	FiguresOnly bool   // a missed goal is no failure
 	Corpus      string // a directory of further streams for the lab corpora; "": none
 	VTC         string // a directory of further cases for the lab vtc; "": none
+	Applies     int    // of the lab reload: only so many changes, one after another; 0: all that it does
+	Out         string // a directory for the tables of the lab reload; "": none
 
 	dir   string    // of this run
 	began time.Time // the user's clock, building included
