@@ -140,7 +140,8 @@ type Journal struct {
 	err      error
 	failures uint64
 	syncs    uint64
-	took     [512]time.Duration // a ring
+	took     [512]time.Duration // a ring, and its quantiles
+	p50, p99 time.Duration
 	cut      string
 	lost     []string
 	closed   bool
@@ -332,6 +333,9 @@ func (j *Journal) settle(group []waiter, places []place, err error, took time.Du
 	j.err = nil
 	j.took[j.syncs%uint64(len(j.took))] = took
 	j.syncs++
+	all := slices.Clone(j.took[:min(j.syncs, uint64(len(j.took)))])
+	slices.Sort(all)
+	j.p50, j.p99 = all[(len(all)-1)/2], all[(len(all)-1)*99/100]
 	j.durable = group[len(group)-1].Generation
 	// Others may have come meanwhile, and some of the group may have lost their
 	// state or gone: all up to the newest of the group are on disk.
@@ -425,18 +429,13 @@ func (j *Journal) State() Status {
 	defer j.mu.Unlock()
 	s := Status{
 		Durable: j.durable, Waiting: len(j.waiting), Err: j.err, Failures: j.failures,
-		Segments: len(j.segments), Entries: len(j.index), Syncs: j.syncs, Cut: j.cut, Lost: slices.Clone(j.lost),
+		Segments: len(j.segments), Entries: len(j.index), Syncs: j.syncs, SyncP50: j.p50, SyncP99: j.p99, Cut: j.cut, Lost: slices.Clone(j.lost),
 	}
 	if j.any {
 		s.Appended = j.last.Generation
 	}
 	for _, x := range j.segments {
 		s.Bytes += x.size
-	}
-	if n := min(j.syncs, uint64(len(j.took))); n > 0 {
-		took := slices.Clone(j.took[:n])
-		slices.Sort(took)
-		s.SyncP50, s.SyncP99 = took[(n-1)/2], took[(n-1)*99/100]
 	}
 	return s
 }
