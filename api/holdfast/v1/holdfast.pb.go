@@ -419,8 +419,8 @@ func (x *HistoryResponse) GetGenerations() []*GenerationInfo {
 
 type WatchRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	From  uint64                 `protobuf:"varint,1,opt,name=from,proto3" json:"from,omitempty"`  // the sequence number of the first event that is wanted; 0: what happens from now on
-	Kinds []string               `protobuf:"bytes,2,rep,name=kinds,proto3" json:"kinds,omitempty"` // none: all
+	After uint64                 `protobuf:"varint,1,opt,name=after,proto3" json:"after,omitempty"` // the sequence number of the last event that was seen; 0: what happens from now on
+	Kinds []string               `protobuf:"bytes,2,rep,name=kinds,proto3" json:"kinds,omitempty"`  // none: all
 	// Longer than 0: there are events of kind status, too, the first one at once and
 	// then one each time this long has passed.
 	StatusEvery   *durationpb.Duration `protobuf:"bytes,3,opt,name=status_every,json=statusEvery,proto3" json:"status_every,omitempty"`
@@ -458,9 +458,9 @@ func (*WatchRequest) Descriptor() ([]byte, []int) {
 	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{8}
 }
 
-func (x *WatchRequest) GetFrom() uint64 {
+func (x *WatchRequest) GetAfter() uint64 {
 	if x != nil {
-		return x.From
+		return x.After
 	}
 	return 0
 }
@@ -480,12 +480,13 @@ func (x *WatchRequest) GetStatusEvery() *durationpb.Duration {
 }
 
 type SettleRequest struct {
-	state          protoimpl.MessageState `protogen:"open.v1"`
-	Keep           bool                   `protobuf:"varint,1,opt,name=keep,proto3" json:"keep,omitempty"` // else the change is rolled back
-	Reason         string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
-	IdempotencyKey string                 `protobuf:"bytes,3,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	state              protoimpl.MessageState `protogen:"open.v1"`
+	Keep               bool                   `protobuf:"varint,1,opt,name=keep,proto3" json:"keep,omitempty"` // else the change is rolled back
+	Reason             string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	IdempotencyKey     string                 `protobuf:"bytes,3,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	ExpectedGeneration uint64                 `protobuf:"varint,4,opt,name=expected_generation,json=expectedGeneration,proto3" json:"expected_generation,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
 }
 
 func (x *SettleRequest) Reset() {
@@ -537,6 +538,13 @@ func (x *SettleRequest) GetIdempotencyKey() string {
 		return x.IdempotencyKey
 	}
 	return ""
+}
+
+func (x *SettleRequest) GetExpectedGeneration() uint64 {
+	if x != nil {
+		return x.ExpectedGeneration
+	}
+	return 0
 }
 
 type RebalanceRequest struct {
@@ -1122,8 +1130,8 @@ func (x *Patch) GetBefore() string {
 	return ""
 }
 
-// ChangeRequest asks for another desired state by one of source, reread, edits
-// and rollback.
+// ChangeRequest asks for another desired state by one of source, reread, edits,
+// revert and rollback.
 type ChangeRequest struct {
 	state              protoimpl.MessageState `protogen:"open.v1"`
 	Reason             string                 `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
@@ -1139,8 +1147,11 @@ type ChangeRequest struct {
 	Canary             *durationpb.Duration   `protobuf:"bytes,11,opt,name=canary,proto3" json:"canary,omitempty"`                               // how long the change is watched; 0: not at all
 	AbortOn            string                 `protobuf:"bytes,12,opt,name=abort_on,json=abortOn,proto3" json:"abort_on,omitempty"`              // "errors>1%,p99>250ms"; empty is the default of a canary
 	WaitDurable        bool                   `protobuf:"varint,13,opt,name=wait_durable,json=waitDurable,proto3" json:"wait_durable,omitempty"` // the answer comes when the change is durable, too
-	unknownFields      protoimpl.UnknownFields
-	sizeCache          protoimpl.SizeCache
+	// Takes edits at run time back: those of object and field, all of the object
+	// without a field, and every one if the object is "*". The file rules again.
+	Revert        []*Patch `protobuf:"bytes,14,rep,name=revert,proto3" json:"revert,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ChangeRequest) Reset() {
@@ -1262,6 +1273,13 @@ func (x *ChangeRequest) GetWaitDurable() bool {
 		return x.WaitDurable
 	}
 	return false
+}
+
+func (x *ChangeRequest) GetRevert() []*Patch {
+	if x != nil {
+		return x.Revert
+	}
+	return nil
 }
 
 // Impact is what a plan does to what is open now.
@@ -1911,6 +1929,9 @@ type ConfigState struct {
 	At            *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=at,proto3" json:"at,omitempty"`
 	Durable       string                 `protobuf:"bytes,8,opt,name=durable,proto3" json:"durable,omitempty"`
 	Canary        string                 `protobuf:"bytes,9,opt,name=canary,proto3" json:"canary,omitempty"`
+	CanaryEnds    *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=canary_ends,json=canaryEnds,proto3" json:"canary_ends,omitempty"` // when the one that is watched stays by itself
+	Shifts        []*ShiftState          `protobuf:"bytes,11,rep,name=shifts,proto3" json:"shifts,omitempty"`                           // the weights that move now
+	Waiting       int64                  `protobuf:"varint,12,opt,name=waiting,proto3" json:"waiting,omitempty"`                        // changes that wait for their turn
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2006,6 +2027,27 @@ func (x *ConfigState) GetCanary() string {
 		return x.Canary
 	}
 	return ""
+}
+
+func (x *ConfigState) GetCanaryEnds() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CanaryEnds
+	}
+	return nil
+}
+
+func (x *ConfigState) GetShifts() []*ShiftState {
+	if x != nil {
+		return x.Shifts
+	}
+	return nil
+}
+
+func (x *ConfigState) GetWaiting() int64 {
+	if x != nil {
+		return x.Waiting
+	}
+	return 0
 }
 
 // EndpointRequest is what an operator wants of endpoints.
@@ -2129,8 +2171,10 @@ type EndpointReport struct {
 	IdleClosed    int64                  `protobuf:"varint,7,opt,name=idle_closed,json=idleClosed,proto3" json:"idle_closed,omitempty"`
 	Serving       int64                  `protobuf:"varint,8,opt,name=serving,proto3" json:"serving,omitempty"` // endpoints of the backend that serve what is new
 	Each          []*EndpointChange      `protobuf:"bytes,9,rep,name=each,proto3" json:"each,omitempty"`
-	Sticky        bool                   `protobuf:"varint,10,opt,name=sticky,proto3" json:"sticky,omitempty"` // clients that are sticky to it go on to come
-	Note          string                 `protobuf:"bytes,11,opt,name=note,proto3" json:"note,omitempty"`      // what an operator may not have thought of
+	Sticky        bool                   `protobuf:"varint,10,opt,name=sticky,proto3" json:"sticky,omitempty"`         // clients that are sticky to it go on to come
+	Note          string                 `protobuf:"bytes,11,opt,name=note,proto3" json:"note,omitempty"`              // what an operator may not have thought of
+	Generation    uint64                 `protobuf:"varint,12,opt,name=generation,proto3" json:"generation,omitempty"` // of the desired state with the order in it; a hold is not in it
+	Durable       string                 `protobuf:"bytes,13,opt,name=durable,proto3" json:"durable,omitempty"`        // yes, pending, or no with the reason
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2238,6 +2282,20 @@ func (x *EndpointReport) GetSticky() bool {
 func (x *EndpointReport) GetNote() string {
 	if x != nil {
 		return x.Note
+	}
+	return ""
+}
+
+func (x *EndpointReport) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *EndpointReport) GetDurable() string {
+	if x != nil {
+		return x.Durable
 	}
 	return ""
 }
@@ -2670,6 +2728,99 @@ func (x *ShiftRequest) GetAbortOn() string {
 	return ""
 }
 
+// ShiftState is a shift that is under way.
+type ShiftState struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Object        string                 `protobuf:"bytes,1,opt,name=object,proto3" json:"object,omitempty"` // "endpoint/web/a2"
+	From          int64                  `protobuf:"varint,2,opt,name=from,proto3" json:"from,omitempty"`
+	To            int64                  `protobuf:"varint,3,opt,name=to,proto3" json:"to,omitempty"`
+	Weight        int64                  `protobuf:"varint,4,opt,name=weight,proto3" json:"weight,omitempty"` // now
+	Ends          *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=ends,proto3" json:"ends,omitempty"`
+	AbortOn       string                 `protobuf:"bytes,6,opt,name=abort_on,json=abortOn,proto3" json:"abort_on,omitempty"`
+	By            *Author                `protobuf:"bytes,7,opt,name=by,proto3" json:"by,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ShiftState) Reset() {
+	*x = ShiftState{}
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ShiftState) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ShiftState) ProtoMessage() {}
+
+func (x *ShiftState) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ShiftState.ProtoReflect.Descriptor instead.
+func (*ShiftState) Descriptor() ([]byte, []int) {
+	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *ShiftState) GetObject() string {
+	if x != nil {
+		return x.Object
+	}
+	return ""
+}
+
+func (x *ShiftState) GetFrom() int64 {
+	if x != nil {
+		return x.From
+	}
+	return 0
+}
+
+func (x *ShiftState) GetTo() int64 {
+	if x != nil {
+		return x.To
+	}
+	return 0
+}
+
+func (x *ShiftState) GetWeight() int64 {
+	if x != nil {
+		return x.Weight
+	}
+	return 0
+}
+
+func (x *ShiftState) GetEnds() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Ends
+	}
+	return nil
+}
+
+func (x *ShiftState) GetAbortOn() string {
+	if x != nil {
+		return x.AbortOn
+	}
+	return ""
+}
+
+func (x *ShiftState) GetBy() *Author {
+	if x != nil {
+		return x.By
+	}
+	return nil
+}
+
 // KillRequest ends flows that a filter wants.
 type KillRequest struct {
 	state              protoimpl.MessageState `protogen:"open.v1"`
@@ -2687,7 +2838,7 @@ type KillRequest struct {
 
 func (x *KillRequest) Reset() {
 	*x = KillRequest{}
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[33]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2699,7 +2850,7 @@ func (x *KillRequest) String() string {
 func (*KillRequest) ProtoMessage() {}
 
 func (x *KillRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[33]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2712,7 +2863,7 @@ func (x *KillRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KillRequest.ProtoReflect.Descriptor instead.
 func (*KillRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{33}
+	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *KillRequest) GetReason() string {
@@ -2783,7 +2934,7 @@ type KillReport struct {
 
 func (x *KillReport) Reset() {
 	*x = KillReport{}
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[34]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2795,7 +2946,7 @@ func (x *KillReport) String() string {
 func (*KillReport) ProtoMessage() {}
 
 func (x *KillReport) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[34]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2808,7 +2959,7 @@ func (x *KillReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KillReport.ProtoReflect.Descriptor instead.
 func (*KillReport) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{34}
+	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *KillReport) GetKilled() int64 {
@@ -2848,7 +2999,7 @@ type ShedRequest struct {
 
 func (x *ShedRequest) Reset() {
 	*x = ShedRequest{}
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[35]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2860,7 +3011,7 @@ func (x *ShedRequest) String() string {
 func (*ShedRequest) ProtoMessage() {}
 
 func (x *ShedRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[35]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2873,7 +3024,7 @@ func (x *ShedRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShedRequest.ProtoReflect.Descriptor instead.
 func (*ShedRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{35}
+	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ShedRequest) GetReason() string {
@@ -2941,7 +3092,7 @@ type ShedReport struct {
 
 func (x *ShedReport) Reset() {
 	*x = ShedReport{}
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[36]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2953,7 +3104,7 @@ func (x *ShedReport) String() string {
 func (*ShedReport) ProtoMessage() {}
 
 func (x *ShedReport) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[36]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2966,7 +3117,7 @@ func (x *ShedReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShedReport.ProtoReflect.Descriptor instead.
 func (*ShedReport) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{36}
+	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ShedReport) GetBackend() string {
@@ -3038,7 +3189,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[37]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3050,7 +3201,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[37]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3063,7 +3214,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{37}
+	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Event) GetSeq() uint64 {
@@ -3182,13 +3333,26 @@ type Status struct {
 	FlowsLostTotal             uint64            `protobuf:"varint,46,opt,name=flows_lost_total,json=flowsLostTotal,proto3" json:"flows_lost_total,omitempty"`
 	FlowsLostMoving            uint64            `protobuf:"varint,47,opt,name=flows_lost_moving,json=flowsLostMoving,proto3" json:"flows_lost_moving,omitempty"` // of these: while they were put down or picked up
 	FlowsResetByMoveTotal      uint64            `protobuf:"varint,48,opt,name=flows_reset_by_move_total,json=flowsResetByMoveTotal,proto3" json:"flows_reset_by_move_total,omitempty"`
+	OldObjects                 []*OldObject      `protobuf:"bytes,49,rep,name=old_objects,json=oldObjects,proto3" json:"old_objects,omitempty"`                                                       // what flows_on_old_objects are under, those with most flows first
+	OldestGenerationAgeSeconds float64           `protobuf:"fixed64,50,opt,name=oldest_generation_age_seconds,json=oldestGenerationAgeSeconds,proto3" json:"oldest_generation_age_seconds,omitempty"` // since the oldest of them was replaced
+	Following                  []*FollowStatus   `protobuf:"bytes,51,rep,name=following,proto3" json:"following,omitempty"`                                                                           // changes that flows still follow, paced
+	Sheds                      []*ShedStatus     `protobuf:"bytes,52,rep,name=sheds,proto3" json:"sheds,omitempty"`
+	Removing                   []*RemovalStatus  `protobuf:"bytes,53,rep,name=removing,proto3" json:"removing,omitempty"`
+	Durable                    string            `protobuf:"bytes,54,opt,name=durable,proto3" json:"durable,omitempty"` // yes, pending, or no with the reason
+	Drift                      int64             `protobuf:"varint,55,opt,name=drift,proto3" json:"drift,omitempty"`    // of how many things file and desired state say different things
+	FileDiffers                bool              `protobuf:"varint,56,opt,name=file_differs,json=fileDiffers,proto3" json:"file_differs,omitempty"`
+	Canary                     string            `protobuf:"bytes,57,opt,name=canary,proto3" json:"canary,omitempty"`
+	Shifts                     []*ShiftState     `protobuf:"bytes,58,rep,name=shifts,proto3" json:"shifts,omitempty"`
+	ChangesWaiting             int64             `protobuf:"varint,59,opt,name=changes_waiting,json=changesWaiting,proto3" json:"changes_waiting,omitempty"`                                     // for their turn
+	Kernel                     map[string]uint64 `protobuf:"bytes,60,rep,name=kernel,proto3" json:"kernel,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"` // by how much its counters of silent loss grew around changes
+	ArrivedLate                uint64            `protobuf:"varint,61,opt,name=arrived_late,json=arrivedLate,proto3" json:"arrived_late,omitempty"`                                              // connections that came to a listener while it closed
 	unknownFields              protoimpl.UnknownFields
 	sizeCache                  protoimpl.SizeCache
 }
 
 func (x *Status) Reset() {
 	*x = Status{}
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[38]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3200,7 +3364,7 @@ func (x *Status) String() string {
 func (*Status) ProtoMessage() {}
 
 func (x *Status) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[38]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3213,7 +3377,7 @@ func (x *Status) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Status.ProtoReflect.Descriptor instead.
 func (*Status) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{38}
+	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Status) GetNode() string {
@@ -3552,6 +3716,422 @@ func (x *Status) GetFlowsResetByMoveTotal() uint64 {
 	return 0
 }
 
+func (x *Status) GetOldObjects() []*OldObject {
+	if x != nil {
+		return x.OldObjects
+	}
+	return nil
+}
+
+func (x *Status) GetOldestGenerationAgeSeconds() float64 {
+	if x != nil {
+		return x.OldestGenerationAgeSeconds
+	}
+	return 0
+}
+
+func (x *Status) GetFollowing() []*FollowStatus {
+	if x != nil {
+		return x.Following
+	}
+	return nil
+}
+
+func (x *Status) GetSheds() []*ShedStatus {
+	if x != nil {
+		return x.Sheds
+	}
+	return nil
+}
+
+func (x *Status) GetRemoving() []*RemovalStatus {
+	if x != nil {
+		return x.Removing
+	}
+	return nil
+}
+
+func (x *Status) GetDurable() string {
+	if x != nil {
+		return x.Durable
+	}
+	return ""
+}
+
+func (x *Status) GetDrift() int64 {
+	if x != nil {
+		return x.Drift
+	}
+	return 0
+}
+
+func (x *Status) GetFileDiffers() bool {
+	if x != nil {
+		return x.FileDiffers
+	}
+	return false
+}
+
+func (x *Status) GetCanary() string {
+	if x != nil {
+		return x.Canary
+	}
+	return ""
+}
+
+func (x *Status) GetShifts() []*ShiftState {
+	if x != nil {
+		return x.Shifts
+	}
+	return nil
+}
+
+func (x *Status) GetChangesWaiting() int64 {
+	if x != nil {
+		return x.ChangesWaiting
+	}
+	return 0
+}
+
+func (x *Status) GetKernel() map[string]uint64 {
+	if x != nil {
+		return x.Kernel
+	}
+	return nil
+}
+
+func (x *Status) GetArrivedLate() uint64 {
+	if x != nil {
+		return x.ArrivedLate
+	}
+	return 0
+}
+
+// OldObject is a version of a listener or a backend that the configuration no
+// longer has, and under which flows go on.
+type OldObject struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Object        string                 `protobuf:"bytes,1,opt,name=object,proto3" json:"object,omitempty"`   // "listener/web"
+	Version       string                 `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"` // in hexadecimal digits
+	Flows         int64                  `protobuf:"varint,3,opt,name=flows,proto3" json:"flows,omitempty"`
+	AgeSeconds    float64                `protobuf:"fixed64,4,opt,name=age_seconds,json=ageSeconds,proto3" json:"age_seconds,omitempty"` // since it was replaced, or taken away
+	Gone          bool                   `protobuf:"varint,5,opt,name=gone,proto3" json:"gone,omitempty"`                                // there is none of this name any more
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OldObject) Reset() {
+	*x = OldObject{}
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OldObject) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OldObject) ProtoMessage() {}
+
+func (x *OldObject) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OldObject.ProtoReflect.Descriptor instead.
+func (*OldObject) Descriptor() ([]byte, []int) {
+	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *OldObject) GetObject() string {
+	if x != nil {
+		return x.Object
+	}
+	return ""
+}
+
+func (x *OldObject) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+func (x *OldObject) GetFlows() int64 {
+	if x != nil {
+		return x.Flows
+	}
+	return 0
+}
+
+func (x *OldObject) GetAgeSeconds() float64 {
+	if x != nil {
+		return x.AgeSeconds
+	}
+	return 0
+}
+
+func (x *OldObject) GetGone() bool {
+	if x != nil {
+		return x.Gone
+	}
+	return false
+}
+
+// FollowStatus is a change that flows still follow, paced.
+type FollowStatus struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Generation    uint64                 `protobuf:"varint,1,opt,name=generation,proto3" json:"generation,omitempty"`
+	On            string                 `protobuf:"bytes,2,opt,name=on,proto3" json:"on,omitempty"` // adopt or close; empty: as each listener says
+	PerSecond     float64                `protobuf:"fixed64,3,opt,name=per_second,json=perSecond,proto3" json:"per_second,omitempty"`
+	Followed      int64                  `protobuf:"varint,4,opt,name=followed,proto3" json:"followed,omitempty"`
+	Left          int64                  `protobuf:"varint,5,opt,name=left,proto3" json:"left,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FollowStatus) Reset() {
+	*x = FollowStatus{}
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FollowStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FollowStatus) ProtoMessage() {}
+
+func (x *FollowStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FollowStatus.ProtoReflect.Descriptor instead.
+func (*FollowStatus) Descriptor() ([]byte, []int) {
+	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *FollowStatus) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *FollowStatus) GetOn() string {
+	if x != nil {
+		return x.On
+	}
+	return ""
+}
+
+func (x *FollowStatus) GetPerSecond() float64 {
+	if x != nil {
+		return x.PerSecond
+	}
+	return 0
+}
+
+func (x *FollowStatus) GetFollowed() int64 {
+	if x != nil {
+		return x.Followed
+	}
+	return 0
+}
+
+func (x *FollowStatus) GetLeft() int64 {
+	if x != nil {
+		return x.Left
+	}
+	return 0
+}
+
+// ShedStatus is what is turned away at a backend now.
+type ShedStatus struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Backend       string                 `protobuf:"bytes,1,opt,name=backend,proto3" json:"backend,omitempty"`
+	Percent       float64                `protobuf:"fixed64,2,opt,name=percent,proto3" json:"percent,omitempty"`
+	As            string                 `protobuf:"bytes,3,opt,name=as,proto3" json:"as,omitempty"`
+	Until         *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=until,proto3" json:"until,omitempty"`
+	TurnedAway    uint64                 `protobuf:"varint,5,opt,name=turned_away,json=turnedAway,proto3" json:"turned_away,omitempty"` // since it began
+	By            *Author                `protobuf:"bytes,6,opt,name=by,proto3" json:"by,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ShedStatus) Reset() {
+	*x = ShedStatus{}
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ShedStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ShedStatus) ProtoMessage() {}
+
+func (x *ShedStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ShedStatus.ProtoReflect.Descriptor instead.
+func (*ShedStatus) Descriptor() ([]byte, []int) {
+	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *ShedStatus) GetBackend() string {
+	if x != nil {
+		return x.Backend
+	}
+	return ""
+}
+
+func (x *ShedStatus) GetPercent() float64 {
+	if x != nil {
+		return x.Percent
+	}
+	return 0
+}
+
+func (x *ShedStatus) GetAs() string {
+	if x != nil {
+		return x.As
+	}
+	return ""
+}
+
+func (x *ShedStatus) GetUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Until
+	}
+	return nil
+}
+
+func (x *ShedStatus) GetTurnedAway() uint64 {
+	if x != nil {
+		return x.TurnedAway
+	}
+	return 0
+}
+
+func (x *ShedStatus) GetBy() *Author {
+	if x != nil {
+		return x.By
+	}
+	return nil
+}
+
+// RemovalStatus is a removal that is under way.
+type RemovalStatus struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Object        string                 `protobuf:"bytes,1,opt,name=object,proto3" json:"object,omitempty"`
+	Phase         string                 `protobuf:"bytes,2,opt,name=phase,proto3" json:"phase,omitempty"`
+	InFlight      int64                  `protobuf:"varint,3,opt,name=in_flight,json=inFlight,proto3" json:"in_flight,omitempty"`
+	Deadline      *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=deadline,proto3" json:"deadline,omitempty"`
+	Then          string                 `protobuf:"bytes,5,opt,name=then,proto3" json:"then,omitempty"`
+	By            *Author                `protobuf:"bytes,6,opt,name=by,proto3" json:"by,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemovalStatus) Reset() {
+	*x = RemovalStatus{}
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemovalStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemovalStatus) ProtoMessage() {}
+
+func (x *RemovalStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemovalStatus.ProtoReflect.Descriptor instead.
+func (*RemovalStatus) Descriptor() ([]byte, []int) {
+	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *RemovalStatus) GetObject() string {
+	if x != nil {
+		return x.Object
+	}
+	return ""
+}
+
+func (x *RemovalStatus) GetPhase() string {
+	if x != nil {
+		return x.Phase
+	}
+	return ""
+}
+
+func (x *RemovalStatus) GetInFlight() int64 {
+	if x != nil {
+		return x.InFlight
+	}
+	return 0
+}
+
+func (x *RemovalStatus) GetDeadline() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Deadline
+	}
+	return nil
+}
+
+func (x *RemovalStatus) GetThen() string {
+	if x != nil {
+		return x.Then
+	}
+	return ""
+}
+
+func (x *RemovalStatus) GetBy() *Author {
+	if x != nil {
+		return x.By
+	}
+	return nil
+}
+
 // ListenerStatus is one listener, and what was served there since the first
 // process of this node began.
 type ListenerStatus struct {
@@ -3572,7 +4152,7 @@ type ListenerStatus struct {
 
 func (x *ListenerStatus) Reset() {
 	*x = ListenerStatus{}
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[39]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3584,7 +4164,7 @@ func (x *ListenerStatus) String() string {
 func (*ListenerStatus) ProtoMessage() {}
 
 func (x *ListenerStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[39]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3597,7 +4177,7 @@ func (x *ListenerStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListenerStatus.ProtoReflect.Descriptor instead.
 func (*ListenerStatus) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{39}
+	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ListenerStatus) GetName() string {
@@ -3692,7 +4272,7 @@ type BackendStatus struct {
 
 func (x *BackendStatus) Reset() {
 	*x = BackendStatus{}
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[40]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3704,7 +4284,7 @@ func (x *BackendStatus) String() string {
 func (*BackendStatus) ProtoMessage() {}
 
 func (x *BackendStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[40]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3717,7 +4297,7 @@ func (x *BackendStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackendStatus.ProtoReflect.Descriptor instead.
 func (*BackendStatus) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{40}
+	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *BackendStatus) GetName() string {
@@ -3826,7 +4406,7 @@ type EndpointStatus struct {
 
 func (x *EndpointStatus) Reset() {
 	*x = EndpointStatus{}
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[41]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3838,7 +4418,7 @@ func (x *EndpointStatus) String() string {
 func (*EndpointStatus) ProtoMessage() {}
 
 func (x *EndpointStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[41]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3851,7 +4431,7 @@ func (x *EndpointStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointStatus.ProtoReflect.Descriptor instead.
 func (*EndpointStatus) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{41}
+	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *EndpointStatus) GetName() string {
@@ -3931,7 +4511,7 @@ type EndpointState struct {
 
 func (x *EndpointState) Reset() {
 	*x = EndpointState{}
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[42]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3943,7 +4523,7 @@ func (x *EndpointState) String() string {
 func (*EndpointState) ProtoMessage() {}
 
 func (x *EndpointState) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[42]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3956,7 +4536,7 @@ func (x *EndpointState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointState.ProtoReflect.Descriptor instead.
 func (*EndpointState) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{42}
+	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *EndpointState) GetName() string {
@@ -4149,7 +4729,7 @@ type FlowStatus struct {
 
 func (x *FlowStatus) Reset() {
 	*x = FlowStatus{}
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[43]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4161,7 +4741,7 @@ func (x *FlowStatus) String() string {
 func (*FlowStatus) ProtoMessage() {}
 
 func (x *FlowStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[43]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4174,7 +4754,7 @@ func (x *FlowStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FlowStatus.ProtoReflect.Descriptor instead.
 func (*FlowStatus) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{43}
+	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *FlowStatus) GetId() string {
@@ -4292,7 +4872,7 @@ type Report struct {
 
 func (x *Report) Reset() {
 	*x = Report{}
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[44]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4304,7 +4884,7 @@ func (x *Report) String() string {
 func (*Report) ProtoMessage() {}
 
 func (x *Report) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[44]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4317,7 +4897,7 @@ func (x *Report) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Report.ProtoReflect.Descriptor instead.
 func (*Report) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{44}
+	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *Report) GetDistance() string {
@@ -4449,15 +5029,16 @@ const file_holdfast_v1_holdfast_proto_rawDesc = "" +
 	"\x0eHistoryRequest\x12\x10\n" +
 	"\x03max\x18\x01 \x01(\x03R\x03max\"P\n" +
 	"\x0fHistoryResponse\x12=\n" +
-	"\vgenerations\x18\x01 \x03(\v2\x1b.holdfast.v1.GenerationInfoR\vgenerations\"v\n" +
-	"\fWatchRequest\x12\x12\n" +
-	"\x04from\x18\x01 \x01(\x04R\x04from\x12\x14\n" +
+	"\vgenerations\x18\x01 \x03(\v2\x1b.holdfast.v1.GenerationInfoR\vgenerations\"x\n" +
+	"\fWatchRequest\x12\x14\n" +
+	"\x05after\x18\x01 \x01(\x04R\x05after\x12\x14\n" +
 	"\x05kinds\x18\x02 \x03(\tR\x05kinds\x12<\n" +
-	"\fstatus_every\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\vstatusEvery\"d\n" +
+	"\fstatus_every\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\vstatusEvery\"\x95\x01\n" +
 	"\rSettleRequest\x12\x12\n" +
 	"\x04keep\x18\x01 \x01(\bR\x04keep\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12'\n" +
-	"\x0fidempotency_key\x18\x03 \x01(\tR\x0eidempotencyKey\"<\n" +
+	"\x0fidempotency_key\x18\x03 \x01(\tR\x0eidempotencyKey\x12/\n" +
+	"\x13expected_generation\x18\x04 \x01(\x04R\x12expectedGeneration\"<\n" +
 	"\x10RebalanceRequest\x12\x10\n" +
 	"\x03all\x18\x01 \x01(\bR\x03all\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\"8\n" +
@@ -4497,7 +5078,7 @@ const file_holdfast_v1_holdfast_proto_rawDesc = "" +
 	"\x05field\x18\x02 \x01(\tR\x05field\x12\x14\n" +
 	"\x05value\x18\x03 \x01(\tR\x05value\x12\x16\n" +
 	"\x06delete\x18\x04 \x01(\bR\x06delete\x12\x16\n" +
-	"\x06before\x18\x05 \x01(\tR\x06before\"\xd6\x03\n" +
+	"\x06before\x18\x05 \x01(\tR\x06before\"\x82\x04\n" +
 	"\rChangeRequest\x12\x16\n" +
 	"\x06reason\x18\x01 \x01(\tR\x06reason\x12/\n" +
 	"\x13expected_generation\x18\x02 \x01(\x04R\x12expectedGeneration\x12'\n" +
@@ -4512,7 +5093,8 @@ const file_holdfast_v1_holdfast_proto_rawDesc = "" +
 	" \x01(\v2\x18.holdfast.v1.FlowsPolicyR\x05flows\x121\n" +
 	"\x06canary\x18\v \x01(\v2\x19.google.protobuf.DurationR\x06canary\x12\x19\n" +
 	"\babort_on\x18\f \x01(\tR\aabortOn\x12!\n" +
-	"\fwait_durable\x18\r \x01(\bR\vwaitDurable\"\xec\x04\n" +
+	"\fwait_durable\x18\r \x01(\bR\vwaitDurable\x12*\n" +
+	"\x06revert\x18\x0e \x03(\v2\x12.holdfast.v1.PatchR\x06revert\"\xec\x04\n" +
 	"\x06Impact\x12'\n" +
 	"\x0flisteners_added\x18\x01 \x01(\x03R\x0elistenersAdded\x12+\n" +
 	"\x11listeners_removed\x18\x02 \x01(\x03R\x10listenersRemoved\x12+\n" +
@@ -4587,7 +5169,7 @@ const file_holdfast_v1_holdfast_proto_rawDesc = "" +
 	"\x04plan\x18\x05 \x01(\tR\x04plan\x12\x18\n" +
 	"\adurable\x18\x06 \x01(\bR\adurable\x12\x19\n" +
 	"\bin_force\x18\a \x01(\bR\ainForce\x12+\n" +
-	"\x06impact\x18\b \x01(\v2\x13.holdfast.v1.ImpactR\x06impact\"\xa9\x02\n" +
+	"\x06impact\x18\b \x01(\v2\x13.holdfast.v1.ImpactR\x06impact\"\xb1\x03\n" +
 	"\vConfigState\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x01 \x01(\x04R\n" +
@@ -4599,7 +5181,12 @@ const file_holdfast_v1_holdfast_proto_rawDesc = "" +
 	"\x02by\x18\x06 \x01(\v2\x13.holdfast.v1.AuthorR\x02by\x12*\n" +
 	"\x02at\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x18\n" +
 	"\adurable\x18\b \x01(\tR\adurable\x12\x16\n" +
-	"\x06canary\x18\t \x01(\tR\x06canary\"\x91\x02\n" +
+	"\x06canary\x18\t \x01(\tR\x06canary\x12;\n" +
+	"\vcanary_ends\x18\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"canaryEnds\x12/\n" +
+	"\x06shifts\x18\v \x03(\v2\x17.holdfast.v1.ShiftStateR\x06shifts\x12\x18\n" +
+	"\awaiting\x18\f \x01(\x03R\awaiting\"\x91\x02\n" +
 	"\x0fEndpointRequest\x12\x16\n" +
 	"\x06reason\x18\x01 \x01(\tR\x06reason\x12/\n" +
 	"\x13expected_generation\x18\x02 \x01(\x04R\x12expectedGeneration\x12'\n" +
@@ -4609,7 +5196,7 @@ const file_holdfast_v1_holdfast_proto_rawDesc = "" +
 	"\x02do\x18\x06 \x01(\tR\x02do\x12\x16\n" +
 	"\x06weight\x18\a \x01(\x03R\x06weight\x12\x18\n" +
 	"\aseconds\x18\b \x01(\x01R\aseconds\x12\x14\n" +
-	"\x05force\x18\t \x01(\bR\x05force\"\xbc\x02\n" +
+	"\x05force\x18\t \x01(\bR\x05force\"\xf6\x02\n" +
 	"\x0eEndpointReport\x12\x1a\n" +
 	"\bendpoint\x18\x01 \x01(\tR\bendpoint\x12\x10\n" +
 	"\x03was\x18\x02 \x01(\tR\x03was\x12\x0e\n" +
@@ -4623,7 +5210,11 @@ const file_holdfast_v1_holdfast_proto_rawDesc = "" +
 	"\x04each\x18\t \x03(\v2\x1b.holdfast.v1.EndpointChangeR\x04each\x12\x16\n" +
 	"\x06sticky\x18\n" +
 	" \x01(\bR\x06sticky\x12\x12\n" +
-	"\x04note\x18\v \x01(\tR\x04note\"\xec\x01\n" +
+	"\x04note\x18\v \x01(\tR\x04note\x12\x1e\n" +
+	"\n" +
+	"generation\x18\f \x01(\x04R\n" +
+	"generation\x12\x18\n" +
+	"\adurable\x18\r \x01(\tR\adurable\"\xec\x01\n" +
 	"\x0eEndpointChange\x12\x1a\n" +
 	"\bendpoint\x18\x01 \x01(\tR\bendpoint\x12\x10\n" +
 	"\x03was\x18\x02 \x01(\tR\x03was\x12\x0e\n" +
@@ -4662,7 +5253,16 @@ const file_holdfast_v1_holdfast_proto_rawDesc = "" +
 	"\bendpoint\x18\x05 \x01(\tR\bendpoint\x12\x16\n" +
 	"\x06weight\x18\x06 \x01(\x03R\x06weight\x12-\n" +
 	"\x04over\x18\a \x01(\v2\x19.google.protobuf.DurationR\x04over\x12\x19\n" +
-	"\babort_on\x18\b \x01(\tR\aabortOn\"\x87\x02\n" +
+	"\babort_on\x18\b \x01(\tR\aabortOn\"\xd0\x01\n" +
+	"\n" +
+	"ShiftState\x12\x16\n" +
+	"\x06object\x18\x01 \x01(\tR\x06object\x12\x12\n" +
+	"\x04from\x18\x02 \x01(\x03R\x04from\x12\x0e\n" +
+	"\x02to\x18\x03 \x01(\x03R\x02to\x12\x16\n" +
+	"\x06weight\x18\x04 \x01(\x03R\x06weight\x12.\n" +
+	"\x04ends\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x04ends\x12\x19\n" +
+	"\babort_on\x18\x06 \x01(\tR\aabortOn\x12#\n" +
+	"\x02by\x18\a \x01(\v2\x13.holdfast.v1.AuthorR\x02by\"\x87\x02\n" +
 	"\vKillRequest\x12\x16\n" +
 	"\x06reason\x18\x01 \x01(\tR\x06reason\x12/\n" +
 	"\x13expected_generation\x18\x02 \x01(\x04R\x12expectedGeneration\x12'\n" +
@@ -4709,7 +5309,7 @@ const file_holdfast_v1_holdfast_proto_rawDesc = "" +
 	"\x06status\x18\t \x01(\v2\x13.holdfast.v1.StatusR\x06status\x1a9\n" +
 	"\vFieldsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xfb\x12\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xf3\x17\n" +
 	"\x06Status\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n" +
 	"\arelease\x18\x02 \x01(\tR\arelease\x12\x10\n" +
@@ -4767,7 +5367,21 @@ const file_holdfast_v1_holdfast_proto_rawDesc = "" +
 	"\atunnels\x18- \x01(\x04R\atunnels\x12(\n" +
 	"\x10flows_lost_total\x18. \x01(\x04R\x0eflowsLostTotal\x12*\n" +
 	"\x11flows_lost_moving\x18/ \x01(\x04R\x0fflowsLostMoving\x128\n" +
-	"\x19flows_reset_by_move_total\x180 \x01(\x04R\x15flowsResetByMoveTotal\x1a?\n" +
+	"\x19flows_reset_by_move_total\x180 \x01(\x04R\x15flowsResetByMoveTotal\x127\n" +
+	"\vold_objects\x181 \x03(\v2\x16.holdfast.v1.OldObjectR\n" +
+	"oldObjects\x12A\n" +
+	"\x1doldest_generation_age_seconds\x182 \x01(\x01R\x1aoldestGenerationAgeSeconds\x127\n" +
+	"\tfollowing\x183 \x03(\v2\x19.holdfast.v1.FollowStatusR\tfollowing\x12-\n" +
+	"\x05sheds\x184 \x03(\v2\x17.holdfast.v1.ShedStatusR\x05sheds\x126\n" +
+	"\bremoving\x185 \x03(\v2\x1a.holdfast.v1.RemovalStatusR\bremoving\x12\x18\n" +
+	"\adurable\x186 \x01(\tR\adurable\x12\x14\n" +
+	"\x05drift\x187 \x01(\x03R\x05drift\x12!\n" +
+	"\ffile_differs\x188 \x01(\bR\vfileDiffers\x12\x16\n" +
+	"\x06canary\x189 \x01(\tR\x06canary\x12/\n" +
+	"\x06shifts\x18: \x03(\v2\x17.holdfast.v1.ShiftStateR\x06shifts\x12'\n" +
+	"\x0fchanges_waiting\x18; \x01(\x03R\x0echangesWaiting\x127\n" +
+	"\x06kernel\x18< \x03(\v2\x1f.holdfast.v1.Status.KernelEntryR\x06kernel\x12!\n" +
+	"\farrived_late\x18= \x01(\x04R\varrivedLate\x1a?\n" +
 	"\x11FlowsByStateEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\x1a9\n" +
@@ -4790,7 +5404,42 @@ const file_holdfast_v1_holdfast_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\x1a<\n" +
 	"\x0eResponsesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\xf2\x03\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\x1a9\n" +
+	"\vKernelEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\x88\x01\n" +
+	"\tOldObject\x12\x16\n" +
+	"\x06object\x18\x01 \x01(\tR\x06object\x12\x18\n" +
+	"\aversion\x18\x02 \x01(\tR\aversion\x12\x14\n" +
+	"\x05flows\x18\x03 \x01(\x03R\x05flows\x12\x1f\n" +
+	"\vage_seconds\x18\x04 \x01(\x01R\n" +
+	"ageSeconds\x12\x12\n" +
+	"\x04gone\x18\x05 \x01(\bR\x04gone\"\x8d\x01\n" +
+	"\fFollowStatus\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x01 \x01(\x04R\n" +
+	"generation\x12\x0e\n" +
+	"\x02on\x18\x02 \x01(\tR\x02on\x12\x1d\n" +
+	"\n" +
+	"per_second\x18\x03 \x01(\x01R\tperSecond\x12\x1a\n" +
+	"\bfollowed\x18\x04 \x01(\x03R\bfollowed\x12\x12\n" +
+	"\x04left\x18\x05 \x01(\x03R\x04left\"\xc8\x01\n" +
+	"\n" +
+	"ShedStatus\x12\x18\n" +
+	"\abackend\x18\x01 \x01(\tR\abackend\x12\x18\n" +
+	"\apercent\x18\x02 \x01(\x01R\apercent\x12\x0e\n" +
+	"\x02as\x18\x03 \x01(\tR\x02as\x120\n" +
+	"\x05until\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x05until\x12\x1f\n" +
+	"\vturned_away\x18\x05 \x01(\x04R\n" +
+	"turnedAway\x12#\n" +
+	"\x02by\x18\x06 \x01(\v2\x13.holdfast.v1.AuthorR\x02by\"\xcb\x01\n" +
+	"\rRemovalStatus\x12\x16\n" +
+	"\x06object\x18\x01 \x01(\tR\x06object\x12\x14\n" +
+	"\x05phase\x18\x02 \x01(\tR\x05phase\x12\x1b\n" +
+	"\tin_flight\x18\x03 \x01(\x03R\binFlight\x126\n" +
+	"\bdeadline\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\bdeadline\x12\x12\n" +
+	"\x04then\x18\x05 \x01(\tR\x04then\x12#\n" +
+	"\x02by\x18\x06 \x01(\v2\x13.holdfast.v1.AuthorR\x02by\"\xf2\x03\n" +
 	"\x0eListenerStatus\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
 	"\x03vip\x18\x02 \x01(\tR\x03vip\x12 \n" +
@@ -4942,7 +5591,7 @@ func file_holdfast_v1_holdfast_proto_rawDescGZIP() []byte {
 	return file_holdfast_v1_holdfast_proto_rawDescData
 }
 
-var file_holdfast_v1_holdfast_proto_msgTypes = make([]protoimpl.MessageInfo, 60)
+var file_holdfast_v1_holdfast_proto_msgTypes = make([]protoimpl.MessageInfo, 66)
 var file_holdfast_v1_holdfast_proto_goTypes = []any{
 	(*StatusRequest)(nil),         // 0: holdfast.v1.StatusRequest
 	(*EndpointsRequest)(nil),      // 1: holdfast.v1.EndpointsRequest
@@ -4977,127 +5626,148 @@ var file_holdfast_v1_holdfast_proto_goTypes = []any{
 	(*RemoveRequest)(nil),         // 30: holdfast.v1.RemoveRequest
 	(*Progress)(nil),              // 31: holdfast.v1.Progress
 	(*ShiftRequest)(nil),          // 32: holdfast.v1.ShiftRequest
-	(*KillRequest)(nil),           // 33: holdfast.v1.KillRequest
-	(*KillReport)(nil),            // 34: holdfast.v1.KillReport
-	(*ShedRequest)(nil),           // 35: holdfast.v1.ShedRequest
-	(*ShedReport)(nil),            // 36: holdfast.v1.ShedReport
-	(*Event)(nil),                 // 37: holdfast.v1.Event
-	(*Status)(nil),                // 38: holdfast.v1.Status
-	(*ListenerStatus)(nil),        // 39: holdfast.v1.ListenerStatus
-	(*BackendStatus)(nil),         // 40: holdfast.v1.BackendStatus
-	(*EndpointStatus)(nil),        // 41: holdfast.v1.EndpointStatus
-	(*EndpointState)(nil),         // 42: holdfast.v1.EndpointState
-	(*FlowStatus)(nil),            // 43: holdfast.v1.FlowStatus
-	(*Report)(nil),                // 44: holdfast.v1.Report
-	nil,                           // 45: holdfast.v1.ChangeReport.KernelEntry
-	nil,                           // 46: holdfast.v1.Event.FieldsEntry
-	nil,                           // 47: holdfast.v1.Status.FlowsByStateEntry
-	nil,                           // 48: holdfast.v1.Status.QueuedEntry
-	nil,                           // 49: holdfast.v1.Status.HostEntry
-	nil,                           // 50: holdfast.v1.Status.EndedEntry
-	nil,                           // 51: holdfast.v1.Status.MovesEntry
-	nil,                           // 52: holdfast.v1.Status.MovedFlowsEntry
-	nil,                           // 53: holdfast.v1.Status.ResponsesEntry
-	nil,                           // 54: holdfast.v1.ListenerStatus.CodesEntry
-	nil,                           // 55: holdfast.v1.ListenerStatus.CausesEntry
-	nil,                           // 56: holdfast.v1.BackendStatus.CodesEntry
-	nil,                           // 57: holdfast.v1.BackendStatus.CausesEntry
-	nil,                           // 58: holdfast.v1.Report.ReasonsEntry
-	nil,                           // 59: holdfast.v1.Report.StatesEntry
-	(*durationpb.Duration)(nil),   // 60: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 61: google.protobuf.Timestamp
+	(*ShiftState)(nil),            // 33: holdfast.v1.ShiftState
+	(*KillRequest)(nil),           // 34: holdfast.v1.KillRequest
+	(*KillReport)(nil),            // 35: holdfast.v1.KillReport
+	(*ShedRequest)(nil),           // 36: holdfast.v1.ShedRequest
+	(*ShedReport)(nil),            // 37: holdfast.v1.ShedReport
+	(*Event)(nil),                 // 38: holdfast.v1.Event
+	(*Status)(nil),                // 39: holdfast.v1.Status
+	(*OldObject)(nil),             // 40: holdfast.v1.OldObject
+	(*FollowStatus)(nil),          // 41: holdfast.v1.FollowStatus
+	(*ShedStatus)(nil),            // 42: holdfast.v1.ShedStatus
+	(*RemovalStatus)(nil),         // 43: holdfast.v1.RemovalStatus
+	(*ListenerStatus)(nil),        // 44: holdfast.v1.ListenerStatus
+	(*BackendStatus)(nil),         // 45: holdfast.v1.BackendStatus
+	(*EndpointStatus)(nil),        // 46: holdfast.v1.EndpointStatus
+	(*EndpointState)(nil),         // 47: holdfast.v1.EndpointState
+	(*FlowStatus)(nil),            // 48: holdfast.v1.FlowStatus
+	(*Report)(nil),                // 49: holdfast.v1.Report
+	nil,                           // 50: holdfast.v1.ChangeReport.KernelEntry
+	nil,                           // 51: holdfast.v1.Event.FieldsEntry
+	nil,                           // 52: holdfast.v1.Status.FlowsByStateEntry
+	nil,                           // 53: holdfast.v1.Status.QueuedEntry
+	nil,                           // 54: holdfast.v1.Status.HostEntry
+	nil,                           // 55: holdfast.v1.Status.EndedEntry
+	nil,                           // 56: holdfast.v1.Status.MovesEntry
+	nil,                           // 57: holdfast.v1.Status.MovedFlowsEntry
+	nil,                           // 58: holdfast.v1.Status.ResponsesEntry
+	nil,                           // 59: holdfast.v1.Status.KernelEntry
+	nil,                           // 60: holdfast.v1.ListenerStatus.CodesEntry
+	nil,                           // 61: holdfast.v1.ListenerStatus.CausesEntry
+	nil,                           // 62: holdfast.v1.BackendStatus.CodesEntry
+	nil,                           // 63: holdfast.v1.BackendStatus.CausesEntry
+	nil,                           // 64: holdfast.v1.Report.ReasonsEntry
+	nil,                           // 65: holdfast.v1.Report.StatesEntry
+	(*durationpb.Duration)(nil),   // 66: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 67: google.protobuf.Timestamp
 }
 var file_holdfast_v1_holdfast_proto_depIdxs = []int32{
-	60, // 0: holdfast.v1.FlowsRequest.older:type_name -> google.protobuf.Duration
-	43, // 1: holdfast.v1.FlowsResponse.flows:type_name -> holdfast.v1.FlowStatus
-	42, // 2: holdfast.v1.EndpointsResponse.endpoints:type_name -> holdfast.v1.EndpointState
+	66, // 0: holdfast.v1.FlowsRequest.older:type_name -> google.protobuf.Duration
+	48, // 1: holdfast.v1.FlowsResponse.flows:type_name -> holdfast.v1.FlowStatus
+	47, // 2: holdfast.v1.EndpointsResponse.endpoints:type_name -> holdfast.v1.EndpointState
 	25, // 3: holdfast.v1.HistoryResponse.generations:type_name -> holdfast.v1.GenerationInfo
-	60, // 4: holdfast.v1.WatchRequest.status_every:type_name -> google.protobuf.Duration
+	66, // 4: holdfast.v1.WatchRequest.status_every:type_name -> google.protobuf.Duration
 	19, // 5: holdfast.v1.ChangeRequest.edits:type_name -> holdfast.v1.Patch
 	18, // 6: holdfast.v1.ChangeRequest.flows:type_name -> holdfast.v1.FlowsPolicy
-	60, // 7: holdfast.v1.ChangeRequest.canary:type_name -> google.protobuf.Duration
-	17, // 8: holdfast.v1.Drift.by:type_name -> holdfast.v1.Author
-	61, // 9: holdfast.v1.Drift.at:type_name -> google.protobuf.Timestamp
-	21, // 10: holdfast.v1.ChangeReport.impact:type_name -> holdfast.v1.Impact
-	22, // 11: holdfast.v1.ChangeReport.edits:type_name -> holdfast.v1.Drift
-	23, // 12: holdfast.v1.ChangeReport.pause_us:type_name -> holdfast.v1.Pause
-	45, // 13: holdfast.v1.ChangeReport.kernel:type_name -> holdfast.v1.ChangeReport.KernelEntry
-	61, // 14: holdfast.v1.GenerationInfo.at:type_name -> google.protobuf.Timestamp
-	17, // 15: holdfast.v1.GenerationInfo.by:type_name -> holdfast.v1.Author
-	21, // 16: holdfast.v1.GenerationInfo.impact:type_name -> holdfast.v1.Impact
-	22, // 17: holdfast.v1.ConfigState.edits:type_name -> holdfast.v1.Drift
-	17, // 18: holdfast.v1.ConfigState.by:type_name -> holdfast.v1.Author
-	61, // 19: holdfast.v1.ConfigState.at:type_name -> google.protobuf.Timestamp
-	29, // 20: holdfast.v1.EndpointReport.each:type_name -> holdfast.v1.EndpointChange
-	60, // 21: holdfast.v1.RemoveRequest.deadline:type_name -> google.protobuf.Duration
-	24, // 22: holdfast.v1.Progress.report:type_name -> holdfast.v1.ChangeReport
-	60, // 23: holdfast.v1.ShiftRequest.over:type_name -> google.protobuf.Duration
-	3,  // 24: holdfast.v1.KillRequest.filter:type_name -> holdfast.v1.FlowsRequest
-	60, // 25: holdfast.v1.ShedRequest.for:type_name -> google.protobuf.Duration
-	61, // 26: holdfast.v1.ShedReport.until:type_name -> google.protobuf.Timestamp
-	61, // 27: holdfast.v1.Event.at:type_name -> google.protobuf.Timestamp
-	46, // 28: holdfast.v1.Event.fields:type_name -> holdfast.v1.Event.FieldsEntry
-	38, // 29: holdfast.v1.Event.status:type_name -> holdfast.v1.Status
-	47, // 30: holdfast.v1.Status.flows_by_state:type_name -> holdfast.v1.Status.FlowsByStateEntry
-	39, // 31: holdfast.v1.Status.listeners:type_name -> holdfast.v1.ListenerStatus
-	40, // 32: holdfast.v1.Status.backends:type_name -> holdfast.v1.BackendStatus
-	41, // 33: holdfast.v1.Status.endpoints:type_name -> holdfast.v1.EndpointStatus
-	48, // 34: holdfast.v1.Status.queued:type_name -> holdfast.v1.Status.QueuedEntry
-	49, // 35: holdfast.v1.Status.host:type_name -> holdfast.v1.Status.HostEntry
-	50, // 36: holdfast.v1.Status.ended:type_name -> holdfast.v1.Status.EndedEntry
-	51, // 37: holdfast.v1.Status.moves:type_name -> holdfast.v1.Status.MovesEntry
-	52, // 38: holdfast.v1.Status.moved_flows:type_name -> holdfast.v1.Status.MovedFlowsEntry
-	53, // 39: holdfast.v1.Status.responses:type_name -> holdfast.v1.Status.ResponsesEntry
-	54, // 40: holdfast.v1.ListenerStatus.codes:type_name -> holdfast.v1.ListenerStatus.CodesEntry
-	55, // 41: holdfast.v1.ListenerStatus.causes:type_name -> holdfast.v1.ListenerStatus.CausesEntry
-	56, // 42: holdfast.v1.BackendStatus.codes:type_name -> holdfast.v1.BackendStatus.CodesEntry
-	57, // 43: holdfast.v1.BackendStatus.causes:type_name -> holdfast.v1.BackendStatus.CausesEntry
-	58, // 44: holdfast.v1.Report.reasons:type_name -> holdfast.v1.Report.ReasonsEntry
-	23, // 45: holdfast.v1.Report.pause_us:type_name -> holdfast.v1.Pause
-	59, // 46: holdfast.v1.Report.states:type_name -> holdfast.v1.Report.StatesEntry
-	0,  // 47: holdfast.v1.Node.Status:input_type -> holdfast.v1.StatusRequest
-	3,  // 48: holdfast.v1.Node.Flows:input_type -> holdfast.v1.FlowsRequest
-	1,  // 49: holdfast.v1.Node.Endpoints:input_type -> holdfast.v1.EndpointsRequest
-	2,  // 50: holdfast.v1.Node.GetConfig:input_type -> holdfast.v1.GetConfigRequest
-	6,  // 51: holdfast.v1.Node.History:input_type -> holdfast.v1.HistoryRequest
-	8,  // 52: holdfast.v1.Node.Watch:input_type -> holdfast.v1.WatchRequest
-	20, // 53: holdfast.v1.Node.Diff:input_type -> holdfast.v1.ChangeRequest
-	20, // 54: holdfast.v1.Node.Apply:input_type -> holdfast.v1.ChangeRequest
-	9,  // 55: holdfast.v1.Node.Settle:input_type -> holdfast.v1.SettleRequest
-	27, // 56: holdfast.v1.Node.SetEndpoint:input_type -> holdfast.v1.EndpointRequest
-	30, // 57: holdfast.v1.Node.Remove:input_type -> holdfast.v1.RemoveRequest
-	32, // 58: holdfast.v1.Node.Shift:input_type -> holdfast.v1.ShiftRequest
-	33, // 59: holdfast.v1.Node.Kill:input_type -> holdfast.v1.KillRequest
-	35, // 60: holdfast.v1.Node.Shed:input_type -> holdfast.v1.ShedRequest
-	10, // 61: holdfast.v1.Node.Rebalance:input_type -> holdfast.v1.RebalanceRequest
-	13, // 62: holdfast.v1.Node.SetLog:input_type -> holdfast.v1.LogRequest
-	11, // 63: holdfast.v1.Node.Migrate:input_type -> holdfast.v1.MigrateRequest
-	12, // 64: holdfast.v1.Node.Upgrade:input_type -> holdfast.v1.UpgradeRequest
-	15, // 65: holdfast.v1.Node.Busy:input_type -> holdfast.v1.BusyRequest
-	38, // 66: holdfast.v1.Node.Status:output_type -> holdfast.v1.Status
-	4,  // 67: holdfast.v1.Node.Flows:output_type -> holdfast.v1.FlowsResponse
-	5,  // 68: holdfast.v1.Node.Endpoints:output_type -> holdfast.v1.EndpointsResponse
-	26, // 69: holdfast.v1.Node.GetConfig:output_type -> holdfast.v1.ConfigState
-	7,  // 70: holdfast.v1.Node.History:output_type -> holdfast.v1.HistoryResponse
-	37, // 71: holdfast.v1.Node.Watch:output_type -> holdfast.v1.Event
-	24, // 72: holdfast.v1.Node.Diff:output_type -> holdfast.v1.ChangeReport
-	24, // 73: holdfast.v1.Node.Apply:output_type -> holdfast.v1.ChangeReport
-	24, // 74: holdfast.v1.Node.Settle:output_type -> holdfast.v1.ChangeReport
-	28, // 75: holdfast.v1.Node.SetEndpoint:output_type -> holdfast.v1.EndpointReport
-	31, // 76: holdfast.v1.Node.Remove:output_type -> holdfast.v1.Progress
-	31, // 77: holdfast.v1.Node.Shift:output_type -> holdfast.v1.Progress
-	34, // 78: holdfast.v1.Node.Kill:output_type -> holdfast.v1.KillReport
-	36, // 79: holdfast.v1.Node.Shed:output_type -> holdfast.v1.ShedReport
-	44, // 80: holdfast.v1.Node.Rebalance:output_type -> holdfast.v1.Report
-	14, // 81: holdfast.v1.Node.SetLog:output_type -> holdfast.v1.LogReport
-	44, // 82: holdfast.v1.Node.Migrate:output_type -> holdfast.v1.Report
-	44, // 83: holdfast.v1.Node.Upgrade:output_type -> holdfast.v1.Report
-	16, // 84: holdfast.v1.Node.Busy:output_type -> holdfast.v1.BusyReport
-	66, // [66:85] is the sub-list for method output_type
-	47, // [47:66] is the sub-list for method input_type
-	47, // [47:47] is the sub-list for extension type_name
-	47, // [47:47] is the sub-list for extension extendee
-	0,  // [0:47] is the sub-list for field type_name
+	66, // 7: holdfast.v1.ChangeRequest.canary:type_name -> google.protobuf.Duration
+	19, // 8: holdfast.v1.ChangeRequest.revert:type_name -> holdfast.v1.Patch
+	17, // 9: holdfast.v1.Drift.by:type_name -> holdfast.v1.Author
+	67, // 10: holdfast.v1.Drift.at:type_name -> google.protobuf.Timestamp
+	21, // 11: holdfast.v1.ChangeReport.impact:type_name -> holdfast.v1.Impact
+	22, // 12: holdfast.v1.ChangeReport.edits:type_name -> holdfast.v1.Drift
+	23, // 13: holdfast.v1.ChangeReport.pause_us:type_name -> holdfast.v1.Pause
+	50, // 14: holdfast.v1.ChangeReport.kernel:type_name -> holdfast.v1.ChangeReport.KernelEntry
+	67, // 15: holdfast.v1.GenerationInfo.at:type_name -> google.protobuf.Timestamp
+	17, // 16: holdfast.v1.GenerationInfo.by:type_name -> holdfast.v1.Author
+	21, // 17: holdfast.v1.GenerationInfo.impact:type_name -> holdfast.v1.Impact
+	22, // 18: holdfast.v1.ConfigState.edits:type_name -> holdfast.v1.Drift
+	17, // 19: holdfast.v1.ConfigState.by:type_name -> holdfast.v1.Author
+	67, // 20: holdfast.v1.ConfigState.at:type_name -> google.protobuf.Timestamp
+	67, // 21: holdfast.v1.ConfigState.canary_ends:type_name -> google.protobuf.Timestamp
+	33, // 22: holdfast.v1.ConfigState.shifts:type_name -> holdfast.v1.ShiftState
+	29, // 23: holdfast.v1.EndpointReport.each:type_name -> holdfast.v1.EndpointChange
+	66, // 24: holdfast.v1.RemoveRequest.deadline:type_name -> google.protobuf.Duration
+	24, // 25: holdfast.v1.Progress.report:type_name -> holdfast.v1.ChangeReport
+	66, // 26: holdfast.v1.ShiftRequest.over:type_name -> google.protobuf.Duration
+	67, // 27: holdfast.v1.ShiftState.ends:type_name -> google.protobuf.Timestamp
+	17, // 28: holdfast.v1.ShiftState.by:type_name -> holdfast.v1.Author
+	3,  // 29: holdfast.v1.KillRequest.filter:type_name -> holdfast.v1.FlowsRequest
+	66, // 30: holdfast.v1.ShedRequest.for:type_name -> google.protobuf.Duration
+	67, // 31: holdfast.v1.ShedReport.until:type_name -> google.protobuf.Timestamp
+	67, // 32: holdfast.v1.Event.at:type_name -> google.protobuf.Timestamp
+	51, // 33: holdfast.v1.Event.fields:type_name -> holdfast.v1.Event.FieldsEntry
+	39, // 34: holdfast.v1.Event.status:type_name -> holdfast.v1.Status
+	52, // 35: holdfast.v1.Status.flows_by_state:type_name -> holdfast.v1.Status.FlowsByStateEntry
+	44, // 36: holdfast.v1.Status.listeners:type_name -> holdfast.v1.ListenerStatus
+	45, // 37: holdfast.v1.Status.backends:type_name -> holdfast.v1.BackendStatus
+	46, // 38: holdfast.v1.Status.endpoints:type_name -> holdfast.v1.EndpointStatus
+	53, // 39: holdfast.v1.Status.queued:type_name -> holdfast.v1.Status.QueuedEntry
+	54, // 40: holdfast.v1.Status.host:type_name -> holdfast.v1.Status.HostEntry
+	55, // 41: holdfast.v1.Status.ended:type_name -> holdfast.v1.Status.EndedEntry
+	56, // 42: holdfast.v1.Status.moves:type_name -> holdfast.v1.Status.MovesEntry
+	57, // 43: holdfast.v1.Status.moved_flows:type_name -> holdfast.v1.Status.MovedFlowsEntry
+	58, // 44: holdfast.v1.Status.responses:type_name -> holdfast.v1.Status.ResponsesEntry
+	40, // 45: holdfast.v1.Status.old_objects:type_name -> holdfast.v1.OldObject
+	41, // 46: holdfast.v1.Status.following:type_name -> holdfast.v1.FollowStatus
+	42, // 47: holdfast.v1.Status.sheds:type_name -> holdfast.v1.ShedStatus
+	43, // 48: holdfast.v1.Status.removing:type_name -> holdfast.v1.RemovalStatus
+	33, // 49: holdfast.v1.Status.shifts:type_name -> holdfast.v1.ShiftState
+	59, // 50: holdfast.v1.Status.kernel:type_name -> holdfast.v1.Status.KernelEntry
+	67, // 51: holdfast.v1.ShedStatus.until:type_name -> google.protobuf.Timestamp
+	17, // 52: holdfast.v1.ShedStatus.by:type_name -> holdfast.v1.Author
+	67, // 53: holdfast.v1.RemovalStatus.deadline:type_name -> google.protobuf.Timestamp
+	17, // 54: holdfast.v1.RemovalStatus.by:type_name -> holdfast.v1.Author
+	60, // 55: holdfast.v1.ListenerStatus.codes:type_name -> holdfast.v1.ListenerStatus.CodesEntry
+	61, // 56: holdfast.v1.ListenerStatus.causes:type_name -> holdfast.v1.ListenerStatus.CausesEntry
+	62, // 57: holdfast.v1.BackendStatus.codes:type_name -> holdfast.v1.BackendStatus.CodesEntry
+	63, // 58: holdfast.v1.BackendStatus.causes:type_name -> holdfast.v1.BackendStatus.CausesEntry
+	64, // 59: holdfast.v1.Report.reasons:type_name -> holdfast.v1.Report.ReasonsEntry
+	23, // 60: holdfast.v1.Report.pause_us:type_name -> holdfast.v1.Pause
+	65, // 61: holdfast.v1.Report.states:type_name -> holdfast.v1.Report.StatesEntry
+	0,  // 62: holdfast.v1.Node.Status:input_type -> holdfast.v1.StatusRequest
+	3,  // 63: holdfast.v1.Node.Flows:input_type -> holdfast.v1.FlowsRequest
+	1,  // 64: holdfast.v1.Node.Endpoints:input_type -> holdfast.v1.EndpointsRequest
+	2,  // 65: holdfast.v1.Node.GetConfig:input_type -> holdfast.v1.GetConfigRequest
+	6,  // 66: holdfast.v1.Node.History:input_type -> holdfast.v1.HistoryRequest
+	8,  // 67: holdfast.v1.Node.Watch:input_type -> holdfast.v1.WatchRequest
+	20, // 68: holdfast.v1.Node.Diff:input_type -> holdfast.v1.ChangeRequest
+	20, // 69: holdfast.v1.Node.Apply:input_type -> holdfast.v1.ChangeRequest
+	9,  // 70: holdfast.v1.Node.Settle:input_type -> holdfast.v1.SettleRequest
+	27, // 71: holdfast.v1.Node.SetEndpoint:input_type -> holdfast.v1.EndpointRequest
+	30, // 72: holdfast.v1.Node.Remove:input_type -> holdfast.v1.RemoveRequest
+	32, // 73: holdfast.v1.Node.Shift:input_type -> holdfast.v1.ShiftRequest
+	34, // 74: holdfast.v1.Node.Kill:input_type -> holdfast.v1.KillRequest
+	36, // 75: holdfast.v1.Node.Shed:input_type -> holdfast.v1.ShedRequest
+	10, // 76: holdfast.v1.Node.Rebalance:input_type -> holdfast.v1.RebalanceRequest
+	13, // 77: holdfast.v1.Node.SetLog:input_type -> holdfast.v1.LogRequest
+	11, // 78: holdfast.v1.Node.Migrate:input_type -> holdfast.v1.MigrateRequest
+	12, // 79: holdfast.v1.Node.Upgrade:input_type -> holdfast.v1.UpgradeRequest
+	15, // 80: holdfast.v1.Node.Busy:input_type -> holdfast.v1.BusyRequest
+	39, // 81: holdfast.v1.Node.Status:output_type -> holdfast.v1.Status
+	4,  // 82: holdfast.v1.Node.Flows:output_type -> holdfast.v1.FlowsResponse
+	5,  // 83: holdfast.v1.Node.Endpoints:output_type -> holdfast.v1.EndpointsResponse
+	26, // 84: holdfast.v1.Node.GetConfig:output_type -> holdfast.v1.ConfigState
+	7,  // 85: holdfast.v1.Node.History:output_type -> holdfast.v1.HistoryResponse
+	38, // 86: holdfast.v1.Node.Watch:output_type -> holdfast.v1.Event
+	24, // 87: holdfast.v1.Node.Diff:output_type -> holdfast.v1.ChangeReport
+	24, // 88: holdfast.v1.Node.Apply:output_type -> holdfast.v1.ChangeReport
+	24, // 89: holdfast.v1.Node.Settle:output_type -> holdfast.v1.ChangeReport
+	28, // 90: holdfast.v1.Node.SetEndpoint:output_type -> holdfast.v1.EndpointReport
+	31, // 91: holdfast.v1.Node.Remove:output_type -> holdfast.v1.Progress
+	31, // 92: holdfast.v1.Node.Shift:output_type -> holdfast.v1.Progress
+	35, // 93: holdfast.v1.Node.Kill:output_type -> holdfast.v1.KillReport
+	37, // 94: holdfast.v1.Node.Shed:output_type -> holdfast.v1.ShedReport
+	49, // 95: holdfast.v1.Node.Rebalance:output_type -> holdfast.v1.Report
+	14, // 96: holdfast.v1.Node.SetLog:output_type -> holdfast.v1.LogReport
+	49, // 97: holdfast.v1.Node.Migrate:output_type -> holdfast.v1.Report
+	49, // 98: holdfast.v1.Node.Upgrade:output_type -> holdfast.v1.Report
+	16, // 99: holdfast.v1.Node.Busy:output_type -> holdfast.v1.BusyReport
+	81, // [81:100] is the sub-list for method output_type
+	62, // [62:81] is the sub-list for method input_type
+	62, // [62:62] is the sub-list for extension type_name
+	62, // [62:62] is the sub-list for extension extendee
+	0,  // [0:62] is the sub-list for field type_name
 }
 
 func init() { file_holdfast_v1_holdfast_proto_init() }
@@ -5111,7 +5781,7 @@ func file_holdfast_v1_holdfast_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_holdfast_v1_holdfast_proto_rawDesc), len(file_holdfast_v1_holdfast_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   60,
+			NumMessages:   66,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
