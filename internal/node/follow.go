@@ -3,6 +3,7 @@ package node
 import (
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/holdfast-lb/holdfast/internal/config"
 	"github.com/holdfast-lb/holdfast/internal/flow"
@@ -72,41 +73,38 @@ func inChunks(l *loop.Loop, list []tenant, do func(l *loop.Loop, t tenant, f *fl
 	}
 }
 
-// old tells that f is under a listener or a backend that c has not, or has in
-// another version.
-func old(c *config.Config, f *flow.Flow) bool {
-	if l := c.Listeners[f.Listener().Ref.Name]; l == nil || l.Ref != f.Listener().Ref {
-		return true
-	}
-	b := f.Backend() // nil between requests
-	return b != nil && !same(c.Backends[b.Ref.Name], b)
-}
-
 // changeChunk bounds how many flows follow a change in one turn of their loop.
 const changeChunk = 8
 
-// change words of a [FlowsPolicy].
+// changeOf understands the words of a [FlowsPolicy].
 var changeOf = map[string]config.Change{"keep": config.KeepFlows, "adopt": config.AdoptFlows, "close": config.CloseFlows}
 
-// checkFlows refuses a policy that is none, before anything is done.
+// checkFlows refuses a policy that cannot be followed, before anything is done.
 func (n *Node) checkFlows(p FlowsPolicy) error {
 	if _, ok := changeOf[p.On]; p.On != "" && !ok {
 		return fmt.Errorf("node: %q is nothing that flows do at a change: want keep, adopt or close", p.On)
 	}
-	return checkPace(p.PerSecond, p.Jitter)
+	if err := checkPace(p.PerSecond, p.Jitter); err != nil {
+		return err
+	}
+	n.side.mu.Lock()
+	defer n.side.mu.Unlock()
+	if p.PerSecond > 0 && len(n.side.followers) >= followersMax {
+		return fmt.Errorf("node: flows still follow %d earlier changes, paced; wait, or follow this one at once: %w", len(n.side.followers), ErrBusy)
+	}
+	return nil
 }
 
 // following says which flows follow one change, and how.
 type following struct {
-	c         *config.Config
 	listeners map[string]bool // that changed, or went
-	backends  map[string]bool
-	on        string // the policy's
-	end       bool   // flows may be ended
+	backends  map[string]bool // that went, changed in their rules, or have lost endpoints
+	on        string          // the policy's
+	end       bool            // flows may be ended
 }
 
-func newFollowing(plan config.Plan, c *config.Config, p FlowsPolicy, end bool) *following {
-	x := &following{c: c, listeners: map[string]bool{}, backends: map[string]bool{}, on: p.On, end: end}
+func newFollowing(plan config.Plan, p FlowsPolicy, end bool) *following {
+	x := &following{listeners: map[string]bool{}, backends: map[string]bool{}, on: p.On, end: end}
 	for _, l := range plan.ListenersRemoved {
 		x.listeners[l.Ref.Name] = true
 	}
@@ -117,31 +115,46 @@ func newFollowing(plan config.Plan, c *config.Config, p FlowsPolicy, end bool) *
 		x.backends[b.Ref.Name] = true
 	}
 	for _, b := range plan.BackendsChanged {
-		x.backends[b.New.Ref.Name] = true
+		if !sameRules(b.Old, b.New) {
+			x.backends[b.New.Ref.Name] = true
+		}
+	}
+	for _, e := range plan.EndpointsRemoved {
+		x.backends[e.Backend] = true
+	}
+	for _, e := range plan.EndpointsChanged {
+		if !e.Old.SameServer(e.New) {
+			x.backends[e.New.Backend] = true
+		}
 	}
 	return x
 }
 
-// does is what flows of a listener do at this change.
-func (x *following) does(listener string) config.Change {
-	if x.on != "" {
-		return changeOf[x.on]
+// does is what flows of a listener do at this change, where c is in force.
+func (x *following) does(c *config.Config, listener string) config.Change {
+	what := config.KeepFlows // it is gone, and has nothing to say
+	l := c.Listeners[listener]
+	switch {
+	case x.on != "":
+		what = changeOf[x.on]
+	case l != nil:
+		what = l.OnChange
 	}
-	if l := x.c.Listeners[listener]; l != nil {
-		return l.OnChange
+	if what == config.CloseFlows && !x.end || what == config.AdoptFlows && l == nil {
+		return config.KeepFlows
 	}
-	return config.KeepFlows // it is gone, and has nothing to say
+	return what
 }
 
 // any tells whether any flow may have anything to do.
-func (x *following) any() bool {
+func (x *following) any(c *config.Config) bool {
 	if len(x.listeners)+len(x.backends) == 0 {
 		return false
 	}
 	if x.on != "" {
 		return changeOf[x.on] != config.KeepFlows
 	}
-	for _, l := range x.c.Listeners {
+	for _, l := range c.Listeners {
 		if l.OnChange != config.KeepFlows {
 			return true
 		}
@@ -151,20 +164,12 @@ func (x *following) any() bool {
 
 // wants is what f has to do: nothing unless it is under an object that this
 // change has replaced, and still is.
-func (x *following) wants(f *flow.Flow) config.Change {
-	name := f.Listener().Ref.Name
-	b := f.Backend()
-	if !x.listeners[name] && (b == nil || !x.backends[b.Ref.Name]) || !old(x.c, f) {
+func (x *following) wants(r *ruling, f *flow.Flow) config.Change {
+	name, b := f.Listener().Ref.Name, f.Backend()
+	if !x.listeners[name] && (b == nil || !x.backends[b.Ref.Name]) || !r.old(f) {
 		return config.KeepFlows
 	}
-	what := x.does(name)
-	switch {
-	case what == config.CloseFlows && !x.end:
-		return config.KeepFlows
-	case what == config.AdoptFlows && x.c.Listeners[name] == nil:
-		return config.KeepFlows // there is nothing to adopt
-	}
-	return what
+	return x.does(r.c, name)
 }
 
 // followAll lets flows under objects that plan has replaced follow the
@@ -172,24 +177,34 @@ func (x *following) wants(f *flow.Flow) config.Change {
 // for it. It gives how many are still to follow when it returns. The caller holds
 // change.
 func (n *Node) followAll(plan config.Plan, g *loop.Generation, p FlowsPolicy, end bool, r *Report) (left int) {
-	x := newFollowing(plan, g.Config, p, end)
-	if !x.any() {
+	n.side.noteLeft(time.Now(), plan)
+	x := newFollowing(plan, p, end)
+	n.side.supersede(x)
+	if !x.any(g.Config) {
 		return 0
 	}
+	if p.PerSecond > 0 {
+		return n.followSlowly(x, p, g.Number)
+	}
+	rule := newRuling(g.Config)
 	for _, l := range n.shared.Loops {
-		adopt, kill := x.list(l)
-		n.adoptFlows(l, x, adopt, r)
-		x.endFlows(l, kill, r)
+		adopt, kill := x.list(l, rule)
+		for len(adopt) > 0 {
+			adopt = adopt[n.adoptSome(l, x, rule, adopt[:min(changeChunk, len(adopt))], r):]
+		}
+		for some := range slices.Chunk(kill, changeChunk) {
+			r.Closed += n.endSome(l, x, rule, some)
+		}
 	}
 	return 0
 }
 
 // list lists the flows of a loop that adopt the change and those that it ends.
-func (x *following) list(l *loop.Loop) (adopt, kill []tenant) {
+func (x *following) list(l *loop.Loop, r *ruling) (adopt, kill []tenant) {
 	for from, more := uint32(0), true; more; {
 		l.Ask(func(l *loop.Loop) {
 			from, more = l.Look(from, lookPlaces, func(i uint32, f *flow.Flow) {
-				switch x.wants(f) {
+				switch x.wants(r, f) {
 				case config.KeepFlows:
 				case config.AdoptFlows:
 					adopt = append(adopt, tenant{i, f.ID(), f.Born()})
@@ -202,25 +217,18 @@ func (x *following) list(l *loop.Loop) (adopt, kill []tenant) {
 	return adopt, kill
 }
 
-// adoptFlows puts listed flows under the objects of x, if they are still there
-// and still under old ones.
-func (n *Node) adoptFlows(l *loop.Loop, x *following, list []tenant, r *Report) {
-	for len(list) > 0 {
-		list = list[n.adoptSome(l, x, list[:min(changeChunk, len(list))], r):]
-	}
-}
-
-// adoptSome does so within one turn, and tells how many of the list are dealt
-// with.
-func (n *Node) adoptSome(l *loop.Loop, x *following, list []tenant, r *Report) (dealt int) {
+// adoptSome puts listed flows under the objects in force, if they are still there
+// and still under old ones, within one turn. It tells how many of the list are
+// dealt with.
+func (n *Node) adoptSome(l *loop.Loop, x *following, rule *ruling, list []tenant, r *Report) (dealt int) {
 	dealt = len(list)
 	l.Ask(func(l *loop.Loop) {
-		slots, upTo := present(l, list, func(f *flow.Flow) bool { return x.wants(f) == config.AdoptFlows })
+		slots, upTo := present(l, list, func(f *flow.Flow) bool { return x.wants(rule, f) == config.AdoptFlows })
 		if len(slots) == 0 {
 			return
 		}
 		inTurn := n.keepTurns(l, slots)
-		remade, k := l.Remake(slots, adopting{x.c, n.registry}, r.paused)
+		remade, k := l.Remake(slots, adopting{rule.c, n.registry}, r.paused)
 		inTurn()
 		r.parked(remade)
 		dealt = upTo[k-1]
@@ -228,20 +236,16 @@ func (n *Node) adoptSome(l *loop.Loop, x *following, list []tenant, r *Report) (
 	return dealt
 }
 
-// endFlows ends listed flows, if they are still there and still to be ended.
-func (x *following) endFlows(l *loop.Loop, list []tenant, r *Report) {
-	for some := range slices.Chunk(list, changeChunk) {
-		x.endSome(l, some, r)
-	}
-}
-
-func (x *following) endSome(l *loop.Loop, list []tenant, r *Report) {
+// endSome ends listed flows, if they are still there and still to be ended, within
+// one turn. It tells how many.
+func (n *Node) endSome(l *loop.Loop, x *following, rule *ruling, list []tenant) (ended int) {
 	l.Ask(func(l *loop.Loop) {
 		for _, t := range list {
-			if f := t.in(l); f != nil && x.wants(f) == config.CloseFlows {
+			if f := t.in(l); f != nil && x.wants(rule, f) == config.CloseFlows {
 				l.Kill(t.slot)
-				r.Closed++
+				ended++
 			}
 		}
 	})
+	return ended
 }

@@ -80,7 +80,7 @@ var (
 	oldestSecs   = metric(Gauge, "oldest_generation_age_seconds", "How long ago the oldest object was replaced, or taken away, under which there are flows.")
 	toFollow     = metric(Gauge, "flows_to_follow", "Flows that are still to adopt a change or to be ended by it, paced.")
 	killedTotal  = ours(Counter, "flows_killed_total", "Flows that were ended by order.", "listener", "then")
-	shedPermille = metric(Gauge, "shed_ratio", "Which share of what is new at a backend is turned away by order.", "backend")
+	shedRatio    = metric(Gauge, "shed_ratio", "Which share of what is new at a backend is turned away by order.", "backend")
 )
 
 // Moves.
@@ -364,17 +364,25 @@ func (n *Node) gatherFlows(g *gathering, c *config.Config) {
 	for name := range c.Listeners {
 		count[place{name, loop.KindIdle}] = 0
 	}
-	was := 0
+	olds := newOldCount(c)
 	n.eachFlow(func(l *loop.Loop, i uint32, f *flow.Flow) {
 		count[place{f.Listener().Ref.Name, l.Kind(i)}]++
-		if old(c, f) {
-			was++
-		}
+		olds.add(f)
 	})
 	for p, k := range count {
 		g.add(flowsNow, float64(k), p.listener, p.state)
 	}
-	g.add(flowsOld, float64(was))
+	g.add(flowsOld, float64(olds.flows))
+	_, age := n.side.oldest(olds, time.Now())
+	g.add(oldestSecs, age.Seconds())
+	left := 0
+	for _, x := range n.side.followingNow() {
+		left += x.Left
+	}
+	g.add(toFollow, float64(left))
+	for _, x := range n.shedding() {
+		g.add(shedRatio, x.Percent/100, x.Backend)
+	}
 }
 
 func (n *Node) gatherEndpoints(g *gathering, c *config.Config) {

@@ -1,34 +1,91 @@
 package node
 
-import "github.com/holdfast-lb/holdfast/internal/config"
+import (
+	"github.com/holdfast-lb/holdfast/internal/config"
+	"github.com/holdfast-lb/holdfast/internal/loop"
+)
 
 // impactOnFlows counts what becomes of flows, by what the ledger has counted of
-// the objects that the plan changes: no flow is looked at. Of a backend that
-// several listeners use, one of which changes, too, flows may be counted twice.
+// the objects that the plan changes: no flow is looked at. A flow drains that goes
+// on under what is taken away: its listener, its backend, its endpoint. Where a
+// backend is of several listeners, one of which changes, too, flows may be counted
+// twice.
 func (n *Node) impactOnFlows(plan config.Plan, old, next *config.Config, p FlowsPolicy, i *Impact) {
-	x := newFollowing(plan, next, p, true)
-	moved := map[string]bool{} // backends of which more changes than weights
-	for _, b := range plan.BackendsRemoved {
-		moved[b.Ref.Name] = true
-	}
-	_ = moved
-	all := int(n.shared.Ledger.Node.InUse())
-	count := func(name string, k int) {
-		if k == 0 {
-			return
-		}
-		switch x.does(name) {
-		case config.AdoptFlows:
-			i.FlowsAdopt += k
-		case config.CloseFlows:
-			i.FlowsClosed += k
-		case config.KeepFlows:
-			i.FlowsDrain += k
-		}
-	}
+	x := newFollowing(plan, p, true)
+	sum := map[config.Change]int{}
 	for name := range x.listeners {
-		count(name, int(n.shared.Ledger.Listener(name).InUse()))
+		k := int(n.shared.Ledger.Listener(name).InUse())
+		if what := x.does(next, name); what != config.KeepFlows || next.Listeners[name] == nil {
+			sum[what] += k
+		}
 	}
-	_ = old
-	i.FlowsUntouched = max(0, all-i.FlowsAdopt-i.FlowsClosed-i.FlowsDrain)
+	away := map[string][]*config.Endpoint{} // by backend
+	for _, e := range plan.EndpointsRemoved {
+		away[e.Backend] = append(away[e.Backend], e)
+	}
+	for _, e := range plan.EndpointsChanged {
+		if !e.Old.SameServer(e.New) {
+			away[e.Old.Backend] = append(away[e.Old.Backend], e.Old)
+		}
+	}
+	if len(x.backends) > 0 {
+		n.impactOfBackends(x, away, old, next, sum)
+	}
+	i.FlowsAdopt, i.FlowsClosed, i.FlowsDrain = sum[config.AdoptFlows], sum[config.CloseFlows], sum[config.KeepFlows]
+	i.FlowsUntouched = max(0, int(n.shared.Ledger.Node.InUse())-i.FlowsAdopt-i.FlowsClosed-i.FlowsDrain)
+	i.IdleLegsClosed = n.idleAt(away)
+}
+
+// impactOfBackends counts what is under way at backends that change, unless its
+// listener has been counted already.
+func (n *Node) impactOfBackends(x *following, away map[string][]*config.Endpoint, old, next *config.Config, sum map[config.Change]int) {
+	users := map[string][]string{} // listeners that are not counted yet, by backend
+	counted := map[string]bool{}   // backends all of whose users are
+	for name, l := range old.Listeners {
+		for _, b := range l.Names() {
+			if !x.backends[b] {
+				continue
+			}
+			if x.listeners[name] && (x.does(next, name) != config.KeepFlows || next.Listeners[name] == nil) {
+				counted[b] = true
+			} else {
+				users[b] = append(users[b], name)
+			}
+		}
+	}
+	for name := range x.backends {
+		b := old.Backends[name]
+		if b == nil || len(users[name]) == 0 && counted[name] {
+			continue
+		}
+		what := config.KeepFlows
+		for _, user := range users[name] {
+			what = max(what, x.does(next, user))
+		}
+		whole := next.Backends[name] == nil || what != config.KeepFlows && !sameRules(b, next.Backends[name])
+		list := away[name]
+		if whole {
+			list = b.Endpoints
+		}
+		for _, e := range list {
+			sum[what] += int(n.shared.Ledger.Backend(name).Endpoint(e.Ref.Name).InUse())
+		}
+	}
+}
+
+// idleAt counts the idle connections to endpoints, on all loops.
+func (n *Node) idleAt(endpoints map[string][]*config.Endpoint) (sum int) {
+	if len(endpoints) == 0 {
+		return 0
+	}
+	for _, l := range n.shared.Loops {
+		l.Ask(func(l *loop.Loop) {
+			for _, all := range endpoints {
+				for _, e := range all {
+					sum += l.IdleTo(e.Ref.Name)
+				}
+			}
+		})
+	}
+	return sum
 }

@@ -90,3 +90,10 @@ func (k *kernelSide) sums() (grown map[string]uint64, late uint64) {
 	defer k.mu.Unlock()
 	return maps.Clone(k.grown), k.late
 }
+
+// seen is sums without what has never grown.
+func (k *kernelSide) seen() (grown map[string]uint64, late uint64) {
+	grown, late = k.sums()
+	maps.DeleteFunc(grown, func(_ string, by uint64) bool { return by == 0 })
+	return grown, late
+}

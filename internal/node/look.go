@@ -126,10 +126,11 @@ func (n *Node) look(now time.Time, k *looks) *Look {
 	for name := range c.Backends {
 		s.Queued[name] = n.shared.Ledger.Backend(name).Waiting()
 	}
+	rule := newRuling(c)
 	var first *tenant
 	var on *loop.Loop
 	n.eachFlow(func(l *loop.Loop, i uint32, f *flow.Flow) {
-		if old(c, f) {
+		if rule.old(f) {
 			s.OnOld++
 		}
 		if first == nil || f.Born() < first.born {

@@ -29,8 +29,8 @@ type removal struct {
 	name  string // in full
 	began time.Time
 	tell  func(Progress)
-	way   string // "": what is left at the deadline goes on
-	last  Progress
+	way   string   // "": what is left at the deadline goes on
+	last  Progress // written under flowSide.mu
 	told  time.Time
 }
 
@@ -44,6 +44,8 @@ func (n *Node) Remove(ctx context.Context, q RemoveRequest, tell func(Progress))
 		return err
 	}
 	by := q.Author
+	n.side.removal(x, true)
+	defer n.side.removal(x, false)
 	n.tell("remove", q.Object, by, nil, "%s is being removed", q.Object)
 	var err error
 	if x.kind == "endpoint" {
@@ -231,8 +233,7 @@ func (x *removal) cut(ctx context.Context, inFlight func() int64, mine func(*loo
 		return nil
 	}
 	killed, err := x.n.killFlows(ctx, x.way, 0, newPacer(time.Now(), 0, 0, rand.Float64), mine)
-	x.last.Cut += killed
-	x.say(Progress{Phase: "cutting", InFlight: inFlight(), Cut: x.last.Cut, Text: fmt.Sprintf("%d flows ended by %s", killed, x.way)})
+	x.say(Progress{Phase: "cutting", InFlight: inFlight(), Cut: killed, Text: fmt.Sprintf("%d flows ended by %s", killed, x.way)})
 	return err
 }
 
@@ -261,7 +262,9 @@ func (x *removal) say(p Progress) {
 		return
 	}
 	p.Seconds = time.Since(x.began).Seconds()
+	x.n.side.mu.Lock()
 	x.last, x.told = p, time.Now()
+	x.n.side.mu.Unlock()
 	if x.tell != nil {
 		x.tell(p)
 	}
@@ -284,4 +287,30 @@ func (n *Node) adminOf(backend string, full []string) (do string) {
 		do = x
 	}
 	return do
+}
+
+// removal notes that one begins, or is over.
+func (s *flowSide) removal(x *removal, begins bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if begins {
+		s.removals[x] = true
+	} else {
+		delete(s.removals, x)
+	}
+}
+
+// removingNow tells which removals are under way.
+func (s *flowSide) removingNow() (all []RemovalStatus) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for x := range s.removals {
+		r := RemovalStatus{Object: x.q.Object, Phase: x.last.Phase, InFlight: x.last.InFlight, Then: x.way, By: x.q.Author}
+		if x.q.Deadline > 0 {
+			r.Deadline = x.began.Add(x.q.Deadline)
+		}
+		all = append(all, r)
+	}
+	slices.SortFunc(all, func(a, b RemovalStatus) int { return strings.Compare(a.Object, b.Object) })
+	return all
 }

@@ -232,6 +232,7 @@ func (n *Node) Status() *Status {
 		}
 	}
 	leftovers := map[string]string{} // addresses of other endpoints
+	olds := newOldCount(g.Config)
 	for _, l := range n.shared.Loops {
 		s.Loops = append(s.Loops, 0)
 		l.Ask(func(l *loop.Loop) {
@@ -244,13 +245,17 @@ func (n *Node) Status() *Status {
 		s.Loops[l.Index()]++
 		s.Flows++
 		s.ByState[l.Kind(i)]++
-		if old(g.Config, f) {
-			s.OnOld++
-		}
+		olds.add(f)
 		if e := f.Endpoint(); e != nil && !configured[e.Ref.Name] {
 			leftovers[e.Ref.Name] = e.Address()
 		}
 	})
+	s.OnOld = olds.flows
+	var age time.Duration
+	s.OldObjects, age = n.side.oldest(olds, time.Now())
+	s.OldestSeconds = age.Seconds()
+	s.Following, s.Sheds, s.Removing = n.side.followingNow(), n.shedding(), n.side.removingNow()
+	s.Kernel, s.ArrivedLate = n.side.kernel.seen()
 	listeners, backends := n.served()
 	for _, l := range g.Config.SortedListeners() {
 		x := ListenerStatus{Name: l.Ref.Name, VIP: l.VIP.String(), Connections: n.shared.Ledger.Listener(l.Ref.Name).InUse()}
