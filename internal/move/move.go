@@ -104,6 +104,9 @@ type Heritage struct {
 	Host json.RawMessage `json:"host,omitempty"`
 	// Names are the addresses of endpoints that are names.
 	Names json.RawMessage `json:"names,omitempty"`
+	// State is the desired state with all that lies over the file; Source says the
+	// same without telling them apart.
+	State json.RawMessage `json:"state,omitempty"`
 }
 
 // Knowledge is what a process knows of endpoints and clients at the last moment
@@ -112,6 +115,8 @@ type Heritage struct {
 type Knowledge struct {
 	Health json.RawMessage `json:"health,omitempty"` // standings, and what they came from
 	Sticky json.RawMessage `json:"sticky,omitempty"` // tables of who belongs where
+	Flows  json.RawMessage `json:"flows,omitempty"`  // what is being done to flows, and is not done yet
+	State  json.RawMessage `json:"state,omitempty"`  // Heritage.State as it is by now
 }
 
 // Refusal names what could not be taken.

@@ -22,8 +22,9 @@ type BusyReport struct {
 // given rates. It exists to measure what that costs the loops.
 func (n *Node) Busy(d time.Duration, parses, checksPerSecond int) (*BusyReport, error) {
 	n.mu.Lock()
-	source, current := n.source, n.gen.Config
+	current := n.gen.Config
 	n.mu.Unlock()
+	source := n.state.current().doc.Source()
 	began := time.Now()
 	r := &BusyReport{}
 	failed := make(chan int, 1)

@@ -38,8 +38,8 @@ type FlowsPolicy struct {
 // Revert and Rollback.
 type ChangeRequest struct {
 	Guard
-	Source []byte        `json:"source,omitempty"` // a whole configuration, in place of the file's
-	Reread bool          `json:"reread,omitempty"` // the node's file is read again
+	Source []byte         `json:"source,omitempty"` // a whole configuration, in place of the file's
+	Reread bool           `json:"reread,omitempty"` // the node's file is read again
 	Edits  []config.Patch `json:"edits,omitempty"`  // all of them or none
 	// Rollback brings back the desired state of that generation.
 	Rollback uint64 `json:"rollback,omitempty"`
@@ -67,6 +67,9 @@ var ErrChanged = errors.New("another generation is in force")
 
 // ErrBusy: too many changes wait.
 var ErrBusy = errors.New("too many changes wait")
+
+// ErrKey: an idempotency key came with another request than before.
+var ErrKey = errors.New("another request had this key")
 
 // Impact is what a plan does to what is open now.
 type Impact struct {

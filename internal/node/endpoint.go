@@ -1,11 +1,12 @@
 package node
 
 import (
+	"context"
 	"fmt"
 	"maps"
 	"slices"
 	"strings"
-	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/holdfast-lb/holdfast/internal/config"
@@ -112,15 +113,23 @@ func (q *EndpointRequest) order() (health.Order, error) {
 
 // SetEndpoint does what an operator wants of an endpoint. When it returns, it is
 // in force on every loop: nothing is chosen by the old state any more, and of
-// an endpoint that does not serve no idle connection is left.
+// an endpoint that does not serve no idle connection is left. All but a hold is
+// a generation of the desired state.
 func (n *Node) SetEndpoint(q EndpointRequest) (*EndpointReport, error) {
+	return once(context.Background(), n, q.Guard, q, func() (*EndpointReport, error) { return n.setEndpoint(q, "order") })
+}
+
+// setEndpoint is SetEndpoint of a kind of the history.
+func (n *Node) setEndpoint(q EndpointRequest, kind string) (*EndpointReport, error) {
 	o, err := q.order()
 	if err != nil {
 		return nil, err
 	}
 	began := time.Now()
 	w := n.watch
+	s := &n.state
 	for {
+		s.swap.Lock()
 		w.mu.Lock()
 		if !w.given {
 			break
@@ -128,6 +137,7 @@ func (n *Node) SetEndpoint(q EndpointRequest) (*EndpointReport, error) {
 		// A successor has been told how things are. What comes of it is known when
 		// the upgrade is over.
 		w.mu.Unlock()
+		s.swap.Unlock()
 		n.change.Lock()
 		err := n.inCharge()
 		n.change.Unlock()
@@ -135,37 +145,65 @@ func (n *Node) SetEndpoint(q EndpointRequest) (*EndpointReport, error) {
 			return nil, err
 		}
 	}
+	d := s.current()
+	if err := d.expected(q.Expect); err != nil {
+		w.mu.Unlock()
+		s.swap.Unlock()
+		return nil, err
+	}
 	r, closing, err := w.order(q, o)
 	w.mu.Unlock()
 	if err != nil {
+		s.swap.Unlock()
 		return nil, err
 	}
+	n.commitOrder(q, o, d, r, kind)
+	s.swap.Unlock()
 	// Each loop ends its turn before it looks into its mailbox: what it chose by
 	// the old state it has counted by then.
-	var all sync.WaitGroup
-	closed := make([]int, len(n.shared.Loops))
-	for i, l := range n.shared.Loops {
-		all.Go(func() {
-			l.Ask(func(l *loop.Loop) {
-				for _, name := range closing {
-					closed[i] += l.CloseIdle(name)
-				}
-			})
-		})
-	}
-	all.Wait()
-	r.Loops = len(closed)
-	for _, k := range closed {
-		r.IdleClosed += k
-	}
+	var idle atomic.Int64
+	n.askAll(func(l *loop.Loop) {
+		for _, name := range closing {
+			idle.Add(int64(l.CloseIdle(name)))
+		}
+	})
+	r.Loops, r.IdleClosed = len(n.shared.Loops), int(idle.Load())
 	for i := range r.Each {
 		x := &r.Each[i]
 		x.InFlight = inFlight(n.account(x.Endpoint))
 		r.InFlight += x.InFlight
 	}
-	r.EffectiveMillis = float64(time.Since(began).Microseconds()) / 1000
-	n.log.Info("endpoint ordered", "endpoint", r.Endpoint, "was", r.Was, "is", r.Is, "in_flight", r.InFlight, "took", time.Since(began))
+	r.EffectiveMillis = millis(time.Since(began))
+	r.Durable = s.durable(r.Generation)
+	n.log.Info("endpoint ordered", "endpoint", r.Endpoint, "was", r.Was, "is", r.Is, "in_flight", r.InFlight, "generation", r.Generation, "by", q.Name, "took", time.Since(began))
 	return r, nil
+}
+
+// commitOrder makes an order that is in force in the ledger part of the desired
+// state. The caller holds swap.
+func (n *Node) commitOrder(q EndpointRequest, o health.Order, d *desired, r *EndpointReport, kind string) {
+	text := fmt.Sprintf("~ endpoint %s: %s -> %s\n", r.Endpoint, r.Was, r.Is)
+	admin, kept := adminWord(o.Admin)
+	if !kept {
+		admin = readyWord // which it will be when the hold is over
+	}
+	names := []string{q.Backend + "/" + q.Endpoint}
+	if q.Endpoint == "*" {
+		names = names[:0]
+		if b := d.doc.Config().Backends[q.Backend]; b != nil {
+			for _, e := range b.Endpoints {
+				names = append(names, q.Backend+"/"+e.Name)
+			}
+		}
+	}
+	next := d.order(names, o.Weigh, o.Weight, admin, q.Author, time.Now())
+	next.Kind = kind
+	if r.Generation = d.Generation; !d.says(next) {
+		i, _ := n.commit(next, d, text, Impact{})
+		r.Generation = i.Generation
+		n.noteApply(kind, "applied")
+	}
+	n.tell("endpoint", "endpoint/"+r.Endpoint, q.Author, map[string]string{"was": r.Was, "is": r.Is}, "%s is %s, was %s", r.Endpoint, r.Is, r.Was)
 }
 
 // order puts an operator's order in force in the ledger. closing are those that

@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"maps"
 	"slices"
@@ -27,15 +28,16 @@ type watch struct {
 
 	// mu guards what follows, and that standings reach the ledger in the order in
 	// which they were judged.
-	mu     sync.Mutex
-	judges map[string]*judge // by backend
-	engine *probe.Engine     // nil while another process watches
-	end    chan struct{}     // of the goroutine that ticks; nil while there is none
-	ended  chan struct{}
-	given  bool           // a successor has it all: nothing may be changed here
-	lines  int            // logged in this second
-	unsaid map[string]int // by transition: what was too much for it
-	sayAt  health.Instant // its end
+	mu      sync.Mutex
+	judges  map[string]*judge // by backend
+	ordered map[string]bool   // backends with orders
+	engine  *probe.Engine     // nil while another process watches
+	end     chan struct{}     // of the goroutine that ticks; nil while there is none
+	ended   chan struct{}
+	given   bool           // a successor has it all: nothing may be changed here
+	lines   int            // logged in this second
+	unsaid  map[string]int // by transition: what was too much for it
+	sayAt   health.Instant // its end
 }
 
 // judge is the one of a backend, and what it judges by.
@@ -82,28 +84,8 @@ func (w *watch) govern(c *config.Config, fresh bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	now := w.now()
-	for name, b := range c.Backends {
-		j := w.judges[name]
-		if j == nil {
-			j = &judge{Backend: health.New(name), book: w.n.shared.Ledger.Backend(name), serving: map[string]bool{}}
-			w.judges[name] = j
-		}
-		if j.of == b {
-			continue
-		}
-		j.of = b
-		j.Govern(now, b, fresh)
-		j.accounts = make(map[string]*ledger.Endpoint, len(b.Endpoints))
-		for _, e := range b.Endpoints {
-			j.accounts[e.Ref.Name] = j.book.Endpoint(e.Ref.Name)
-		}
-		j.Met(j.tries)
-		for name := range j.serving {
-			if j.accounts[name] == nil {
-				delete(j.serving, name)
-			}
-		}
-		w.flush(j, now)
+	for _, b := range c.Backends {
+		w.rule(b, now, fresh)
 	}
 	for name := range w.judges {
 		if c.Backends[name] == nil {
@@ -114,6 +96,86 @@ func (w *watch) govern(c *config.Config, fresh bool) {
 	w.stir()
 }
 
+// follow is govern for what a plan has changed, which gave c.
+func (w *watch) follow(p config.Plan) {
+	if len(p.BackendsAdded)+len(p.BackendsChanged)+len(p.BackendsRemoved) == 0 {
+		return
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	now := w.now()
+	var gone, next []probe.Target
+	one := func(b *config.Backend) {
+		if j := w.judges[b.Ref.Name]; j != nil {
+			gone = append(gone, w.targets(j)...)
+		}
+		next = append(next, w.targets(w.rule(b, now, false))...)
+	}
+	for _, b := range p.BackendsAdded {
+		one(b)
+	}
+	for _, c := range p.BackendsChanged {
+		one(c.New)
+	}
+	for _, b := range p.BackendsRemoved {
+		if j := w.judges[b.Ref.Name]; j != nil {
+			gone = append(gone, w.targets(j)...)
+			delete(w.judges, b.Ref.Name)
+		}
+	}
+	if w.engine != nil {
+		w.engine.Replace(gone, next)
+	}
+	w.stir()
+}
+
+// rule brings the judge of a backend to b. The caller holds mu.
+func (w *watch) rule(b *config.Backend, now health.Instant, fresh bool) *judge {
+	name := b.Ref.Name
+	j := w.judges[name]
+	if j == nil {
+		j = &judge{Backend: health.New(name), book: w.n.shared.Ledger.Backend(name), serving: map[string]bool{}}
+		w.judges[name] = j
+	}
+	if j.of == b {
+		return j
+	}
+	j.of = b
+	j.Govern(now, b, fresh)
+	j.accounts = make(map[string]*ledger.Endpoint, len(b.Endpoints))
+	for _, e := range b.Endpoints {
+		j.accounts[e.Ref.Name] = j.book.Endpoint(e.Ref.Name)
+	}
+	j.Met(j.tries)
+	for name := range j.serving {
+		if j.accounts[name] == nil {
+			delete(j.serving, name)
+		}
+	}
+	w.flush(j, now)
+	return j
+}
+
+// targets are what is probed for a judge.
+func (w *watch) targets(j *judge) []probe.Target {
+	return probe.Targets(j.of, func(endpoint string) bool { return !j.Unprobed(endpoint) })
+}
+
+// obeyed gives the backends that have orders in d, or had some when this was
+// asked the last time. The caller holds mu.
+func (w *watch) obeyed(d *desired) []string {
+	all := w.ordered
+	w.ordered = map[string]bool{}
+	for name := range d.orders {
+		w.ordered[backendOf(name)] = true
+	}
+	if all == nil {
+		all = map[string]bool{}
+	}
+	maps.Copy(all, w.ordered)
+	return slices.Collect(maps.Keys(all))
+}
+
 // target tells the engine what is to be probed. The caller holds mu.
 func (w *watch) target() {
 	if w.engine == nil {
@@ -121,7 +183,7 @@ func (w *watch) target() {
 	}
 	var all []probe.Target
 	for _, j := range w.judges {
-		all = append(all, probe.Targets(j.of, func(endpoint string) bool { return !j.Unprobed(endpoint) })...)
+		all = append(all, w.targets(j)...)
 	}
 	w.engine.Set(all)
 }
@@ -275,6 +337,13 @@ func (w *watch) log(t health.Transition) {
 		subject = "backend " + string(t.What)
 	}
 	w.n.log.Log(context.Background(), level, subject, args...)
+	if level > slog.LevelDebug {
+		object := "endpoint/" + t.Endpoint
+		if t.Endpoint == "" {
+			object = "backend/" + t.Backend
+		}
+		w.n.events.note(Event{Kind: "endpoint", Object: object, Text: fmt.Sprintf("%s %s: %s", t.Endpoint, t.State, t.Why), Fields: map[string]string{"state": t.State, "what": string(t.What), "why": t.Why}})
+	}
 }
 
 // run does what time brings until end is closed.

@@ -16,7 +16,8 @@ const (
 	stickyChunk = 100_000
 )
 
-// sendKnowledge tells the successor how endpoints stand and who belongs where.
+// sendKnowledge tells the successor how endpoints stand, who belongs where, and
+// what is being done to flows.
 func (n *Node) sendKnowledge(c move.Carrier) error {
 	send := func(k move.Knowledge) error { return move.SendJSON(c, move.Inherit, k) }
 	var some []health.Saved
@@ -38,6 +39,16 @@ func (n *Node) sendKnowledge(c move.Carrier) error {
 		}
 	}
 	if err := flush(); err != nil {
+		return err
+	}
+	if err := send(move.Knowledge{State: n.portableState()}); err != nil {
+		return err
+	}
+	flows, err := n.portableSide()
+	if err != nil {
+		return fmt.Errorf("node: what is being done to flows: %w", err)
+	}
+	if err := send(move.Knowledge{Flows: flows}); err != nil {
 		return err
 	}
 	for name, t := range n.shared.Ledger.Tables() {
@@ -71,12 +82,22 @@ func (n *Node) learn(m move.Message) error {
 			n.watch.restore(saved)
 		}
 	}
+	if len(k.State) > 0 {
+		if err := n.learnState(k.State); err != nil {
+			n.log.Warn("what the predecessor was told at last of the desired state is not readable", "error", err)
+		}
+	}
 	if len(k.Sticky) > 0 {
 		var tables ledger.Tables
 		if err := json.Unmarshal(k.Sticky, &tables); err != nil {
 			n.log.Warn("the predecessor's sticky tables are not readable", "error", err)
 		} else {
 			n.shared.Ledger.Inherit(tables)
+		}
+	}
+	if len(k.Flows) > 0 {
+		if err := n.inheritSide(k.Flows); err != nil {
+			n.log.Warn("what the predecessor was doing to flows is not readable, and ends", "error", err)
 		}
 	}
 	return nil

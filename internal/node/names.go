@@ -1,6 +1,7 @@
 package node
 
 import (
+	"context"
 	"maps"
 	"net/netip"
 	"slices"
@@ -24,7 +25,9 @@ const changeLook = 20 * time.Millisecond
 // naming keeps the endpoints that are names at the addresses that they have now.
 // Whoever holds Node.change owns it.
 type naming struct {
-	n        *Node
+	n *Node
+	// mu guards resolver for those who do not own it.
+	mu       sync.Mutex
 	resolver *resolve.Resolver // nil: nothing has a name
 	servers  []netip.AddrPort
 	of       *config.Config // in force, as it was written: with names
@@ -53,9 +56,10 @@ type named struct {
 	kept     bool
 }
 
-// prepare asks for the names of c. The result must be kept or ended. known are
-// a predecessor's answers, nil if there is none.
-func (x *naming) prepare(c *config.Config, known map[string]resolve.Answer) *named {
+// prepare asks for the names of c, and waits for them for at most d. The result
+// must be kept or ended. known are answers of somebody who was asked before, nil
+// if there is none.
+func (x *naming) prepare(c *config.Config, known map[string]resolve.Answer, d time.Duration) *named {
 	m := &named{x: x, of: c, resolver: x.resolver, Config: c}
 	hosts := hostsOf(c)
 	if len(hosts) == 0 {
@@ -64,7 +68,7 @@ func (x *naming) prepare(c *config.Config, known map[string]resolve.Answer) *nam
 	}
 	if x.resolver == nil || !slices.Equal(x.servers, c.Node.DNS) {
 		if x.resolver != nil {
-			known = x.resolver.Answers()
+			known = joinAnswers(x.resolver.Answers(), known)
 		}
 		m.resolver = resolve.New(resolve.Options{Servers: c.Node.DNS, Changed: x.tell, Failed: x.failed})
 	}
@@ -73,19 +77,66 @@ func (x *naming) prepare(c *config.Config, known map[string]resolve.Answer) *nam
 		watched = append(hostsOf(x.of), hosts...) // until it is known whether c comes in force
 	}
 	m.resolver.Set(watched, known)
-	m.resolver.Wait(resolveTime)
-	m.Config = resolved(c, m.resolver)
+	if d > 0 {
+		m.resolver.Wait(d)
+	}
+	m.Config = resolved(c, m.resolver.Answers())
 	return m
 }
+
+func joinAnswers(a, b map[string]resolve.Answer) map[string]resolve.Answer {
+	all := make(map[string]resolve.Answer, len(a)+len(b))
+	maps.Copy(all, a)
+	maps.Copy(all, b)
+	return all
+}
+
+// strange gives the names of c that nobody has asked for. It is called by who has
+// the turn to change the configuration.
+func (x *naming) strange(c *config.Config) []string {
+	hosts := hostsOf(c)
+	if len(hosts) == 0 {
+		return nil
+	}
+	answers := x.answers()
+	return slices.DeleteFunc(hosts, func(host string) bool {
+		_, known := answers[host]
+		return known
+	})
+}
+
+// askNames asks for names beside all that goes on, and waits for them for a while.
+func askNames(ctx context.Context, c *config.Config, hosts []string) map[string]resolve.Answer {
+	r := resolve.New(resolve.Options{Servers: c.Node.DNS, Changed: func() {}, Failed: func(string, error) {}})
+	defer r.Stop()
+	r.Set(hosts, nil)
+	asked := make(chan struct{})
+	go func() { // ends within resolveTime
+		r.Wait(resolveTime)
+		close(asked)
+	}()
+	select {
+	case <-asked:
+	case <-ctx.Done():
+	}
+	return r.Answers()
+}
+
+// preview is c with the addresses that are known now.
+func (x *naming) preview(c *config.Config) *config.Config { return resolved(c, x.answers()) }
 
 // keep puts it in force.
 func (m *named) keep() {
 	x := m.x
 	m.kept = true
-	if x.resolver != nil && x.resolver != m.resolver {
-		x.resolver.Stop()
+	was := x.resolver
+	x.mu.Lock()
+	x.resolver = m.resolver
+	x.mu.Unlock()
+	if was != nil && was != m.resolver {
+		was.Stop()
 	}
-	x.resolver, x.servers, x.of = m.resolver, m.of.Node.DNS, m.of
+	x.servers, x.of = m.of.Node.DNS, m.of
 	if x.resolver != nil {
 		x.resolver.Set(hostsOf(m.of), nil)
 	}
@@ -119,11 +170,14 @@ func splitName(name string) (host string, port uint16) {
 	return name[:i], uint16(n)
 }
 
-// resolved is c with the addresses that r knows now.
-func resolved(c *config.Config, r *resolve.Resolver) *config.Config {
-	answers := r.Answers()
+// resolved is c with the addresses that answers say.
+func resolved(c *config.Config, answers map[string]resolve.Answer) *config.Config {
+	names := c.Names()
+	if len(names) == 0 {
+		return c
+	}
 	all := config.Resolved{}
-	for _, name := range c.Names() {
+	for _, name := range names {
 		host, port := splitName(name)
 		for _, a := range answers[host].Addrs {
 			all[name] = append(all[name], netip.AddrPortFrom(a, port))
@@ -159,10 +213,13 @@ func (x *naming) follow() {
 
 // answers are what a successor begins with.
 func (x *naming) answers() map[string]resolve.Answer {
-	if x.resolver == nil {
+	x.mu.Lock()
+	r := x.resolver
+	x.mu.Unlock()
+	if r == nil {
 		return nil
 	}
-	return x.resolver.Answers()
+	return r.Answers()
 }
 
 // stop ends it. It waits for nobody who holds Node.change.
@@ -200,17 +257,19 @@ func (n *Node) readdress() {
 		return
 	}
 	n.mu.Lock()
-	old, source := n.gen, n.source
+	old := n.gen
 	n.mu.Unlock()
-	c := n.registry.reuse(resolved(x.of, x.resolver)).Reuse(old.Config)
+	c := n.reuse(resolved(x.of, x.resolver.Answers()), old.Config)
 	plan := config.Diff(old.Config, c)
 	if plan.Empty() {
 		return
 	}
 	r := newReport("config")
-	if err := n.bring(c, old, source, r, false); err != nil {
+	if err := n.bring(&bringing{c: c, plan: plan, old: old, report: r}); err != nil {
 		n.log.Error("the addresses of names have changed, and could not be put in force", "error", err)
 		return
 	}
-	n.log.Info("addresses of names changed", "generation", r.Generation, "plan", strings.TrimSpace(plan.String()), "flows", r.Flows)
+	n.noteApply("names", "applied")
+	n.tell("endpoint", "", Author{Name: "names"}, nil, "addresses of names changed: %s", brief(plan.String()))
+	n.log.Info("addresses of names changed", "plan", strings.TrimSpace(plan.String()), "flows", r.Flows)
 }

@@ -69,6 +69,10 @@ type Options struct {
 	HostHeritage json.RawMessage
 	// Names are the predecessor's answers for endpoints that are names.
 	Names map[string]resolve.Answer
+	// State is the directory of the journal; "" is none.
+	State string
+	// Heritage is the predecessor's desired state and what is under way with it.
+	Heritage json.RawMessage
 	// Level is that of Log; nil: it cannot be changed.
 	Level *slog.LevelVar
 }
@@ -95,6 +99,7 @@ type Node struct {
 	watch    *watch
 	names    *naming
 	events   events
+	state    stateSide
 	side     flowSide
 
 	// change is held by whoever applies a configuration or moves flows.
@@ -102,7 +107,6 @@ type Node struct {
 
 	// mu guards what follows; it is held for reading and swapping only.
 	mu         sync.Mutex
-	source     []byte
 	gen        *loop.Generation
 	began      *config.Config // what it began with; never written again
 	leaving    bool           // flows have begun to go to a successor
@@ -123,21 +127,22 @@ func Parse(file string, source []byte) (*config.Config, config.Warnings, error) 
 // Start begins a node: everything is checked and opened before anything
 // serves. Its loops run until Stop.
 func Start(o Options) (*Node, error) {
-	source := o.Source
-	if source == nil {
-		var err error
-		if source, err = os.ReadFile(o.File); err != nil {
-			return nil, fmt.Errorf("node: %w", err)
-		}
-	}
-	c, warnings, err := Parse(o.File, source)
+	n := &Node{log: o.Log, level: o.Level, file: o.File, registry: newRegistry(), started: time.Now()}
+	n.state.init(o.File)
+	fresh, err := n.state.begin(&o)
 	if err != nil {
 		return nil, err
 	}
-	for _, w := range warnings {
-		o.Log.Warn(w.String())
+	serves := false
+	defer func() {
+		if !serves {
+			_ = n.state.closeJournal("the node has not begun") // nothing was written
+		}
+	}()
+	for _, w := range fresh.warnings {
+		o.Log.Warn(w)
 	}
-	n := &Node{log: o.Log, level: o.Level, file: o.File, registry: newRegistry(), started: time.Now(), source: source}
+	c := fresh.next.doc.Config()
 	place, err := accesslog.Open(c.AccessLog, logTag)
 	if err != nil {
 		return nil, fmt.Errorf("node: %w", err)
@@ -161,14 +166,14 @@ func Start(o Options) (*Node, error) {
 		}
 	}()
 	n.shared.Ledger = ledger.New(ledger.Options{Policy: balance.Policy{}, Ring: n.ring, Open: n.reopen, Alarm: n.watch.alarm, Zone: c.Node.Zone})
-	named := n.names.prepare(c, o.Names)
+	named := n.names.prepare(c, o.Names, resolveTime)
 	named.keep()
 	c = named.Config
 
 	if err := n.openMetrics(c, o.Inherited); err != nil {
 		return nil, err
 	}
-	g, opened, err := n.open(c, nil, o.Inherited, o.Generation+1)
+	g, opened, _, err := n.open(c, nil, o.Inherited, 1)
 	if err != nil {
 		n.closeMetrics()
 		return nil, err
@@ -204,6 +209,8 @@ func Start(o Options) (*Node, error) {
 	n.registry.addConfig(time.Now(), c)
 	n.gen, n.began = g, g.Config
 	n.watch.govern(c, true)
+	n.state.start(fresh, o.Generation)
+	n.obeyAll()
 	for _, l := range n.shared.Loops {
 		l.SetGeneration(g)
 		if !o.Quiet {
@@ -221,6 +228,7 @@ func Start(o Options) (*Node, error) {
 		n.Stop()
 		return nil, err
 	}
+	serves = true
 	return n, nil
 }
 
@@ -261,6 +269,23 @@ func (n *Node) room(c *config.Config) int {
 	return room
 }
 
+// followLimits brings the ledger to what a plan has changed, which gave c.
+func (n *Node) followLimits(c *config.Config, p config.Plan) {
+	n.shared.Ledger.Node.SetMax(n.room(c))
+	for _, l := range p.ListenersAdded {
+		n.shared.Ledger.Listener(l.Ref.Name).SetMax(l.ConnectionsMax)
+	}
+	for _, l := range p.ListenersChanged {
+		n.shared.Ledger.Listener(l.New.Ref.Name).SetMax(l.New.ConnectionsMax)
+	}
+	for _, b := range p.BackendsAdded {
+		n.shared.Ledger.Backend(b.Ref.Name).Govern(b)
+	}
+	for _, b := range p.BackendsChanged {
+		n.shared.Ledger.Backend(b.New.Ref.Name).Govern(b.New)
+	}
+}
+
 // setLimits brings the ledger to what c says.
 func (n *Node) setLimits(c *config.Config) {
 	n.shared.Ledger.Node.SetMax(n.room(c))
@@ -274,8 +299,8 @@ func (n *Node) setLimits(c *config.Config) {
 
 // open makes the generation of c: sockets of old or inherited listeners are
 // kept by VIP, whatever their name; the others are opened. On an error all
-// that was opened is closed again and nothing has changed.
-func (n *Node) open(c *config.Config, old *loop.Generation, inherited map[string]sock.FD, number uint64) (*loop.Generation, map[string]bool, error) {
+// that was opened is closed again and nothing has changed; back does the same.
+func (n *Node) open(c *config.Config, old *loop.Generation, inherited map[string]sock.FD, number uint64) (_ *loop.Generation, _ map[string]bool, back func(), _ error) {
 	g := &loop.Generation{Number: number, Config: c, Listening: map[string]*loop.Listening{}}
 	used := map[string]bool{}
 	have := map[string]sock.FD{}
@@ -292,13 +317,16 @@ func (n *Node) open(c *config.Config, old *loop.Generation, inherited map[string
 	var fresh []sock.FD
 	var again []func() error // for open sockets: what c says of them
 	var undo []func()
-	fail := func(name string, err error) error {
+	back = func() {
 		for _, fd := range fresh {
 			fd.Close()
 		}
 		for _, f := range undo {
 			f()
 		}
+	}
+	fail := func(name string, err error) error {
+		back()
 		return fmt.Errorf("node: listener %s: %w", name, err)
 	}
 	for name, l := range c.Listeners {
@@ -325,7 +353,7 @@ func (n *Node) open(c *config.Config, old *loop.Generation, inherited map[string
 		} else {
 			var err error
 			if fd, err = sock.Listen(listenSpec(l)); err != nil {
-				return nil, nil, fail(name, err)
+				return nil, nil, nil, fail(name, err)
 			}
 			fresh = append(fresh, fd)
 		}
@@ -334,10 +362,10 @@ func (n *Node) open(c *config.Config, old *loop.Generation, inherited map[string
 	// Sockets that serve already are changed last, when nothing else can fail.
 	for _, f := range again {
 		if err := f(); err != nil {
-			return nil, nil, err
+			return nil, nil, nil, err
 		}
 	}
-	return g, used, nil
+	return g, used, back, nil
 }
 
 // same tells whether two versions of a listener's backend are one. A listener
@@ -374,94 +402,91 @@ func (n *Node) inCharge() error {
 	return nil
 }
 
-// Reload reads the file again and applies it.
-func (n *Node) Reload() (*Report, error) {
-	source, err := os.ReadFile(n.file)
-	if err != nil {
-		return nil, fmt.Errorf("node: %w", err)
-	}
-	return n.Apply(source)
+// bringing is a configuration on its way to rule every loop.
+type bringing struct {
+	c      *config.Config
+	plan   config.Plan // from what rules now
+	old    *loop.Generation
+	flows  FlowsPolicy
+	end    bool // flows may be ended
+	report *Report
+	// check has the last word before anything changes, effective is called when
+	// every loop rules by c, and commit after it; nil is nothing. All are called
+	// while nothing else takes effect.
+	check     func() error
+	effective func()
+	commit    func()
+
+	following int    // flows that are still to follow
+	late      uint64 // connections that came to what had been closed
 }
 
-// Apply brings the node to the configuration in source. Nothing changes
-// unless all of it can be done. Flows under objects that changed are dealt
-// with as their listener says; all others are not touched.
-func (n *Node) Apply(source []byte) (*Report, error) {
-	n.change.Lock()
-	defer n.change.Unlock()
-	began := time.Now()
-	if err := n.inCharge(); err != nil {
-		return nil, err
-	}
-	n.mu.Lock()
-	old := n.gen
-	n.mu.Unlock()
-	c, _, err := Parse(n.file, source)
-	if err != nil {
-		return nil, err
-	}
-	named := n.names.prepare(c, nil)
-	defer named.end()
-	c = n.registry.reuse(named.Config).Reuse(old.Config)
-	plan := config.Diff(old.Config, c)
-	r := newReport("config")
-	r.Plan = plan.String()
-	if later := takesUpgrade(plan, config.Diff(n.began, c)); later != "" {
-		r.Plan += "! " + later + ": takes effect with the next upgrade\n"
-	}
-	if plan.Empty() {
-		named.keep()
-		r.Generation, r.Unchanged = old.Number, true
-		n.log.Info("configuration unchanged", "generation", r.Generation)
-		return r.done(began), nil
-	}
-	if err := n.bring(c, old, source, r, true); err != nil {
-		return nil, err
-	}
-	named.keep()
-	n.totals.move(r)
-	n.log.Info("configuration applied", "generation", r.Generation, "flows", r.Flows, "closed", r.Closed, "took", time.Since(began))
-	return r.done(began), nil
-}
-
-// bring puts c in force in place of old. Nothing changes unless all of it can be
-// done. Flows under objects that changed do as their listener says, but that
-// they are not ended without end. The caller holds change.
-func (n *Node) bring(c *config.Config, old *loop.Generation, source []byte, r *Report, end bool) error {
-	place, relog, err := logChange(old.Config, c)
+// bring puts a configuration in force. Nothing changes unless all of it can be
+// done. Flows under objects that changed do as the policy or their listener says.
+// The caller holds change.
+func (n *Node) bring(x *bringing) error {
+	place, relog, err := logChange(x.old.Config, x.c)
 	if err != nil {
 		return fmt.Errorf("node: %w", err)
 	}
-	g, used, err := n.open(c, old, nil, old.Number+1)
+	g, used, undo, err := n.open(x.c, x.old, nil, x.old.Number+1)
 	if err != nil {
 		place.Close()
 		return err
 	}
+	n.state.swap.Lock()
+	if x.check != nil {
+		if err := x.check(); err != nil {
+			n.state.swap.Unlock()
+			undo()
+			place.Close()
+			return err
+		}
+	}
 	if relog {
 		n.access.Set(place)
 	}
-	n.registry.addConfig(time.Now(), c)
+	n.registry.addPlan(time.Now(), x.plan)
 	// What is new does not serve before it was looked at.
-	n.watch.govern(c, false)
-	n.setLimits(c)
+	n.watch.follow(x.plan)
+	n.followLimits(x.c, x.plan)
 	n.mu.Lock()
-	n.gen, n.source = g, source
+	n.gen = g
 	n.mu.Unlock()
 	// Flows stay in their loops, lest one comes to a loop that is done. What was
 	// sent before lies in a mailbox before what is asked below.
 	n.shared.Fixed.Store(true)
 	defer n.shared.Fixed.Store(false)
-	for _, l := range n.shared.Loops {
-		l.Ask(func(l *loop.Loop) { l.SetGeneration(g) })
+	n.askAll(func(l *loop.Loop) { l.SetGeneration(g) })
+	if x.effective != nil {
+		x.effective()
 	}
-	for _, x := range old.Listening {
-		if !used[vipKey(x.Object)] {
-			n.retire(x)
+	if x.commit != nil {
+		x.commit()
+	}
+	n.state.swap.Unlock()
+	n.obeyAll()
+	for _, was := range x.old.Listening {
+		if !used[vipKey(was.Object)] {
+			n.retire(was)
 		}
 	}
-	n.followAll(config.Diff(old.Config, g.Config), g, FlowsPolicy{}, end, r)
-	r.Generation = g.Number
+	x.following = n.followAll(x.plan, g, x.flows, x.end, x.report)
 	return nil
+}
+
+// askAll has f run on each loop's thread, at the same time, and returns when all
+// have.
+func (n *Node) askAll(f func(l *loop.Loop)) {
+	var all sync.WaitGroup
+	for _, l := range n.shared.Loops {
+		all.Add(1)
+		l.Do(func(l *loop.Loop) {
+			defer all.Done()
+			f(l)
+		})
+	}
+	all.Wait()
 }
 
 // takesUpgrade names what of a plan a running process cannot change in itself. It
@@ -603,6 +628,12 @@ func (n *Node) tend() {
 	n.background = append(n.background, n.beginFlows())
 	n.background = append(n.background, n.remember())
 	n.background = append(n.background, every(memoryEvery, n.watchMemory))
+	n.background = append(n.background, every(canaryLook, func(now time.Time) {
+		n.lookAtCanary(now)
+		n.stepShifts(now)
+	}))
+	n.background = append(n.background, n.watchFile())
+	n.background = append(n.background, every(journalRetry, func(time.Time) { n.keepJournal() }))
 }
 
 // every calls do each d, until what it gives is called, which waits for the last.
@@ -656,6 +687,7 @@ func (n *Node) sweep(now time.Time) {
 // reset, all descriptors go back.
 func (n *Node) Stop() {
 	n.stopLoops.Do(func() {
+		n.state.stop()
 		n.names.stop()
 		n.watch.leave(false)
 		for _, f := range n.background {
@@ -674,6 +706,9 @@ func (n *Node) Stop() {
 		for _, l := range n.shared.Loops {
 			l.Stop()
 			l.Free()
+		}
+		if err := n.state.closeJournal("the node has ended"); err != nil {
+			n.log.Error("the last changes are not on the disk", "error", err)
 		}
 		n.access.Close()
 		n.closeMetrics()
@@ -697,9 +732,5 @@ func (n *Node) Config() *config.Config {
 	return n.gen.Config
 }
 
-// Generation is the number of the configuration in force.
-func (n *Node) Generation() uint64 {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	return n.gen.Number
-}
+// Generation is the number of the desired state in force.
+func (n *Node) Generation() uint64 { return n.state.current().Generation }

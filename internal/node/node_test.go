@@ -79,7 +79,7 @@ func (r *running) write(text string) {
 	}
 }
 
-func (r *running) reload(text string) *Report {
+func (r *running) reload(text string) *ChangeReport {
 	r.t.Helper()
 	r.write(text)
 	report, err := r.Reload()
@@ -186,8 +186,8 @@ func TestChangeLeavesNewTenantsAlone(t *testing.T) {
 			t.Fatal(err)
 		}
 		l := r.shared.Loops[0]
-		x := newFollowing(config.Diff(r.Config(), c), c, FlowsPolicy{}, true)
-		adopt, kill := x.list(l)
+		x, rule := newFollowing(config.Diff(r.Config(), c), FlowsPolicy{}, true), newRuling(c)
+		adopt, kill := x.list(l, rule)
 		listed := append(adopt, kill...)
 		if len(listed) != 1 {
 			t.Fatalf("%s: %d flows are to follow, want 1", word, len(listed))
@@ -202,10 +202,10 @@ func TestChangeLeavesNewTenantsAlone(t *testing.T) {
 			t.Fatalf("%s: the second flow is in slot %d, so this proved nothing", word, slot)
 		}
 		report := newReport("config")
-		r.adoptFlows(l, x, adopt, report)
-		x.endFlows(l, kill, report)
-		if report.Flows != 0 || report.Closed != 0 {
-			t.Errorf("%s: %d flows adopted, %d closed, want none", word, report.Flows, report.Closed)
+		r.adoptSome(l, x, rule, adopt, report)
+		closed := r.endSome(l, x, rule, kill)
+		if report.Flows != 0 || closed != 0 {
+			t.Errorf("%s: %d flows adopted, %d closed, want none", word, report.Flows, closed)
 		}
 		says(t, second, "still there")
 		r.Stop()

@@ -59,6 +59,22 @@ func (r *registry) put(now time.Time, ref config.Ref, o any) {
 	r.objects[ref] = &registered{object: o, seen: now}
 }
 
+// addPlan notes the objects that a plan brings.
+func (r *registry) addPlan(now time.Time, p config.Plan) {
+	for _, l := range p.ListenersAdded {
+		r.add(now, l)
+	}
+	for _, l := range p.ListenersChanged {
+		r.add(now, l.New)
+	}
+	for _, b := range p.BackendsAdded {
+		r.add(now, b)
+	}
+	for _, b := range p.BackendsChanged {
+		r.add(now, b.New)
+	}
+}
+
 // addConfig notes all objects of c.
 func (r *registry) addConfig(now time.Time, c *config.Config) {
 	for _, l := range c.Listeners {
@@ -72,15 +88,22 @@ func (r *registry) addConfig(now time.Time, c *config.Config) {
 // reuse gives a config with the contents of c in which every object that is
 // registered in the same version is the registered one: so equal objects are
 // the same pointers, also with those of a generation before the last, under
-// which there may be flows.
-func (r *registry) reuse(c *config.Config) *config.Config {
+// which there may be flows. What old, which is in force, has as the same pointer is
+// registered.
+func (r *registry) reuse(c, old *config.Config) *config.Config {
 	known := &config.Config{Listeners: map[string]*config.Listener{}, Backends: map[string]*config.Backend{}}
 	for name, l := range c.Listeners {
-		if was := r.Listener(name, l.Ref.Version); was != nil {
+		if old.Listeners[name] == l {
+			known.Listeners[name] = l
+		} else if was := r.Listener(name, l.Ref.Version); was != nil {
 			known.Listeners[name] = was
 		}
 	}
 	for name, b := range c.Backends {
+		if old.Backends[name] == b {
+			known.Backends[name] = b
+			continue
+		}
 		if was := r.Backend(name, b.Ref.Version); was != nil {
 			known.Backends[name] = was
 			continue
@@ -208,6 +231,16 @@ func (a adopting) Listener(name string, version uint64) *config.Listener {
 // Was makes it a [flow.Changer].
 func (a adopting) Was(name string, version uint64) *config.Listener {
 	return a.exact.Listener(name, version)
+}
+
+// WasBackend and WasEndpoint are of it, too.
+func (a adopting) WasBackend(name string, version uint64) *config.Backend {
+	return a.exact.Backend(name, version)
+}
+
+// WasEndpoint is described at WasBackend.
+func (a adopting) WasEndpoint(name string, version uint64) *config.Endpoint {
+	return a.exact.Endpoint(name, version)
 }
 
 func (a adopting) Backend(name string, version uint64) *config.Backend {

@@ -1,54 +1,631 @@
 package node
 
 import (
+	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
+
+	"github.com/holdfast-lb/holdfast/internal/config"
+	"github.com/holdfast-lb/holdfast/internal/journal"
+	"github.com/holdfast-lb/holdfast/internal/resolve"
 )
 
-// Change is the one way to another desired state. It returns when the state is
-// in force on every loop, or was refused; then nothing has changed.
-func (n *Node) Change(ctx context.Context, q ChangeRequest) (*ChangeReport, error) {
-	began := time.Now()
-	source := q.Source
-	if q.Reread {
-		var err error
-		if source, err = os.ReadFile(n.file); err != nil {
-			return nil, err
+// waitingMax bounds the changes that wait for their turn.
+const waitingMax = 64
+
+// stateSide is the desired state of a node, and the order in which it changes.
+//
+// Three things come one after another: a change of configuration has the turn
+// from its first look at the state until it is done; swap is held while
+// something takes effect and gets its number, so that generations are numbered in
+// the order in which they rule; and mu is held for looking only.
+type stateSide struct {
+	turn    chan struct{} // has a token while nobody has the turn
+	waiting atomic.Int32
+	reader  reader
+	ctx     context.Context // of what the node does by itself; ended by stop
+	stop    context.CancelFunc
+
+	swap sync.Mutex
+
+	// mu guards what follows.
+	mu        sync.Mutex
+	now       *desired
+	history   generations
+	journal   *journal.Journal
+	dir       string // of the journal; "": there is none
+	unwritten string // why there is no journal
+	reread    *reread
+	canary    *canary
+	settled   string            // what came of the last one
+	shifts    map[string]*shift // by full name of the endpoint
+	keys      keys
+}
+
+// reread is a reload that waits for its turn, and all who want the same.
+type reread struct {
+	like   ChangeRequest
+	done   chan struct{}
+	report *ChangeReport
+	err    error
+}
+
+// init makes s ready.
+func (s *stateSide) init(file string) {
+	s.turn, s.reader, s.shifts, s.unwritten = make(chan struct{}, 1), reader{file, os.LookupEnv}, map[string]*shift{}, "node.state is none"
+	s.turn <- struct{}{}
+	s.ctx, s.stop = context.WithCancel(context.Background())
+}
+
+// take waits for the turn.
+func (s *stateSide) take(ctx context.Context) error {
+	select {
+	case <-s.turn:
+		return nil
+	default:
+	}
+	if s.waiting.Add(1) > waitingMax {
+		s.waiting.Add(-1)
+		return fmt.Errorf("node: %d changes wait already: %w", waitingMax, ErrBusy)
+	}
+	defer s.waiting.Add(-1)
+	select {
+	case <-s.turn:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("node: the change was not begun: %w", ctx.Err())
+	}
+}
+
+func (s *stateSide) give() { s.turn <- struct{}{} }
+
+// current is the state in force.
+func (s *stateSide) current() *desired {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.now
+}
+
+// info is the entry of the history for d.
+func (d *desired) info() GenerationInfo {
+	return GenerationInfo{Generation: d.Generation, At: d.At, By: d.By, Kind: d.Kind}
+}
+
+// check sees that q asks for one thing.
+func (q *ChangeRequest) check() error {
+	ways := 0
+	for _, is := range []bool{q.Source != nil, q.Reread, q.Edits != nil, q.Revert != nil, q.Rollback != 0} {
+		if is {
+			ways++
 		}
 	}
-	if source == nil {
-		return nil, errors.New("node: this change is not there yet")
+	if ways != 1 {
+		return errors.New("node: a change is one of source, reread, edits, revert and rollback")
 	}
-	was := n.Generation()
-	r, err := n.Apply(source)
+	switch q.RuntimeEdits {
+	case "", "keep", "discard", "refuse":
+	default:
+		return fmt.Errorf("node: runtime_edits %q: want keep, discard or refuse", q.RuntimeEdits)
+	}
+	if q.Canary < 0 || q.Canary > canaryMost {
+		return fmt.Errorf("node: a canary of %v: want up to %v", q.Canary, canaryMost)
+	}
+	if q.AbortOn != "" && q.Canary == 0 {
+		return errors.New("node: abort_on is of a canary, and there is none")
+	}
+	_, err := parseAbort(q.AbortOn)
+	return err
+}
+
+// kind is the word of the history.
+func (q *ChangeRequest) kind() string {
+	switch {
+	case q.Source != nil:
+		return "apply"
+	case q.Reread:
+		return "file"
+	case q.Rollback != 0:
+		return "rollback"
+	}
+	return "edit"
+}
+
+// expected refuses a write whose writer has not seen d.
+func (d *desired) expected(expect uint64) error {
+	if expect != 0 && expect != d.Generation {
+		return fmt.Errorf("node: generation %d is in force, by %s %s ago; %d was expected: %w",
+			d.Generation, cmp.Or(d.By.Name, "nobody"), time.Since(d.At).Round(time.Second), expect, ErrChanged)
+	}
+	return nil
+}
+
+// Change is the one way to another desired state. It returns when the state is
+// in force on every loop, or was refused; then nothing has changed. When ctx ends
+// a change that has not begun is not begun; one that has is done.
+func (n *Node) Change(ctx context.Context, q ChangeRequest) (*ChangeReport, error) {
+	if err := q.check(); err != nil {
+		return nil, err
+	}
+	if err := n.checkFlows(q.Flows); err != nil {
+		return nil, err
+	}
+	if q.DryRun {
+		return n.dryRun(q)
+	}
+	return once(ctx, n, q.Guard, q, func() (*ChangeReport, error) { return n.queued(ctx, q) })
+}
+
+// queued has reloads that wait together be one.
+func (n *Node) queued(ctx context.Context, q ChangeRequest) (*ChangeReport, error) {
+	began := time.Now()
+	if !q.Reread || q.Expect != 0 {
+		return n.changed(ctx, began, q, nil)
+	}
+	s := &n.state
+	s.mu.Lock()
+	if r := s.reread; r != nil && r.like.RuntimeEdits == q.RuntimeEdits && r.like.Flows == q.Flows && r.like.Canary == q.Canary && r.like.AbortOn == q.AbortOn {
+		s.mu.Unlock()
+		select {
+		case <-r.done:
+		case <-ctx.Done():
+			return nil, fmt.Errorf("node: the change was not waited for: %w", ctx.Err())
+		}
+		if r.err != nil {
+			return nil, r.err
+		}
+		own := *r.report
+		own.Superseded, own.EffectiveMillis = true, millis(time.Since(began))
+		own.Millis = own.EffectiveMillis
+		return &own, nil
+	}
+	r := &reread{like: q, done: make(chan struct{})}
+	s.reread = r
+	s.mu.Unlock()
+	r.report, r.err = n.changed(ctx, began, q, func() {
+		// From here on the file is read: who comes later may mean what is written later.
+		s.mu.Lock()
+		if s.reread == r {
+			s.reread = nil
+		}
+		s.mu.Unlock()
+	})
+	s.mu.Lock()
+	if s.reread == r {
+		s.reread = nil
+	}
+	s.mu.Unlock()
+	close(r.done)
+	return r.report, r.err
+}
+
+// changed makes a change in its turn. begun, if not nil, is called when it has it.
+func (n *Node) changed(ctx context.Context, began time.Time, q ChangeRequest, begun func()) (*ChangeReport, error) {
+	s := &n.state
+	if err := s.take(ctx); err != nil {
+		return nil, err
+	}
+	had := true
+	defer func() {
+		if had {
+			s.give()
+		}
+	}()
+	if begun != nil {
+		begun()
+	}
+	if err := s.watched(); err != nil {
+		return nil, err
+	}
+	d := s.current()
+	if err := d.expected(q.Expect); err != nil {
+		return nil, err
+	}
+	b, err := n.next(d, q)
 	if err != nil {
 		return nil, err
 	}
-	return &ChangeReport{
-		Generation: r.Generation, Was: was, Unchanged: r.Unchanged, Plan: r.Plan, Loops: len(n.shared.Loops), EffectiveMillis: r.Millis, Durable: "pending",
-		Flows: r.Flows, Closed: r.Closed, Lost: r.Lost, Pause: r.Pause, Millis: float64(time.Since(began).Microseconds()) / 1000,
-	}, nil
+	var known map[string]resolve.Answer
+	if strange := n.names.strange(b.next.doc.Config()); len(strange) > 0 {
+		// Names take their time, and nobody else waits for it.
+		s.give()
+		known = askNames(ctx, b.next.doc.Config(), strange)
+		if err := s.take(ctx); err != nil {
+			had = false
+			return nil, err
+		}
+		if err := s.watched(); err != nil {
+			return nil, err
+		}
+		if now := s.current(); now != d {
+			d = now
+			if err := d.expected(q.Expect); err != nil {
+				return nil, err
+			}
+			if b, err = n.next(d, q); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return n.enact(ctx, began, d, b, q, known)
 }
 
-// Generations gives the history, the newest first; at most limit, 0 is all.
-func (n *Node) Generations(limit int) []GenerationInfo { return nil }
+// next gives what q makes of d.
+func (n *Node) next(d *desired, q ChangeRequest) (*became, error) {
+	s := &n.state
+	a := asked{mode: q.RuntimeEdits, edits: q.Edits, revert: q.Revert, by: q.Author, at: time.Now(), kind: q.kind()}
+	switch {
+	case q.Rollback != 0:
+		if q.Rollback == d.Generation {
+			return nil, fmt.Errorf("node: generation %d is in force", q.Rollback)
+		}
+		state, err := s.stateAt(q.Rollback)
+		if err != nil {
+			return nil, err
+		}
+		return d.back(s.reader, state, a)
+	case q.Reread:
+		text, err := os.ReadFile(s.reader.file)
+		if err != nil {
+			return nil, fmt.Errorf("node: %w", err)
+		}
+		a.text, a.file, a.sum = text, true, textSum(text)
+		if a.sum == d.fileSum && d.applied && q.RuntimeEdits != "discard" {
+			// The file says nothing new: what was applied in its place stays.
+			return &became{next: d, same: true, warnings: []string{
+				"the file is as it was when it was read last; what was applied in its place since stays in force"}}, nil
+		}
+	case q.Source != nil:
+		a.text = q.Source
+		if len(a.text) > sourceMax {
+			return nil, fmt.Errorf("node: a configuration of %d octets; %d are the most", len(a.text), sourceMax)
+		}
+		// The file itself is no replacement of it.
+		if text, err := os.ReadFile(s.reader.file); err == nil && string(text) == string(a.text) {
+			a.file, a.sum = true, textSum(text)
+		}
+	}
+	return d.then(s.reader, a)
+}
+
+// sourceMax bounds a configuration in octets.
+const sourceMax = 16 << 20
+
+// dryRun tells what q would do now.
+func (n *Node) dryRun(q ChangeRequest) (*ChangeReport, error) {
+	began := time.Now()
+	d := n.state.current()
+	if err := d.expected(q.Expect); err != nil {
+		return nil, err
+	}
+	b, err := n.next(d, q)
+	if err != nil {
+		return nil, err
+	}
+	n.mu.Lock()
+	old := n.gen
+	n.mu.Unlock()
+	c := n.reuse(n.names.preview(b.next.doc.Config()), old.Config)
+	plan := config.Diff(old.Config, c)
+	r := &ChangeReport{
+		Generation: d.Generation, Was: d.Generation, DryRun: true, Plan: n.planText(plan, c), Warnings: b.warnings, Edits: b.edits, Loops: len(n.shared.Loops),
+		Impact: n.impactOf(plan, old.Config, c, q.Flows), Durable: n.state.durable(d.Generation),
+	}
+	r.Plan += ordersText(d.orders, b.next.orders)
+	r.Unchanged = r.Plan == "" && b.same
+	r.Millis = millis(time.Since(began))
+	return r, nil
+}
+
+// planText is a plan as people read it.
+func (n *Node) planText(plan config.Plan, c *config.Config) string {
+	text := plan.String()
+	if later := takesUpgrade(plan, config.Diff(n.began, c)); later != "" {
+		text += "! " + later + ": takes effect with the next upgrade\n"
+	}
+	return text
+}
+
+// ordersText tells by what orders differ, as plans do.
+func ordersText(was, is map[string]ordered) string {
+	var out strings.Builder
+	for _, name := range sortedKeys(was, is) {
+		a, old := was[name]
+		b, has := is[name]
+		if !old {
+			a.Weight = -1
+		}
+		if !has {
+			b.Weight = -1
+		}
+		if a.Admin != b.Admin {
+			fmt.Fprintf(&out, "~ endpoint %s: %s -> %s\n", name, cmp.Or(a.Admin, readyWord), cmp.Or(b.Admin, readyWord))
+		}
+		if a.Weight != b.Weight {
+			fmt.Fprintf(&out, "~ endpoint %s: ordered %s -> %s\n", name, orderedWeight(a.Weight), orderedWeight(b.Weight))
+		}
+	}
+	return out.String()
+}
+
+func orderedWeight(w int) string {
+	if w < 0 {
+		return "the file's weight"
+	}
+	return fmt.Sprintf("weight %d", w)
+}
+
+// enact brings the node from d to b. The caller has the turn.
+func (n *Node) enact(ctx context.Context, began time.Time, d *desired, b *became, q ChangeRequest, known map[string]resolve.Answer) (*ChangeReport, error) {
+	if err := n.lockChange(ctx); err != nil {
+		return nil, err
+	}
+	unlock := sync.OnceFunc(n.change.Unlock)
+	defer unlock()
+	if err := n.inCharge(); err != nil {
+		return nil, err
+	}
+	n.mu.Lock()
+	old := n.gen
+	n.mu.Unlock()
+	named := n.names.prepare(b.next.doc.Config(), known, 0)
+	defer named.end()
+	c := n.reuse(named.Config, old.Config)
+	plan := config.Diff(old.Config, c)
+	s := &n.state
+	r := &ChangeReport{Was: d.Generation, Plan: n.planText(plan, c), Warnings: b.warnings, Edits: b.edits, Loops: len(n.shared.Loops)}
+	r.Plan += ordersText(d.orders, b.next.orders)
+	if plan.Empty() && b.same {
+		named.keep()
+		s.mu.Lock()
+		r.Generation, r.Unchanged = s.now.Generation, true
+		if s.now == d {
+			// Only letters differ: they are in force, and are durable with what comes next.
+			same := *b.next
+			same.Generation, same.By, same.At, same.Kind, same.orders = d.Generation, d.By, d.At, d.Kind, d.orders
+			s.now = &same
+		}
+		s.mu.Unlock()
+		r.Durable = s.durable(r.Generation)
+		r.EffectiveMillis, r.Millis = millis(time.Since(began)), millis(time.Since(began))
+		n.log.Debug("configuration unchanged", "generation", r.Generation)
+		return r, nil
+	}
+	r.Impact = n.impactOf(plan, old.Config, c, q.Flows)
+	kernel := n.kernelBefore()
+	var watched scope
+	var before *figures
+	if q.Canary > 0 {
+		watched, before = n.canaryBaseline(plan)
+	}
+	moved := newReport("config")
+	var pending *journal.Pending
+	var info GenerationInfo
+	x := bringing{c: c, plan: plan, old: old, flows: q.Flows, end: true, report: moved}
+	x.check = func() error { return s.current().expected(q.Expect) }
+	x.commit = func() {
+		from := s.current()
+		next := b.next
+		if from != d && next.Kind != "rollback" && next.Kind != "canary-rollback" && q.Revert == nil {
+			// Orders came meanwhile; they stay.
+			next.orders = from.orders
+			next.keepOrders(d.doc.Config())
+		}
+		info, pending = n.commit(next, from, r.Plan, r.Impact)
+		r.Generation, r.Was = info.Generation, from.Generation
+	}
+	x.effective = func() { r.EffectiveMillis = millis(time.Since(began)) }
+	if err := n.bring(&x); err != nil {
+		return nil, err
+	}
+	named.keep()
+	moved.done(began)
+	n.totals.move(moved)
+	r.Flows, r.Closed, r.Lost, r.Pause, r.Following, r.ArrivedLate = moved.Flows, moved.Closed, moved.Lost, moved.Pause, x.following, x.late
+	r.Kernel = n.kernelAfter(kernel)
+	if q.Canary > 0 {
+		r.Canary = n.beginCanary(q, d, info, watched, before)
+	}
+	n.tellChange(info, r)
+	unlock()
+	n.await(ctx, r, pending, q.WaitDurable)
+	r.Millis = millis(time.Since(began))
+	n.log.Info("configuration applied", "generation", r.Generation, "kind", info.Kind, "by", info.By.Name, "flows", r.Flows, "closed", r.Closed, "effective_ms", r.EffectiveMillis, "took", time.Since(began))
+	return r, nil
+}
+
+// commit makes next the state in force, with the next number. The caller holds
+// swap, and next rules every loop, or its orders the ledger.
+func (n *Node) commit(next, from *desired, plan string, impact Impact) (GenerationInfo, *journal.Pending) {
+	s := &n.state
+	next.Generation = from.Generation + 1
+	info := next.info()
+	info.Plan, info.Impact = plan, impact
+	pending := s.write(next, info)
+	s.mu.Lock()
+	s.now = next
+	s.mu.Unlock()
+	return info, pending
+}
+
+// tellChange tells those who watch of a generation.
+func (n *Node) tellChange(i GenerationInfo, r *ChangeReport) {
+	n.events.note(Event{Kind: "generation", Generation: i.Generation, By: i.By.Name, Text: fmt.Sprintf("generation %d (%s) by %s: %s", i.Generation, i.Kind, cmp.Or(i.By.Name, "nobody"), brief(i.Plan)),
+		Fields: map[string]string{"kind": i.Kind, "reason": i.By.Reason, "was": fmt.Sprint(r.Was)}})
+}
+
+// brief is a plan in one line.
+func brief(plan string) string {
+	if plan == "" {
+		return "nothing but words"
+	}
+	lines := strings.Count(plan, "\n")
+	head, _, _ := strings.Cut(plan, "\n")
+	if lines > 1 {
+		return fmt.Sprintf("%s, and %d lines more", head, lines-1)
+	}
+	return head
+}
+
+// await fills in whether r is durable, and waits for it if that was asked for.
+func (n *Node) await(ctx context.Context, r *ChangeReport, p *journal.Pending, wait bool) {
+	if p != nil && wait {
+		_ = p.Wait(ctx) // what came of it is read below
+	}
+	r.Durable = n.state.durable(r.Generation)
+	if p != nil && r.Durable == durableYes {
+		r.DurableMillis = r.EffectiveMillis + millis(p.Took())
+	}
+}
+
+// lockChange waits until nobody else changes or moves anything.
+func (n *Node) lockChange(ctx context.Context) error {
+	for !n.change.TryLock() {
+		// An upgrade or a move may take long, and who asks may not want to wait.
+		if err := sleep(ctx, time.Millisecond); err != nil {
+			return fmt.Errorf("node: the change was not begun: %w", err)
+		}
+	}
+	return nil
+}
+
+// reuse is c with the objects of old, and of the registry, where they are equal.
+func (n *Node) reuse(c, old *config.Config) *config.Config {
+	return n.registry.reuse(c, old).Reuse(old)
+}
+
+func millis(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
 
 // ConfigState tells what is desired now.
 func (n *Node) ConfigState() *ConfigState {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	return &ConfigState{Generation: n.gen.Number, Source: n.source, File: n.file}
+	s := &n.state
+	d := s.current()
+	r := &ConfigState{
+		Generation: d.Generation, Source: d.doc.Source(), File: s.reader.file, Edits: d.drift(), By: d.By, At: d.At, Durable: s.durable(d.Generation),
+		FileDiffers: d.applied, Shifts: n.Shifts(), Waiting: int(s.waiting.Load()),
+	}
+	if text, err := os.ReadFile(s.reader.file); err == nil {
+		r.FileDiffers = textSum(text) != d.fileSum || d.applied
+	}
+	r.Canary, r.CanaryEnds = s.canaryText()
+	return r
 }
 
-// Settle ends the canary that is watched: the change stays, or is rolled back.
-func (n *Node) Settle(ctx context.Context, q SettleRequest) (*ChangeReport, error) {
-	return nil, errors.New("node: no canary is watched")
+// Reload reads the file again and applies it.
+func (n *Node) Reload() (*ChangeReport, error) {
+	return n.Change(context.Background(), ChangeRequest{Guard: Guard{Author: Author{Name: "file"}}, Reread: true})
 }
 
-// Shift moves the weight of an endpoint step by step, and tells of each. It goes
-// on when ctx ends: only the telling does.
-func (n *Node) Shift(ctx context.Context, q ShiftRequest, tell func(Progress)) error {
-	return errors.New("node: nothing is shifted")
+// Apply brings the node to the configuration in source.
+func (n *Node) Apply(source []byte) (*ChangeReport, error) {
+	return n.Change(context.Background(), ChangeRequest{Source: source})
+}
+
+// Bounds of what is remembered of writes that had a key.
+const (
+	keysMax = 1000
+	keyTime = 10 * time.Minute
+)
+
+// keys are answers to writes that may be sent again. Its owner's lock guards it.
+type keys struct {
+	all   map[string]*keyed
+	order []string // the oldest first
+}
+
+// keyed is one answer.
+type keyed struct {
+	Sum    string          `json:"sum"` // of the request
+	At     time.Time       `json:"at"`
+	Answer json.RawMessage `json:"answer,omitempty"`
+	done   chan struct{}   // nil once it is answered
+}
+
+// once does a write that has a key no more than once. A write that is sent again
+// has the first one's answer; one that was refused may be tried again.
+func once[Q, R any](ctx context.Context, n *Node, g Guard, q Q, do func() (*R, error)) (*R, error) {
+	if g.Key == "" {
+		return do()
+	}
+	text, err := json.Marshal(q)
+	if err != nil {
+		return nil, fmt.Errorf("node: %w", err)
+	}
+	sum := textSum(fmt.Appendf(text, "%T", q))
+	s := &n.state
+	for {
+		s.mu.Lock()
+		k := s.keys.find(g.Key, time.Now())
+		if k == nil {
+			break
+		}
+		if k.Sum != sum {
+			s.mu.Unlock()
+			return nil, fmt.Errorf("node: the idempotency key %q belongs to another request: %w", g.Key, ErrKey)
+		}
+		if k.done == nil {
+			answer := k.Answer
+			s.mu.Unlock()
+			r := new(R)
+			return r, json.Unmarshal(answer, r)
+		}
+		done := k.done
+		s.mu.Unlock()
+		select {
+		case <-done:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+	k := &keyed{Sum: sum, At: time.Now(), done: make(chan struct{})}
+	s.keys.add(g.Key, k)
+	s.mu.Unlock()
+	r, err := do()
+	answer, bad := json.Marshal(r)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	close(k.done)
+	k.done, k.Answer = nil, answer
+	if err != nil || bad != nil {
+		s.keys.drop(g.Key)
+	}
+	return r, err
+}
+
+// find is what is remembered under a key.
+func (k *keys) find(key string, now time.Time) *keyed {
+	x := k.all[key]
+	if x != nil && x.done == nil && now.Sub(x.At) > keyTime {
+		k.drop(key)
+		return nil
+	}
+	return x
+}
+
+func (k *keys) add(key string, x *keyed) {
+	if k.all == nil {
+		k.all = map[string]*keyed{}
+	}
+	k.all[key] = x
+	k.order = append(k.order, key)
+	for len(k.order) > keysMax {
+		delete(k.all, k.order[0])
+		k.order = k.order[1:]
+	}
+}
+
+func (k *keys) drop(key string) {
+	delete(k.all, key)
+	for i, x := range k.order {
+		if x == key {
+			k.order = append(k.order[:i:i], k.order[i+1:]...)
+			return
+		}
+	}
 }

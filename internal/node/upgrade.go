@@ -115,6 +115,7 @@ func (n *Node) Upgrade(binary string) (*Report, error) {
 		_ = n.host.listener.Close() // peers speak to the successor now
 	}
 	r.PID = child.Process.Pid
+	n.tell("upgrade", "", Author{}, nil, "process %d serves in place of %d", r.PID, pid)
 	n.log.Info("upgrade done", "flows", r.Flows, "refused", r.Refused, "lost", r.Lost, "successor", r.PID, "took", time.Since(began))
 	return r.done(began), nil
 }
@@ -243,15 +244,17 @@ func (n *Node) introduce(c move.Carrier) error {
 			return err
 		}
 	}
+	n.leaveJournal()
 	// What the gates count can only become less here, for nothing is accepted.
 	return move.SendJSON(c, move.Accept, n.shared.Ledger.Places())
 }
 
 func (n *Node) heritage() (move.Heritage, []sock.FD) {
 	n.mu.Lock()
-	g, source := n.gen, n.source
+	g := n.gen
 	n.mu.Unlock()
-	h := move.Heritage{Generation: g.Number, Source: source, File: n.file, Held: n.shared.Ledger.Held(), LastID: n.shared.NextID.Load(), LastPlace: n.shared.Ledger.LastPlace()}
+	d := n.state.current()
+	h := move.Heritage{Generation: d.Generation, Source: d.doc.Source(), File: n.file, State: n.portableState(), Held: n.shared.Ledger.Held(), LastID: n.shared.NextID.Load(), LastPlace: n.shared.Ledger.LastPlace()}
 	var fds []sock.FD
 	for _, x := range g.Listening {
 		h.Listeners = append(h.Listeners, vipKey(x.Object))
@@ -447,7 +450,7 @@ func Succeed(fd int, o Options, prepare func(*Node) error) (*Succession, error) 
 	for i, vip := range h.Listeners {
 		o.Inherited[vip] = fds[i]
 	}
-	o.HostHeritage = h.Host
+	o.HostHeritage, o.Heritage = h.Host, h.State
 	if len(h.Names) > 0 {
 		if err := json.Unmarshal(h.Names, &o.Names); err != nil {
 			o.Log.Warn("the predecessor's names are not readable and are asked for again", "error", err)

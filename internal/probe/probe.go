@@ -151,13 +151,57 @@ func New(judge Judge) *Engine {
 func (e *Engine) Set(targets []Target) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	now := time.Since(e.began)
 	keep := make(map[key]bool, len(targets))
+	for _, t := range targets {
+		keep[key{t.Name, t.Agent}] = true
+	}
+	e.watch(targets)
+	for k := range e.tasks {
+		if !keep[k] {
+			e.forget(k)
+		}
+	}
+	e.stir()
+}
+
+// Replace is Set for those that change among many: gone are what it had of these,
+// and next is what there is in place of them.
+func (e *Engine) Replace(gone, next []Target) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	keep := make(map[key]bool, len(next))
+	for _, t := range next {
+		keep[key{t.Name, t.Agent}] = true
+	}
+	e.watch(next)
+	for _, t := range gone {
+		if k := (key{t.Name, t.Agent}); !keep[k] {
+			e.forget(k)
+		}
+	}
+	e.stir()
+}
+
+// forget ends the probing of one. The caller holds mu.
+func (e *Engine) forget(k key) {
+	x := e.tasks[k]
+	if x == nil {
+		return
+	}
+	x.gone = true
+	if x.at >= 0 {
+		heap.Remove(&e.queue, x.at)
+	}
+	delete(e.tasks, k)
+}
+
+// watch has targets be probed. The caller holds mu.
+func (e *Engine) watch(targets []Target) {
+	now := time.Since(e.began)
 	var fresh []*task
 	for i := range targets {
 		t := &targets[i]
 		k := key{t.Name, t.Agent}
-		keep[k] = true
 		x := e.tasks[k]
 		switch {
 		case x == nil:
@@ -190,22 +234,12 @@ func (e *Engine) Set(targets []Target) {
 		}
 		x.target, x.request = t, request(t)
 	}
-	for k, x := range e.tasks {
-		if !keep[k] {
-			x.gone = true
-			if x.at >= 0 {
-				heap.Remove(&e.queue, x.at)
-			}
-			delete(e.tasks, k)
-		}
-	}
 	// Many new ones share a tenth of their interval.
 	span := time.Duration(len(fresh)) * time.Millisecond
 	for i, x := range fresh {
 		x.due = now + min(span, x.target.Every/10)*time.Duration(i)/time.Duration(len(fresh))
 		heap.Push(&e.queue, x)
 	}
-	e.stir()
 }
 
 // Current tells whether a result of t is still wanted. Called under the lock

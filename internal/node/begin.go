@@ -1,0 +1,300 @@
+package node
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"slices"
+	"time"
+
+	"github.com/holdfast-lb/holdfast/internal/health"
+	"github.com/holdfast-lb/holdfast/internal/journal"
+	"github.com/holdfast-lb/holdfast/internal/ledger"
+)
+
+// begin finds the state that the node begins with: its predecessor's, or what the
+// journal and the file say together, or the file's.
+func (s *stateSide) begin(o *Options) (*became, error) {
+	s.dir = o.State
+	by := Author{Name: "start"}
+	if len(o.Heritage) > 0 {
+		b, err := s.inherit(o.Heritage)
+		if err == nil {
+			s.unwritten = "the predecessor has the journal still"
+			return b, nil
+		}
+		// Another release: what the file says with all edits in it is known, too.
+		o.Log.Warn("the predecessor's edits at run time are part of the configuration now: they are not readable", "error", err)
+	}
+	if s.dir != "" && len(o.Heritage) == 0 && o.Source == nil {
+		if err := s.open(o); err != nil {
+			return nil, err
+		}
+	}
+	text, err := o.Source, error(nil)
+	if text == nil {
+		text, err = os.ReadFile(o.File)
+	}
+	var kept *desired
+	if s.journal != nil {
+		if e, any := s.journal.Last(); any {
+			var warnings []string
+			if kept, warnings, err = s.keptState(e); err != nil {
+				return nil, err
+			}
+			if text, err = os.ReadFile(o.File); errors.Is(err, os.ErrNotExist) {
+				o.Log.Error("the file is gone; the node begins with what was in force last", "file", o.File, "generation", e.Generation)
+				return &became{next: kept, same: true, warnings: warnings}, nil
+			}
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("node: %w", err)
+	}
+	if kept == nil {
+		return first(s.reader, text, by, time.Now())
+	}
+	if textSum(text) == kept.fileSum {
+		return &became{next: kept, same: true}, nil
+	}
+	b, err := kept.then(s.reader, asked{text: text, file: true, sum: textSum(text), by: by, at: time.Now(), kind: "start"})
+	if err != nil {
+		if _, _, alone := s.reader.read(text, nil); alone != nil {
+			return nil, err // the file is wrong by itself
+		}
+		o.Log.Error("the file has changed and does not go with what was edited at run time; the node begins with what was in force last", "generation", kept.Generation, "error", err)
+		return &became{next: kept, same: true}, nil
+	}
+	for _, x := range b.edits {
+		o.Log.Warn("the file has changed; an edit at run time", "object", x.Object, "field", x.Field, "became", x.Became, "file", x.File, "runtime", x.Runtime, "by", x.By.Name)
+	}
+	if b.same {
+		b.next.Generation, b.next.By, b.next.At, b.next.Kind = kept.Generation, kept.By, kept.At, kept.Kind
+	} else {
+		b.next.Generation = kept.Generation + 1
+	}
+	return b, nil
+}
+
+// open opens the journal. Without one the node serves all the same, but for a
+// journal that another process has, or that is damaged: nobody should find out
+// later that what was edited is gone.
+func (s *stateSide) open(o *Options) error {
+	j, infos, err := openJournal(s.dir)
+	var damaged *journal.Damaged
+	switch {
+	case errors.Is(err, journal.ErrLocked), errors.As(err, &damaged):
+		return err
+	case err != nil:
+		s.unwritten = err.Error()
+		o.Log.Warn("changes at run time will not outlast this process", "error", err)
+		return nil
+	}
+	s.journal, s.history.infos = j, infos
+	at := j.State()
+	if at.Cut != "" {
+		o.Log.Warn("the journal ended in the middle of a change, which never was durable", "cut", at.Cut)
+	}
+	for _, what := range at.Lost {
+		o.Log.Warn("a part of the history cannot be read", "lost", what)
+	}
+	return nil
+}
+
+// keptState reads an entry of the journal.
+func (s *stateSide) keptState(e journal.Entry) (*desired, []string, error) {
+	d, warnings, err := decode(s.reader, e.State, nil)
+	if err != nil {
+		return nil, nil, fmt.Errorf("node: generation %d of the journal: %w", e.Generation, err)
+	}
+	d.Generation = e.Generation
+	var i GenerationInfo
+	if json.Unmarshal(e.Meta, &i) == nil {
+		d.By, d.At, d.Kind = i.By, i.At, i.Kind
+	}
+	return d, warnings, nil
+}
+
+// start makes the state of begin the one in force. last is the generation before,
+// of who has no journal.
+func (s *stateSide) start(b *became, last uint64) {
+	d := b.next
+	anew := d.Generation == 0
+	if anew {
+		d.Generation = last + 1
+	}
+	s.mu.Lock()
+	s.now = d
+	written := uint64(0)
+	if s.journal != nil {
+		if e, any := s.journal.Last(); any {
+			written = e.Generation
+		}
+	}
+	has := len(s.history.infos) > 0 && s.history.infos[len(s.history.infos)-1].Generation == d.Generation
+	s.mu.Unlock()
+	if d.Generation > written && !has {
+		info := d.info()
+		s.write(d, info)
+	}
+}
+
+// portableDesired is what a successor goes on with.
+type portableDesired struct {
+	State      []byte            `json:"state"`
+	Generation uint64            `json:"generation"`
+	By         Author            `json:"by"`
+	At         time.Time         `json:"at"`
+	Kind       string            `json:"kind"`
+	History    []GenerationInfo  `json:"history,omitempty"`
+	Kept       []journal.Entry   `json:"kept,omitempty"`
+	Settled    string            `json:"settled,omitempty"`
+	Canary     *canary           `json:"canary,omitempty"`
+	Shifts     []*shift          `json:"shifts,omitempty"`
+	Keys       map[string]*keyed `json:"keys,omitempty"`
+	KeyOrder   []string          `json:"key_order,omitempty"`
+	LastEvent  uint64            `json:"last_event"`
+}
+
+// heritageKept bounds the states that a successor is told of, in octets.
+const heritageKept = 1 << 20
+
+// portable is all of s for a successor.
+func (n *Node) portableState() json.RawMessage {
+	s := &n.state
+	n.events.mu.Lock()
+	last := n.events.last
+	n.events.mu.Unlock()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	d := s.now
+	p := portableDesired{
+		State: d.encode(), Generation: d.Generation, By: d.By, At: d.At, Kind: d.Kind, Settled: s.settled, Canary: s.canary, Shifts: slices.Collect(maps.Values(s.shifts)),
+		Keys: map[string]*keyed{}, LastEvent: last,
+	}
+	for _, key := range s.keys.order {
+		if k := s.keys.all[key]; k != nil && k.done == nil {
+			p.Keys[key] = k
+			p.KeyOrder = append(p.KeyOrder, key)
+		}
+	}
+	if s.dir == "" { // else the journal has them
+		p.History = s.history.infos
+		size := 0
+		for i := len(s.history.kept) - 1; i >= 0 && size+len(s.history.kept[i].State) <= heritageKept; i-- {
+			size += len(s.history.kept[i].State)
+			p.Kept = append(p.Kept, s.history.kept[i])
+		}
+		slices.Reverse(p.Kept)
+	}
+	text, err := json.Marshal(p)
+	if err != nil { // words, numbers and times
+		panic(err)
+	}
+	return text
+}
+
+// inherit reads what portableState has told.
+func (s *stateSide) inherit(text json.RawMessage) (*became, error) {
+	var p portableDesired
+	if err := json.Unmarshal(text, &p); err != nil {
+		return nil, fmt.Errorf("node: heritage of the state: %w", err)
+	}
+	d, warnings, err := decode(s.reader, p.State, s.now)
+	if err != nil {
+		return nil, err
+	}
+	d.Generation, d.By, d.At, d.Kind = p.Generation, p.By, p.At, p.Kind
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.settled, s.canary = p.Settled, p.Canary
+	if s.canary != nil {
+		if s.canary.abort, err = parseAbort(s.canary.AbortOn); err != nil {
+			return nil, err
+		}
+	}
+	s.shifts = map[string]*shift{}
+	for _, x := range p.Shifts {
+		if x.abort, err = parseAbort(x.AbortOn); err != nil {
+			return nil, err
+		}
+		x.more = make(chan struct{})
+		x.say("shifting", fmt.Sprintf("weight %d, to %d", x.Weight, x.To), time.Now())
+		s.shifts[x.Object] = x
+	}
+	s.keys = keys{all: p.Keys, order: p.KeyOrder}
+	s.history.infos, s.history.kept, s.history.bytes = p.History, nil, 0
+	for _, e := range p.Kept {
+		s.history.keep(e)
+	}
+	return &became{next: d, same: true, warnings: warnings}, nil
+}
+
+// learnState takes what a predecessor has told of the state at its last moment:
+// what was ordered, and what is under way, since it told the first time.
+func (n *Node) learnState(text json.RawMessage) error {
+	s := &n.state
+	b, err := s.inherit(text)
+	if err != nil {
+		return err
+	}
+	var p portableDesired
+	if err := json.Unmarshal(text, &p); err != nil {
+		return err
+	}
+	n.events.inherit(p.LastEvent)
+	s.swap.Lock()
+	s.mu.Lock()
+	b.next.doc, b.next.text = s.now.doc, s.now.text // the configuration was not changed meanwhile
+	s.now = b.next
+	s.mu.Unlock()
+	s.swap.Unlock()
+	return nil
+}
+
+// obeyAll brings endpoints to what is ordered of them: those of a configuration
+// that has just come in force, or of a state that was brought back.
+func (n *Node) obeyAll() {
+	n.state.swap.Lock()
+	defer n.state.swap.Unlock()
+	d := n.state.current()
+	w := n.watch
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	now := w.now()
+	for _, backend := range w.obeyed(d) {
+		j := w.judges[backend]
+		if j == nil {
+			continue
+		}
+		for _, v := range j.Views(now) {
+			o := d.orderOf(v.Name)
+			admin := ledger.Ready
+			switch o.Admin {
+			case ledger.Quiescing.String():
+				admin = ledger.Quiescing
+			case ledger.Maintenance.String():
+				admin = ledger.Maintenance
+			}
+			if v.Admin != admin && v.Admin != ledger.Held {
+				j.Order(now, v.Name, health.Order{Admin: admin})
+			}
+			if n.state.shifting(v.Name) {
+				continue
+			}
+			j.Order(now, v.Name, health.Order{Weight: o.Weight, Weigh: true})
+		}
+		if j.Changed() {
+			w.flush(j, now)
+		}
+	}
+}
+
+// shifting tells whether the weight of an endpoint is moving.
+func (s *stateSide) shifting(name string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.shifts[name] != nil
+}

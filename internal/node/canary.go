@@ -1,0 +1,176 @@
+package node
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/holdfast-lb/holdfast/internal/config"
+)
+
+const (
+	// canaryMost is how long a change may be watched.
+	canaryMost = 24 * time.Hour
+	// canaryLook is the time between two looks.
+	canaryLook = 250 * time.Millisecond
+)
+
+// canary is a change that is watched, and rolled back if it does harm. A node has
+// one at a time: of two nobody could say which one did it.
+type canary struct {
+	Generation uint64    `json:"generation"`
+	Back       uint64    `json:"back"`  // to this one
+	State      []byte    `json:"state"` // which said this
+	By         Author    `json:"by"`
+	Began      time.Time `json:"began"`
+	Ends       time.Time `json:"ends"`
+	AbortOn    string    `json:"abort_on"`
+	Scope      scope     `json:"scope"`
+	// Before is what was counted until the change, From where counting begins.
+	Before *figures `json:"before"`
+
+	abort []threshold
+}
+
+// ErrCanary: a change is watched, and no other is made meanwhile.
+var ErrCanary = errors.New("a canary is watched")
+
+// watched refuses another change while a canary is watched.
+func (s *stateSide) watched() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c := s.canary
+	if c == nil {
+		return nil
+	}
+	return fmt.Errorf("node: generation %d by %s is watched until %s; keep it or roll it back first: %w",
+		c.Generation, cmp.Or(c.By.Name, "nobody"), c.Ends.Format(time.TimeOnly), ErrCanary)
+}
+
+// canaryText is what status says of it.
+func (s *stateSide) canaryText() (text string, ends time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if c := s.canary; c != nil {
+		return c.String(), c.Ends
+	}
+	return s.settled, time.Time{}
+}
+
+func (c *canary) String() string {
+	return fmt.Sprintf("generation %d is watched until %s; %s takes it back", c.Generation, c.Ends.Format(time.TimeOnly), c.AbortOn)
+}
+
+// canaryBaseline counts what was before a change that is going to be watched.
+func (n *Node) canaryBaseline(plan config.Plan) (scope, *figures) {
+	s := scopeOf(plan)
+	return s, n.figuresOf(s)
+}
+
+// beginCanary watches the change that was just made.
+func (n *Node) beginCanary(q ChangeRequest, was *desired, i GenerationInfo, s scope, before *figures) string {
+	now := time.Now()
+	c := &canary{Generation: i.Generation, Back: was.Generation, State: was.encode(), By: i.By, Began: now, Ends: now.Add(q.Canary), AbortOn: cmp.Or(q.AbortOn, canaryAbort), Scope: s, Before: before}
+	c.abort, _ = parseAbort(c.AbortOn) // was read when the change was asked for
+	n.state.mu.Lock()
+	n.state.canary, n.state.settled = c, ""
+	n.state.mu.Unlock()
+	n.tell("canary", "", c.By, nil, "%s", c)
+	return c.String()
+}
+
+// lookAtCanary judges the canary that is watched, if there is one.
+func (n *Node) lookAtCanary(now time.Time) {
+	s := &n.state
+	s.mu.Lock()
+	c := s.canary
+	s.mu.Unlock()
+	if c == nil || n.handingOver() {
+		return
+	}
+	seen := n.figuresOf(c.Scope).since(c.Before)
+	if why := judgeBy(c.abort, seen, c.Before); why != "" {
+		if _, err := n.endCanary(n.state.ctx, c, Author{Name: "canary", Reason: why}, false, seen); err != nil {
+			n.log.Error("a canary could not be rolled back", "generation", c.Generation, "why", why, "error", err)
+		}
+		return
+	}
+	if !now.Before(c.Ends) {
+		_, _ = n.endCanary(n.state.ctx, c, Author{Name: "canary"}, true, seen) // keeping cannot fail
+	}
+}
+
+// Settle ends the canary that is watched: the change stays, or is rolled back.
+func (n *Node) Settle(ctx context.Context, q SettleRequest) (*ChangeReport, error) {
+	return once(ctx, n, q.Guard, q, func() (*ChangeReport, error) {
+		s := &n.state
+		s.mu.Lock()
+		c := s.canary
+		s.mu.Unlock()
+		if c == nil {
+			return nil, errors.New("node: no canary is watched")
+		}
+		if err := s.current().expected(q.Expect); err != nil {
+			return nil, err
+		}
+		return n.endCanary(ctx, c, q.Author, q.Keep, n.figuresOf(c.Scope).since(c.Before))
+	})
+}
+
+// endCanary keeps the change of c, or takes it back.
+func (n *Node) endCanary(ctx context.Context, c *canary, by Author, keep bool, seen *figures) (*ChangeReport, error) {
+	began := time.Now()
+	s := &n.state
+	if err := s.take(ctx); err != nil {
+		return nil, err
+	}
+	defer s.give()
+	s.mu.Lock()
+	is := s.canary == c
+	d := s.now
+	s.mu.Unlock()
+	if !is {
+		return nil, errors.New("node: the canary is settled already")
+	}
+	if err := n.inCharge(); err != nil {
+		return nil, err
+	}
+	over := func(text string) {
+		s.mu.Lock()
+		s.canary, s.settled = nil, text
+		s.mu.Unlock()
+		n.tell("canary", "", by, nil, "%s", text)
+		n.log.Info("canary settled", "generation", c.Generation, "kept", keep, "by", by.Name, "outcome", text)
+	}
+	if keep {
+		text := fmt.Sprintf("generation %d stays: %s", c.Generation, seen)
+		over(text)
+		return &ChangeReport{Generation: d.Generation, Was: d.Generation, Unchanged: true, Loops: len(n.shared.Loops), Durable: s.durable(d.Generation), Canary: text, Millis: millis(time.Since(began))}, nil
+	}
+	by.Reason = cmp.Or(by.Reason, "asked for") + "; " + seen.String()
+	b, err := d.back(s.reader, c.State, asked{by: by, at: time.Now(), kind: "canary-rollback"})
+	if err != nil {
+		return nil, err
+	}
+	// Orders were given to endpoints all the time; they stay.
+	b.next.orders = d.orders
+	b.edits = b.next.keepOrders(d.doc.Config())
+	b.same = d.says(b.next)
+	r, err := n.enact(ctx, began, d, b, ChangeRequest{Guard: Guard{Author: by}}, nil)
+	if err != nil {
+		return nil, err
+	}
+	text := fmt.Sprintf("generation %d was rolled back to what %d said: %s", c.Generation, c.Back, by.Reason)
+	over(text)
+	r.Canary = text
+	return r, nil
+}
+
+// handingOver tells that another process has, or is being given, the flows.
+func (n *Node) handingOver() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.leaving || n.successor != 0 || n.ending || n.heir.Load()
+}

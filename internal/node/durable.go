@@ -1,0 +1,266 @@
+package node
+
+import (
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/holdfast-lb/holdfast/internal/journal"
+)
+
+// Bounds of what a node remembers of generations beside its journal.
+const (
+	generationsMax = journal.KeepDefault
+	// planMax bounds the plan of one generation in the history, in octets.
+	planMax = 4 << 10
+	// keptMax bounds the states that can be rolled back to without a journal, in
+	// octets.
+	keptMax = 8 << 20
+)
+
+// Why a change is not durable.
+const (
+	durableYes     = "yes"
+	durablePending = "pending"
+)
+
+// past generations of this node, the newest last. Its owner's lock guards it.
+type generations struct {
+	infos []GenerationInfo
+	kept  []journal.Entry // states, without a journal
+	bytes int
+}
+
+// add notes one more.
+func (g *generations) add(i GenerationInfo) {
+	if len(i.Plan) > planMax {
+		cut := strings.LastIndexByte(i.Plan[:planMax], '\n') + 1
+		i.Plan = i.Plan[:cut] + fmt.Sprintf("... and %d lines more\n", strings.Count(i.Plan[cut:], "\n"))
+	}
+	g.infos = append(g.infos, i)
+	if over := len(g.infos) - generationsMax; over > 0 {
+		g.infos = slices.Delete(g.infos, 0, over)
+	}
+}
+
+// keep keeps a state in memory, for a node without a journal.
+func (g *generations) keep(e journal.Entry) {
+	g.kept = append(g.kept, e)
+	g.bytes += len(e.State)
+	drop := 0
+	for g.bytes > keptMax && drop < len(g.kept)-1 || len(g.kept)-drop > generationsMax {
+		g.bytes -= len(g.kept[drop].State)
+		drop++
+	}
+	g.kept = slices.Delete(g.kept, 0, drop)
+}
+
+// at is a state that is kept in memory.
+func (g *generations) at(number uint64) (journal.Entry, bool) {
+	for _, e := range g.kept {
+		if e.Generation == number {
+			return e, true
+		}
+	}
+	return journal.Entry{}, false
+}
+
+// openJournal opens the journal of the state directory and learns its history.
+func openJournal(dir string) (*journal.Journal, []GenerationInfo, error) {
+	j, err := journal.Open(journal.Options{Dir: dir})
+	if err != nil {
+		return nil, nil, fmt.Errorf("node: %w", err)
+	}
+	var infos []GenerationInfo
+	for _, h := range j.List(0) {
+		var i GenerationInfo
+		if json.Unmarshal(h.Meta, &i) == nil {
+			i.Generation = h.Generation
+			infos = append(infos, i)
+		}
+	}
+	slices.Reverse(infos)
+	return j, infos, nil
+}
+
+// write hands d over to the journal. The caller holds swap.
+func (s *stateSide) write(d *desired, info GenerationInfo) *journal.Pending {
+	e := journal.Entry{Generation: d.Generation, State: d.encode()}
+	e.Meta, _ = json.Marshal(info) // words, numbers and times cannot fail
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.history.add(info)
+	if s.journal == nil {
+		s.history.keep(e)
+		return nil
+	}
+	return s.journal.Append(e)
+}
+
+// durable tells whether a generation is.
+func (s *stateSide) durable(generation uint64) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.durableNow(generation)
+}
+
+// durableNow is durable for who holds mu.
+func (s *stateSide) durableNow(generation uint64) string {
+	if s.journal == nil {
+		return "no: " + s.unwritten
+	}
+	at := s.journal.State()
+	switch {
+	case at.Durable >= generation:
+		return durableYes
+	case at.Err != nil:
+		return "no: " + at.Err.Error()
+	}
+	return durablePending
+}
+
+// stateAt finds the state of a generation.
+func (s *stateSide) stateAt(number uint64) ([]byte, error) {
+	s.mu.Lock()
+	j := s.journal
+	e, ok := s.history.at(number)
+	oldest := uint64(0)
+	if len(s.history.kept) > 0 {
+		oldest = s.history.kept[0].Generation
+	}
+	s.mu.Unlock()
+	if ok {
+		return e.State, nil
+	}
+	if j == nil {
+		return nil, fmt.Errorf("node: generation %d is not kept; without a journal (%s) there are those from %d on", number, s.why(), oldest)
+	}
+	e, err := j.At(number)
+	if err != nil {
+		return nil, fmt.Errorf("node: generation %d: %w", number, err)
+	}
+	return e.State, nil
+}
+
+// why tells why there is no journal.
+func (s *stateSide) why() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.unwritten
+}
+
+// Generations gives the history, the newest first; at most limit, 0 is all.
+func (n *Node) Generations(limit int) []GenerationInfo {
+	s := &n.state
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	all := s.history.infos
+	if limit > 0 && len(all) > limit {
+		all = all[len(all)-limit:]
+	}
+	out := slices.Clone(all)
+	slices.Reverse(out)
+	durable := uint64(0)
+	if s.journal != nil {
+		durable = s.journal.State().Durable
+	}
+	for i := range out {
+		out[i].Durable = out[i].Generation <= durable
+		out[i].InForce = out[i].Generation == s.now.Generation
+	}
+	return out
+}
+
+// JournalState tells how the journal fares; false: there is none.
+func (n *Node) JournalState() (journal.Status, bool) {
+	n.state.mu.Lock()
+	defer n.state.mu.Unlock()
+	if n.state.journal == nil {
+		return journal.Status{}, false
+	}
+	return n.state.journal.State(), true
+}
+
+// journalRetry is the time between two tries to open a journal that another
+// process has still, or that the disk has refused.
+const journalRetry = time.Second
+
+// closeJournal lets go of the journal, for the process that goes on.
+func (s *stateSide) closeJournal(why string) error {
+	s.mu.Lock()
+	j := s.journal
+	s.journal, s.unwritten = nil, why
+	s.mu.Unlock()
+	if j == nil {
+		return nil
+	}
+	return j.Close()
+}
+
+// reopenJournal opens the journal of a process that serves already and writes the
+// state in force to it. It does nothing without a directory, or with a journal.
+func (n *Node) reopenJournal() error {
+	s := &n.state
+	s.swap.Lock()
+	defer s.swap.Unlock()
+	s.mu.Lock()
+	open, dir := s.journal != nil, s.dir
+	s.mu.Unlock()
+	if open || dir == "" {
+		return nil
+	}
+	j, infos, err := openJournal(dir)
+	if err != nil {
+		s.mu.Lock()
+		s.unwritten = err.Error()
+		s.mu.Unlock()
+		return err
+	}
+	s.mu.Lock()
+	s.journal, s.unwritten = j, ""
+	d := s.now
+	// What was changed while it was closed comes after what it has.
+	own := s.history.infos
+	s.history = generations{infos: infos}
+	last := uint64(0)
+	if e, any := j.Last(); any {
+		last = e.Generation
+	}
+	for _, i := range own {
+		if i.Generation > last {
+			s.history.add(i)
+		}
+	}
+	s.mu.Unlock()
+	if d.Generation > last {
+		info := d.info()
+		meta, _ := json.Marshal(info)
+		j.Append(journal.Entry{Generation: d.Generation, Meta: meta, State: d.encode()})
+	}
+	return nil
+}
+
+// keepJournal opens the journal that this process should have and has not: a
+// predecessor had it, or has come to nothing, or the disk was not there.
+func (n *Node) keepJournal() {
+	s := &n.state
+	s.mu.Lock()
+	idle := s.journal != nil || s.dir == ""
+	s.mu.Unlock()
+	if idle || n.handingOver() && !n.heir.Load() {
+		return
+	}
+	_ = n.reopenJournal() // why not is told as the reason that nothing is durable
+}
+
+// leaveJournal lets go of the journal for a successor, which opens it as soon as
+// it can. Nobody waits for the disk.
+func (n *Node) leaveJournal() {
+	go func() { // ends with the last write
+		if err := n.state.closeJournal("the successor has the journal"); err != nil {
+			n.log.Error("the last changes are not on the disk; the successor writes them", "error", err)
+		}
+	}()
+}

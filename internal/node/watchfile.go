@@ -1,0 +1,58 @@
+package node
+
+import (
+	"os"
+	"time"
+)
+
+const (
+	// fileLook is the time between two looks at the file, fileSettle how long it
+	// has to be the same before it is read: who writes it may not be done.
+	fileLook   = 100 * time.Millisecond
+	fileSettle = 200 * time.Millisecond
+)
+
+// fileMark tells versions of a file apart without reading it.
+type fileMark struct {
+	modified time.Time
+	size     int64
+	file     os.FileInfo // which inode
+}
+
+func markOf(file string) (m fileMark, ok bool) {
+	i, err := os.Stat(file)
+	if err != nil {
+		return m, false
+	}
+	return fileMark{i.ModTime(), i.Size(), i}, true
+}
+
+func (m fileMark) same(o fileMark) bool {
+	return m.modified.Equal(o.modified) && m.size == o.size && m.file != nil && o.file != nil && os.SameFile(m.file, o.file)
+}
+
+// watchFile applies the file whenever it is another one, if the configuration
+// says so, and gives what ends it. A file that is wrong is told of once.
+func (n *Node) watchFile() (end func()) {
+	seen, _ := markOf(n.file) // as it was read
+	var fresh fileMark
+	var since time.Time
+	return every(fileLook, func(now time.Time) {
+		if !n.Config().Node.WatchFile || n.handingOver() {
+			seen, _ = markOf(n.file)
+			return
+		}
+		is, ok := markOf(n.file)
+		switch {
+		case !ok || is.same(seen): // one that is being replaced is not there for a moment
+			since = time.Time{}
+		case since.IsZero() || !is.same(fresh):
+			fresh, since = is, now
+		case now.Sub(since) >= fileSettle:
+			seen, since = is, time.Time{}
+			if _, err := n.Change(n.state.ctx, ChangeRequest{Guard: Guard{Author: Author{Name: "file", Reason: "it has changed"}}, Reread: true}); err != nil {
+				n.log.Error("the file has changed and is refused; the configuration in force goes on", "file", n.file, "error", err)
+			}
+		}
+	})
+}
