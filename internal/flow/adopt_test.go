@@ -26,6 +26,14 @@ func (c changed) Was(name string, version uint64) *config.Listener {
 	return c.exact.Listener(name, version)
 }
 
+func (c changed) WasBackend(name string, version uint64) *config.Backend {
+	return c.exact.Backend(name, version)
+}
+
+func (c changed) WasEndpoint(name string, version uint64) *config.Endpoint {
+	return c.exact.Endpoint(name, version)
+}
+
 // A request that adopts another version of its listener keeps its route, and so
 // its priority, if that is still there, wherever it stands now.
 func TestRouteStaysUnderAChange(t *testing.T) {

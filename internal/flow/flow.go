@@ -322,6 +322,9 @@ func (f *Flow) Requests() int { return int(f.requests) }
 // flow leaves may serve further requests: of any flow that would dial the same.
 func (f *Flow) Reusable() bool { return f.marks&reusable != 0 }
 
+// Spoilt tells whether the backend leg is good for nothing after this exchange.
+func (f *Flow) Spoilt() bool { return f.work == nil || f.x == nil || f.x.flags&spoilt != 0 }
+
 // part leaves the endpoint: the runner sees that and gives the slot back.
 func (f *Flow) part(reuse bool) {
 	f.endpoint = nil

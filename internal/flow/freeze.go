@@ -35,6 +35,29 @@ type Objects interface {
 type Changer interface {
 	// Was is the listener of that name and version; nil if it is not known.
 	Was(name string, version uint64) *config.Listener
+	// WasBackend and WasEndpoint are those.
+	WasBackend(name string, version uint64) *config.Backend
+	WasEndpoint(name string, version uint64) *config.Endpoint
+}
+
+// dialsAs tells whether a leg that was dialled under the objects of z is one that f
+// would dial under its own. Which versions those are matters only by what they
+// say of that.
+func (f *Flow) dialsAs(z *frozen.Flow, objects Objects) bool {
+	if z.Endpoint.GetVersion() == f.endpoint.Ref.Version && z.Backend.GetVersion() == f.backend.Ref.Version && z.Listener.GetVersion() == f.listener.Ref.Version {
+		return true
+	}
+	c, ok := objects.(Changer)
+	if !ok {
+		return false
+	}
+	l, b, e := c.Was(z.Listener.GetName(), z.Listener.GetVersion()), c.WasBackend(z.Backend.GetName(), z.Backend.GetVersion()), c.WasEndpoint(z.Endpoint.GetName(), z.Endpoint.GetVersion())
+	if l == nil || b == nil || e == nil {
+		return false
+	}
+	return e.Ref.Name == f.endpoint.Ref.Name && e.Addr == f.endpoint.Addr && e.Unix == f.endpoint.Unix &&
+		b.Source == f.backend.Source && b.SourceVIP == f.backend.SourceVIP && b.ProxyHeader == f.backend.ProxyHeader &&
+		l.VIP.Addr() == f.listener.VIP.Addr() && l.Movable == f.listener.Movable
 }
 
 // sameRoute gives the place in is of the route at n in was; -1 if it is not there.
@@ -250,7 +273,7 @@ func Thaw(now Instant, z *frozen.Flow, objects Objects) (Flow, error) {
 		}
 	}
 	if f.x != nil {
-		err = f.thawExchange(z)
+		err = f.thawExchange(z, objects)
 	} else {
 		err = f.checkOctets(z)
 	}
@@ -367,7 +390,7 @@ func (f *Flow) thawEntry(now Instant, z *frozen.Flow) error {
 const exchangeFlagsAll = halted<<1 - 1
 
 // thawExchange: the rest of a flow that speaks HTTP.
-func (f *Flow) thawExchange(z *frozen.Flow) error {
+func (f *Flow) thawExchange(z *frozen.Flow, objects Objects) error {
 	h, x := z.H1, f.x
 	c, b := &f.legs[Client], &f.legs[Backend]
 	switch {
@@ -389,8 +412,8 @@ func (f *Flow) thawExchange(z *frozen.Flow) error {
 			}
 		}
 	}
-	if f.endpoint != nil && !planted.Bug(38) && (z.Endpoint.Version != f.endpoint.Ref.Version || z.Backend.Version != f.backend.Ref.Version || z.Listener.Version != f.listener.Ref.Version) {
-		// It adopts a change. The leg is what was dialled before.
+	if f.endpoint != nil && !planted.Bug(38) && !f.dialsAs(z, objects) {
+		// It adopts a change, by which another leg would be dialled.
 		x.flags |= spoilt
 	}
 	if f.listener.Ref.Version == z.Listener.Version {

@@ -27,6 +27,12 @@ type Desk struct {
 	Build []byte
 	// Config rules new requests.
 	Config *config.Config
+	// VIPs are the listeners in force by their VIP, for flows whose listener has
+	// another name now; nil: none has.
+	VIPs map[netip.AddrPort]*config.Listener
+	// From is set by a Step in which the flow comes under another listener: the one
+	// that it was under. The runner takes and clears it after that Step.
+	From *config.Listener
 	Lender *Lender
 	Tally  Tally
 
@@ -54,6 +60,9 @@ type Desk struct {
 	record  Record
 	asking  ledger.Asking
 	cookies cookies
+	// The latest listener that was found to be in force, and by which configuration.
+	ruling  *config.Listener
+	ruledBy *config.Config
 }
 
 // Limiter holds the rates of requests, over all runners. A [ledger.Ledger] is
@@ -308,6 +317,7 @@ func (f *Flow) reading(now Instant, e *Event) {
 		f.begin(e.Desk.Lender)
 		f.enter(now, 0, e.Desk.Lender)
 		if first && f.x.flags&greeting == 0 && !blank(e.Octets) {
+			f.comeUnder(e.Desk)
 			f.entry.begun = now
 			f.at = after(now, headTimeout(f.listener))
 		}
@@ -377,6 +387,7 @@ func (f *Flow) digest(now Instant, d *Desk) {
 	if len(in.rest()) == 0 {
 		return
 	}
+	f.comeUnder(d)
 	lim := limits(f.listener.Rules)
 	size, scanned, err := h1.Scan(in.rest(), int(in.scanned), &lim)
 	if err == nil && size == 0 {
@@ -458,20 +469,15 @@ func (f *Flow) greeted(now Instant, d *Desk) bool {
 // request deals with a head that was parsed and is size octets long.
 func (f *Flow) request(now Instant, d *Desk, h *h1.Head, size int) {
 	x := f.x
-	current := d.Config.Listeners[f.listener.Ref.Name]
-	if current != nil && current != f.listener && current.Rules != nil {
-		// Between requests a flow comes under what is in force now.
-		f.listener = current
-	}
 	rules := f.listener.Rules
 	x.method, x.minor, x.status, x.route = h.Method, h.Minor, 0, 0
 	x.flags &= greeting
 	switch {
 	case h.Close:
 		x.flags |= last | parting
-	case rules.KeepaliveTimeout == 0 || current == nil || h.Method == h1.CONNECT:
-		// The listener is gone; or, what was said in the hope of a tunnel is not
-		// taken for a request if there is none.
+	case rules.KeepaliveTimeout == 0 || d.InForce(f.listener) == nil || h.Method == h1.CONNECT:
+		// The listener is gone, or speaks something else; or, what was said in the
+		// hope of a tunnel is not taken for a request if there is none.
 		x.flags |= last
 	}
 	if upgrades(h) || h.Method == h1.CONNECT {

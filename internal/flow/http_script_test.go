@@ -108,6 +108,9 @@ func parseHTTP(text string) (*httpScript, error) {
 			if o.verb == "stingy" && len(words) > 1 || o.verb == "kill" && len(words) > 1 {
 				o.n = 1
 			}
+			if len(words) > 1 && words[1] == "fin" {
+				o.n = 2
+			}
 		default:
 			return nil, fmt.Errorf("%q is no hop", line)
 		}
@@ -565,7 +568,7 @@ func (w *httpWorld) auditClient() (finals int, err error) {
 			return 0, err
 		}
 		if !whole {
-			if fin {
+			if fin && !w.ends {
 				return 0, fmt.Errorf("half of answer %d, then FIN", finals)
 			}
 			return finals, nil
@@ -618,7 +621,7 @@ func (w *httpWorld) ours(p *http.Response, q *request, got []byte, whole, extra 
 	case 502:
 		right = w.troubled
 	case 503:
-		right = w.refused || w.expired
+		right = w.refused || w.expired || w.ends
 	case 504:
 		right = w.expired
 	}

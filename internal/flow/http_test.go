@@ -132,7 +132,8 @@ var (
 		"backend says \"HTTP/1.1 20\"", "backend says \"HTTP/1.1 200 OK\\r\\n\\r\\n\"", "backend says \"x\"", "backend says \"HTTP/1.1 100 Go\\r\\n\\r\\n\"",
 		"backend answers switch 20", "backend answers connected 9", "client body 30", "backend body 30", "client slow", "backend slow", "backend vanishes", "kill",
 	}
-	numbers = []int{1, 40, 200, 999, 1000, 4000, 10000, 20000}
+	noisesMore = []string{"kill fin", "kill fin", "kill"}
+	numbers    = []int{1, 40, 200, 999, 1000, 4000, 10000, 20000}
 )
 
 // compileHTTP makes a script of any octets: the first one says how the world is,
@@ -193,6 +194,9 @@ func compileHTTP(code []byte) *httpScript {
 			fmt.Fprintf(&b, "backend %s %s\n", verb, reply)
 		case 6:
 			noise := noises[c>>4]
+			if noise == "kill" {
+				noise = noisesMore[len(code)%len(noisesMore)]
+			}
 			if strings.HasPrefix(noise, "client says") && closed {
 				break
 			}

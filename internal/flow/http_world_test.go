@@ -396,8 +396,7 @@ func (w *httpWorld) Step(i int) {
 		}
 	case "kill":
 		if w.f.State() != Done && o.n&2 != 0 {
-			w.emptyPipes()
-			w.step(Event{Kind: Finish})
+			w.finish(func(e Event) { w.step(e) })
 		} else if w.f.State() != Done {
 			w.step(Event{Kind: Kill, Why: []Cause{NotEnded, Shed}[o.n&1]})
 		}

@@ -1,9 +1,7 @@
 package loop
 
 import (
-	"maps"
 	"net/netip"
-	"slices"
 	"time"
 
 	"github.com/holdfast-lb/holdfast/internal/config"
@@ -37,46 +35,6 @@ func MSS(l *config.Listener) int {
 	return 0
 }
 
-// SetGeneration makes g rule new flows. Listeners that are new are watched if
-// the loop is accepting; those that are gone are no longer. Flows are not
-// touched: each goes on under the objects that it names.
-func (l *Loop) SetGeneration(g *Generation) {
-	old := l.gen
-	l.gen = g
-	l.desk.Config = g.Config
-	if old != nil {
-		for _, name := range old.names() {
-			was := old.Listening[name]
-			if now := g.Listening[name]; now == nil || now.FD != was.FD {
-				l.unwatchListener(was)
-			}
-		}
-	}
-	clear(l.full) // limits and rates may be others now, and so may descriptors
-	l.series.prune(g.Config)
-	l.numberListeners()
-	if l.open && !l.paused {
-		l.watchListeners()
-	}
-}
-
-// names are those of the listeners, in an order that is always the same.
-func (g *Generation) names() []string { return slices.Sorted(maps.Keys(g.Listening)) }
-
-// listeners by number, for their events.
-func (l *Loop) numberListeners() {
-	for _, name := range l.gen.names() {
-		x := l.gen.Listening[name]
-		n, known := l.numbers[name]
-		if !known {
-			n = len(l.listening)
-			l.numbers[name] = n
-			l.listening = append(l.listening, x)
-		}
-		l.listening[n] = x
-	}
-}
-
 // SetAccepting turns accepting on or off.
 func (l *Loop) SetAccepting(on bool) {
 	l.open = on
@@ -88,23 +46,33 @@ func (l *Loop) SetAccepting(on bool) {
 }
 
 func (l *Loop) watchListeners() {
-	for _, name := range l.gen.names() {
-		x := l.gen.Listening[name]
-		if _, rests := l.full[x.FD]; rests || l.watched[x.FD] {
-			continue
-		}
-		if e := l.k.WatchShared(x.FD, listenerBit|uint64(l.numbers[name])); e != 0 {
-			l.shared.Log.Error("the kernel would not watch a listener; accepting pauses", "listener", name, "error", e)
-			l.pauseAccepting() // which tries again
+	for _, x := range l.listening {
+		if x != nil && !l.watchListener(x) {
 			return
 		}
-		l.watched[x.FD] = true
 	}
 }
 
+// watchListener watches a listener that is neither watched nor rests; false if
+// accepting pauses, for the kernel would not.
+func (l *Loop) watchListener(x *Listening) bool {
+	if _, rests := l.full[x.FD]; rests || l.watched[x.FD] {
+		return true
+	}
+	if e := l.k.WatchShared(x.FD, listenerBit|uint64(l.numbers[x.FD])); e != 0 {
+		l.shared.Log.Error("the kernel would not watch a listener; accepting pauses", "listener", x.Object.Ref.Name, "error", e)
+		l.pauseAccepting() // which tries again
+		return false
+	}
+	l.watched[x.FD] = true
+	return true
+}
+
 func (l *Loop) unwatchListeners() {
-	for _, name := range l.gen.names() {
-		l.unwatchListener(l.gen.Listening[name])
+	for _, x := range l.listening {
+		if x != nil {
+			l.unwatchListener(x)
+		}
 	}
 }
 
@@ -215,7 +183,7 @@ func (l *Loop) accept(data uint64) {
 		return
 	}
 	x := l.listening[n]
-	if l.gen.Listening[x.Object.Ref.Name] != x {
+	if x == nil {
 		return // it has left the configuration since
 	}
 	if l.shared.Shedding.Load() {

@@ -18,19 +18,10 @@ const doorsMax = 4096
 
 // doors are those of a loop, by the listener's name, so that they outlive changes
 // of the configuration.
-type doors struct {
-	all  map[string]*Door
-	last *config.Listener // whose door is lastDoor
-	door *Door
-}
+type doors struct{ all map[string]*Door }
 
-// door is that of a listener.
-func (l *Loop) door(x *config.Listener) *Door {
-	d := &l.doors
-	if d.last == x {
-		return d.door
-	}
-	name := x.Ref.Name
+// named is the door of the listener of that name.
+func (d *doors) named(name string) *Door {
 	at := d.all[name]
 	if at == nil {
 		if d.all == nil {
@@ -44,9 +35,11 @@ func (l *Loop) door(x *config.Listener) *Door {
 			d.all[name] = at
 		}
 	}
-	d.last, d.door = x, at
 	return at
 }
+
+// door is that of a listener.
+func (l *Loop) door(x *config.Listener) *Door { return l.under(x).door }
 
 // refuse counts a connection that is reset at once.
 func (l *Loop) refuse(x *config.Listener, reason int) {

@@ -363,7 +363,7 @@ func (l *Loop) secure(i uint32, s *slot) bool {
 	b, a := s.flow.Backend(), &l.asking
 	s.flow.Ask(a)
 	a.Loop, a.Token, a.Now = l.index, token(i, s), int64(l.now)
-	book := l.book(b.Ref.Name)
+	book := l.backendLodge(b).book
 	g, w, answer := book.Secure(b, a)
 	switch answer {
 	case ledger.Secured:
@@ -391,7 +391,7 @@ type budgets struct{ l *Loop }
 
 // AllowRetry asks the backend's account.
 func (b budgets) AllowRetry(c *config.Backend, a *ledger.Asking) bool {
-	return b.l.book(c.Ref.Name).AllowRetry(c, a)
+	return b.l.backendLodge(c).book.AllowRetry(c, a)
 }
 
 // inQueue is a flow's place in the queue of a backend, which need not be the one
@@ -619,34 +619,16 @@ func (l *Loop) remove(i uint32, s *slot, abort [2]bool, cause flow.Cause) {
 	if s.far != 0 && !planted.Bug(11) {
 		l.far(s.far - 1).account.Release()
 	}
+	at := l.under(s.flow.Listener())
 	if !planted.Bug(28) {
-		l.gate(s.flow.Listener().Ref.Name).Leave()
+		at.gate.Leave()
 	}
 	l.shared.Ledger.Node.Leave()
 	if s.sourced && !planted.Bug(59) {
 		l.shared.Ledger.LeaveSource(s.flow.Listener(), s.flow.Client().Addr())
 	}
 	l.Count.Ended[cause]++
-	l.door(s.flow.Listener()).Ended[cause]++
+	at.door.Ended[cause]++
 	s.flow.Drop(&l.lender)
 	l.leave(i, s)
-}
-
-// book and gate find accounts by name; a loop asks the ledger once for each.
-func (l *Loop) book(name string) *ledger.Backend {
-	b := l.books[name]
-	if b == nil {
-		b = l.shared.Ledger.Backend(name)
-		l.books[name] = b
-	}
-	return b
-}
-
-func (l *Loop) gate(name string) *ledger.Gate {
-	g := l.gates[name]
-	if g == nil {
-		g = l.shared.Ledger.Listener(name)
-		l.gates[name] = g
-	}
-	return g
 }

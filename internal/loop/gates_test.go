@@ -298,8 +298,7 @@ func TestAdoptionTeaches(t *testing.T) {
 	full := c.Backends["b"].Endpoints[0].Ref.Name
 	to.Backend("b").Endpoint(full).Import(1)
 	w.l.shared.Ledger = to // as if this were the other process
-	clear(w.l.books)
-	clear(w.l.gates)
+	w.l.lodges = lodges{listeners: map[*config.Listener]*lodge{}, backends: map[*config.Backend]*lodge{}}
 	w.l.Deliver(p)
 	w.until("the flow", func() bool { return w.l.Load() == 1 })
 	if b := to.Tables()["b"]; b == nil || len(b.Keys) != 1 || b.Endpoints[b.Of[0]] != full {
@@ -485,12 +484,20 @@ func TestSeriesAreBounded(t *testing.T) {
 	kept := &config.Endpoint{Name: "7"}
 	last := &config.Endpoint{Ref: config.Ref{Version: 3}, Name: "3"}
 	b.of(lis, 0, to, last)
-	b.prune(&config.Config{
-		Listeners: map[string]*config.Listener{"l": lis},
-		Backends:  map[string]*config.Backend{"b": {Endpoints: []*config.Endpoint{kept}}},
-	})
-	if len(b.all) != 2 || sum() != 2*names || b.all[SeriesKey{"l", 0, "b", "7"}].Requests[2] != 2 {
+	// Each change of the configuration looks at some of them.
+	for range names / pruneAtOnce {
+		b.prune(&config.Config{
+			Listeners: map[string]*config.Listener{"l": lis},
+			Backends:  map[string]*config.Backend{"b": {Endpoints: []*config.Endpoint{kept}}},
+		})
+	}
+	if len(b.all) >= seriesMax/2 || len(b.all) != len(b.order) || sum() != 2*names || b.all[SeriesKey{"l", 0, "b", "7"}].Requests[2] != 2 {
 		t.Fatalf("%d series with %d requests are left", len(b.all), sum())
+	}
+	for _, x := range b.order {
+		if b.all[x.key] != x.series {
+			t.Fatalf("%v is told of and is gone", x.key)
+		}
 	}
 	// Who still comes by an old object is counted where it will be looked for.
 	b.of(lis, 0, to, last).Requests[2]++

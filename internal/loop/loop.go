@@ -17,6 +17,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"net/netip"
 	"runtime"
 	"runtime/debug"
 	"sync/atomic"
@@ -102,11 +103,12 @@ type Loop struct {
 	paused  bool // accepting waits for room or descriptors
 	retryAt flow.Instant
 	eager   int // connections to accept at the next wake-up
-	// Listeners by number, the numbers by name, and which sockets are watched.
-	listening []*Listening
-	numbers   map[string]int
-	watched   map[sock.FD]bool
-	full      map[sock.FD]flow.Instant // not watched until then: no room, or too fast
+	// Listeners by number, the numbers by socket, and which sockets are watched.
+	listening  []*Listening
+	numbers    map[sock.FD]int
+	unnumbered []int // numbers that nobody has
+	watched    map[sock.FD]bool
+	full       map[sock.FD]flow.Instant // not watched until then: no room, or too fast
 
 	table   table
 	wheel   wheel
@@ -117,8 +119,7 @@ type Loop struct {
 	stewing []uint32 // those that it is looking at
 	stirred flow.Instant
 	waiting map[uint32]inQueue
-	books   map[string]*ledger.Backend
-	gates   map[string]*ledger.Gate
+	lodges  lodges
 
 	asking  ledger.Asking // of the flow that asks now
 	series  seriesBook
@@ -153,17 +154,18 @@ type Loop struct {
 func New(index int, k Kernel, s *Shared, seed uint64) *Loop {
 	l := &Loop{
 		k: k, shared: s, index: index,
-		waiting: map[uint32]inQueue{}, books: map[string]*ledger.Backend{}, gates: map[string]*ledger.Gate{},
-		numbers: map[string]int{}, watched: map[sock.FD]bool{}, full: map[sock.FD]flow.Instant{},
+		waiting: map[uint32]inQueue{}, lodges: lodges{listeners: map[*config.Listener]*lodge{}, backends: map[*config.Backend]*lodge{}},
+		numbers: map[sock.FD]int{}, watched: map[sock.FD]bool{}, full: map[sock.FD]flow.Instant{},
 		events:  make([]sock.PollEvent, eventsMax),
 		current: none, eager: 1, rng: rand.New(rand.NewPCG(seed, uint64(index))), done: make(chan struct{}),
 	}
 	l.desk = flow.NewDesk(&l.lender)
+	l.desk.VIPs = map[netip.AddrPort]*config.Listener{}
 	l.desk.Limits, l.desk.Retries, l.desk.Report = s.Ledger, budgets{l}, l.report
 	if index < len(s.Sinks) {
 		l.sink = s.Sinks[index]
 	}
-	l.idle.pools = map[*config.Endpoint]*pool{}
+	l.idle.servers, l.idle.of = map[serverKey]*server{}, map[*config.Endpoint]*server{}
 	l.now = k.Now()
 	l.wheel.base = l.now
 	l.setWall()
@@ -395,6 +397,9 @@ func (l *Loop) find(data uint64) (i uint32, s *slot, side flow.Side) {
 func (l *Loop) step(s *slot, e flow.Event) {
 	e.Desk = l.desk
 	s.flow.Step(l.now, e)
+	if l.desk.From != nil {
+		l.moveIn(s)
+	}
 }
 
 // noteOutcome tells the endpoint's account what a Step has shown of it: before
@@ -422,7 +427,7 @@ func (l *Loop) survive() {
 		return
 	}
 	l.Count.Panics++
-	l.desk.Outcome.Set = false
+	l.desk.Outcome.Set, l.desk.From = false, nil
 	i := l.current
 	l.current = none
 	l.shared.Log.Error("a flow broke an invariant and was reset", "panic", fmt.Sprint(r), "stack", string(debug.Stack()))

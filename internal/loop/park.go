@@ -378,8 +378,8 @@ func (l *Loop) adopt(z *frozen.Flow, p *Parcel, k int, objects flow.Objects) err
 					l.attach(i, s)
 				}
 				b := l.far(s.far - 1)
-				b.account = l.book(f.Backend().Ref.Name).Endpoint(e.Ref.Name)
-				if b.fd >= 0 && s.flow.Speaks() == config.HTTP && (asDialled(z, &s.flow) || planted.Bug(38)) {
+				b.account = l.backendLodge(f.Backend()).book.Endpoint(e.Ref.Name)
+				if b.fd >= 0 && s.flow.Speaks() == config.HTTP && (!s.flow.Spoilt() || planted.Bug(38)) {
 					l.spec = l.dialSpec(s)
 					b.pool = l.pool(s)
 				}
@@ -417,16 +417,9 @@ func (l *Loop) comeUnder(s *slot, p *Parcel, k int) {
 	if b, e := s.flow.Backend(), s.flow.Endpoint(); e != nil && b.Sticky != nil && b.Sticky.Kind != config.StickyCookie {
 		s.flow.Ask(&l.asking)
 		if l.asking.Key != 0 && !l.asking.Hashed {
-			l.book(b.Ref.Name).Learn(l.asking.Key, e.Ref.Name)
+			l.backendLodge(b).book.Learn(l.asking.Key, e.Ref.Name)
 		}
 	}
-}
-
-// asDialled tells whether f is under the same objects as z, whose leg it has. If
-// it has adopted others, that leg is not the one that it would dial.
-func asDialled(z *frozen.Flow, f *flow.Flow) bool {
-	return z.Endpoint.GetVersion() == f.Endpoint().Ref.Version && z.Backend.GetVersion() == f.Backend().Ref.Version &&
-		z.Listener.GetVersion() == f.Listener().Ref.Version
 }
 
 // legFDs finds the descriptors that a frozen flow names.

@@ -1,8 +1,6 @@
 package loop
 
 import (
-	"cmp"
-	"maps"
 	"net/netip"
 	"slices"
 	"time"
@@ -15,58 +13,110 @@ import (
 )
 
 // Backend legs that are idle between requests belong to the loop. A pool holds
-// those that any flow may take which would dial the same: the same version of
-// an endpoint, from the same address, within the same ports and with the same
+// those that any flow may take which would dial the same: the same server under
+// the same name, from the same address, within the same ports and with the same
 // bounds. (A leg that was dialled for VIP v is not used for VIP w, else it could
 // not move with w; nor is one for a listener whose flows move, unless it was
-// dialled for that.) The latest comes first, so what is too many grows old and
-// is closed.
+// dialled for that.) What a version of an endpoint or its backend says beside that,
+// as its weight, is no reason to dial again. The latest comes first, so what is
+// too many grows old and is closed.
 
 // idle are all idle legs of a loop.
 type idle struct {
-	pools   map[*config.Endpoint]*pool
+	servers map[serverKey]*server
+	// of are the servers of versions of endpoints, which are found sooner.
+	of      map[*config.Endpoint]*server
+	all     []*server // in the order in which they came: the same each time a history is lived through
 	n       int
 	sweepAt flow.Instant
 }
 
+// serverKey is what makes two versions of an endpoint one server.
+type serverKey struct {
+	name string // full: legs to one address under two names are counted apart
+	addr netip.AddrPort
+	unix string
+}
+
+func keyOf(e *config.Endpoint) serverKey { return serverKey{e.Ref.Name, e.Addr, e.Unix} }
+
+// server has the pools of one server.
+type server struct {
+	key      serverKey
+	endpoint *config.Endpoint // the version in force, or the last one that was
+	policy   *config.Backend  // whose limits hold
+	versions []*config.Endpoint
+	pools    *pool
+	gone     bool // it has left the configuration
+}
+
+// versionsMax bounds the versions of an endpoint whose server is found at once.
+const versionsMax = 4
+
 // pool holds idle legs of one kind: links are index + 1, 0 is none.
 type pool struct {
-	endpoint     *config.Endpoint
+	server       *server
 	source       netip.Addr
 	portMin      uint16 // of sock.DialSpec, as are the next
 	portMax      uint16
 	mss, buffer  int
-	policy       *config.Backend // whose limits hold
 	oldest, last uint32
 	n            int
-	next         *pool // of the same endpoint, from another address
-	gone         bool  // the endpoint has left the configuration
+	next         *pool // of the same server, from another address
 }
 
-// endpoints are those that have pools, in an order that is the same each time a
-// history is lived through.
-func (x *idle) endpoints() []*config.Endpoint {
-	if len(x.pools) == 0 {
-		return nil
+// server is that of an endpoint of the backend that a flow is under.
+func (l *Loop) server(e *config.Endpoint, b *config.Backend) *server {
+	x := &l.idle
+	if at := x.of[e]; at != nil {
+		return at
 	}
-	return inOrder(slices.Collect(maps.Keys(x.pools)))
+	at := x.servers[keyOf(e)]
+	if at == nil {
+		at = &server{key: keyOf(e), endpoint: e, policy: b, gone: true}
+		if l.gen != nil {
+			if now := l.gen.Config.Backends[b.Ref.Name]; now != nil {
+				if end := now.Endpoint(e.Name); end != nil && keyOf(end) == at.key {
+					at.endpoint, at.policy, at.gone = end, now, false
+				}
+			}
+		}
+		x.servers[at.key] = at
+		x.all = append(x.all, at)
+	}
+	if len(at.versions) == versionsMax {
+		delete(x.of, at.versions[0])
+		at.versions = slices.Delete(at.versions, 0, 1)
+	}
+	at.versions = append(at.versions, e)
+	x.of[e] = at
+	return at
 }
 
-// versions are those of one endpoint, by its full name, that have pools.
-func (x *idle) versions(endpoint string) (all []*config.Endpoint) {
-	for e := range x.pools {
-		if e.Ref.Name == endpoint {
-			all = append(all, e)
+// repool brings the pools to what has changed. Legs to a server that is no longer
+// in the configuration are closed soon, by sweep.
+func (l *Loop) repool(c *Change) {
+	if len(l.idle.servers) == 0 {
+		return
+	}
+	for _, x := range c.backends {
+		if x.was != nil {
+			for _, e := range x.was.Endpoints {
+				if at := l.idle.servers[keyOf(e)]; at != nil && !planted.Bug(73) {
+					at.gone = true
+					l.idle.sweepAt = l.now
+				}
+			}
+		}
+		if x.is == nil {
+			continue
+		}
+		for _, e := range x.is.Endpoints {
+			if at := l.idle.servers[keyOf(e)]; at != nil && !planted.Bug(74) {
+				at.endpoint, at.policy, at.gone = e, x.is, false
+			}
 		}
 	}
-	return inOrder(all)
-}
-
-func inOrder(all []*config.Endpoint) []*config.Endpoint {
-	slices.SortFunc(all, func(a, b *config.Endpoint) int {
-		return cmp.Or(cmp.Compare(a.Ref.Name, b.Ref.Name), cmp.Compare(a.Ref.Version, b.Ref.Version))
-	})
-	return all
 }
 
 // sweepEvery is how often idle legs are looked at for their age.
@@ -79,17 +129,14 @@ func (l *Loop) pool(s *slot) *pool {
 	if s.flow.Speaks() != config.HTTP || b.IdleMax == 0 || b.ProxyHeader != config.NoProxyHeader {
 		return nil
 	}
-	e := s.flow.Endpoint()
-	first := l.idle.pools[e]
-	for p := first; p != nil; p = p.next {
-		if p.dials(&l.spec) {
-			p.policy = b
+	at, x := l.server(s.flow.Endpoint(), b), &l.spec
+	for p := at.pools; p != nil; p = p.next {
+		if p.dials(x) {
 			return p
 		}
 	}
-	x := &l.spec
-	p := &pool{endpoint: e, source: x.Source, portMin: x.PortMin, portMax: x.PortMax, mss: x.MSS, buffer: x.Buffer, policy: b, next: first}
-	l.idle.pools[e] = p
+	p := &pool{server: at, source: x.Source, portMin: x.PortMin, portMax: x.PortMax, mss: x.MSS, buffer: x.Buffer, next: at.pools}
+	at.pools = p
 	return p
 }
 
@@ -103,10 +150,10 @@ func (l *Loop) rest(s *slot) bool {
 	k := s.far - 1
 	b := l.far(k)
 	p := b.pool
-	if p == nil || p.gone || b.is&(over|failed|deaf) != 0 || b.brew&thickBackend != 0 || !b.has(watched) || p.n >= p.policy.IdleMax || b.pipe != noPipe {
+	if p == nil || p.server.gone || b.is&(over|failed|deaf) != 0 || b.brew&thickBackend != 0 || !b.has(watched) || p.n >= p.server.policy.IdleMax || b.pipe != noPipe {
 		return false
 	}
-	if !serves(p.endpoint, b.account.Standing()) && !planted.Bug(57) {
+	if !serves(p.server.endpoint, b.account.Standing()) && !planted.Bug(57) {
 		return false // nobody would come for it, and who takes the endpoint out waits for its end
 	}
 	if b.has(readable) {
@@ -122,11 +169,12 @@ func (l *Loop) rest(s *slot) bool {
 	}
 	if !b.lively {
 		b.lively = true
-		if p.endpoint.Unix == "" {
+		if p.server.key.unix == "" {
 			l.k.Enliven(b.fd, Life(s.flow.Listener()))
 		}
 	}
 	s.far = 0
+	b.depart()
 	b.account, b.owner, b.since = nil, none, l.now
 	b.brew, b.relayed = 0, 0 // the list of those that simmer has its flow, not the next one
 	b.prev, b.next = p.last, 0
@@ -164,7 +212,9 @@ func (l *Loop) wake(i uint32, s *slot, p *pool) bool {
 				continue
 			}
 		}
-		b.owner, b.account = i, l.far(s.far-1).account
+		was := l.far(s.far - 1)
+		b.owner, b.account, b.lodge = i, was.account, was.lodge
+		was.lodge = nil
 		l.freeLeg(s.far - 1)
 		s.far = k + 1
 		return true
@@ -230,29 +280,44 @@ func (l *Loop) unasked(k uint32, b *backendLeg) {
 	l.closeIdle(k, b)
 }
 
-// sweep closes what was idle for too long, or serves an endpoint that has left
+// sweepMost bounds how many legs one look closes: each is a system call, and
+// nobody is served meanwhile.
+const sweepMost = 256
+
+// sweep closes what was idle for too long, or leads to a server that has left
 // the configuration.
 func (l *Loop) sweep() {
 	l.idle.sweepAt = l.now.Add(sweepEvery)
-	for _, e := range l.idle.endpoints() {
-		first := l.idle.pools[e]
-		gone := false
-		if l.gen != nil {
-			_, there := l.gen.Config.Lookup(e.Ref)
-			gone = !there
-		}
-		for p := first; p != nil; p = p.next {
-			p.gone = gone
-			for p.oldest != 0 {
-				if since := l.far(p.oldest - 1).since; !gone && l.now < since.Add(p.policy.IdleTime) && p.n <= p.policy.IdleMax {
+	l.unlodge()
+	closed := 0
+	kept := l.idle.all[:0]
+	for _, at := range l.idle.all {
+		left := 0
+		for p := at.pools; p != nil; p = p.next {
+			for p.oldest != 0 && closed < sweepMost {
+				if since := l.far(p.oldest - 1).since; !at.gone && l.now < since.Add(at.policy.IdleTime) && p.n <= at.policy.IdleMax {
 					break
 				}
 				l.closeOldest(p)
+				closed++
 			}
+			left += p.n
 		}
-		if gone {
-			delete(l.idle.pools, e)
+		if !at.gone || left > 0 {
+			kept = append(kept, at)
+			continue
 		}
+		// A leg that still has a flow and was to rest here is closed instead: the
+		// pool says that its server is gone.
+		delete(l.idle.servers, at.key)
+		for _, e := range at.versions {
+			delete(l.idle.of, e)
+		}
+	}
+	clear(l.idle.all[len(kept):])
+	l.idle.all = kept
+	if closed == sweepMost {
+		l.idle.sweepAt = l.now
 	}
 }
 
@@ -260,8 +325,8 @@ func (l *Loop) sweep() {
 func (l *Loop) shrink() bool {
 	const enough = 64
 	closed := 0
-	for _, e := range l.idle.endpoints() {
-		for p := l.idle.pools[e]; p != nil; p = p.next {
+	for _, at := range l.idle.all {
+		for p := at.pools; p != nil; p = p.next {
 			for p.oldest != 0 && closed < enough {
 				l.closeOldest(p)
 				closed++
@@ -276,8 +341,8 @@ func (l *Loop) Idle() int { return l.idle.n }
 
 // IdleTo is how many of them lead to the endpoint of that full name.
 func (l *Loop) IdleTo(endpoint string) (n int) {
-	for e, p := range l.idle.pools {
-		for ; p != nil && e.Ref.Name == endpoint; p = p.next {
+	for _, at := range l.idle.all {
+		for p := at.pools; p != nil && at.key.name == endpoint; p = p.next {
 			n += p.n
 		}
 	}
@@ -288,12 +353,11 @@ func (l *Loop) IdleTo(endpoint string) (n int) {
 // is "", and tells how many there were: of an endpoint that is taken out of
 // service, a process that ends, or a host that is left.
 func (l *Loop) CloseIdle(endpoint string) (closed int) {
-	all := l.idle.versions(endpoint)
-	if endpoint == "" {
-		all = l.idle.endpoints()
-	}
-	for _, e := range all {
-		for p := l.idle.pools[e]; p != nil; p = p.next {
+	for _, at := range l.idle.all {
+		if endpoint != "" && at.key.name != endpoint {
+			continue
+		}
+		for p := at.pools; p != nil; p = p.next {
 			for p.oldest != 0 {
 				l.closeOldest(p)
 				closed++

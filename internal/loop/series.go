@@ -1,7 +1,6 @@
 package loop
 
 import (
-	"slices"
 	"time"
 
 	"github.com/holdfast-lb/holdfast/internal/config"
@@ -55,7 +54,8 @@ const familiar = 256
 type seriesBook struct {
 	all map[SeriesKey]*Series
 	// order has the same ones, as they came, to be looked at a few at a time.
-	order []namedSeries
+	order  []namedSeries
+	looked int // where prune goes on
 	// known are the latest by the objects that name them. Objects are immutable
 	// and compared by their pointers, which is cheaper than three strings.
 	known [familiar]knownSeries
@@ -120,26 +120,37 @@ func (b *seriesBook) keyed(key SeriesKey) *Series {
 	return x
 }
 
-// prune forgets the objects of earlier configurations. When there are many
-// series, those of endpoints that have left c become one for each backend: sums
-// never fall.
+// pruneAtOnce is how many series prune looks at in one call.
+const pruneAtOnce = 256
+
+// prune looks, when there are many series, at some of them: those of endpoints that
+// have left c become one for each backend. Sums never fall.
 func (b *seriesBook) prune(c *config.Config) {
-	clear(b.known[:])
 	if len(b.all) < seriesMax/2 {
 		return
 	}
-	for key, x := range b.all {
-		if key.Endpoint == "" {
-			continue
+	merged := false
+	for range min(pruneAtOnce, len(b.order)) {
+		if b.looked >= len(b.order) {
+			b.looked = 0
 		}
-		if to := c.Backends[key.Backend]; to != nil && to.Endpoint(key.Endpoint) != nil && c.Listeners[key.Listener] != nil {
+		x := b.order[b.looked]
+		key := x.key
+		if to := c.Backends[key.Backend]; key.Endpoint == "" || to != nil && to.Endpoint(key.Endpoint) != nil && c.Listeners[key.Listener] != nil {
+			b.looked++
 			continue
 		}
 		delete(b.all, key)
+		last := len(b.order) - 1
+		b.order[b.looked], b.order[last] = b.order[last], namedSeries{}
+		b.order = b.order[:last]
 		key.Endpoint = ""
-		b.keyed(key).Add(x)
+		b.keyed(key).Add(x.series)
+		merged = true
 	}
-	b.order = slices.DeleteFunc(b.order, func(n namedSeries) bool { return b.all[n.key] != n.series })
+	if merged {
+		clear(b.known[:]) // what was merged is not to be found any more
+	}
 }
 
 // Series calls do for each series of the loop, in no order; to be called on the

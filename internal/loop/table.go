@@ -3,6 +3,7 @@ package loop
 import (
 	"github.com/holdfast-lb/holdfast/internal/flow"
 	"github.com/holdfast-lb/holdfast/internal/ledger"
+	"github.com/holdfast-lb/holdfast/internal/planted"
 	"github.com/holdfast-lb/holdfast/internal/sock"
 )
 
@@ -60,7 +61,8 @@ type backendLeg struct {
 	account     *ledger.Endpoint // whose slot its flow holds; the descriptor may be still to come
 	owner       uint32           // slot of its flow; none: it is idle
 	incarnation uint32
-	pool        *pool // where it goes when it is idle; nil: it is closed
+	lodge       *lodge // of its flow's backend, which counts it; nil: it is idle
+	pool        *pool  // where it goes when it is idle; nil: it is closed
 	prev, next  uint32
 	since       flow.Instant // when it was dialled, or became idle
 	relayed     uint32       // octets moved by splice without a rest
@@ -160,6 +162,7 @@ func (l *Loop) enter(f flow.Flow, client, backend sock.FD) (uint32, *slot) {
 	if backend >= 0 {
 		l.attach(i, s).begin(backend, l.now, readable|writable)
 	}
+	l.under(f.Listener()).flows++
 	l.load.Add(1)
 	return i, s
 }
@@ -173,6 +176,10 @@ func (l *Loop) attach(i uint32, s *slot) *backendLeg {
 		incarnation: (b.incarnation + 1) & incarnationMask,
 	}
 	s.far = k + 1
+	if to := s.flow.Backend(); to != nil {
+		b.lodge = l.backendLodge(to)
+		b.lodge.flows++
+	}
 	return b
 }
 
@@ -192,14 +199,26 @@ func (l *Loop) detach(s *slot) {
 
 func (l *Loop) freeLeg(k uint32) {
 	b := l.far(k)
+	b.depart()
 	b.live, b.pool, b.account, b.fd = false, nil, nil, sock.NoFD
 	l.table.legs.giveBack(k)
+}
+
+// depart ends that the leg's flow counts for its backend.
+func (b *backendLeg) depart() {
+	if b.lodge != nil {
+		if !planted.Bug(79) {
+			b.lodge.flows--
+		}
+		b.lodge = nil
+	}
 }
 
 // leave empties the slot; the flow in it has gone or ended, and its legs.
 func (l *Loop) leave(i uint32, s *slot) {
 	l.disarm(i, &s.timer)
 	l.detach(s)
+	l.under(s.flow.Listener()).flows--
 	s.live, s.again, s.sourced = false, false, false
 	s.flow = flow.Flow{}
 	l.table.slots.giveBack(i)

@@ -35,7 +35,7 @@ func (p *Proc) reload(source string, done func()) *task {
 			return
 		}
 		old := p.gen
-		c = c.Reuse(old.Config)
+		c = p.objects.reuse(c).Reuse(old.Config)
 		g, err := p.open(c, old, nil, old.Number+1)
 		if err != nil {
 			return // no descriptors: the old one stays in force

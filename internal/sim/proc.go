@@ -231,6 +231,30 @@ func (r *registry) addConfig(c *config.Config) {
 	}
 }
 
+// reuse makes equal objects the same pointers, as package node does.
+func (r *registry) reuse(c *config.Config) *config.Config {
+	known := &config.Config{Listeners: map[string]*config.Listener{}, Backends: map[string]*config.Backend{}}
+	for name, l := range c.Listeners {
+		if was := r.Listener(name, l.Ref.Version); was != nil {
+			known.Listeners[name] = was
+		}
+	}
+	for name, b := range c.Backends {
+		if was := r.Backend(name, b.Ref.Version); was != nil {
+			known.Backends[name] = was
+			continue
+		}
+		some := &config.Backend{}
+		for _, e := range b.Endpoints {
+			if was := r.Endpoint(e.Ref.Name, e.Ref.Version); was != nil {
+				some.Endpoints = append(some.Endpoints, was)
+			}
+		}
+		known.Backends[name] = some
+	}
+	return c.Reuse(known)
+}
+
 func (r *registry) Listener(name string, version uint64) *config.Listener {
 	o, _ := r.objects[config.Ref{Kind: config.ListenerKind, Name: name, Version: version}].(*config.Listener)
 	return o
@@ -319,6 +343,18 @@ func (a adopting) Endpoint(name string, version uint64) *config.Endpoint {
 			return e
 		}
 	}
+	return a.exact.Endpoint(name, version)
+}
+
+func (a adopting) Was(name string, version uint64) *config.Listener {
+	return a.exact.Listener(name, version)
+}
+
+func (a adopting) WasBackend(name string, version uint64) *config.Backend {
+	return a.exact.Backend(name, version)
+}
+
+func (a adopting) WasEndpoint(name string, version uint64) *config.Endpoint {
 	return a.exact.Endpoint(name, version)
 }
 
