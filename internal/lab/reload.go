@@ -31,6 +31,9 @@ func reloading(ctx context.Context, o Options, out io.Writer, v *Verdict) error 
 		r.services, r.seconds, r.control, r.peers, r.peersControl = 200, 4, 2, 2, 0
 		r.load.Idle, r.probes, r.period, r.ones, r.apart = 40, 6, time.Second, 20, 700*time.Millisecond
 	}
+	if o.Sabotage != "" {
+		r.control = 1
+	}
 	if err := r.room(); err != nil {
 		return err
 	}
@@ -122,7 +125,7 @@ type reloadResult struct {
 	took      Histogram // until it showed
 	asked     Histogram // until the balancer said so, if it does
 	most      weight
-	rss       int // octets, at the end
+	rss, own  int // octets, at the end: resident; each page that is shared counted once
 	files     int // descriptors, at the end
 	held      int // flows that were open at once
 	report    ReloadReport
@@ -273,7 +276,7 @@ func (r *reloadLab) run(name string, side reloadSide, y *syntax, seconds int, ap
 		return x, err
 	}
 	w := weigh(side.program())
-	x.rss, x.files = w.rss, openFiles(side.program())
+	x.rss, x.own, x.files = w.rss, proportional(side.program()), openFiles(side.program())
 	after, err := r.here.Counters()
 	if err != nil {
 		return x, err
@@ -341,8 +344,12 @@ func (s *reloadRun) applyAll() (err error) {
 			break
 		}
 		if s.applies {
+			before := s.x.effective
 			if err := s.one(i, text, proofs); err != nil {
 				return err
+			}
+			if s.same == nil && s.x.effective == before {
+				continue // of a peer that has not gone over there is nothing to open yet
 			}
 		}
 		// As many as are due by now: who is slower shall hold as many in the end.
@@ -479,7 +486,9 @@ func (r *reloadLab) ours() error {
 // beside runs the peers, where they are installed.
 func (r *reloadLab) beside() error {
 	nginxDir := filepath.Join(r.here.world.Dir, "nginx")
-	connections := 2*r.held + 4*r.services + 2000
+	// Each generation of them could hold all flows, as ours does: nginx with its two
+	// workers, haproxy with two descriptors for each, its listeners and its checks.
+	connections, maxconn := r.held+2*r.services+1000, (r.nofile-500)/2-5*r.services/4
 	for _, p := range []struct {
 		name   string
 		path   string
@@ -487,7 +496,7 @@ func (r *reloadLab) beside() error {
 		syntax func() *syntax
 	}{
 		{"haproxy", haproxyPath, func() reloadSide { return &reloadHAProxy{at: r.here, name: "haproxy"} },
-			func() *syntax { return haproxySyntax(filepath.Join(r.here.world.Dir, "haproxy.stats")) }},
+			func() *syntax { return haproxySyntax(filepath.Join(r.here.world.Dir, "haproxy.stats"), maxconn) }},
 		{"nginx", nginxPath, func() reloadSide { return &reloadNginx{at: r.here, dir: nginxDir} },
 			func() *syntax { return nginxSyntax(nginxDir, connections) }},
 	} {

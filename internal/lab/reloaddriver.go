@@ -357,6 +357,11 @@ func (d *reloadDriver) idle(q ReloadLoad) {
 		if k == nil {
 			continue
 		}
+		if !k.open() {
+			d.count(func(c *ReloadCounts) { c.IdleClosed++ })
+			_ = k.c.Close()
+			continue
+		}
 		if _, err := k.ask(d, "/o", 100); err != nil {
 			d.count(func(c *ReloadCounts) { c.IdleLost++ })
 			d.fault("idle connection to %s, asked again: %s", to[i], errorText(err))

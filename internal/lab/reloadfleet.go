@@ -289,7 +289,7 @@ func holdfastSyntax() *syntax {
 	return y
 }
 
-func haproxySyntax(stats string) *syntax {
+func haproxySyntax(stats string, maxconn int) *syntax {
 	y := &syntax{}
 	const set = "  http-request set-var(txn.gen) int(%d) if { path_beg /g }\n  http-response set-header " + generationField + " %%[var(txn.gen)] if { var(txn.gen) -m found }\n"
 	y.render = func(f *serviceFleet, parts *[2]strings.Builder, i int) {
@@ -320,7 +320,7 @@ func haproxySyntax(stats string) *syntax {
 	y.whole = func(f *serviceFleet, listeners, backends []string) string {
 		var s strings.Builder
 		s.Grow(300 * len(listeners))
-		fmt.Fprintf(&s, "global\n  maxconn 9000\n  nbthread 2\n  stats socket %s mode 600 level admin expose-fd listeners\n", stats)
+		fmt.Fprintf(&s, "global\n  maxconn %d\n  nbthread 2\n  stats socket %s mode 600 level admin expose-fd listeners\n", maxconn, stats)
 		s.WriteString("defaults\n  mode http\n  http-reuse safe\n  default-server pool-purge-delay 2s\n  timeout connect 5s\n  timeout client 1h\n  timeout server 1h\n  timeout http-request 10s\n" +
 			"  timeout http-keep-alive 1h\n  timeout tunnel 1h\n")
 		for _, x := range listeners {

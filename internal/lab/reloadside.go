@@ -196,6 +196,21 @@ func weigh(program string) weight {
 	return w
 }
 
+// proportional is the memory of all processes of a program, in octets, in which
+// a page that n of them share is counted for an nth in each.
+func proportional(program string) (octets int) {
+	for _, pid := range running(program) {
+		text, _ := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
+		for line := range strings.Lines(string(text)) {
+			if rest, ok := strings.CutPrefix(line, "Pss:"); ok {
+				kib, _ := strconv.Atoi(strings.Fields(rest)[0])
+				octets += kib << 10
+			}
+		}
+	}
+	return octets
+}
+
 // openFiles counts the descriptors of all processes of a program.
 func openFiles(program string) (n int) {
 	for _, pid := range running(program) {

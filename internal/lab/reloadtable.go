@@ -14,7 +14,7 @@ import (
 
 // reloadColumns are those of the table.
 var reloadColumns = []string{"balancer", "effective", "late", "until effective p50 / p99 / max ms", "new lost", "requests lost on kept connections",
-	"idle connections closed", "told to close", "held broken", "new p99 / max ms", "kept p99 / max ms", "held p99 / max ms", "processes", "memory MB"}
+	"idle connections closed", "told to close", "held broken", "new p99 / max ms", "kept p99 / max ms", "held p99 / max ms", "processes", "memory MB: most / at the end, shared once"}
 
 // cells are a run's.
 func (x *reloadResult) cells() []string {
@@ -32,7 +32,7 @@ func (x *reloadResult) cells() []string {
 	}
 	return []string{x.who, effective, late, took, fmt.Sprintf("%d of %d", c.NewLost, c.New), fmt.Sprintf("%d of %d", c.AskedLost+c.IdleLost, c.Asked),
 		fmt.Sprint(x.idleClosed()), fmt.Sprint(c.KeptTold), fmt.Sprintf("%d of %d", x.heldBroken(), x.held), pair(x.delay(delayNew)), pair(x.delay(delayKept)), pair(held),
-		fmt.Sprint(x.most.processes), fmt.Sprintf("%.0f", megabytes(x.most.rss))}
+		fmt.Sprint(x.most.processes), fmt.Sprintf("%.0f / %.0f", megabytes(x.most.rss), megabytes(x.own))}
 }
 
 // say prints a run.
@@ -149,7 +149,7 @@ func (r *reloadLab) write() error {
 		"*Late* is what took longer than %v, or could not be made in time for that. Meanwhile: %d new connections a second, %d kept ones with\n"+
 		"10 requests a second each, %d that only idle, %d that say something each %v, and up to %d more that stay open (TCP, WebSocket, streamed responses),\n"+
 		"opened evenly over all generations on what has just been changed: as many as %d descriptors for each process allow. Every octet is checked at both ends. \"Told to close\" is\n"+
-		"an answer with `Connection: close`. Memory is what all processes have resident, shared pages in each of them.\n\n",
+		"an answer with `Connection: close`. Memory is what all processes have resident: the most at any time, shared pages in each of them; and at the end, shared pages once.\n\n",
 		r.services, lateAfter, moving.seconds, lateAfter, r.load.PerSec, r.load.Kept, r.load.Idle, 3*r.probes, probePeriod, r.held, r.nofile)
 	row := func(cells []string) { fmt.Fprintf(&s, "| %s |\n", strings.Join(cells, " | ")) }
 	row(reloadColumns)
