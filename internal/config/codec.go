@@ -190,6 +190,9 @@ func encode(spec any) []byte {
 	return canonical(envelope{versionText(version(object)), object})
 }
 
+// envelopeBytes is how much longer an encoded object is than its canonical form.
+const envelopeBytes = len(`{"version":"0123456789abcdef","object":}`)
+
 func versionText(v uint64) string { return fmt.Sprintf("%016x", v) }
 
 // Encode gives the portable form of l, for [DecodeObject].
@@ -202,28 +205,33 @@ func (b *Backend) Encode() []byte { return encode(b.spec()) }
 func (e *Endpoint) Encode() []byte { return encode(e.spec()) }
 
 // seal fills in the Ref of l, whose other fields are complete, and what its
-// rules have computed once.
-func (l *Listener) seal(name string) {
+// rules have computed once. It gives the octets of the canonical form.
+func (l *Listener) seal(name string) int {
 	if l.Rules != nil {
 		l.Rules.seal()
 	}
 	l.Ref = Ref{Kind: ListenerKind, Name: name}
-	l.Ref.Version = version(canonical(l.spec()))
+	form := canonical(l.spec())
+	l.Ref.Version = version(form)
+	return len(form)
 }
 
-// seal sorts and seals the endpoints of b, then fills in its Ref.
-func (b *Backend) seal(name string) {
+// seal sorts and seals the endpoints of b, then fills in its Ref. It gives the
+// octets of the canonical form.
+func (b *Backend) seal(name string) int {
 	for _, e := range b.Endpoints {
 		e.seal()
 	}
-	b.sealAlone(name)
+	return b.sealAlone(name)
 }
 
 // sealAlone is seal for endpoints that are sealed, and perhaps in use.
-func (b *Backend) sealAlone(name string) {
+func (b *Backend) sealAlone(name string) int {
 	slices.SortStableFunc(b.Endpoints, func(x, y *Endpoint) int { return strings.Compare(x.Name, y.Name) })
 	b.Ref = Ref{Kind: BackendKind, Name: name}
-	b.Ref.Version = version(canonical(b.spec()))
+	form := canonical(b.spec())
+	b.Ref.Version = version(form)
+	return len(form)
 }
 
 func (e *Endpoint) seal() {

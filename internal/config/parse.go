@@ -55,12 +55,16 @@ func (r *report) result() (Warnings, error) {
 // The places of what was read are kept until all of it was validated: who
 // refers to something that is not there is told where.
 type (
+	// A listenerSite or a backendSite that was read for an earlier document is at
+	// rest: it has no section until somebody wakes it.
 	listenerSite struct {
 		*section
 		l      *Listener
 		unread bool        // the protocol is none, so it is not known what else belongs here
 		uses   []use       // of backends
 		routes []routeSite // those of l.Rules
+		logs   bool        // it says accessLog: on
+		rest   sleeper
 	}
 	endpointSite struct {
 		*section
@@ -70,10 +74,13 @@ type (
 		*section
 		b         *Backend
 		byKernel  bool // the kernel chooses the source
+		httpOnly  bool // it has keys that are for http
 		endpoints []endpointSite
 		uses      []use // of other backends
+		rest      sleeper
 
 		http, tcp *listenerSite // the first that reaches it, of each protocol
+		reached   int           // the number of the last listener that was told of it
 	}
 	// draft is the file, read section by section. Lists are in the order of
 	// the file, and have what is faulty, too.
@@ -99,20 +106,14 @@ func (r *reader) config(src []byte) (*Config, *section) {
 	}
 	r.strict(root, "", 0)
 	d := draft{root: r.section(root, place{1, 1}, "", "", rootKeys...)}
-	d.node = r.node(&d)
-	if r.logging = d.root.has("accessLog"); r.logging {
-		d.accessLog = r.accessLog(d.root.section("accessLog", logKeys...))
-	}
+	r.nodeAndLog(&d)
 	for _, e := range d.root.named("listeners") {
 		d.listeners = append(d.listeners, r.listener(d.root, e))
 	}
 	for _, e := range d.root.named("backends") {
 		d.backends = append(d.backends, r.backend(d.root, e))
 	}
-	if d.root.has("cluster") {
-		d.at = d.root.section("cluster", clusterKeys...)
-		d.cluster = r.cluster(d.at)
-	}
+	r.clusterOf(&d)
 	r.validate(&d)
 	if len(r.problems) > 0 {
 		return nil, d.root // what was read is not whole
@@ -122,21 +123,42 @@ func (r *reader) config(src []byte) (*Config, *section) {
 		Listeners: make(map[string]*Listener, len(d.listeners)),
 		Backends:  make(map[string]*Backend, len(d.backends)),
 	}
-	for _, site := range d.listeners {
-		site.l.seal(site.l.Ref.Name)
-		if n := len(site.l.Encode()); n > objectMax {
-			site.r.fail(site.place, site.path, "its form for moves has %d octets; at most %d are taken", n, objectMax)
-		}
-		c.Listeners[site.l.Ref.Name] = site.l
+	for i := range d.listeners {
+		d.listeners[i].seal()
+		c.Listeners[d.listeners[i].l.Ref.Name] = d.listeners[i].l
 	}
-	for _, site := range d.backends {
-		site.b.seal(site.b.Ref.Name)
-		if n := len(site.b.Encode()); n > objectMax {
-			site.r.fail(site.place, site.path, "its form for moves has %d octets; at most %d are taken", n, objectMax)
-		}
-		c.Backends[site.b.Ref.Name] = site.b
+	for i := range d.backends {
+		d.backends[i].seal()
+		c.Backends[d.backends[i].b.Ref.Name] = d.backends[i].b
 	}
 	return c, d.root
+}
+
+// seal seals the listener, of which nothing was refused.
+func (s *listenerSite) seal() { s.fits(s.l.seal(s.l.Ref.Name)) }
+
+// seal seals the backend, of which nothing was refused.
+func (s *backendSite) seal() { s.fits(s.b.seal(s.b.Ref.Name)) }
+
+// fits reports an object of n octets that is too large to move.
+func (s *section) fits(n int) {
+	if n += envelopeBytes; n > objectMax {
+		s.r.fail(s.place, s.path, "its form for moves has %d octets; at most %d are taken", n, objectMax)
+	}
+}
+
+func (r *reader) nodeAndLog(d *draft) {
+	d.node = r.node(d)
+	if r.logging = d.root.has("accessLog"); r.logging {
+		d.accessLog = r.accessLog(d.root.section("accessLog", logKeys...))
+	}
+}
+
+func (r *reader) clusterOf(d *draft) {
+	if d.root.has("cluster") {
+		d.at = d.root.section("cluster", clusterKeys...)
+		d.cluster = r.cluster(d.at)
+	}
 }
 
 func (r *reader) node(d *draft) Node {
@@ -222,6 +244,7 @@ func (r *reader) listener(root *section, e entry) listenerSite {
 	l.OnChange = Change(s.choice("onChange", uint8(KeepFlows), changeWords))
 	l.Movable = s.boolean("movable", false)
 	s.guard(l)
+	site.validateAlone()
 	return site
 }
 
@@ -262,6 +285,8 @@ func (r *reader) backend(root *section, e entry) backendSite {
 	if s.require("endpoints", "[ { address: 10.0.0.31:5432 } ]") {
 		site.endpoints = r.endpoints(s, b)
 	}
+	site.httpOnly = s.has("answerTimeout") || s.has("reuse")
+	site.validateAlone()
 	return site
 }
 

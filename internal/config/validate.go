@@ -14,46 +14,46 @@ import (
 func (r *reader) validate(d *draft) {
 	backends := make(map[string]*backendSite, len(d.backends))
 	for i := range d.backends {
-		b := &d.backends[i]
-		backends[b.b.Ref.Name] = b
-		b.validateEndpoints()
+		backends[d.backends[i].b.Ref.Name] = &d.backends[i]
 	}
-	names := slices.Sorted(maps.Keys(backends))
 	unknown := func(u use) {
-		if backends[u.name] == nil && !d.root.meant["backends"] {
-			u.fail(u.key, "no backend %q%s", clip(u.name), thereAre(u.name, names))
+		if !d.root.meant["backends"] {
+			u.fail(u.key, "no backend %q%s", clip(u.name), thereAre(u.name, slices.Sorted(maps.Keys(backends))))
 		}
 	}
 	for i := range d.backends {
-		for _, u := range d.backends[i].uses {
-			unknown(u)
+		b := &d.backends[i]
+		for k := range b.uses {
+			if backends[b.uses[k].name] == nil {
+				unknown(b.awake().uses[k])
+			}
 		}
 	}
 	validateFallbacks(d.backends, backends)
-	taken := make(vips)
+	taken := newVIPs(len(d.listeners))
 	if d.node.Metrics.IsValid() {
-		taken.take(holder{d.node.Metrics, "node.admin.metrics", d.metricsLine})
+		taken.take(holder{vip: d.node.Metrics, who: "node.admin.metrics", line: d.metricsLine})
 	}
 	if a := d.node.API; a != nil && a.Listen.IsValid() {
-		h := holder{a.Listen, "node.admin.api", d.api.at("listen").line}
+		h := holder{vip: a.Listen, who: "node.admin.api", line: d.api.at("listen").line}
 		if other := taken.take(h); other != nil {
 			d.api.fail("listen", "%s", other.overlap(h.vip))
 		}
 	}
+	var all []reached
 	for i := range d.listeners {
 		l := &d.listeners[i]
 		l.validateVIP(taken)
-		l.validateGuard(l.l)
 		if l.l.Movable && !d.root.has("cluster") && !d.root.meant["cluster"] {
-			l.fail("movable", "needs a cluster section: flows move to its peers")
+			l.awake().fail("movable", "needs a cluster section: flows move to its peers")
 		}
-		if vip := l.l.VIP; l.l.Movable && vip.IsValid() && vip.Addr().IsUnspecified() {
-			l.fail("movable", "the VIP %v is a wildcard; only flows of a specific address can move", vip)
+		for k := range l.uses {
+			if backends[l.uses[k].name] == nil {
+				unknown(l.awake().uses[k])
+			}
 		}
-		for _, u := range l.uses {
-			unknown(u)
-		}
-		for _, reached := range l.reach(backends) {
+		all = l.reach(all[:0], backends, i+1)
+		for _, reached := range all {
 			b := reached.backend
 			if l.unread {
 				continue // what it asks of backends is not known
@@ -65,18 +65,19 @@ func (r *reader) validate(d *draft) {
 			}
 			l.validateBackend(b, reached.use)
 		}
-		l.validateCookies(backends)
-		l.validateRoutes()
-		if n := l.values["accessLog"]; n != nil && n.Value == wordOn && !d.root.has("accessLog") && !d.root.meant["accessLog"] {
-			r.warn(l.at("accessLog"), join(l.path, "accessLog"), "there is no access log; add accessLog: {} at the top level")
+		l.validateCookies(all)
+		if l.logs && !d.root.has("accessLog") && !d.root.meant["accessLog"] {
+			l.awake().warn("accessLog", "there is no access log; add accessLog: {} at the top level")
 		}
 	}
 	// Who did not manage to name a backend may have meant any.
-	unread := d.root.meant["listeners"] || slices.ContainsFunc(d.listeners, func(l listenerSite) bool { return l.broken || l.unread || l.meant["backend"] || l.meant["routes"] })
+	unread := d.root.meant["listeners"] || slices.ContainsFunc(d.listeners, func(l listenerSite) bool {
+		return l.section != nil && (l.broken || l.unread || l.meant["backend"] || l.meant["routes"])
+	})
 	for i := range d.backends {
 		b := &d.backends[i]
 		if b.http == nil && b.tcp == nil && !unread {
-			r.warn(b.place, b.path, "used by no listener")
+			r.warn(b.awake().place, b.path, "used by no listener")
 		}
 		b.validatePolicy(d.node.Zone)
 	}
@@ -114,6 +115,30 @@ func quoted(names []string) []string {
 	return names
 }
 
+// validateAlone reports what is wrong with a listener, whatever else there is.
+func (l *listenerSite) validateAlone() {
+	n := l.values["accessLog"]
+	l.logs = n != nil && n.Value == wordOn
+	l.validateGuard(l.l)
+	if vip := l.l.VIP; l.l.Movable && vip.IsValid() && vip.Addr().IsUnspecified() {
+		l.fail("movable", "the VIP %v is a wildcard; only flows of a specific address can move", vip)
+	}
+	l.validateRoutes()
+}
+
+// validateAlone reports what is wrong with a backend, whatever else there is.
+func (s *backendSite) validateAlone() {
+	s.validateEndpoints()
+	b := s.b
+	if n := s.values["eject"]; b.Panic > 0 && !s.has("check") && n != nil && n.Value == wordOff {
+		s.warn("panic", "there is neither check nor eject, so no endpoint is ever down")
+	}
+	if len(b.Retry.Statuses) > 0 && b.RetryMax == 0 || b.Retry.Reset && b.RetryMax == 0 {
+		s.warn("retry", "with max: 0 nothing is tried again, whatever on says")
+	}
+	s.validateServers()
+}
+
 func (s *backendSite) validateEndpoints() {
 	names := make(map[string]place)
 	addresses := make(map[string]endpointSite)
@@ -147,120 +172,136 @@ func (s *backendSite) validateEndpoints() {
 	}
 }
 
-// validateBackend: what the listener asks of a backend, which it names by u.
-func (l listenerSite) validateBackend(b *backendSite, u use) {
+// validateBackend: what the listener asks of a backend, which it names by its k-th
+// use.
+func (l *listenerSite) validateBackend(b *backendSite, k int) {
 	vip := l.l.VIP.Addr()
 	if l.l.Movable {
-		if b.byKernel && !b.broken {
-			l.fail("movable", "backend %q is dialled from an address of the kernel's choice, which stays on this host; "+
+		if b.byKernel && (b.section == nil || !b.broken) {
+			l.awake().fail("movable", "backend %q is dialled from an address of the kernel's choice, which stays on this host; "+
 				"give it source: vip, or an address that moves", b.b.Ref.Name)
 		}
-		for _, site := range b.endpoints {
-			if site.e.Unix != "" {
-				l.fail("movable", "endpoint %s/%s is a unix socket, whose other end is a process of this host, so its flows cannot move",
-					printable(b.b.Ref.Name), printable(site.e.Name))
-				break
-			}
+		if e := b.first(func(e *Endpoint) bool { return e.Unix != "" }); e != nil {
+			l.awake().fail("movable", "endpoint %s/%s is a unix socket, whose other end is a process of this host, so its flows cannot move",
+				printable(b.b.Ref.Name), printable(e.Name))
 		}
 	}
 	if !b.b.SourceVIP || !vip.IsValid() {
 		return
 	}
 	// The source is the address a client came to, so both legs have one family.
-	for _, site := range b.endpoints {
-		a := site.e.Addr.Addr()
-		switch {
-		case !a.IsValid() || a.Is4() == vip.Is4() && !l.l.DualStack:
-			continue
-		case l.l.DualStack:
-			l.r.warn(u.at(u.key), join(u.path, u.key),
-				"backend %q has source: vip and endpoint %s is %s; clients of the other family cannot be served by it",
-				b.b.Ref.Name, printable(site.e.Name), family(a))
-		default:
-			u.fail(u.key, "backend %q has source: vip, but endpoint %s is %s and the VIP %v is %s",
-				b.b.Ref.Name, printable(site.e.Name), family(a), vip, family(vip))
-		}
+	e := b.first(func(e *Endpoint) bool {
+		a := e.Addr.Addr()
+		return a.IsValid() && (a.Is4() != vip.Is4() || l.l.DualStack)
+	})
+	if e == nil {
 		return
+	}
+	if u := l.awake().uses[k]; l.l.DualStack {
+		u.warn(u.key, "backend %q has source: vip and endpoint %s is %s; clients of the other family cannot be served by it",
+			b.b.Ref.Name, printable(e.Name), family(e.Addr.Addr()))
+	} else {
+		u.fail(u.key, "backend %q has source: vip, but endpoint %s is %s and the VIP %v is %s",
+			b.b.Ref.Name, printable(e.Name), family(e.Addr.Addr()), vip, family(vip))
 	}
 }
 
-// vips are the addresses at which something listens, by port.
-type vips map[uint16]*onPort
+// first gives the first endpoint of the file that is so, or nil.
+func (s *backendSite) first(is func(*Endpoint) bool) *Endpoint {
+	if !slices.ContainsFunc(s.b.Endpoints, is) {
+		return nil
+	}
+	all := s.awake().endpoints
+	return all[slices.IndexFunc(all, func(site endpointSite) bool { return is(site.e) })].e
+}
 
+// vips are the addresses at which something listens.
+type vips struct {
+	exact map[netip.AddrPort]holder
+	on    map[uint16]onPort
+}
+
+// onPort is who listens at one port; the zero holder is nobody.
 type onPort struct {
-	exact  map[netip.Addr]holder
-	v4     *holder // the first of IPv4, 0.0.0.0 included
-	any    *holder // the first of all
-	all4   *holder // 0.0.0.0
-	allAll *holder // [::], which takes IPv4 clients as well
+	v4     holder // the first of IPv4, 0.0.0.0 included
+	any    holder // the first of all
+	all4   holder // 0.0.0.0
+	allAll holder // [::], which takes IPv4 clients as well
 }
 
 // holder is who listens at vip.
 type holder struct {
-	vip  netip.AddrPort
-	who  string
-	line int
+	vip      netip.AddrPort
+	listener *listenerSite // or else:
+	who      string
+	line     int
+}
+
+func newVIPs(n int) *vips {
+	return &vips{make(map[netip.AddrPort]holder, n), make(map[uint16]onPort)}
 }
 
 // take adds h, unless it overlaps with another, which it gives then.
-func (v vips) take(h holder) *holder {
-	on := v[h.vip.Port()]
-	if on == nil {
-		on = &onPort{exact: make(map[netip.Addr]holder)}
-		v[h.vip.Port()] = on
-	}
+func (v *vips) take(h holder) *holder {
 	a := h.vip.Addr()
-	if other, ok := on.exact[a]; ok {
+	if other, ok := v.exact[h.vip]; ok {
 		return &other
 	}
+	on := v.on[h.vip.Port()]
 	switch {
-	case on.allAll != nil:
-		return on.allAll
-	case isDualStack(h.vip) && on.any != nil:
-		return on.any
-	case a.Is4() && on.all4 != nil:
-		return on.all4
-	case a == netip.IPv4Unspecified() && on.v4 != nil:
-		return on.v4
+	case on.allAll.there():
+		return &on.allAll
+	case isDualStack(h.vip) && on.any.there():
+		return &on.any
+	case a.Is4() && on.all4.there():
+		return &on.all4
+	case a == netip.IPv4Unspecified() && on.v4.there():
+		return &on.v4
 	}
-	on.exact[a] = h
-	if on.any == nil {
-		on.any = &h
+	v.exact[h.vip] = h
+	if !on.any.there() {
+		on.any = h
 	}
-	if a.Is4() && on.v4 == nil {
-		on.v4 = &h
+	if a.Is4() && !on.v4.there() {
+		on.v4 = h
 	}
 	switch {
 	case isDualStack(h.vip):
-		on.allAll = &h
+		on.allAll = h
 	case a == netip.IPv4Unspecified():
-		on.all4 = &h
+		on.all4 = h
 	}
+	v.on[h.vip.Port()] = on
 	return nil
 }
 
+func (h *holder) there() bool { return h.vip.IsValid() }
+
 // overlap says how vip collides with h.
 func (h *holder) overlap(vip netip.AddrPort) string {
+	if l := h.listener; l != nil {
+		h.who, h.line = "listener "+printable(l.l.Ref.Name), l.awake().place.line
+	}
 	if vip == h.vip {
 		return fmt.Sprintf("%v is already taken by %s (line %d)", vip, h.who, h.line)
 	}
 	return fmt.Sprintf("%v overlaps %v of %s (line %d)", vip, h.vip, h.who, h.line)
 }
 
-func (l listenerSite) validateVIP(taken vips) {
+func (l *listenerSite) validateVIP(taken *vips) {
 	if !l.l.VIP.IsValid() {
 		return
 	}
-	h := holder{l.l.VIP, "listener " + printable(l.l.Ref.Name), l.place.line}
+	h := holder{vip: l.l.VIP, listener: l}
 	if other := taken.take(h); other != nil {
-		l.fail("vip", "%s", other.overlap(h.vip))
+		l.awake().fail("vip", "%s", other.overlap(h.vip))
 	}
 }
 
-func (d *draft) validateCluster(taken vips) {
+func (d *draft) validateCluster(taken *vips) {
 	c, s := d.cluster, d.at
 	if c.Listen.IsValid() {
-		h := holder{c.Listen, "the cluster", s.place.line}
+		h := holder{vip: c.Listen, who: "the cluster", line: s.place.line}
 		if other := taken.take(h); other != nil {
 			s.fail("listen", "%s", other.overlap(h.vip))
 		}

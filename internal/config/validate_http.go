@@ -7,7 +7,7 @@ import (
 )
 
 // validateRoutes warns of routes that no request comes to.
-func (l listenerSite) validateRoutes() {
+func (l *listenerSite) validateRoutes() {
 	for i, site := range l.routes {
 		for j, before := range l.routes[:i] {
 			if !before.whole || !site.whole || !before.route.Match.covers(&site.route.Match) {

@@ -9,17 +9,16 @@ import (
 // over fallbacks, leads to it.
 type reached struct {
 	backend *backendSite
-	use     use // of the listener
+	use     int // of the listener
 }
 
-// reach gives all backends that requests of l may come to, each once.
-func (l *listenerSite) reach(backends map[string]*backendSite) []reached {
-	var all []reached
-	seen := make(map[*backendSite]bool)
-	for _, u := range l.uses {
-		for b := backends[u.name]; b != nil && !seen[b]; b = b.next(backends) {
-			seen[b] = true
-			all = append(all, reached{b, u})
+// reach appends all backends that requests of l, the n-th listener, may come to,
+// each once.
+func (l *listenerSite) reach(all []reached, backends map[string]*backendSite, n int) []reached {
+	for k := range l.uses {
+		for b := backends[l.uses[k].name]; b != nil && b.reached != n; b = b.next(backends) {
+			b.reached = n
+			all = append(all, reached{b, k})
 		}
 	}
 	return all
@@ -40,12 +39,15 @@ func validateFallbacks(all []backendSite, byName map[string]*backendSite) {
 	told := make(map[*backendSite]bool)
 	for i := range all {
 		b := &all[i]
+		if b.b.Fallback == nil {
+			continue
+		}
 		way := []string{printable(b.b.Ref.Name)}
 		on := map[*backendSite]bool{b: true}
 		for next := b.next(byName); next != nil; next = next.next(byName) {
 			way = append(way, printable(next.b.Ref.Name))
 			if next == b && !told[b] {
-				b.uses[0].fail("backend", "leads back to where it began: %s", strings.Join(way, " -> "))
+				b.awake().uses[0].fail("backend", "leads back to where it began: %s", strings.Join(way, " -> "))
 				for site := range on {
 					told[site] = true
 				}
@@ -59,10 +61,13 @@ func validateFallbacks(all []backendSite, byName map[string]*backendSite) {
 }
 
 // validateCookies warns of backends that overwrite each other's cookies.
-func (l *listenerSite) validateCookies(backends map[string]*backendSite) {
+func (l *listenerSite) validateCookies(all []reached) {
+	if len(all) < 2 {
+		return
+	}
 	type cookie struct{ name, domain, path string }
 	first := make(map[cookie]*backendSite)
-	for _, r := range l.reach(backends) {
+	for _, r := range all {
 		y := r.backend.b.Sticky
 		if y == nil || y.Kind != StickyCookie || y.Name == "" {
 			continue
@@ -71,7 +76,8 @@ func (l *listenerSite) validateCookies(backends map[string]*backendSite) {
 		if other := first[c]; other == nil {
 			first[c] = r.backend
 		} else {
-			l.r.warn(r.backend.at("sticky"), join(r.backend.path, "sticky"), "backend %s (line %d) has the cookie %s, too, and listener %s uses both: "+
+			other.awake()
+			r.backend.awake().warn("sticky", "backend %s (line %d) has the cookie %s, too, and listener %s uses both: "+
 				"each would replace what the other one set; give one of them another name or path",
 				printable(other.b.Ref.Name), other.at("sticky").line, y.Name, printable(l.l.Ref.Name))
 		}
@@ -79,31 +85,24 @@ func (l *listenerSite) validateCookies(backends map[string]*backendSite) {
 }
 
 // validatePolicy reports what a backend has that does not go with who uses it,
-// or with its endpoints.
+// or with this node.
 func (s *backendSite) validatePolicy(zone string) {
 	if s.tcp != nil {
 		s.validateTCP()
 	}
-	if s.http == nil && s.tcp != nil {
+	if s.http == nil && s.tcp != nil && s.httpOnly {
 		for _, key := range []string{"answerTimeout", "reuse"} {
-			if s.has(key) {
+			if s.awake().has(key) {
 				s.warn(key, "is for http, and no listener for http uses this backend")
 			}
 		}
 	}
 	b := s.b
-	if n := s.values["eject"]; b.Panic > 0 && !s.has("check") && n != nil && n.Value == wordOff {
-		s.warn("panic", "there is neither check nor eject, so no endpoint is ever down")
-	}
 	if b.PreferLocal && zone == "" {
-		s.warn("preferLocal", "this node is in no zone; set node.zone")
-	} else if b.PreferLocal && len(s.endpoints) > 0 && !slices.ContainsFunc(s.endpoints, func(e endpointSite) bool { return e.e.Zone == zone }) {
-		s.warn("preferLocal", "no endpoint is in the zone of this node, %s", zone)
+		s.awake().warn("preferLocal", "this node is in no zone; set node.zone")
+	} else if b.PreferLocal && len(b.Endpoints) > 0 && !slices.ContainsFunc(b.Endpoints, func(e *Endpoint) bool { return e.Zone == zone }) {
+		s.awake().warn("preferLocal", "no endpoint is in the zone of this node, %s", zone)
 	}
-	if len(b.Retry.Statuses) > 0 && b.RetryMax == 0 || b.Retry.Reset && b.RetryMax == 0 {
-		s.warn("retry", "with max: 0 nothing is tried again, whatever on says")
-	}
-	s.validateServers()
 }
 
 // validateServers looks at the endpoints together.
@@ -130,10 +129,10 @@ func (s *backendSite) validateServers() {
 // validateTCP reports what can only be done with requests.
 func (s *backendSite) validateTCP() {
 	refuse := func(key, what string) {
-		s.fail(key, "listener %s (line %d) is for tcp and uses this backend, but %s", printable(s.tcp.l.Ref.Name), s.tcp.place.line, what)
+		s.awake().fail(key, "listener %s (line %d) is for tcp and uses this backend, but %s", printable(s.tcp.l.Ref.Name), s.tcp.awake().place.line, what)
 	}
 	b := s.b
-	if b.Sticky != nil && b.Sticky.Kind != StickySource && s.has("sticky") {
+	if b.Sticky != nil && b.Sticky.Kind != StickySource {
 		refuse("sticky", "only requests have a "+b.Sticky.Kind.String()+"; sticky: { source: {} } goes by the address")
 	}
 	if b.Hash.Kind != HashSource {

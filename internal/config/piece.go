@@ -1,0 +1,220 @@
+package config
+
+import "go.yaml.in/yaml/v4"
+
+// piece is what a chunk was read as, without anything that was wrong. It is
+// immutable; documents share it.
+type piece struct {
+	listener *Listener // or
+	backend  *Backend  // or neither: it is a key of others
+
+	// What is asked of its text when it is seen together with others.
+	names    []string // of the backends that it uses, in the order of the text
+	logs     bool     // see listenerSite
+	byKernel bool     // see backendSite
+	httpOnly bool
+
+	warnings  []Problem
+	line      int // of the chunk, for these
+	variables []asked
+}
+
+// asked is a variable that a text names, and what it was when the text was read.
+type asked struct {
+	name, value string
+	set         bool
+}
+
+// look is a lookup that may be nil.
+func look(lookup func(string) (string, bool), name string) (string, bool) {
+	if lookup == nil {
+		return "", false
+	}
+	return lookup(name)
+}
+
+// holds tells whether p is still what its text says.
+func (p *piece) holds(lookup func(string) (string, bool)) bool {
+	for _, v := range p.variables {
+		if value, set := look(lookup, v.name); value != v.value || set != v.set {
+			return false
+		}
+	}
+	return true
+}
+
+// name is that of the object; "" if there is none.
+func (p *piece) name() string {
+	switch {
+	case p.listener != nil:
+		return p.listener.Ref.Name
+	case p.backend != nil:
+		return p.backend.Ref.Name
+	}
+	return ""
+}
+
+// reuse takes objects of was that are the same.
+func (p *piece) reuse(was *Config) {
+	if was == nil {
+		return
+	}
+	if p.listener != nil {
+		if l := was.Listeners[p.name()]; l != nil && l.Ref == p.listener.Ref {
+			p.listener = l
+		}
+	}
+	if p.backend != nil {
+		p.backend = p.backend.reuse(was.Backends[p.name()])
+	}
+}
+
+// piece reads a chunk alone. Nil says that it has to be read with the others, be
+// it to say what is wrong with it.
+func (r *reader) piece(c *chunk) *piece {
+	root := c.load()
+	if root == nil {
+		return nil
+	}
+	p := &piece{line: c.line}
+	own := &reader{report: report{file: r.file}, lookup: func(name string) (string, bool) {
+		value, set := look(r.lookup, name)
+		p.variables = append(p.variables, asked{name, value, set})
+		return value, set
+	}}
+	own.strict(root, "", 0)
+	if len(own.problems) > 0 {
+		return nil
+	}
+	switch c.kind {
+	case listenerEntry:
+		site := own.listenerIn(root)
+		if len(own.problems) == 0 {
+			site.seal()
+		}
+		p.listener, p.names, p.logs = site.l, namesOf(site.uses), site.logs
+	case backendEntry:
+		site := own.backendIn(root)
+		if len(own.problems) == 0 {
+			site.seal()
+		}
+		p.backend, p.names, p.byKernel, p.httpOnly = site.b, namesOf(site.uses), site.byKernel, site.httpOnly
+	}
+	if len(own.problems) > 0 {
+		return nil
+	}
+	p.warnings = own.warnings
+	return p
+}
+
+// listenerIn reads the only listener below root.
+func (r *reader) listenerIn(root *yaml.Node) listenerSite {
+	s := r.section(root, place{1, 1}, "", "", rootKeys...)
+	return r.listener(s, s.named("listeners")[0])
+}
+
+// backendIn reads the only backend below root.
+func (r *reader) backendIn(root *yaml.Node) backendSite {
+	s := r.section(root, place{1, 1}, "", "", rootKeys...)
+	return r.backend(s, s.named("backends")[0])
+}
+
+func namesOf(uses []use) []string {
+	var names []string
+	for _, u := range uses {
+		names = append(names, u.name)
+	}
+	return names
+}
+
+// usesOf are uses at rest.
+func usesOf(names []string) []use {
+	uses := make([]use, len(names))
+	for i, name := range names {
+		uses[i].name = name
+	}
+	return uses
+}
+
+// sleeper is where a site at rest is read again, for its places.
+type sleeper struct {
+	r *reader
+	c *chunk
+}
+
+// quietly begins something of which nothing is reported again.
+func (r *reader) quietly() (end func()) {
+	problems, warnings := len(r.problems), len(r.warnings)
+	return func() { r.problems, r.warnings = r.problems[:problems], r.warnings[:warnings] }
+}
+
+// awake gives l with its sections.
+func (l *listenerSite) awake() *listenerSite {
+	if l.section == nil {
+		defer l.rest.r.quietly()()
+		fresh := l.rest.r.listenerIn(l.rest.c.load())
+		l.section, l.uses, l.routes = fresh.section, fresh.uses, fresh.routes
+	}
+	return l
+}
+
+// awake gives s with its sections.
+func (s *backendSite) awake() *backendSite {
+	if s.section == nil {
+		defer s.rest.r.quietly()()
+		fresh := s.rest.r.backendIn(s.rest.c.load())
+		s.section, s.uses, s.endpoints = fresh.section, fresh.uses, fresh.endpoints
+	}
+	return s
+}
+
+// draftOf makes a draft of chunks of which all that last were read: these are at
+// rest, the others are read here. Nil: one of them is not as it seemed.
+func (r *reader) draftOf(chunks []chunk) *draft {
+	root := &yaml.Node{Kind: yaml.MappingNode, Line: 1, Column: 1}
+	listeners, backends := 0, 0
+	for i := range chunks {
+		switch c := &chunks[i]; {
+		case c.kind == listenersHead || c.kind == backendsHead:
+			root.Content = append(root.Content,
+				&yaml.Node{Kind: yaml.ScalarNode, Value: c.key, Line: c.line, Column: 1}, &yaml.Node{Kind: yaml.MappingNode, Line: c.line, Column: 1})
+		case c.kind == listenerEntry:
+			listeners++
+		case c.kind == backendEntry:
+			backends++
+		case c.kind == topSection && !c.lasting():
+			section := c.load()
+			if section == nil {
+				return nil
+			}
+			root.Content = append(root.Content, section.Content...)
+		}
+	}
+	r.strict(root, "", 0)
+	d := &draft{root: r.section(root, place{1, 1}, "", "", rootKeys...)}
+	r.nodeAndLog(d)
+	r.clusterOf(d)
+	d.listeners, d.backends = make([]listenerSite, 0, listeners), make([]backendSite, 0, backends)
+	for i := range chunks {
+		c := &chunks[i]
+		p := c.piece
+		if p == nil {
+			continue
+		}
+		switch moved := len(p.warnings) > 0 && p.line != c.line; {
+		case !moved:
+			r.warnings = append(r.warnings, p.warnings...)
+		case c.kind == listenerEntry:
+			r.listenerIn(c.load()) // warns in other places
+		case c.kind == backendEntry:
+			r.backendIn(c.load())
+		}
+		switch c.kind {
+		case listenerEntry:
+			d.listeners = append(d.listeners, listenerSite{l: p.listener, uses: usesOf(p.names), logs: p.logs, rest: sleeper{r, c}})
+		case backendEntry:
+			d.backends = append(d.backends, backendSite{b: p.backend, uses: usesOf(p.names), byKernel: p.byKernel, httpOnly: p.httpOnly, rest: sleeper{r, c}})
+		}
+	}
+	return d
+}
