@@ -26,6 +26,7 @@ type lab struct {
 // labs are all that there are, by name.
 var labs = map[string]lab{
 	"corpora":        {"streams that readers understand differently, through the balancer", corpora, 2 * time.Minute},
+	"durable":        {"kill -9 in the middle of changes, torn and full disks, two writers, wrong files", durable, 20 * time.Minute},
 	"four-distances": {"flows of all kinds move at four distances: config, loop, process, host", fourDistances, 40 * time.Minute},
 	"hostile":        {"slow and hostile HTTP clients, and one that means no harm", hostility, 6 * time.Minute},
 	"ledger":         {"limits, shares, queues and ten thousand checks, counted at the servers", ledgerLab, 8 * time.Minute},

@@ -19,10 +19,11 @@ const (
 	BlindRelay = "blind-relay" // instead of the balancer a relay that knows no half-close and no moves
 	KillOne    = "kill"        // the balancer is killed in mid-run
 	SkipApply  = "skip-apply"  // one configuration is not applied, for the lab reload
+	Forget     = "forget"      // the journal is taken away at one start, for the lab durable
 )
 
 // Sabotages lists them all.
-var Sabotages = []string{DropOctet, RSTOne, BlindRelay, KillOne, SkipApply}
+var Sabotages = []string{DropOctet, RSTOne, BlindRelay, KillOne, SkipApply, Forget}
 
 // saboteur is a relay between one client and the balancer. It relays octets
 // and half-closes faithfully until it strikes.
