@@ -37,7 +37,8 @@ const errTailBytes = 2000
 // Should this process be killed, the child gets the signal dying.
 func start(name string, command, env []string, stderr string, cpus []int, dying syscall.Signal) (*process, error) {
 	cmd := exec.Command(command[0], command[1:]...)
-	cmd.Env = append(os.Environ(), env...)
+	// What Holdfast keeps of its configurations lies beside what it writes.
+	cmd.Env = append(append(os.Environ(), "STATE_DIRECTORY="+stderr+".state"), env...)
 	// A group of its own: an interrupt from the terminal is ours to handle.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: dying}
 	p := &process{name: name, cmd: cmd, stderr: stderr, lines: make(chan string, 64), done: make(chan struct{})}

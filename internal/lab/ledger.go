@@ -167,12 +167,12 @@ func (m *mixer) move(ctx context.Context) error {
 	switch {
 	case m.upgrade:
 		m.upgrade = false
-		if err = m.node.post(ctx, "/v1/upgrade", map[string]any{"binary": m.node.binary}, r); err == nil {
+		if err = m.node.call(ctx, "Upgrade", map[string]any{"binary": m.node.binary}, r); err == nil {
 			m.node.pid = r.PID
 			m.node.api.CloseIdleConnections()
 		}
 	case m.loops > 1:
-		err = m.node.post(ctx, "/v1/rebalance", map[string]any{"all": true}, r)
+		err = m.node.call(ctx, "Rebalance", map[string]any{"all": true}, r)
 	default:
 		m.variant ^= 1
 		r, err = m.node.apply(ctx, m.l.config(m.loops, m.variant))

@@ -94,27 +94,20 @@ func (n *shopNode) command(ctx context.Context, args ...string) (string, error) 
 	return string(out), err
 }
 
-// get asks the admin socket.
-func (n *shopNode) get(ctx context.Context, path string, into any) error {
-	return n.call(ctx, http.MethodGet, path, nil, into)
-}
-
-// post has the admin socket act.
-func (n *shopNode) post(ctx context.Context, path string, q, into any) error {
-	b, err := json.Marshal(q)
+// call asks the node for one thing, as curl would: a method of its API and a
+// message in JSON.
+func (n *shopNode) call(ctx context.Context, method string, q, into any) error {
+	body, err := json.Marshal(q)
 	if err != nil {
 		return err
 	}
-	return n.call(ctx, http.MethodPost, path, b, into)
-}
-
-func (n *shopNode) call(ctx context.Context, method, path string, body []byte, into any) error {
 	ctx, cancel := context.WithTimeout(ctx, movePatience)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, method, "http://node"+path, bytes.NewReader(body))
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://node/holdfast.v1.Node/"+method, bytes.NewReader(body))
 	if err != nil {
 		return err
 	}
+	req.Header.Set("Content-Type", "application/json")
 	res, err := n.api.Do(req)
 	if err != nil {
 		return err
@@ -125,7 +118,7 @@ func (n *shopNode) call(ctx context.Context, method, path string, body []byte, i
 		return err
 	}
 	if res.StatusCode != http.StatusOK {
-		return fmt.Errorf("lab: %s: status %d: %s", path, res.StatusCode, text)
+		return fmt.Errorf("lab: %s: status %d: %s", method, res.StatusCode, text)
 	}
 	if into == nil {
 		return nil
@@ -139,7 +132,7 @@ func (n *shopNode) apply(ctx context.Context, text string) (*MoveReport, error) 
 		return nil, err
 	}
 	r := &MoveReport{}
-	return r, n.post(ctx, "/v1/reload", struct{}{}, r)
+	return r, n.call(ctx, "Apply", map[string]any{"reread": true}, r)
 }
 
 // changeReport is the part of what the product says of a change that the labs
@@ -160,15 +153,12 @@ type changeReport struct {
 
 // change asks for another desired state.
 func (n *shopNode) change(ctx context.Context, q map[string]any, into *changeReport) error {
-	if source, ok := q["source"].(string); ok {
-		q["source"] = []byte(source)
-	}
-	return n.post(ctx, "/v1/reload", q, into)
+	return n.call(ctx, "Apply", q, into)
 }
 
 // order asks for another state of endpoints.
 func (n *shopNode) order(ctx context.Context, q map[string]any, into any) error {
-	return n.post(ctx, "/v1/endpoints", q, into)
+	return n.call(ctx, "SetEndpoint", q, into)
 }
 
 // endpointView is the part of what the product says of an endpoint that the
@@ -188,12 +178,14 @@ type endpointView struct {
 
 // endpoints are those of the node, by name.
 func (n *shopNode) endpoints(ctx context.Context) (map[string]endpointView, error) {
-	var all []endpointView
-	if err := n.get(ctx, "/v1/endpoints", &all); err != nil {
+	var all struct {
+		Endpoints []endpointView `json:"endpoints"`
+	}
+	if err := n.call(ctx, "Endpoints", struct{}{}, &all); err != nil {
 		return nil, err
 	}
 	m := map[string]endpointView{}
-	for _, e := range all {
+	for _, e := range all.Endpoints {
 		m[e.Name] = e
 	}
 	return m, nil
@@ -220,7 +212,7 @@ func (n *shopNode) await(ctx context.Context, name, what string, ok func(endpoin
 // status is the node's own account.
 func (n *shopNode) status(ctx context.Context) (*Status, error) {
 	s := &Status{}
-	return s, n.get(ctx, "/v1/status", s)
+	return s, n.call(ctx, "Status", struct{}{}, s)
 }
 
 // judgePromises looks at the counters that the product promises to keep at zero.

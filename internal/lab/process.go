@@ -96,7 +96,8 @@ func (h *Host) Start(name string, env []string, argv ...string) (*Process, error
 	}
 	defer func() { _ = f.Close() }()
 	p.cmd = exec.Command(argv[0], argv[1:]...)
-	p.cmd.Env = append(os.Environ(), env...)
+	// What a node keeps is its own, and goes with the run.
+	p.cmd.Env = append(append(os.Environ(), "STATE_DIRECTORY="+filepath.Join(h.world.Dir, name+".state")), env...)
 	p.cmd.Stdout, p.cmd.Stderr, p.cmd.Dir = f, f, h.world.Dir
 	procs := h.world.procs
 	// A child is cloned by the calling thread and inherits its namespace.

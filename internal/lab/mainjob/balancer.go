@@ -39,7 +39,8 @@ func (b *balancer) file() string { return filepath.Join(examples, b.name+".yaml"
 
 func (b *balancer) start() error {
 	b.socket = filepath.Join(b.j.dir, b.name+".sock")
-	s := spec{name: "holdfast-" + b.name, argv: []string{b.j.binary, "run", "--grace", "0s", "-c", b.file()}, env: []string{"HOLDFAST_SOCKET=" + b.socket}}
+	s := spec{name: "holdfast-" + b.name, argv: []string{b.j.binary, "run", "--grace", "0s", "-c", b.file()},
+		env: []string{"HOLDFAST_SOCKET=" + b.socket, "STATE_DIRECTORY=" + filepath.Join(b.j.dir, b.name+".state")}}
 	if b.j.sabotage == lab.BlindRelay {
 		s.argv, s.env = []string{"/proc/self/exe", b.vip + "=" + b.server}, []string{stageEnv + "=" + stageRelay}
 	}
