@@ -9,6 +9,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"connectrpc.com/grpchealth"
 )
 
 // Each scrape that comes while one process hands over to another is answered, by
@@ -52,7 +54,7 @@ func TestHandoverAnswersEveryScrape(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		s := &Server{scrapes: serveScrapes(l, hello, slog.New(slog.DiscardHandler))}
+		s := &Server{scrapes: serveScrapes(l, hello, slog.New(slog.DiscardHandler)), end: func() {}, health: grpchealth.NewStaticChecker()}
 		was := good.Load()
 		for good.Load() < was+8 && bad.Load() == 0 {
 			time.Sleep(time.Millisecond)

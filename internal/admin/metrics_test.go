@@ -27,6 +27,7 @@ type served struct {
 	http   *http.Client
 	server *Server
 	vip    string // of HTTP
+	path   string // of the socket
 }
 
 func port(t *testing.T) string {
@@ -72,6 +73,7 @@ backends:
 	}
 	t.Cleanup(func() { server.Close(true) })
 	s.server = server
+	s.path = path
 	s.http = &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", path)
 	}}}
@@ -89,6 +91,7 @@ func (s *served) ask(path, body string) (int, string) {
 	if err != nil {
 		s.t.Fatal(err)
 	}
+	r.Header.Set("Content-Type", "application/json")
 	answer, err := s.http.Do(r)
 	if err != nil {
 		s.t.Fatal(err)
@@ -199,7 +202,7 @@ func TestMetricsOverTCP(t *testing.T) {
 	if code, text := get("/metrics"); code != 200 || !strings.Contains(text, "holdfast_flows_reset_by_move_total 0") {
 		t.Errorf("%d: %s", code, text)
 	}
-	for _, path := range []string{"/v1/status", "/v1/flows", "/v1/endpoints", "/debug/pprof/"} {
+	for _, path := range []string{"/holdfast.v1.Node/Status", "/openapi.yaml", "/debug/pprof/"} {
 		if code, _ := get(path); code != http.StatusNotFound {
 			t.Errorf("%s: status %d", path, code)
 		}
@@ -256,28 +259,25 @@ func TestMetricsOverTCP(t *testing.T) {
 // Endpoints are listed, and change when they are told to.
 func TestEndpointsOverTheSocket(t *testing.T) {
 	s := serving(t, "")
-	var all []node.EndpointState
-	if code, text := s.ask("/v1/endpoints", ""); code != 200 || json.Unmarshal([]byte(text), &all) != nil || len(all) != 2 {
+	var all struct{ Endpoints []node.EndpointState }
+	if code, text := s.ask("/holdfast.v1.Node/Endpoints", ""); code != 200 || json.Unmarshal([]byte(text), &all) != nil || len(all.Endpoints) != 2 {
 		t.Fatalf("%d: %s", code, text)
 	}
-	var one node.EndpointState
-	if code, text := s.ask("/v1/endpoints/app/a", ""); code != 200 || json.Unmarshal([]byte(text), &one) != nil || one.Name != "app/a" || !one.Serves {
-		t.Errorf("%d: %s", code, text)
+	if one := all.Endpoints[0]; one.Name != "app/a" || !one.Serves {
+		t.Errorf("%+v", one)
 	}
-	if code, text := s.ask("/v1/endpoints/app/c", ""); code == 200 || !strings.Contains(text, "app/c") {
-		t.Errorf("%d: %s", code, text)
-	}
-	if code, text := s.ask("/v1/endpoints", `{"backend":"app","endpoint":"a","do":"quiesce","force":true}`); code != 200 || !strings.Contains(text, `"is":"quiescing"`) {
+	const set = "/holdfast.v1.Node/SetEndpoint"
+	if code, text := s.ask(set, `{"backend":"app","endpoint":"a","do":"quiesce","force":true}`); code != 200 || !strings.Contains(text, `"is":"quiescing"`) {
 		t.Errorf("%d: %s", code, text)
 	}
 	if _, text := s.ask("/metrics", ""); !strings.Contains(text, `holdfast_endpoint_state{backend="app",endpoint="a",state="quiescing"} 1`) ||
 		!strings.Contains(text, `holdfast_endpoint_up{backend="app",endpoint="a"} 0`) {
 		t.Error("the metrics do not tell")
 	}
-	if code, text := s.ask("/v1/endpoints", `{"backend":"app","endpoint":"a","do":"dance"}`); code == 200 || !strings.Contains(text, "dance") {
+	if code, text := s.ask(set, `{"backend":"app","endpoint":"a","do":"dance"}`); code != 400 || !strings.Contains(text, "dance") {
 		t.Errorf("%d: %s", code, text)
 	}
-	if code, text := s.ask("/v1/endpoints", `{"backend":"app","name":"a","do":"ready"}`); code == 200 || !strings.Contains(text, "unknown field") {
+	if code, text := s.ask(set, `{"backend":"app","name":"a","do":"ready"}`); code != 400 || !strings.Contains(text, `no field \"name\"`) {
 		t.Errorf("%d: %s", code, text)
 	}
 }
@@ -296,18 +296,22 @@ func TestFlowsOverTheSocket(t *testing.T) {
 	}
 	for query, want := range map[string]int{
 		"": 1, "?listener=web": 1, "?listener=raw": 0, "?client=127.0.0.0/8&max=5": 1, "?client=127.0.0.1": 1, "?client=::1": 0,
-		"?older=1ns": 1, "?older=1h": 0, "?moved=1": 0, "?moved=0": 1, "?state=queued": 0,
+		"?older=1ns": 1, "?older=1h": 0, "?moved=1": 0, "?moved=false": 1, "?kind=queued": 0,
 	} {
-		code, text := s.ask("/v1/flows"+query, "")
-		var all []node.FlowStatus
-		if err := json.Unmarshal([]byte(text), &all); code != 200 || err != nil || len(all) != want {
+		code, text := s.ask("/holdfast.v1.Node/Flows"+query, "")
+		var all struct{ Flows []node.FlowStatus }
+		if err := json.Unmarshal([]byte(text), &all); code != 200 || err != nil || len(all.Flows) != want {
 			t.Errorf("%s: %d, %v: %s", query, code, err, text)
 		}
 	}
 	for _, query := range []string{"?lisener=web", "?client=here", "?older=long", "?older=-1s", "?moved=maybe", "?max=-1", "?max=x"} {
-		if code, text := s.ask("/v1/flows"+query, ""); code == 200 {
-			t.Errorf("%s: %s", query, text)
+		if code, text := s.ask("/holdfast.v1.Node/Flows"+query, ""); code != 400 || !strings.Contains(text, "invalid_argument") {
+			t.Errorf("%s: %d %s", query, code, text)
 		}
+	}
+	// A filter that nothing can be meant by ends no flow.
+	if code, text := s.ask("/holdfast.v1.Node/Kill", `{"filter":{"older":"-1s"}}`); code != 400 || s.Status().Flows != 1 {
+		t.Errorf("%d %s", code, text)
 	}
 }
 
@@ -319,11 +323,11 @@ func TestLogLevelOverTheSocket(t *testing.T) {
 		{`{"level":"DEBUG"}`, `{"was":"INFO","is":"DEBUG"}`},
 		{`{"level":"warn"}`, `{"was":"DEBUG","is":"WARN"}`},
 	} {
-		if code, text := s.ask("/v1/log", x.body); code != 200 || strings.TrimSpace(text) != x.want {
+		if code, text := s.ask("/holdfast.v1.Node/SetLog", x.body); code != 200 || strings.TrimSpace(text) != x.want {
 			t.Errorf("%s: %d %s", x.body, code, text)
 		}
 	}
-	if code, text := s.ask("/v1/log", `{"level":"loud"}`); code == 200 {
-		t.Error(text)
+	if code, text := s.ask("/holdfast.v1.Node/SetLog", `{"level":"loud"}`); code != 400 {
+		t.Errorf("%d %s", code, text)
 	}
 }

@@ -101,10 +101,10 @@ func TestPages(t *testing.T) {
 		}
 	}
 	// What a page of somebody else's may have a browser do.
-	if a := s.from("", "/v1/status", "Host", "evil.example.org:8080"); a.StatusCode != http.StatusForbidden {
+	if a := s.from("", "/holdfast.v1.Node/Status", "Host", "evil.example.org:8080"); a.StatusCode != http.StatusForbidden {
 		t.Errorf("by another name: status %d", a.StatusCode)
 	}
-	r, err := http.NewRequest(http.MethodPost, "http://holdfast/v1/rebalance", strings.NewReader("{}"))
+	r, err := http.NewRequest(http.MethodPost, "http://holdfast/holdfast.v1.Node/Rebalance", strings.NewReader("{}"))
 	if err != nil {
 		t.Fatal(err)
 	}

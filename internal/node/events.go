@@ -135,6 +135,14 @@ func (w *Watcher) Next(ctx context.Context) (Event, error) {
 	}
 }
 
+// Place is the number of the last event that was read, and of the last one that
+// there is.
+func (w *Watcher) Place() (read, last uint64) {
+	w.n.events.mu.Lock()
+	defer w.n.events.mu.Unlock()
+	return w.seq, w.n.events.last
+}
+
 // Close ends the watching.
 func (w *Watcher) Close() {
 	e := &w.n.events

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 
 	"github.com/holdfast-lb/holdfast/internal/accesslog"
@@ -59,59 +60,95 @@ func (n *Node) LogLevel(to *slog.Level) (slog.Level, error) {
 
 var _ loop.Sink = (*accesslog.Sink)(nil)
 
-// scrapeSide is where metrics are served over TCP. The node opens the listener,
-// so that a place that is taken refuses the start, and hands it to its successor,
-// so that no scrape is refused meanwhile; the admin server serves it.
-type scrapeSide struct {
+// door is a TCP listener that the admin server serves. The node opens it, so that
+// a place that is taken refuses the start, and hands it to its successor, so that
+// nobody is refused meanwhile.
+type door struct {
 	key      string  // of the listener among inherited ones
 	fd       sock.FD // to hand on
 	listener net.Listener
 }
 
-func metricsKey(c *config.Config) string {
-	if !c.Node.Metrics.IsValid() {
-		return ""
-	}
-	return "metrics " + c.Node.Metrics.String()
-}
+const (
+	metricsBacklog = 16
+	apiBacklog     = 128
+)
 
-func (n *Node) openMetrics(c *config.Config, inherited map[string]sock.FD) error {
-	n.scrape = scrapeSide{key: metricsKey(c), fd: sock.NoFD}
-	if n.scrape.key == "" {
-		return nil
-	}
-	fd, ok := inherited[n.scrape.key]
-	if !ok {
-		var err error
-		if fd, err = sock.Listen(sock.ListenSpec{Addr: c.Node.Metrics, Backlog: 16}); err != nil {
-			return fmt.Errorf("node: metrics: %w", err)
-		}
-	}
-	n.scrape.fd = fd
-	dup, err := fd.Dup()
-	if err != nil {
-		return err
-	}
-	// The file takes the duplicate, and the listener makes one of its own.
-	file := os.NewFile(uintptr(dup.Disown()), n.scrape.key)
-	n.scrape.listener, err = net.FileListener(file)
-	_ = file.Close()
-	if err != nil {
+// openDoors opens where metrics and the API are served over TCP.
+func (n *Node) openDoors(c *config.Config, inherited map[string]sock.FD) error {
+	var err error
+	if n.scrape, err = openDoor("metrics ", c.Node.Metrics, metricsBacklog, inherited); err != nil {
 		return fmt.Errorf("node: metrics: %w", err)
+	}
+	if n.api, err = openDoor("api ", apiAddr(&c.Node), apiBacklog, inherited); err != nil {
+		n.scrape.close()
+		return fmt.Errorf("node: API: %w", err)
 	}
 	return nil
 }
 
-func (n *Node) closeMetrics() {
-	if n.scrape.listener != nil {
-		_ = n.scrape.listener.Close()
+func apiAddr(n *config.Node) netip.AddrPort {
+	if n.API == nil {
+		return netip.AddrPort{}
 	}
-	n.scrape.fd.Close()
+	return n.API.Listen
+}
+
+// openDoor opens a door at an address, if it is one.
+func openDoor(kind string, at netip.AddrPort, backlog int, inherited map[string]sock.FD) (door, error) {
+	if !at.IsValid() {
+		return door{fd: sock.NoFD}, nil
+	}
+	d := door{key: kind + at.String()}
+	fd, ok := inherited[d.key]
+	if !ok {
+		var err error
+		if fd, err = sock.Listen(sock.ListenSpec{Addr: at, Backlog: backlog}); err != nil {
+			return door{fd: sock.NoFD}, err
+		}
+	}
+	d.fd = fd
+	dup, err := fd.Dup()
+	if err != nil {
+		return d, err
+	}
+	// The file takes the duplicate, and the listener makes one of its own.
+	file := os.NewFile(uintptr(dup.Disown()), d.key)
+	d.listener, err = net.FileListener(file)
+	_ = file.Close()
+	if err != nil {
+		d.fd.Close()
+	}
+	return d, err
+}
+
+func (d *door) close() {
+	if d.listener != nil {
+		_ = d.listener.Close()
+	}
+	d.fd.Close()
+}
+
+func (n *Node) closeDoors() {
+	n.scrape.close()
+	n.api.close()
 }
 
 // MetricsListener is where metrics are to be served over TCP; nil: nowhere. The
 // node closes it at Stop.
 func (n *Node) MetricsListener() net.Listener { return n.scrape.listener }
+
+// APIListener is where the API is to be served over TCP; nil: nowhere. The node
+// closes it at Stop.
+func (n *Node) APIListener() net.Listener { return n.api.listener }
+
+// StateDir is where the node keeps its journal now, and others may keep what
+// belongs to it; "" is nowhere.
+func (n *Node) StateDir() string {
+	n.state.mu.Lock()
+	defer n.state.mu.Unlock()
+	return n.state.dir
+}
 
 // Left tells that a successor has been told, or is just being told, what this
 // process has counted.

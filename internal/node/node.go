@@ -91,7 +91,8 @@ type Node struct {
 	access   *accesslog.Log
 	level    *slog.LevelVar
 	memory   memory
-	scrape   scrapeSide
+	scrape   door // of metrics
+	api      door
 	history  history
 	looks    looks
 	told     atomic.Bool // a successor knows what this process has counted
@@ -116,6 +117,7 @@ type Node struct {
 	stopped    atomic.Bool
 	heir       atomic.Bool // flows of a predecessor are still to come
 	background []func()    // to be called at Stop
+	retiring   retirements
 }
 
 // Parse reads a configuration as the node would and lets the environment fill
@@ -170,16 +172,16 @@ func Start(o Options) (*Node, error) {
 	named.keep()
 	c = named.Config
 
-	if err := n.openMetrics(c, o.Inherited); err != nil {
+	if err := n.openDoors(c, o.Inherited); err != nil {
 		return nil, err
 	}
 	g, opened, _, err := n.open(c, nil, o.Inherited, 1)
 	if err != nil {
-		n.closeMetrics()
+		n.closeDoors()
 		return nil, err
 	}
 	for vip, fd := range o.Inherited {
-		if !opened[vip] && vip != n.scrape.key && (vip != clusterKey || c.Cluster == nil) {
+		if !opened[vip] && vip != n.scrape.key && vip != n.api.key && (vip != clusterKey || c.Cluster == nil) {
 			o.Log.Info("an inherited listener is not in the configuration and is closed", "vip", vip)
 			fd.Close()
 		}
@@ -210,6 +212,7 @@ func Start(o Options) (*Node, error) {
 	n.gen, n.began = g, g.Config
 	n.watch.govern(c, true)
 	n.state.start(fresh, o.Generation)
+	n.noteApply("start", "applied")
 	n.obeyAll()
 	for _, l := range n.shared.Loops {
 		l.SetGeneration(g)
@@ -350,6 +353,15 @@ func (n *Node) open(c *config.Config, old *loop.Generation, inherited map[string
 				}
 				return nil
 			})
+		} else if was := n.revive(key); was != nil {
+			fd = was.FD
+			undo = append(undo, func() { n.retire(was) })
+			again = append(again, func() error {
+				if err := sock.Relisten(fd, listenSpec(l)); err != nil {
+					return fail(name, err)
+				}
+				return nil
+			})
 		} else {
 			var err error
 			if fd, err = sock.Listen(listenSpec(l)); err != nil {
@@ -429,11 +441,12 @@ func (n *Node) bring(x *bringing) error {
 	if err != nil {
 		return fmt.Errorf("node: %w", err)
 	}
-	g, used, undo, err := n.open(x.c, x.old, nil, x.old.Number+1)
+	g, _, undo, err := n.open(x.c, x.old, nil, x.old.Number+1)
 	if err != nil {
 		place.Close()
 		return err
 	}
+	step := loop.Compare(x.old, g)
 	n.state.swap.Lock()
 	if x.check != nil {
 		if err := x.check(); err != nil {
@@ -457,7 +470,7 @@ func (n *Node) bring(x *bringing) error {
 	// sent before lies in a mailbox before what is asked below.
 	n.shared.Fixed.Store(true)
 	defer n.shared.Fixed.Store(false)
-	n.askAll(func(l *loop.Loop) { l.SetGeneration(g) })
+	n.askAll(func(l *loop.Loop) { l.Advance(step) })
 	if x.effective != nil {
 		x.effective()
 	}
@@ -466,11 +479,7 @@ func (n *Node) bring(x *bringing) error {
 	}
 	n.state.swap.Unlock()
 	n.obeyAll()
-	for _, was := range x.old.Listening {
-		if !used[vipKey(was.Object)] {
-			n.retire(was)
-		}
-	}
+	n.retire(step.Closed()...)
 	x.following = n.followAll(x.plan, g, x.flows, x.end, x.report)
 	return nil
 }
@@ -505,6 +514,9 @@ func takesUpgrade(p, whole config.Plan) string {
 		if old.Metrics != is.Metrics && is.Metrics != began.Metrics {
 			what = append(what, "node.admin.metrics")
 		}
+		if a, b, c := apiAddr(&old), apiAddr(&is), apiAddr(&began); a != b && b != c {
+			what = append(what, "node.admin.api.listen")
+		}
 		if old.Zone != is.Zone && is.Zone != began.Zone {
 			what = append(what, "node.zone")
 		}
@@ -513,14 +525,6 @@ func takesUpgrade(p, whole config.Plan) string {
 		what = append(what, "cluster")
 	}
 	return strings.Join(what, ", ")
-}
-
-// retire closes a listener that has left the configuration, after a last look
-// at what waits in its queue: closing resets that.
-func (n *Node) retire(x *loop.Listening) {
-	n.shared.Loops[0].Ask(func(l *loop.Loop) { l.AcceptRest(x) })
-	x.FD.Close()
-	n.log.Info("listener closed", "listener", x.Object.Ref.Name, "vip", x.Object.VIP)
 }
 
 // Rebalance moves flows between loops: all of them to the next loop if all is
@@ -625,7 +629,7 @@ func (n *Node) tend() {
 			}
 		}
 	}()
-	n.background = append(n.background, n.beginFlows())
+	n.background = append(n.background, n.endRetiring, n.beginFlows())
 	n.background = append(n.background, n.remember())
 	n.background = append(n.background, every(memoryEvery, n.watchMemory))
 	n.background = append(n.background, every(canaryLook, func(now time.Time) {
@@ -711,7 +715,7 @@ func (n *Node) Stop() {
 			n.log.Error("the last changes are not on the disk", "error", err)
 		}
 		n.access.Close()
-		n.closeMetrics()
+		n.closeDoors()
 		for _, x := range n.gen.Listening {
 			x.FD.Close()
 		}

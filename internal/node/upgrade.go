@@ -264,9 +264,11 @@ func (n *Node) heritage() (move.Heritage, []sock.FD) {
 		h.Listeners = append(h.Listeners, key)
 		fds = append(fds, fd)
 	}
-	if n.scrape.fd >= 0 {
-		h.Listeners = append(h.Listeners, n.scrape.key)
-		fds = append(fds, n.scrape.fd)
+	for _, d := range []*door{&n.scrape, &n.api} {
+		if d.fd >= 0 {
+			h.Listeners = append(h.Listeners, d.key)
+			fds = append(fds, d.fd)
+		}
 	}
 	h.Host = n.hostHeritage()
 	h.Names, _ = json.Marshal(n.names.answers()) // addresses and durations cannot fail

@@ -110,7 +110,7 @@ func into(m protoreflect.Message, v reflect.Value) {
 	for _, f := range fieldsOf(v.Type()) {
 		d := fields.ByName(protoreflect.Name(f.name))
 		x := v.FieldByIndex(f.index)
-		if d == nil || x.IsZero() && (f.omit || x.Kind() != reflect.Struct) {
+		if d == nil || x.IsZero() && (f.omit || x.Kind() != reflect.Struct && !worded(d, x)) {
 			continue // the message's zero value says the same
 		}
 		switch {
@@ -130,6 +130,11 @@ func into(m protoreflect.Message, v reflect.Value) {
 			}
 		}
 	}
+}
+
+// worded tells whether x is a number that has a word: its zero has one, too.
+func worded(d protoreflect.FieldDescriptor, x reflect.Value) bool {
+	return d.Kind() == protoreflect.StringKind && !d.IsList() && !d.IsMap() && x.CanInt()
 }
 
 // one is x as a value of d, which fresh makes if it is a message. It is not
