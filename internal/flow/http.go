@@ -32,7 +32,7 @@ type Desk struct {
 	VIPs map[netip.AddrPort]*config.Listener
 	// From is set by a Step in which the flow comes under another listener: the one
 	// that it was under. The runner takes and clears it after that Step.
-	From *config.Listener
+	From   *config.Listener
 	Lender *Lender
 	Tally  Tally
 

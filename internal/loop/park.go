@@ -496,12 +496,23 @@ func (l *Loop) Remake(slots []uint32, objects flow.Objects, adopted func([]int64
 	return remade, dealt
 }
 
-// AcceptRest takes what still waits at a listener that is to be closed.
-func (l *Loop) AcceptRest(x *Listening) {
-	for {
+// restMost bounds how many connections one call of AcceptRest takes: the turn delays
+// all others.
+const restMost = 64
+
+// AcceptRest takes what still waits at a listener that is to be closed, be there
+// room or not: closing would reset it. It tells whether nothing waits any more; else
+// it is to be called again.
+func (l *Loop) AcceptRest(x *Listening) (empty bool) {
+	for range restMost {
 		fd, from, e := l.k.Accept(x.FD)
-		if e != 0 {
-			return
+		switch {
+		case e == sock.Again:
+			return true
+		case e == sock.Aborted, e == sock.Interrupted, e == sock.ManyFiles && l.shrink():
+			continue
+		case e != 0:
+			return false
 		}
 		l.Count.Accepted++
 		l.door(x.Object).Accepted++
@@ -512,8 +523,14 @@ func (l *Loop) AcceptRest(x *Listening) {
 		}
 		l.shared.Ledger.Node.Admit()
 		x.Gate.Admit()
-		l.begin(&arrival{fd, flow.AddressOf(from), x, sourced})
+		a := arrival{fd, flow.AddressOf(from), x, sourced}
+		if to := l.lighter(); to != l && !l.shared.Fixed.Load() {
+			to.post(letter{kind: acceptedLetter, accepted: a})
+		} else {
+			l.begin(&a)
+		}
 	}
+	return false
 }
 
 // Now is the loop's clock.

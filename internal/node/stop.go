@@ -1,6 +1,8 @@
 package node
 
 import (
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/holdfast-lb/holdfast/internal/flow"
@@ -72,9 +74,7 @@ func (n *Node) closeListeners() {
 	for _, l := range n.shared.Loops {
 		l.Ask(func(l *loop.Loop) { l.SetGeneration(g) })
 	}
-	for _, x := range old.Listening {
-		n.retire(x)
-	}
+	n.retire(slices.Collect(maps.Values(old.Listening))...)
 }
 
 // closeIdle sends clients away that are between two requests: they have all

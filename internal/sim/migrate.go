@@ -160,7 +160,7 @@ func (p *Proc) migrate(to *Proc) *task {
 			p.fds.rest = true
 			for _, name := range slices.Sorted(maps.Keys(p.gen.Listening)) {
 				x := p.gen.Listening[name]
-				t.ask(p.shared.Loops[0], func(l *loop.Loop) { l.AcceptRest(x) })
+				p.acceptRest(t, x)
 			}
 			err = p.giveHost(t, near)
 		}

@@ -11,6 +11,7 @@ import (
 	"github.com/holdfast-lb/holdfast/internal/frozen"
 	"github.com/holdfast-lb/holdfast/internal/loop"
 	"github.com/holdfast-lb/holdfast/internal/move"
+	"github.com/holdfast-lb/holdfast/internal/planted"
 	"github.com/holdfast-lb/holdfast/internal/sock"
 )
 
@@ -55,8 +56,7 @@ func (p *Proc) reload(source string, done func()) *task {
 		}
 		for _, name := range slices.Sorted(maps.Keys(old.Listening)) {
 			if x := old.Listening[name]; !used[x.Object.VIP.String()] {
-				t.ask(p.shared.Loops[0], func(l *loop.Loop) { l.AcceptRest(x) })
-				p.fds.close(x.FD)
+				p.retire(t, x)
 			}
 		}
 		current := adopting{c, p.objects}
@@ -89,6 +89,22 @@ func (p *Proc) reload(source string, done func()) *task {
 			}
 		}
 	})
+}
+
+// retire closes a listener that has left the configuration, as package node does:
+// nothing new is let in, what is in its handshake ends it, what waits is accepted.
+func (p *Proc) retire(t *task, x *loop.Listening) {
+	p.acceptRest(t, x)
+	p.fds.close(x.FD)
+}
+
+// restTries bounds how often descriptors are waited for.
+const restTries = 50
+
+func (p *Proc) acceptRest(t *task, x *loop.Listening) {
+	for empty, tries := planted.Bug(75), 0; !empty && tries < restTries; tries++ {
+		t.ask(p.shared.Loops[0], func(l *loop.Loop) { empty = l.AcceptRest(x) })
+	}
 }
 
 // rebalance sends some flows of each loop to the next.

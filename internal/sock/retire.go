@@ -74,39 +74,40 @@ const (
 	diagPatience = time.Second
 )
 
-// Handshakes is how many handshakes with a listener at that address are under way:
-// the client's SYN was answered, and its ACK has not come. It asks the kernel for
-// all sockets of that port in that state, which takes the longer the more sockets
-// there are: some milliseconds with very many.
-func Handshakes(at netip.AddrPort, dual bool) (int, error) {
-	families := []uint8{unix.AF_INET}
-	if at.Addr().Is6() {
-		families[0] = unix.AF_INET6
-		if dual { // those of IPv4 clients are told apart
-			families = append(families, unix.AF_INET)
-		}
+// Handshakes is how many handshakes with listeners at these addresses are under way,
+// of each: the client's SYN was answered, and its ACK has not come. dual tells of
+// each whether it takes IPv4 clients at an IPv6 address. It asks the kernel for all
+// sockets in that state, once for all addresses, which takes the longer the more
+// sockets there are: some milliseconds with very many.
+func Handshakes(at []netip.AddrPort, dual []bool) ([]int, error) {
+	n := make([]int, len(at))
+	v4, v6 := false, false
+	for i, a := range at {
+		v6 = v6 || a.Addr().Is6()
+		v4 = v4 || a.Addr().Is4() || dual[i] // those of IPv4 clients are told apart
 	}
-	n := 0
-	for _, f := range families {
-		k, err := handshakes(f, at)
-		if err != nil {
-			return 0, fmt.Errorf("sock: handshakes at %v: %w", at, err)
+	for family, wanted := range map[uint8]bool{unix.AF_INET: v4, unix.AF_INET6: v6} {
+		if !wanted {
+			continue
 		}
-		n += k
+		if err := handshakes(family, at, n); err != nil {
+			return nil, fmt.Errorf("sock: handshakes under way: %w", err)
+		}
 	}
 	return n, nil
 }
 
-func handshakes(family uint8, at netip.AddrPort) (int, error) {
+// handshakes adds those of one family.
+func handshakes(family uint8, at []netip.AddrPort, count []int) error {
 	s, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_INET_DIAG)
 	if err != nil {
-		return 0, err
+		return err
 	}
 	fd := born(uintptr(s))
 	defer fd.Close()
 	patience := unix.NsecToTimeval(int64(diagPatience))
 	if err := unix.SetsockoptTimeval(s, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &patience); err != nil {
-		return 0, err
+		return err
 	}
 	var q [unix.SizeofNlMsghdr + diagReqBytes]byte
 	ne := binary.NativeEndian
@@ -116,11 +117,12 @@ func handshakes(family uint8, at netip.AddrPort) (int, error) {
 	r := q[unix.SizeofNlMsghdr:]
 	r[0], r[1] = family, unix.IPPROTO_TCP
 	ne.PutUint32(r[4:], synReceived)
-	binary.BigEndian.PutUint16(r[diagIDAt:], at.Port())
-	if err := unix.Sendto(s, q[:], 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
-		return 0, err
+	if len(at) == 1 { // the kernel looks for one port or for all
+		binary.BigEndian.PutUint16(r[diagIDAt:], at[0].Port())
 	}
-	n := 0
+	if err := unix.Sendto(s, q[:], 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		return err
+	}
 	room := make([]byte, 32<<10)
 	for {
 		k, _, err := unix.Recvfrom(s, room, 0)
@@ -128,25 +130,27 @@ func handshakes(family uint8, at netip.AddrPort) (int, error) {
 			continue
 		}
 		if err != nil {
-			return 0, err
+			return err
 		}
 		for b := room[:k]; len(b) >= unix.SizeofNlMsghdr; {
 			size := int(ne.Uint32(b))
 			if size < unix.SizeofNlMsghdr || size > len(b) {
-				return 0, unix.EBADMSG
+				return unix.EBADMSG
 			}
 			body := b[unix.SizeofNlMsghdr:size]
 			switch ne.Uint16(b[4:]) {
 			case unix.NLMSG_DONE:
-				return n, nil
+				return nil
 			case unix.NLMSG_ERROR:
 				if len(body) >= 4 {
-					return 0, unix.Errno(-int32(ne.Uint32(body)))
+					return unix.Errno(-int32(ne.Uint32(body)))
 				}
-				return 0, unix.EBADMSG
+				return unix.EBADMSG
 			case diagByFamily:
-				if len(body) >= diagMsgIDAt+36 && answers(at, body[0], body[diagMsgIDAt:]) {
-					n++
+				for i, a := range at {
+					if len(body) >= diagMsgIDAt+36 && answers(a, body[0], body[diagMsgIDAt:]) {
+						count[i]++
+					}
 				}
 			}
 			b = b[min(len(b), (size+3)&^3):]

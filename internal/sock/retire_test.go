@@ -2,6 +2,7 @@ package sock
 
 import (
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -56,7 +57,7 @@ func TestBarNew(t *testing.T) {
 		t.Fatalf("dial at a barred listener: %v, want that it waits", e)
 	}
 	eventually(t, "the late one is counted", func() bool { n, _ := Drops(l); return n == before+1 })
-	if n, err := Handshakes(at, false); n != 0 || err != nil {
+	if n, err := Handshakes([]netip.AddrPort{at}, []bool{false}); err != nil || n[0] != 0 {
 		t.Errorf("%d handshakes, %v", n, err)
 	}
 	conn, _, e := Accept(l)
@@ -94,10 +95,10 @@ func TestHandshakes(t *testing.T) {
 		to := netip.AddrPortFrom(netip.MustParseAddr(c.from), at.Port())
 		for i := range 3 {
 			deaf(t, to)
-			n, err := Handshakes(at, c.dual)
-			m, err2 := Handshakes(other, c.dual)
-			if n != i+1 || m != 0 || err != nil || err2 != nil {
-				t.Errorf("%s from %s: %d handshakes, and %d at another port, want %d and 0 (%v, %v)", c.at, c.from, n, m, i+1, err, err2)
+			both, err := Handshakes([]netip.AddrPort{at, other}, []bool{c.dual, c.dual})
+			one, err2 := Handshakes([]netip.AddrPort{at}, []bool{c.dual})
+			if want := []int{i + 1, 0}; !slices.Equal(both, want) || !slices.Equal(one, want[:1]) {
+				t.Errorf("%s from %s: %d handshakes there and at another port, %d there alone; want %d (%v, %v)", c.at, c.from, both, one, want, err, err2)
 			}
 		}
 	}
