@@ -362,7 +362,7 @@ func TestAskBusy(t *testing.T) {
 	if err := askBusy(t.Context(), socket, order); err != nil {
 		t.Fatal(err)
 	}
-	if got, want := <-said, `POST /v1/debug/busy {"seconds":3,"parses":1000,"checksPerSecond":1000}`; got != want {
+	if got, want := <-said, `POST /holdfast.v1.Node/Busy {"seconds":3,"parses":1000,"checks_per_second":1000}`; got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}
 	status = http.StatusNotFound

@@ -12,16 +12,16 @@ import (
 	"time"
 )
 
-// busyOrder is the body of POST /v1/debug/busy: work of the kind that the
+// busyOrder is the body of the method Busy: work of the kind that the
 // control side does, done on purpose.
 type busyOrder struct {
 	Seconds         int `json:"seconds"`
 	Parses          int `json:"parses"`
-	ChecksPerSecond int `json:"checksPerSecond"`
+	ChecksPerSecond int `json:"checks_per_second"`
 }
 
 // busyPath is where Holdfast takes the order.
-const busyPath = "http://unix/v1/debug/busy"
+const busyPath = "http://unix/holdfast.v1.Node/Busy"
 
 // busy lets quiet and busy rounds take turns. In a busy one the process also
 // parses configurations and probes endpoints.
