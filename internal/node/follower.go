@@ -115,6 +115,10 @@ func (n *Node) runFollower(ctx context.Context, w *follower) {
 	r := newReport("config")
 	closed, told := 0, began
 	cannot := map[uint64]bool{} // what they speak has changed, for example
+	if !n.takeChange(ctx) {     // by then a predecessor's flows are here
+		return
+	}
+	n.change.Unlock()
 	for {
 		list := n.stragglers(w, cannot)
 		n.side.progress(w, 0, len(list))

@@ -72,9 +72,11 @@ var (
 var (
 	generation   = metric(Gauge, "generation", "Number of the desired state in force.")
 	durableUpTo  = metric(Gauge, "durable_generation", "Number of the latest desired state that is on the disk; 0: there is no journal.")
+	undurable    = metric(Gauge, "journal_failing", "1: the last write of the journal failed, so what is in force is not durable.")
 	driftNow     = metric(Gauge, "drift", "Of how many things the file and the desired state say different things.")
 	appliesTotal = ours(Counter, "applies_total", "Changes of the desired state by what they were and what came of them: applied, unchanged or refused.", "kind", "result")
 	applySeconds = ours(Distribution, "apply_duration_seconds", "How long changes took: plan, until nothing was left but to do it; effective, from the request until every loop ruled by it; durable, from the request until it was on the disk.", "phase")
+	journalFails = ours(Counter, "journal_failures_total", "Writes of the journal that failed.")
 	silentLoss   = ours(Counter, "apply_silent_loss_total", "By how much the kernel's counters of what is lost or reset grew in this network namespace while changes were made.", "kernel_counter")
 	lateTotal    = ours(Counter, "apply_arrived_late_total", "Connections that came to a listener while it was being closed.")
 	oldestSecs   = metric(Gauge, "oldest_generation_age_seconds", "How long ago the oldest object was replaced, or taken away, under which there are flows.")
@@ -205,6 +207,8 @@ func (n *Node) owned() *gathering {
 		}
 	}
 	n.side.gather(g, c)
+	journal, _ := n.JournalState()
+	g.add(journalFails, float64(journal.Failures))
 	n.past.steady(g)
 	for _, s := range n.past.samples {
 		if s.Histogram != nil {
@@ -233,6 +237,10 @@ func (n *Node) Measure() []Family {
 
 	g.add(buildInfo, 1, Release, runtime.Version())
 	g.add(generation, float64(gen.Number))
+	g.add(driftNow, float64(len(n.state.current().drift())))
+	journal, kept := n.JournalState()
+	g.add(durableUpTo, float64(journal.Durable))
+	g.add(undurable, one(kept && journal.Err != nil))
 	g.add(startedAt, float64(n.started.UnixMilli())/1000)
 	g.add(descriptors, float64(sock.Open()))
 	g.add(room, float64(n.room(c)))

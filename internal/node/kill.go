@@ -37,6 +37,10 @@ func wayOf(word string) (string, error) {
 // Kill ends the flows that q wants, of those that there are when it begins. It
 // returns when they have ended, or with ctx, which leaves the rest alone.
 func (n *Node) Kill(ctx context.Context, q KillRequest) (*KillReport, error) {
+	return once(ctx, n, q.Guard, q, func() (*KillReport, error) { return n.kill(ctx, q) })
+}
+
+func (n *Node) kill(ctx context.Context, q KillRequest) (*KillReport, error) {
 	began := time.Now()
 	if err := n.expects(q.Guard); err != nil {
 		return nil, err

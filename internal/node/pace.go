@@ -6,6 +6,10 @@ import (
 	"time"
 )
 
+// paceMissed is how much of what was missed is made up for: a pace that stood
+// still goes on, not at once all that it did not do.
+const paceMissed = 100 * time.Millisecond
+
 // perSecondMost bounds a pace that is asked for; faster is at once.
 const perSecondMost = 1e6
 
@@ -41,6 +45,9 @@ func newPacer(now time.Time, perSecond, jitter float64, chance func() float64) *
 func (p *pacer) take(now time.Time, most int) (k int, wait time.Duration) {
 	if p.interval == 0 {
 		return most, 0
+	}
+	if late := now.Add(-paceMissed); p.due.Before(late) {
+		p.due = late
 	}
 	for k < most && !p.due.After(now) {
 		k++

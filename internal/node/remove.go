@@ -39,9 +39,25 @@ type removal struct {
 // new comes; an endpoint gets nothing new, and leaves it when nothing is under
 // way there any more. When ctx ends before that, the endpoint is as it was.
 func (n *Node) Remove(ctx context.Context, q RemoveRequest, tell func(Progress)) error {
+	told := false
+	last, err := once(ctx, n, q.Guard, q, func() (*Progress, error) {
+		told = true
+		return n.remove(ctx, q, tell)
+	})
+	if err == nil && !told && tell != nil { // it was done before
+		tell(*last)
+	}
+	return err
+}
+
+func (n *Node) remove(ctx context.Context, q RemoveRequest, tell func(Progress)) (*Progress, error) {
 	x := &removal{n: n, q: q, began: time.Now(), tell: tell}
 	if err := x.check(); err != nil {
-		return err
+		return nil, err
+	}
+	// What cannot leave the desired state is not drained first.
+	if _, err := n.Change(ctx, x.leaving(true)); err != nil {
+		return nil, err
 	}
 	by := q.Author
 	n.side.removal(x, true)
@@ -56,17 +72,20 @@ func (n *Node) Remove(ctx context.Context, q RemoveRequest, tell func(Progress))
 	if err != nil {
 		x.say(Progress{Phase: "aborted", InFlight: x.last.InFlight, Cut: x.last.Cut, Done: true, Failed: err.Error(), Text: err.Error()})
 		n.tell("remove", q.Object, by, nil, "%s is not removed: %v", q.Object, err)
-		return err
+		return nil, err
 	}
 	n.tell("remove", q.Object, by, map[string]string{"cut": strconv.Itoa(x.last.Cut), "in_flight": strconv.FormatInt(x.last.InFlight, 10)},
 		"%s is removed; %d flows cut, %d go on", q.Object, x.last.Cut, x.last.InFlight)
-	return nil
+	return &x.last, nil
 }
 
 // check understands the request, and refuses it before anything is done.
 func (x *removal) check() error {
 	n, q := x.n, &x.q
 	if err := n.expects(q.Guard); err != nil {
+		return err
+	}
+	if err := n.state.watched(); err != nil {
 		return err
 	}
 	var ok bool
@@ -239,11 +258,16 @@ func (x *removal) cut(ctx context.Context, inFlight func() int64, mine func(*loo
 
 // leave takes the object out of the desired state.
 func (x *removal) leave(ctx context.Context) (*ChangeReport, error) {
-	return x.n.Change(context.WithoutCancel(ctx), ChangeRequest{
-		Guard: Guard{Author: x.q.Author},
-		Edits: []config.Patch{{Object: x.q.Object, Delete: true}},
-		Flows: FlowsPolicy{On: "keep"},
-	})
+	return x.n.Change(context.WithoutCancel(ctx), x.leaving(false))
+}
+
+func (x *removal) leaving(dry bool) ChangeRequest {
+	return ChangeRequest{
+		Guard:  Guard{Author: x.q.Author},
+		Edits:  []config.Patch{{Object: x.q.Object, Delete: true}},
+		Flows:  FlowsPolicy{On: "keep"},
+		DryRun: dry,
+	}
 }
 
 func (x *removal) done(inFlight int64, r *ChangeReport) {

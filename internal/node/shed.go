@@ -2,6 +2,7 @@ package node
 
 import (
 	"cmp"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -41,6 +42,10 @@ type shed struct {
 // state: it ends with its time, with the backend, or with the process, though
 // not with an upgrade.
 func (n *Node) Shed(q ShedRequest) (*ShedReport, error) {
+	return once(context.Background(), n, q.Guard, q, func() (*ShedReport, error) { return n.shed(q) })
+}
+
+func (n *Node) shed(q ShedRequest) (*ShedReport, error) {
 	began := time.Now()
 	if err := n.expects(q.Guard); err != nil {
 		return nil, err

@@ -256,6 +256,8 @@ func (n *Node) Status() *Status {
 	s.OldestSeconds = age.Seconds()
 	s.Following, s.Sheds, s.Removing = n.side.followingNow(), n.shedding(), n.side.removingNow()
 	s.Kernel, s.ArrivedLate = n.side.kernel.seen()
+	state := n.ConfigState()
+	s.Durable, s.Drift, s.FileDiffers, s.Canary, s.Shifts, s.Waiting = state.Durable, len(state.Edits), state.FileDiffers, state.Canary, state.Shifts, state.Waiting
 	listeners, backends := n.served()
 	for _, l := range g.Config.SortedListeners() {
 		x := ListenerStatus{Name: l.Ref.Name, VIP: l.VIP.String(), Connections: n.shared.Ledger.Listener(l.Ref.Name).InUse()}
