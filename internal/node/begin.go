@@ -9,6 +9,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/holdfast-lb/holdfast/internal/config"
 	"github.com/holdfast-lb/holdfast/internal/health"
 	"github.com/holdfast-lb/holdfast/internal/journal"
 	"github.com/holdfast-lb/holdfast/internal/ledger"
@@ -70,7 +71,7 @@ func (s *stateSide) begin(o *Options) (*became, error) {
 	for _, x := range b.edits {
 		o.Log.Warn("the file has changed; an edit at run time", "object", x.Object, "field", x.Field, "became", x.Became, "file", x.File, "runtime", x.Runtime, "by", x.By.Name)
 	}
-	if b.same {
+	if b.same && config.Diff(kept.doc.Config(), b.next.doc.Config()).Empty() {
 		b.next.Generation, b.next.By, b.next.At, b.next.Kind = kept.Generation, kept.By, kept.At, kept.Kind
 	} else {
 		b.next.Generation = kept.Generation + 1

@@ -159,7 +159,17 @@ func (n *Node) Change(ctx context.Context, q ChangeRequest) (*ChangeReport, erro
 	if q.DryRun {
 		return n.dryRun(q)
 	}
-	return once(ctx, n, q.Guard, q, func() (*ChangeReport, error) { return n.queued(ctx, q) })
+	return once(ctx, n, q.Guard, q, func() (*ChangeReport, error) {
+		r, err := n.queued(ctx, q)
+		switch {
+		case err != nil:
+			n.noteApply(q.kind(), "refused")
+		case r.Superseded: // its leader is counted
+		case r.Unchanged:
+			n.noteApply(q.kind(), "unchanged")
+		}
+		return r, err
+	})
 }
 
 // queued has reloads that wait together be one.
@@ -398,6 +408,7 @@ func (n *Node) enact(ctx context.Context, began time.Time, d *desired, b *became
 		return r, nil
 	}
 	r.Impact = n.impactOf(plan, old.Config, c, q.Flows)
+	n.notePhase("plan", time.Since(began))
 	kernel := n.kernelBefore()
 	var watched scope
 	var before *figures
@@ -420,7 +431,11 @@ func (n *Node) enact(ctx context.Context, began time.Time, d *desired, b *became
 		info, pending = n.commit(next, from, r.Plan, r.Impact)
 		r.Generation, r.Was = info.Generation, from.Generation
 	}
-	x.effective = func() { r.EffectiveMillis = millis(time.Since(began)) }
+	x.effective = func() {
+		took := time.Since(began)
+		r.EffectiveMillis = millis(took)
+		n.notePhase("effective", took)
+	}
 	if err := n.bring(&x); err != nil {
 		return nil, err
 	}
@@ -433,6 +448,14 @@ func (n *Node) enact(ctx context.Context, began time.Time, d *desired, b *became
 		r.Canary = n.beginCanary(q, d, info, watched, before)
 	}
 	n.tellChange(info, r)
+	n.noteApply(info.Kind, "applied")
+	if pending != nil {
+		go func() { // ends with the first try to write
+			if pending.Wait(n.state.ctx) == nil {
+				n.notePhase("durable", time.Since(began))
+			}
+		}()
+	}
 	unlock()
 	n.await(ctx, r, pending, q.WaitDurable)
 	r.Millis = millis(time.Since(began))
