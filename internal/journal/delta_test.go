@@ -124,7 +124,7 @@ func BenchmarkReplay(b *testing.B) {
 	all, _ = encode(all, 1, int64(len(all)), 0, group, nil, false)
 	b.SetBytes(int64(len(all)))
 	for b.Loop() {
-		if c := readSegment(all, 1); c.bad != nil || len(c.places) != segmentEntries {
+		if c := readSegment(all, 1, true); c.bad != nil || len(c.places) != segmentEntries {
 			b.Fatal(c.bad, len(c.places))
 		}
 	}

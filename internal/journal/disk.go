@@ -51,8 +51,22 @@ func openDisk(dir string) (*disk, error) {
 	if dir == "" {
 		return nil, errors.New("journal: no directory given")
 	}
+	// Those that are made are durable when the ones that they are in are synced.
+	made := filepath.Clean(dir)
+	for _, err := os.Stat(made); errors.Is(err, os.ErrNotExist) && made != filepath.Dir(made); _, err = os.Stat(made) {
+		made = filepath.Dir(made)
+	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("journal: %w", err)
+	}
+	for in := filepath.Dir(filepath.Clean(dir)); len(in) >= len(made); in = filepath.Dir(in) {
+		if f, err := os.Open(in); err == nil {
+			_ = f.Sync() // of somebody else's directory this may not be allowed
+			_ = f.Close()
+		}
+		if in == filepath.Dir(in) {
+			break
+		}
 	}
 	at, err := os.Open(dir)
 	if err != nil {

@@ -165,6 +165,16 @@ func TestGroups(t *testing.T) {
 			}
 		})
 	}
+	wg.Go(func() { // and one who reads meanwhile
+		for range 20 {
+			for _, h := range j.List(10) {
+				if e, err := j.At(h.Generation); err != nil || !bytes.Equal(e.State, entry(h.Generation).State) {
+					t.Errorf("generation %d: %v", h.Generation, err)
+				}
+			}
+			_ = j.State()
+		}
+	})
 	wg.Wait()
 	s := j.State()
 	if s.Durable != 200 || s.Waiting != 0 || s.Syncs > 200 {

@@ -75,7 +75,7 @@ func (l *log) recoverLast(r *recovered) error {
 	if err != nil {
 		return fmt.Errorf("journal: %s: %w", name, err)
 	}
-	c := readSegment(all, l.number)
+	c := readSegment(all, l.number, true)
 	if c.bad != nil && (!c.any || c.known > c.good) {
 		return &Damaged{File: l.dir + "/" + name, Offset: c.good, Why: c.bad.Error()}
 	}
@@ -145,7 +145,7 @@ func (l *log) recoverOlder(r *recovered, numbers []uint64) {
 			next = segment{}
 			continue
 		}
-		c := readSegment(all[:min(int64(len(all)), next.size)], next.number)
+		c := readSegment(all[:min(int64(len(all)), next.size)], next.number, false)
 		if c.good < next.size {
 			why := c.bad
 			if why == nil {
@@ -388,7 +388,7 @@ func (l *log) at(p place) (Entry, error) {
 	if int64(len(all)) < p.offset+p.length {
 		return Entry{}, &Damaged{File: l.dir + "/" + name, Offset: int64(len(all)), Why: errShort.Error()}
 	}
-	c := readSegment(all[:p.offset+p.length], p.segment)
+	c := readSegment(all[:p.offset+p.length], p.segment, true)
 	if c.bad != nil || c.last.Generation != p.generation {
 		return Entry{}, &Damaged{File: l.dir + "/" + name, Offset: c.good, Why: fmt.Sprint(c.bad)}
 	}

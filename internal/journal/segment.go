@@ -72,8 +72,9 @@ func beginRecord(number uint64, before segment) record {
 var errNewer = errors.New("a newer release wrote it")
 
 // readSegment reads what the octets of a segment say, as far as they can be
-// read. It does not judge.
-func readSegment(all []byte, number uint64) contents {
+// read. It does not judge. Without states it makes none: the last entry is unknown
+// then, and that differences follow from each other is not seen.
+func readSegment(all []byte, number uint64, states bool) contents {
 	var c contents
 	var before []byte // the state
 	for c.good < int64(len(all)) {
@@ -89,7 +90,10 @@ func readSegment(all []byte, number uint64) contents {
 				c.places = append(c.places, place{r.generation, number, c.good, length, true})
 			default:
 				var s []byte
-				if s, err = r.state(before, c.any); err == nil {
+				if states {
+					s, err = r.state(before, c.any)
+				}
+				if err == nil {
 					before = s
 					c.last, c.any = Entry{r.generation, r.meta, s}, true
 					c.places = append(c.places, place{r.generation, number, c.good, length, false})
