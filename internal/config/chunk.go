@@ -16,9 +16,11 @@ type chunk struct {
 	text  string
 	line  int // of its first line in the file, from 1
 	lines int // that it has
-	kind  chunkKind
-	key   string // as it is written
-	piece *piece // what it means; nil of what is read with each file
+	// The key stands so many lines below the first, behind comments, in this column.
+	above, column int
+	kind          chunkKind
+	key           string // as it is written
+	piece         *piece // what it means; nil of what is read with each file
 }
 
 type chunkKind uint8
@@ -46,6 +48,7 @@ type cutter struct {
 	all    []chunk
 	begin  int       // where the chunk that is under way begins
 	line   int       // its line
+	above  int       // lines of comments before its key
 	kind   chunkKind // of the chunk that is under way
 	key    string
 	indent int // of entries of the group that is under way; 0: not known yet
@@ -54,15 +57,19 @@ type cutter struct {
 	seen                 []string // keys of the top level
 }
 
-// cut gives the chunks of text, which one after the other are text; false if it
-// is not written in lines as most files are.
-func cut(text string) ([]chunk, bool) {
+// cut gives the chunks of text, which one after the other are text; none if it is
+// not written in lines as most files are. It has as many as was, more or less.
+func cut(text string, was *Document) []chunk {
 	for _, s := range unusual {
 		if strings.Contains(text, s) {
-			return nil, false
+			return nil
 		}
 	}
 	c := cutter{text: text, line: 1, comment: -1}
+	if was != nil {
+		const more = 16
+		c.all = make([]chunk, 0, len(was.chunks)+more)
+	}
 	at, line := 0, 1
 	for ; at < len(text); line++ {
 		end := len(text)
@@ -70,15 +77,15 @@ func cut(text string) ([]chunk, bool) {
 			end = at + i + 1
 		}
 		if !c.take(text[at:end], at, line) {
-			return nil, false
+			return nil
 		}
 		at = end
 	}
-	if c.bare() {
-		return nil, false
+	if c.bare() || c.kind == remark {
+		return nil
 	}
 	c.end(len(text), line)
-	return c.all, true
+	return c.all
 }
 
 // bare: the group that is under way has no entry.
@@ -149,17 +156,18 @@ func (c *cutter) take(text string, at, line int) bool {
 // cut ends the chunk that is under way before the key at an octet of the text,
 // and the comment above it.
 func (c *cutter) cut(at, line int) {
+	above := 0
 	if c.comment >= 0 {
-		at, line = c.comment, c.commentLine
+		at, line, above = c.comment, c.commentLine, line-c.commentLine
 	}
 	c.end(at, line)
-	c.begin, c.line, c.comment = at, line, -1
+	c.begin, c.line, c.above, c.comment = at, line, above, -1
 }
 
 // end ends the chunk that is under way before an octet of the text, in this line.
 func (c *cutter) end(at, line int) {
 	if at > c.begin {
-		c.all = append(c.all, chunk{text: c.text[c.begin:at], line: c.line, lines: line - c.line, kind: c.kind, key: c.key})
+		c.all = append(c.all, chunk{text: c.text[c.begin:at], line: c.line, lines: line - c.line, above: c.above, column: c.indent + 1, kind: c.kind, key: c.key})
 	}
 }
 

@@ -1,7 +1,6 @@
 package config
 
 import (
-	"bytes"
 	"maps"
 	"slices"
 )
@@ -15,7 +14,7 @@ type Document struct {
 	base    *Document // the file's own; nil: this is it
 	patches []Patch   // on base, each object and field once
 
-	source   []byte // nil: that of its chunks
+	source   string // "": that of its chunks
 	chunks   []chunk
 	config   *Config
 	warnings Warnings
@@ -25,21 +24,61 @@ type Document struct {
 // that was has in the same words are not read again, and objects of the same
 // version are those of was, which may be nil; its patches are not taken over.
 func Read(file string, src []byte, lookup func(string) (string, bool), was *Document) (*Document, Warnings, error) {
-	d := &Document{file: file, lookup: lookup, source: bytes.Clone(src)}
-	if chunks, ok := cut(string(src)); ok && len(src) <= sourceMax && d.readChunks(chunks, was) {
+	d := &Document{file: file, lookup: lookup, source: string(src)}
+	var chunks []chunk
+	if len(src) <= sourceMax {
+		chunks = cut(d.source, was)
+	}
+	if was != nil && was.chunks != nil && d.readChunks(chunks, was) {
 		return d, d.warnings, nil
 	}
 	// Something is wrong, or not written in lines. Only the whole tells.
-	c, warnings, err := Parse(file, src, lookup)
+	r := &reader{report: report{file: file}, lookup: lookup}
+	c, draft := r.config(src)
+	warnings, err := r.result()
 	if err != nil {
 		return nil, warnings, err
 	}
-	if was != nil {
-		c = c.Reuse(was.config)
-	}
 	d.config, d.warnings = c, warnings
+	if was != nil {
+		d.config = c.Reuse(was.config)
+	}
+	if draft.settle(chunks, d.config) {
+		d.chunks = chunks
+	}
 	return d, warnings, nil
 }
+
+// settle makes pieces of a draft that has nothing wrong, if each entry stands in
+// the chunk that seems to be its own.
+func (d *draft) settle(chunks []chunk, c *Config) bool {
+	listeners, backends := d.listeners, d.backends
+	for i := range chunks {
+		c := &chunks[i]
+		switch {
+		case c.kind == listenerEntry && len(listeners) > 0 && c.begins(listeners[0].place):
+			c.piece, listeners = listeners[0].piece(), listeners[1:]
+		case c.kind == backendEntry && len(backends) > 0 && c.begins(backends[0].place):
+			c.piece, backends = backends[0].piece(), backends[1:]
+		case c.entry():
+			return false
+		case c.lasting():
+			c.piece = &piece{}
+		default:
+			continue
+		}
+		c.piece.line = c.line
+	}
+	for i := range chunks {
+		if p := chunks[i].piece; p != nil {
+			p.reuse(c)
+		}
+	}
+	return len(chunks) > 0 && len(listeners) == 0 && len(backends) == 0
+}
+
+// begins: the key of c is at that place.
+func (c *chunk) begins(at place) bool { return at.line == c.line+c.above && at.column == c.column }
 
 // readChunks makes d of chunks, unless there is anything wrong with them. It fills
 // in what is missing in chunks, which d has from now on.
@@ -50,6 +89,8 @@ func (d *Document) readChunks(chunks []chunk, was *Document) bool {
 	if was != nil {
 		old.chunks, before = was.chunks, was.config
 	}
+	const fewest = 16
+	read := 0
 	for i := range chunks {
 		c := &chunks[i]
 		if c.piece != nil || !c.lasting() {
@@ -58,10 +99,16 @@ func (d *Document) readChunks(chunks []chunk, was *Document) bool {
 		if c.piece = old.piece(c); c.piece != nil {
 			continue
 		}
+		if read++; read > fewest+len(chunks)/4 {
+			return false // it is quicker to read all
+		}
 		if c.piece = r.piece(c); c.piece == nil {
 			return false
 		}
 		c.piece.reuse(before)
+	}
+	if len(chunks) == 0 {
+		return false
 	}
 	draft := r.draftOf(chunks)
 	if draft == nil || len(r.problems) > 0 {
@@ -203,13 +250,13 @@ func (d *Document) Warnings() Warnings { return d.warnings }
 // Source gives a file that says all of d, patches included. What was not patched
 // is there as it was written, comments too.
 func (d *Document) Source() []byte {
-	if d.source == nil {
-		return join2(d.chunks)
+	if d.source == "" {
+		return textOf(d.chunks)
 	}
-	return bytes.Clone(d.source)
+	return []byte(d.source)
 }
 
-func join2(chunks []chunk) []byte {
+func textOf(chunks []chunk) []byte {
 	n := 0
 	for i := range chunks {
 		n += len(chunks[i].text)
@@ -233,19 +280,3 @@ func (d *Document) Base() *Document {
 // object and field is there once, and what makes no difference to the file is
 // not there: d.Base().Patch(d.Patches()...) is d.
 func (d *Document) Patches() []Patch { return slices.Clone(d.patches) }
-
-// Patch puts patches on d, in this order, all or none. One for the same object
-// and field replaces an earlier one, and one that says what the file says ends
-// it. An error is an *[Errors], whose problems name the patch in place of a file.
-func (d *Document) Patch(patches ...Patch) (*Document, error) {
-	all := d.patches
-	for _, p := range patches {
-		all = overlay(all, p)
-	}
-	next, err := d.Base().with(all)
-	if err != nil {
-		return nil, err
-	}
-	next.config = next.config.Reuse(d.config)
-	return next, nil
-}

@@ -15,6 +15,7 @@ import (
 type editor struct {
 	root   *yaml.Node
 	lookup func(string) (string, bool)
+	known  func(group string) []string // the names of all, sorted
 }
 
 // gone is what a patch needs and the file does not have.
@@ -56,7 +57,7 @@ func (e *editor) do(p *Patch) error {
 	object := childOf(at, key)
 	switch {
 	case p.Field == "" && p.Delete && object == nil:
-		return &gone{e.none(t, key, at)}
+		return e.none(t)
 	case p.Field == "" && p.Delete:
 		removeKey(at, key)
 		return nil
@@ -64,7 +65,7 @@ func (e *editor) do(p *Patch) error {
 		putKey(at, key, value)
 		return nil
 	case object == nil && t.name != "":
-		return &gone{e.none(t, key, at)}
+		return e.none(t)
 	case object == nil && p.Delete:
 		return nil // there is no section, so all of it is default
 	case object == nil:
@@ -77,28 +78,18 @@ func (e *editor) do(p *Patch) error {
 var exampleKey = map[string]string{"node": "name", "accessLog": "to", "cluster": "listen", "listener": "vip", "backend": "endpoints", "endpoint": "address", "route": "match"}
 
 // none says that there is no such object.
-func (e *editor) none(t target, name string, at *yaml.Node) string {
+func (e *editor) none(t target) *gone {
 	if t.name == "" {
-		return "there is none"
+		return &gone{"there is none"}
 	}
-	var known []string
-	for i := 0; i+1 < len(at.Content); i += 2 {
-		known = append(known, at.Content[i].Value)
-	}
-	slices.Sort(known)
-	return fmt.Sprintf("no %s %q%s", t.kind, clip(name), thereAre(name, known))
+	return &gone{fmt.Sprintf("no %s %q%s", strings.TrimSuffix(t.group, "s"), clip(t.name), thereAre(t.name, e.known(t.group)))}
 }
 
 // inner makes a patch of an endpoint or a route.
 func (e *editor) inner(t target, p *Patch, value *yaml.Node) error {
-	holder := target{kind: strings.TrimSuffix(t.group, "s"), group: t.group, name: t.name}
-	group := childOf(e.root, t.group)
-	if group == nil {
-		group = &yaml.Node{Kind: yaml.MappingNode}
-	}
-	owner := childOf(group, t.name)
+	owner := childOf(childOf(e.root, t.group), t.name)
 	if owner == nil {
-		return &gone{e.none(holder, t.name, group)}
+		return e.none(t)
 	}
 	list := childOf(owner, t.list)
 	var names []string
@@ -109,8 +100,13 @@ func (e *editor) inner(t target, p *Patch, value *yaml.Node) error {
 	switch {
 	case i < 0 && (p.Delete || p.Field != ""):
 		known := slices.DeleteFunc(slices.Sorted(slices.Values(names)), func(s string) bool { return s == "" })
-		return &gone{fmt.Sprintf("no %s %q in %s %s%s%s", t.kind, clip(t.inner), holder.kind, t.name, thereAre(t.inner, known), e.resolved(t, names))}
+		return &gone{fmt.Sprintf("no %s %q in %s %s%s%s", t.kind, clip(t.inner), strings.TrimSuffix(t.group, "s"), t.name, thereAre(t.inner, known), e.resolved(t, names))}
+	case p.Field == "name":
+		return errors.New("a name stays; put another one beside it, and delete this one")
 	case p.Field != "":
+		if p.Field == "address" && childOf(list.Content[i], "name") == nil {
+			return errors.New("its address is its name, and a name stays; put another one beside it, and delete this one")
+		}
 		return setField(list.Content[i], p, value)
 	case p.Delete:
 		list.Content = slices.Delete(list.Content, i, i+1)

@@ -64,6 +64,7 @@ type (
 		uses   []use       // of backends
 		routes []routeSite // those of l.Rules
 		logs   bool        // it says accessLog: on
+		own    own
 		rest   sleeper
 	}
 	endpointSite struct {
@@ -77,6 +78,7 @@ type (
 		httpOnly  bool // it has keys that are for http
 		endpoints []endpointSite
 		uses      []use // of other backends
+		own       own
 		rest      sleeper
 
 		http, tcp *listenerSite // the first that reaches it, of each protocol
@@ -98,8 +100,8 @@ type (
 	}
 )
 
-// config reads all of src. It gives the root section, too, for [Show].
-func (r *reader) config(src []byte) (*Config, *section) {
+// config reads all of src. It gives the draft, too, nil if src has no sections.
+func (r *reader) config(src []byte) (*Config, *draft) {
 	root := r.load(src)
 	if root == nil {
 		return nil, nil
@@ -108,15 +110,21 @@ func (r *reader) config(src []byte) (*Config, *section) {
 	d := draft{root: r.section(root, place{1, 1}, "", "", rootKeys...)}
 	r.nodeAndLog(&d)
 	for _, e := range d.root.named("listeners") {
-		d.listeners = append(d.listeners, r.listener(d.root, e))
+		warnings, asked := r.begin()
+		site := r.listener(d.root, e)
+		site.own = r.since(warnings, asked)
+		d.listeners = append(d.listeners, site)
 	}
 	for _, e := range d.root.named("backends") {
-		d.backends = append(d.backends, r.backend(d.root, e))
+		warnings, asked := r.begin()
+		site := r.backend(d.root, e)
+		site.own = r.since(warnings, asked)
+		d.backends = append(d.backends, site)
 	}
 	r.clusterOf(&d)
 	r.validate(&d)
 	if len(r.problems) > 0 {
-		return nil, d.root // what was read is not whole
+		return nil, &d // what was read is not whole
 	}
 	c := &Config{
 		Node: d.node, Cluster: d.cluster, AccessLog: d.accessLog,
@@ -131,7 +139,7 @@ func (r *reader) config(src []byte) (*Config, *section) {
 		d.backends[i].seal()
 		c.Backends[d.backends[i].b.Ref.Name] = d.backends[i].b
 	}
-	return c, d.root
+	return c, &d
 }
 
 // seal seals the listener, of which nothing was refused.

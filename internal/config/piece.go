@@ -1,6 +1,10 @@
 package config
 
-import "go.yaml.in/yaml/v4"
+import (
+	"slices"
+
+	"go.yaml.in/yaml/v4"
+)
 
 // piece is what a chunk was read as, without anything that was wrong. It is
 // immutable; documents share it.
@@ -9,14 +13,27 @@ type piece struct {
 	backend  *Backend  // or neither: it is a key of others
 
 	// What is asked of its text when it is seen together with others.
-	names    []string // of the backends that it uses, in the order of the text
-	logs     bool     // see listenerSite
-	byKernel bool     // see backendSite
+	uses     []use // at rest: names alone
+	logs     bool  // see listenerSite
+	byKernel bool  // see backendSite
 	httpOnly bool
 
-	warnings  []Problem
-	line      int // of the chunk, for these
-	variables []asked
+	own
+	line int // of the chunk, for the warnings
+}
+
+// own is what came of reading one entry.
+type own struct {
+	warnings []Problem
+	asked    []asked
+}
+
+// begin marks what was reported and asked so far.
+func (r *reader) begin() (warnings, asked int) { return len(r.warnings), len(r.asked) }
+
+// since gives what was since then.
+func (r *reader) since(warnings, asked int) own {
+	return own{slices.Clone(r.warnings[warnings:]), slices.Clone(r.asked[asked:])}
 }
 
 // asked is a variable that a text names, and what it was when the text was read.
@@ -35,7 +52,7 @@ func look(lookup func(string) (string, bool), name string) (string, bool) {
 
 // holds tells whether p is still what its text says.
 func (p *piece) holds(lookup func(string) (string, bool)) bool {
-	for _, v := range p.variables {
+	for _, v := range p.asked {
 		if value, set := look(lookup, v.name); value != v.value || set != v.set {
 			return false
 		}
@@ -76,35 +93,49 @@ func (r *reader) piece(c *chunk) *piece {
 	if root == nil {
 		return nil
 	}
-	p := &piece{line: c.line}
-	own := &reader{report: report{file: r.file}, lookup: func(name string) (string, bool) {
-		value, set := look(r.lookup, name)
-		p.variables = append(p.variables, asked{name, value, set})
-		return value, set
-	}}
-	own.strict(root, "", 0)
-	if len(own.problems) > 0 {
+	alone := &reader{report: report{file: r.file}, lookup: r.lookup}
+	alone.strict(root, "", 0)
+	if len(alone.problems) > 0 {
 		return nil
 	}
+	p := &piece{}
 	switch c.kind {
 	case listenerEntry:
-		site := own.listenerIn(root)
-		if len(own.problems) == 0 {
+		site := alone.listenerIn(root)
+		if len(alone.problems) == 0 {
 			site.seal()
+			p = site.piece()
 		}
-		p.listener, p.names, p.logs = site.l, namesOf(site.uses), site.logs
 	case backendEntry:
-		site := own.backendIn(root)
-		if len(own.problems) == 0 {
+		site := alone.backendIn(root)
+		if len(alone.problems) == 0 {
 			site.seal()
+			p = site.piece()
 		}
-		p.backend, p.names, p.byKernel, p.httpOnly = site.b, namesOf(site.uses), site.byKernel, site.httpOnly
 	}
-	if len(own.problems) > 0 {
+	if len(alone.problems) > 0 {
 		return nil
 	}
-	p.warnings = own.warnings
+	p.own, p.line = own{alone.warnings, alone.asked}, c.line
 	return p
+}
+
+// piece gives what stays of a site that was sealed.
+func (l *listenerSite) piece() *piece {
+	return &piece{listener: l.l, uses: atRest(l.uses), logs: l.logs, own: l.own}
+}
+
+func (s *backendSite) piece() *piece {
+	return &piece{backend: s.b, uses: atRest(s.uses), byKernel: s.byKernel, httpOnly: s.httpOnly, own: s.own}
+}
+
+// atRest gives uses without their places.
+func atRest(uses []use) []use {
+	names := make([]use, len(uses))
+	for i, u := range uses {
+		names[i].name = u.name
+	}
+	return names
 }
 
 // listenerIn reads the only listener below root.
@@ -117,23 +148,6 @@ func (r *reader) listenerIn(root *yaml.Node) listenerSite {
 func (r *reader) backendIn(root *yaml.Node) backendSite {
 	s := r.section(root, place{1, 1}, "", "", rootKeys...)
 	return r.backend(s, s.named("backends")[0])
-}
-
-func namesOf(uses []use) []string {
-	var names []string
-	for _, u := range uses {
-		names = append(names, u.name)
-	}
-	return names
-}
-
-// usesOf are uses at rest.
-func usesOf(names []string) []use {
-	uses := make([]use, len(names))
-	for i, name := range names {
-		uses[i].name = name
-	}
-	return uses
 }
 
 // sleeper is where a site at rest is read again, for its places.
@@ -184,7 +198,7 @@ func (r *reader) draftOf(chunks []chunk) *draft {
 			backends++
 		case c.kind == topSection && !c.lasting():
 			section := c.load()
-			if section == nil {
+			if section == nil || (c.key == "listeners" || c.key == "backends") && len(section.Content[1].Content) > 0 {
 				return nil
 			}
 			root.Content = append(root.Content, section.Content...)
@@ -211,9 +225,9 @@ func (r *reader) draftOf(chunks []chunk) *draft {
 		}
 		switch c.kind {
 		case listenerEntry:
-			d.listeners = append(d.listeners, listenerSite{l: p.listener, uses: usesOf(p.names), logs: p.logs, rest: sleeper{r, c}})
+			d.listeners = append(d.listeners, listenerSite{l: p.listener, uses: p.uses, logs: p.logs, rest: sleeper{r, c}})
 		case backendEntry:
-			d.backends = append(d.backends, backendSite{b: p.backend, uses: usesOf(p.names), byKernel: p.byKernel, httpOnly: p.httpOnly, rest: sleeper{r, c}})
+			d.backends = append(d.backends, backendSite{b: p.backend, uses: p.uses, byKernel: p.byKernel, httpOnly: p.httpOnly, rest: sleeper{r, c}})
 		}
 	}
 	return d

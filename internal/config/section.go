@@ -13,7 +13,8 @@ import (
 type reader struct {
 	report
 	lookup  func(string) (string, bool)
-	logging bool // there is an access log
+	asked   []asked // of lookup, in order
+	logging bool    // there is an access log
 	// showing: what is understood is noted, for [Show].
 	showing bool
 }
@@ -219,6 +220,13 @@ func (s *section) scalar(key string) (text, bool) {
 	return s.r.scalar(n, join(s.path, key))
 }
 
+// look gives the value of a variable, and notes it.
+func (r *reader) look(name string) (string, bool) {
+	value, set := look(r.lookup, name)
+	r.asked = append(r.asked, asked{name, value, set})
+	return value, set
+}
+
 func (r *reader) scalar(n *yaml.Node, path string) (text, bool) {
 	if n.Kind != yaml.ScalarNode {
 		if n.Kind != yaml.AliasNode {
@@ -230,7 +238,7 @@ func (r *reader) scalar(n *yaml.Node, path string) (text, bool) {
 		r.fail(at(n), path, "has no value; leave the key out for its default")
 		return text{}, false
 	}
-	value, expanded, err := expand(n.Value, r.lookup)
+	value, expanded, err := expand(n.Value, r.look)
 	if err != nil {
 		r.fail(at(n), path, "%v", err)
 		return text{}, false

@@ -21,16 +21,16 @@ const secretShown = "(secret)"
 // makes the same of it. Warnings and the error are those of [Parse].
 func Show(file string, src []byte, lookup func(string) (string, bool)) (string, Warnings, error) {
 	r := &reader{report: report{file: file}, lookup: lookup, showing: true}
-	_, root := r.config(src)
+	_, draft := r.config(src)
 	warnings, err := r.result()
 	if err != nil {
 		return "", warnings, err
 	}
-	prune(root.out)
+	prune(draft.root.out)
 	var out bytes.Buffer
 	dumper, err := yaml.NewDumper(&out, yaml.WithIndent(2), yaml.WithLineWidth(-1))
 	if err == nil {
-		err = dumper.Dump(root.out)
+		err = dumper.Dump(draft.root.out)
 	}
 	if err == nil {
 		err = dumper.Close()

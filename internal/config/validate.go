@@ -215,18 +215,20 @@ func (s *backendSite) first(is func(*Endpoint) bool) *Endpoint {
 	return all[slices.IndexFunc(all, func(site endpointSite) bool { return is(site.e) })].e
 }
 
-// vips are the addresses at which something listens.
+// vips are the addresses at which something listens. Holders are known by their
+// numbers, from 1.
 type vips struct {
-	exact map[netip.AddrPort]holder
-	on    map[uint16]onPort
+	holders []holder
+	exact   map[netip.AddrPort]int32
+	on      map[uint16]onPort
 }
 
-// onPort is who listens at one port; the zero holder is nobody.
+// onPort is who listens at one port; 0 is nobody.
 type onPort struct {
-	v4     holder // the first of IPv4, 0.0.0.0 included
-	any    holder // the first of all
-	all4   holder // 0.0.0.0
-	allAll holder // [::], which takes IPv4 clients as well
+	v4     int32 // the first of IPv4, 0.0.0.0 included
+	any    int32 // the first of all
+	all4   int32 // 0.0.0.0
+	allAll int32 // [::], which takes IPv4 clients as well
 }
 
 // holder is who listens at vip.
@@ -237,45 +239,48 @@ type holder struct {
 	line     int
 }
 
+// newVIPs has room for n without growing.
 func newVIPs(n int) *vips {
-	return &vips{make(map[netip.AddrPort]holder, n), make(map[uint16]onPort)}
+	return &vips{make([]holder, 0, n+3), make(map[netip.AddrPort]int32, n+3), make(map[uint16]onPort, n+3)}
 }
 
 // take adds h, unless it overlaps with another, which it gives then.
 func (v *vips) take(h holder) *holder {
 	a := h.vip.Addr()
-	if other, ok := v.exact[h.vip]; ok {
-		return &other
+	if i, ok := v.exact[h.vip]; ok {
+		return &v.holders[i-1]
 	}
 	on := v.on[h.vip.Port()]
+	other := int32(0)
 	switch {
-	case on.allAll.there():
-		return &on.allAll
-	case isDualStack(h.vip) && on.any.there():
-		return &on.any
-	case a.Is4() && on.all4.there():
-		return &on.all4
-	case a == netip.IPv4Unspecified() && on.v4.there():
-		return &on.v4
+	case on.allAll > 0:
+		other = on.allAll
+	case isDualStack(h.vip) && on.any > 0:
+		other = on.any
+	case a.Is4() && on.all4 > 0:
+		other = on.all4
+	case a == netip.IPv4Unspecified() && on.v4 > 0:
+		other = on.v4
 	}
-	v.exact[h.vip] = h
-	if !on.any.there() {
-		on.any = h
+	if other > 0 {
+		return &v.holders[other-1]
 	}
-	if a.Is4() && !on.v4.there() {
-		on.v4 = h
+	v.holders = append(v.holders, h)
+	n := int32(len(v.holders))
+	v.exact[h.vip] = n
+	on.any = cmp.Or(on.any, n)
+	if a.Is4() {
+		on.v4 = cmp.Or(on.v4, n)
 	}
 	switch {
 	case isDualStack(h.vip):
-		on.allAll = h
+		on.allAll = n
 	case a == netip.IPv4Unspecified():
-		on.all4 = h
+		on.all4 = n
 	}
 	v.on[h.vip.Port()] = on
 	return nil
 }
-
-func (h *holder) there() bool { return h.vip.IsValid() }
 
 // overlap says how vip collides with h.
 func (h *holder) overlap(vip netip.AddrPort) string {

@@ -1,0 +1,451 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"go.yaml.in/yaml/v4"
+)
+
+// edition is a file under patches: its chunks, some of them edited.
+type edition struct {
+	base, was *Document
+	lines     *Document // base, written in lines
+	chunks    []chunk
+	dropped   map[string]string // why, by the name of the patch
+	bad       []Problem
+}
+
+// newEdition begins with the chunks of a file. One that is not written in lines is
+// written in lines first. What was has is not made again.
+func newEdition(base, was *Document) (*edition, error) {
+	lines, err := base.lined()
+	if err != nil {
+		return nil, err
+	}
+	return &edition{base: base, was: was, lines: lines, chunks: slices.Clone(lines.chunks), dropped: make(map[string]string)}, nil
+}
+
+// lined gives d in lines: d itself, or what a program would write for it.
+func (d *Document) lined() (*Document, error) {
+	if d.chunks != nil {
+		return d, nil
+	}
+	unlike := func(why string) error {
+		return &Errors{[]Problem{{File: d.file, Text: "is written in a way that cannot be edited at run time: " + why + "; write listeners and backends one below the other, in lines"}}}
+	}
+	root := new(report).load(d.Source())
+	if root == nil {
+		return nil, unlike("not YAML")
+	}
+	root.Style &^= yaml.FlowStyle
+	for _, key := range []string{"listeners", "backends"} {
+		if n := childOf(root, key); n != nil && len(n.Content) > 0 {
+			n.Style &^= yaml.FlowStyle
+		}
+	}
+	text, err := dump(root, 2)
+	if err != nil {
+		return nil, unlike(err.Error())
+	}
+	lined, _, err := Read(d.file, text, d.lookup, d)
+	switch {
+	case err != nil:
+		return nil, unlike(err.Error())
+	case lined.chunks == nil:
+		return nil, unlike("its entries cannot be told apart")
+	case !Diff(d.config, lined.config).Empty():
+		return nil, unlike("in lines it would mean something else")
+	}
+	return lined, nil
+}
+
+// make makes all patches, object by object, and gives those that make a
+// difference. Lenient is as for over.
+func (e *edition) make(all []Patch, lenient bool) ([]Patch, error) {
+	type object struct{ group, name string }
+	of := make(map[object][]Patch)
+	var order []object
+	for _, p := range all {
+		t, err := p.target()
+		if err != nil {
+			e.fail(&p, err)
+			continue
+		}
+		o := object{t.group, t.name}
+		if _, met := of[o]; !met {
+			order = append(order, o)
+		}
+		of[o] = append(of[o], p)
+	}
+	left := make(map[string]bool, len(all))
+	for _, o := range order {
+		for _, p := range e.object(o.group, o.name, of[o], lenient) {
+			left[p.Name()] = true
+		}
+	}
+	if len(e.bad) > 0 {
+		return nil, &Errors{e.bad}
+	}
+	return slices.DeleteFunc(slices.Clone(all), func(p Patch) bool { return !left[p.Name()] }), nil
+}
+
+func (e *edition) fail(p *Patch, err error) {
+	e.bad = append(e.bad, Problem{File: p.Name(), Text: err.Error()})
+}
+
+// object makes the patches of one chunk and gives those that make a difference.
+func (e *edition) object(group, name string, patches []Patch, lenient bool) []Patch {
+	at := find(e.chunks, group, name)
+	var from *chunk
+	if at >= 0 {
+		from = &e.lines.chunks[find(e.lines.chunks, group, name)]
+	}
+	if e.was.chunks != nil && e.was.Base() == e.base && slices.Equal(patches, e.was.patchesOf(group, name)) {
+		var to *chunk // it was made before
+		if i := find(e.was.chunks, group, name); i >= 0 {
+			to = &e.was.chunks[i]
+		}
+		e.put(at, group, to)
+		return patches
+	}
+	to, made, ok := e.edit(from, group, name, patches, lenient, e.tell)
+	if !ok {
+		return nil
+	}
+	for i := len(made) - 1; i >= 0; i-- {
+		if e.counts(made, i, from, to) {
+			continue
+		}
+		// Without it nothing may be different, unless others need it.
+		others := slices.Delete(slices.Clone(made), i, i+1)
+		next, rest, ok := e.edit(from, group, name, others, false, nil)
+		if ok && len(rest) == len(others) && e.alike(group, to, next) {
+			to, made = next, others
+		}
+	}
+	if len(made) > 0 {
+		e.put(at, group, to)
+	}
+	return made
+}
+
+// counts tells that made[i] makes a difference, as far as that is plain.
+func (e *edition) counts(made []Patch, i int, from, to *chunk) bool {
+	t, err := made[i].target()
+	if err != nil || t.kind != "endpoint" || from == nil || to == nil || to.piece == nil {
+		return false
+	}
+	if slices.ContainsFunc(made, func(p Patch) bool { return p != made[i] && (p.Object == made[i].Object || p.voids(made[i])) }) {
+		return false
+	}
+	// It alone is of that endpoint, so the endpoint tells, whatever others do.
+	was, is := from.piece.backend.Endpoint(t.inner), to.piece.backend.Endpoint(t.inner)
+	return (was == nil) != (is == nil) || was != nil && was.Ref != is.Ref
+}
+
+// tell notes what is wrong with a patch: that what it belongs to is missing, if
+// that may be, or that it cannot be made.
+func (e *edition) tell(p *Patch, err error, lenient bool) {
+	var missing *gone
+	switch {
+	case !lenient || !errors.As(err, &missing):
+		e.fail(p, err)
+	case !p.Delete || p.Field != "":
+		e.dropped[p.Name()] = missing.text
+	}
+}
+
+// edit gives a chunk with patches in it, nil if nothing is left of it, and the
+// patches that were made. False says that one could not be; tell is told of it.
+func (e *edition) edit(c *chunk, group, name string, patches []Patch, lenient bool, tell func(*Patch, error, bool)) (*chunk, []Patch, bool) {
+	if len(patches) == 0 {
+		return c, nil, true
+	}
+	root, indent := e.emptyRoot(group, name), 2
+	if c != nil {
+		root, indent = c.load(), max(c.column-1, indent)
+	}
+	ed := editor{root: root, lookup: e.base.lookup, known: e.names}
+	var made []Patch
+	whole := true
+	for i := range patches {
+		err := ed.do(&patches[i])
+		if err == nil {
+			made = append(made, patches[i])
+			continue
+		}
+		var missing *gone
+		whole = whole && lenient && errors.As(err, &missing)
+		if tell != nil {
+			tell(&patches[i], err, lenient)
+		}
+	}
+	if !whole {
+		return nil, nil, false
+	}
+	if len(made) == 0 {
+		return c, nil, true
+	}
+	to, err := chunkOf(root, group, name, min(indent, indentMax))
+	if err != nil {
+		if tell != nil {
+			tell(&patches[len(patches)-1], err, false)
+		}
+		return nil, nil, false
+	}
+	if to != nil && c != nil {
+		to.line = c.line
+		to.pad(c)
+	}
+	if to != nil && to.lasting() {
+		r := &reader{report: report{file: e.base.file}, lookup: e.base.lookup}
+		if to.piece = r.piece(to); to.piece != nil {
+			to.piece.reuse(e.was.config)
+		}
+	}
+	return to, made, true
+}
+
+const indentMax = 9 // of what writes YAML
+
+// emptyRoot is a file without that object, but with its group.
+func (e *edition) emptyRoot(group, name string) *yaml.Node {
+	root := &yaml.Node{Kind: yaml.MappingNode}
+	if name != "" {
+		putKey(root, group, &yaml.Node{Kind: yaml.MappingNode})
+	}
+	return root
+}
+
+// names gives all names in a group.
+func (e *edition) names(group string) []string {
+	var all []string
+	for i := range e.chunks {
+		if c := &e.chunks[i]; c.entry() && c.group() == group && c.piece != nil {
+			all = append(all, c.piece.name())
+		}
+	}
+	slices.Sort(all)
+	return all
+}
+
+// find gives the number of the chunk of an object, or -1.
+func find(chunks []chunk, group, name string) int {
+	return slices.IndexFunc(chunks, func(c chunk) bool {
+		if name == "" {
+			return c.kind == topSection && c.key == group
+		}
+		return c.entry() && c.group() == group && c.piece != nil && c.piece.name() == name
+	})
+}
+
+// chunkOf makes a chunk of a file that has nothing else; nil if it has nothing.
+func chunkOf(root *yaml.Node, group, name string, indent int) (*chunk, error) {
+	holder := root
+	if name != "" {
+		holder = childOf(root, group)
+	}
+	if len(holder.Content) == 0 {
+		return nil, nil
+	}
+	holder.Style &^= yaml.FlowStyle
+	root.Style &^= yaml.FlowStyle
+	text, err := dump(root, indent)
+	if err != nil {
+		return nil, fmt.Errorf("cannot be written: %w", err)
+	}
+	all := cut(string(text), nil)
+	if len(all) == 0 {
+		return nil, errors.New("cannot be written in lines")
+	}
+	c := all[len(all)-1]
+	before := strings.TrimSuffix(string(text), c.text)
+	if name != "" {
+		before = strings.TrimPrefix(before, group+":\n")
+	}
+	// What stands before the key, comments, is part of the chunk here.
+	lines := strings.Count(before, "\n")
+	c.text, c.line, c.lines, c.above = before+c.text, 1, c.lines+lines, c.above+lines
+	if c.group() != group || c.entry() != (name != "") || c.load() == nil {
+		return nil, errors.New("cannot be written in lines")
+	}
+	return &c, nil
+}
+
+// pad gives c the empty lines at the end of was, which part it from the next.
+func (c *chunk) pad(was *chunk) {
+	text := strings.TrimRight(was.text, "\n")
+	n := len(was.text) - len(text) - 1
+	if has := len(c.text) - len(strings.TrimRight(c.text, "\n")) - 1; n > has {
+		c.text += strings.Repeat("\n", n-has)
+		c.lines += n - has
+	}
+}
+
+// put brings a chunk to its place: at, or behind all others of its group. Nil
+// takes away what is at.
+func (e *edition) put(at int, group string, c *chunk) {
+	switch {
+	case c == nil && at >= 0:
+		e.chunks = slices.Delete(e.chunks, at, at+1)
+	case c == nil:
+	case at >= 0:
+		e.chunks[at] = *c
+	case !c.entry():
+		e.chunks = append(e.chunks, *c)
+	default:
+		last := -1
+		for i := range e.chunks {
+			if e.chunks[i].group() == group {
+				last = i
+			}
+		}
+		if last < 0 {
+			e.chunks = append(e.chunks, chunk{})
+			last = len(e.chunks) - 1
+		}
+		if e.chunks[last].kind != c.kind {
+			e.chunks[last] = headOf(c.kind)
+		}
+		e.chunks = slices.Insert(e.chunks, last+1, *c)
+	}
+}
+
+// headOf is the head of a group.
+func headOf(entry chunkKind) chunk {
+	c := chunk{kind: listenersHead, key: "listeners", lines: 1}
+	if entry == backendEntry {
+		c.kind, c.key = backendsHead, "backends"
+	}
+	c.text = c.key + ":\n"
+	return c
+}
+
+// number gives each chunk its line, and a group that has no entry any more the
+// form of an empty one.
+func (e *edition) number() {
+	line := 1
+	for i := range e.chunks {
+		c := &e.chunks[i]
+		if bare := c.kind == listenersHead || c.kind == backendsHead; bare && (i+1 == len(e.chunks) || !e.chunks[i+1].entry()) {
+			_, rest, _ := strings.Cut(c.text, "\n")
+			c.text, c.kind = c.key+": {}\n"+rest, topSection
+		}
+		if i+1 < len(e.chunks) && !strings.HasSuffix(c.text, "\n") {
+			c.text += "\n"
+			c.lines++
+		}
+		c.line = line
+		line += strings.Count(c.text, "\n")
+	}
+}
+
+// document gives the document with patches, which were made.
+func (e *edition) document(patches []Patch) (*Document, error) {
+	if len(patches) == 0 {
+		return e.base, nil
+	}
+	e.number()
+	d := &Document{file: e.base.file, lookup: e.base.lookup, base: e.base, patches: patches}
+	was := e.was
+	if was.chunks == nil {
+		was = e.lines
+	}
+	if d.readChunks(e.chunks, was) {
+		return d, nil
+	}
+	r := &reader{report: report{file: d.file}, lookup: d.lookup}
+	text := textOf(e.chunks)
+	c, _ := r.config(text)
+	warnings, err := r.result()
+	var bad *Errors
+	if errors.As(err, &bad) {
+		return nil, blame(bad, patches)
+	}
+	d.source, d.config, d.warnings = string(text), c.Reuse(e.was.config), warnings
+	return d, nil
+}
+
+// patchesOf gives those of one chunk.
+func (d *Document) patchesOf(group, name string) []Patch {
+	var all []Patch
+	for _, p := range d.patches {
+		if t, err := p.target(); err == nil && t.group == group && t.name == name {
+			all = append(all, p)
+		}
+	}
+	return all
+}
+
+// alike tells whether two versions of a chunk mean the same.
+func (e *edition) alike(group string, a, b *chunk) bool {
+	if a != nil && a.entry() || b != nil && b.entry() {
+		return a != nil && b != nil && a.piece != nil && b.piece != nil && a.piece.same(b.piece)
+	}
+	return e.understood(group, a) == e.understood(group, b)
+}
+
+// same tells whether two pieces have the same object.
+func (p *piece) same(o *piece) bool {
+	switch {
+	case p.listener != nil && o.listener != nil:
+		return p.listener.Ref == o.listener.Ref
+	case p.backend != nil && o.backend != nil:
+		return p.backend.Ref == o.backend.Ref
+	}
+	return false
+}
+
+// understood gives all that a section means; one that is not there means what an
+// empty one does, unless it is one that turns something on.
+func (e *edition) understood(group string, c *chunk) string {
+	if c == nil && group != "node" {
+		return ""
+	}
+	if c == nil {
+		c = &chunk{text: "node: {}\n", line: 1, kind: topSection, key: group}
+	}
+	out := shownOf(c, e.base.lookup)
+	if out == nil {
+		return c.text
+	}
+	prune(out)
+	return oneLine(out)
+}
+
+// blame gives problems of a file with patches to these.
+func blame(bad *Errors, patches []Patch) *Errors {
+	var all Errors
+	for _, problem := range bad.Problems {
+		problem.File, problem.Line, problem.Column = culprit(problem.Path, patches), 0, 0
+		all.Problems = append(all.Problems, problem)
+	}
+	return &all
+}
+
+// culprit gives the name of the last patch of what is at path, or of all.
+func culprit(path string, patches []Patch) string {
+	var names []string
+	for i := len(patches) - 1; i >= 0; i-- {
+		t, err := patches[i].target()
+		if err != nil {
+			continue
+		}
+		prefix := t.group
+		if t.name != "" {
+			prefix += "." + t.name
+		}
+		if path == prefix || strings.HasPrefix(path, prefix+".") {
+			return patches[i].Name()
+		}
+		names = append(names, patches[i].Name())
+	}
+	const few = 3
+	if len(names) > few {
+		return fmt.Sprintf("one of %d edits", len(names))
+	}
+	return strings.Join(names, ", ")
+}

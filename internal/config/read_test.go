@@ -1,0 +1,276 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// asParsed fails if what Read gave for src is not what Parse gives.
+func asParsed(t *testing.T, src string, d *Document, w Warnings, err error) {
+	t.Helper()
+	c, warnings, bad := Parse("f", []byte(src), lookup)
+	switch {
+	case fmt.Sprint(bad) != fmt.Sprint(err):
+		t.Fatalf("%s\n----\nread: %v\nparsed: %v", src, err, bad)
+	case w.String() != warnings.String():
+		t.Fatalf("%s\n----\nread:\n%v\nparsed:\n%v", src, w, warnings)
+	case (d == nil) != (c == nil):
+		t.Fatalf("%s\n----\nread: %v\nparsed: %v", src, d, c)
+	case d == nil:
+		return
+	}
+	if p := Diff(c, d.Config()); !p.Empty() {
+		t.Fatalf("%s\n----\nread is otherwise than parsed:\n%v", src, p)
+	}
+	if len(c.Listeners) != len(d.Config().Listeners) || len(c.Backends) != len(d.Config().Backends) {
+		t.Fatalf("%s\n----\n%v", src, d.Config())
+	}
+	if string(d.Source()) != src {
+		t.Fatalf("the source is\n%s\nnot\n%s", d.Source(), src)
+	}
+}
+
+// corpus has all files of the tests.
+func corpus(t testing.TB) []string {
+	t.Helper()
+	var all []string
+	examples, err := filepath.Glob("../../examples/*.yaml")
+	if err != nil || len(examples) == 0 {
+		t.Fatal(err)
+	}
+	files, err := filepath.Glob("testdata/*.yaml")
+	if err != nil || len(files) == 0 {
+		t.Fatal(err)
+	}
+	for _, name := range append(files, examples...) {
+		src, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, string(src))
+	}
+	for _, name := range []string{"testdata/problems.txt", "testdata/wrong.txt"} {
+		src, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, section := range strings.Split(string(src), "=== ")[1:] {
+			_, rest, _ := strings.Cut(section, "\n")
+			text, _, _ := strings.Cut(rest, "----\n")
+			all = append(all, text)
+		}
+	}
+	return append(all, patched, services(6), edgy)
+}
+
+// edgy is lawful, and may be cut wrongly by who does not look well.
+const edgy = `# head
+
+# of the node
+node:
+  name: n1
+
+x-mine: &a |
+  listeners:
+    no: {}
+x-more: [ 1,
+  2 ]
+listeners:   # all of them
+
+  # of a
+  a:
+    vip: 10.0.0.5:80
+    protocol: http
+    routes:
+    - match: { path: /a }
+      respond:
+        status: 200
+        body: |+
+          # no comment
+
+          b: "x"
+
+    # of the route
+    - respond: { status: 200, body: "quoted
+          # no comment
+          c: { vip: ':81' }" }
+  "b":
+    backend: two
+    vip: 10.0.0.5:81
+# at the left
+  'c': { vip: 10.0.0.5:82,
+    backend: two,
+  }
+  # nothing below
+backends:
+    # two
+    two:
+        endpoints: [ { address: 10.0.0.1:80 } ]
+
+    three: { endpoints: [ { address: "${DB2}:80" } ], answerTimeout: 5s }
+# the end
+`
+
+// mutate changes one thing of a file.
+func mutate(r *rand.Rand, src string, others []string) string {
+	lines := strings.SplitAfter(src, "\n")
+	i, j := r.IntN(len(lines)), r.IntN(len(lines))
+	switch r.IntN(9) {
+	case 0:
+		lines = slices.Delete(lines, i, i+1)
+	case 1:
+		lines = slices.Insert(lines, j, lines[i])
+	case 2:
+		lines[i], lines[j] = lines[j], lines[i]
+	case 3: // the indentation
+		lines[i] = " " + lines[i]
+	case 4:
+		lines[i] = strings.TrimPrefix(lines[i], " ")
+	case 5:
+		signs := []string{"#", "\"", "'", "|", "{", "}", "[", "]", ":", "-", "\t", "\r", " ", "\n", "&", "*", "?", "%", "...", "---\n", "1", "a", "!", ">", "\u2028", "${DB2}"}
+		at := 0
+		if len(lines[i]) > 0 {
+			at = r.IntN(len(lines[i]))
+		}
+		lines[i] = lines[i][:at] + signs[r.IntN(len(signs))] + lines[i][at:]
+	case 6: // a run of lines elsewhere
+		n := min(1+r.IntN(4), len(lines)-i)
+		run := slices.Clone(lines[i : i+n])
+		lines = slices.Delete(lines, i, i+n)
+		lines = slices.Insert(lines, r.IntN(len(lines)+1), run...)
+	case 7:
+		other := strings.SplitAfter(others[r.IntN(len(others))], "\n")
+		k := r.IntN(len(other))
+		lines = slices.Insert(lines, i, other[k:min(k+1+r.IntN(4), len(other))]...)
+	case 8: // one sign less
+		if len(lines[i]) > 0 {
+			at := r.IntN(len(lines[i]))
+			lines[i] = lines[i][:at] + lines[i][at+1:]
+		}
+	}
+	return strings.Join(lines, "")
+}
+
+// Whatever becomes of a file, what is read of it with the help of what was read
+// before is what is read of the whole.
+func TestReadIsParse(t *testing.T) {
+	files := corpus(t)
+	turns := 400
+	if testing.Short() {
+		turns = 60
+	}
+	quick := 0
+	for n, src := range files {
+		r := rand.New(rand.NewPCG(1, uint64(n)))
+		var was *Document
+		now := src
+		for range turns / (1 + len(src)/500) {
+			d, w, err := Read("f", []byte(now), lookup, was)
+			asParsed(t, now, d, w, err)
+			if d != nil {
+				was = d
+				if d.chunks != nil {
+					quick++
+				}
+			}
+			if err != nil && r.IntN(3) > 0 {
+				now = src
+			}
+			now = mutate(r, now, files)
+		}
+	}
+	if quick < 500 {
+		t.Errorf("only %d files were cut", quick)
+	}
+}
+
+// Files that follow one another, of which each was read with the help of the one
+// before, as a reload does.
+func FuzzRead(f *testing.F) {
+	files := corpus(f)
+	for i := range files {
+		f.Add([]byte(files[i]), []byte(files[(i+1)%len(files)]))
+		f.Add([]byte(files[i]), []byte(mutate(rand.New(rand.NewPCG(2, uint64(i))), files[i], files)))
+	}
+	f.Fuzz(func(t *testing.T, before, src []byte) {
+		was, w, err := Read("f", before, lookup, nil)
+		asParsed(t, string(before), was, w, err)
+		d, w, err := Read("f", src, lookup, was)
+		asParsed(t, string(src), d, w, err)
+		if was != nil && d != nil {
+			again, w, err := Read("f", before, lookup, d)
+			asParsed(t, string(before), again, w, err)
+		}
+	})
+}
+
+// What did not change is the same object, and nothing of it is read again; who
+// changes the environment changes what is read.
+func TestReadKeeps(t *testing.T) {
+	src := services(20)
+	was := document(t, src)
+	d, _, err := Read("f", []byte(strings.Replace(src, "9001\" }", "9002\" }", 1)), lookup, was)
+	if err != nil {
+		t.Fatal(err)
+	}
+	same, other := 0, 0
+	for name, b := range d.Config().Backends {
+		if b == was.Config().Backends[name] {
+			same++
+		} else {
+			other++
+		}
+	}
+	if same != 19 || other != 1 {
+		t.Errorf("%d backends are the same, %d are not", same, other)
+	}
+	if l := d.Config().Listeners; fmt.Sprintf("%p", l) != fmt.Sprintf("%p", was.Config().Listeners) {
+		t.Error("no listener changed, but the map did")
+	}
+	if again, _, _ := Read("f", []byte(src), lookup, was); fmt.Sprintf("%p", again.Config().Backends) != fmt.Sprintf("%p", was.Config().Backends) {
+		t.Error("nothing changed, but the map did")
+	}
+
+	address := "10.0.0.9"
+	environment := func(string) (string, bool) { return address, true }
+	const withVariable = "listeners:\n  a: { vip: ':80', backend: b }\nbackends:\n  b: { endpoints: [ { address: \"${A}:80\" } ] }\n"
+	first, _, err := Read("f", []byte(withVariable), environment, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	address = "10.0.0.10"
+	second, _, err := Read("f", []byte(withVariable), environment, first)
+	if err != nil || second.Config().Backends["b"].Endpoints[0].Name != "10.0.0.10:80" {
+		t.Errorf("%v %v", err, second.Config().Backends["b"].Endpoints[0])
+	}
+}
+
+// An old file is let go, whatever of its objects lives on.
+func TestReadHoldsNoOldText(t *testing.T) {
+	was := document(t, services(20))
+	d, _, err := Read("f", []byte(strings.Replace(services(20), "9001\" }", "9002\" }", 1)), lookup, was)
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := 0
+	for _, c := range d.chunks {
+		if !strings.HasPrefix(d.source[at:], c.text) {
+			t.Fatalf("at %d there is not %q", at, c.text)
+		}
+		if a, b := []byte(d.source[at:at+1]), []byte(c.text[:1]); a[0] != b[0] {
+			t.Fatal("another text")
+		}
+		at += len(c.text)
+	}
+	if at != len(d.source) {
+		t.Errorf("chunks have %d octets of %d", at, len(d.source))
+	}
+}
+
+var _ = errors.As
