@@ -5,22 +5,29 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/holdfast-lb/holdfast/internal/config"
 )
 
+const configWords = "diff, history, rollback, export, set, unset, delete, revert, show, schema, reference"
+
 // configCommand shows what can be in a file, and what is in one.
 func configCommand() *cobra.Command {
 	x := &cobra.Command{
 		Use:   "config",
-		Short: "Show a configuration with its defaults, and all keys there are",
-		Args:  wants(0, 0, "one of show, schema and reference"),
-		RunE: func(*cobra.Command, []string) error {
-			return &exit{exitUsage, fmt.Errorf("config: wants one of show, schema and reference")}
+		Short: "Show, compare, change and roll back what is desired; all keys there are",
+		Long: "What is desired of a running holdfast is its file and what was changed at run time. Each change is a\n" +
+			"generation, kept on disk with who made it, when and why.",
+		Args: wants(1, 1, configWords),
+		RunE: func(_ *cobra.Command, args []string) error {
+			words := strings.Split(configWords, ", ")
+			return &exit{exitUsage, fmt.Errorf("config: no verb %q%s; there are: %s", args[0], meant(args[0], words), configWords)}
 		},
 	}
+	x.AddCommand(configVerbs()...)
 	x.AddCommand(&cobra.Command{
 		Use:   "show FILE",
 		Short: "Print a file (- is standard input) as it is understood: variables replaced, every default filled in, no secrets",

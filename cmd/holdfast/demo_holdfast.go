@@ -136,7 +136,7 @@ func freeAddress() (string, error) {
 // to rebalance.
 func (h *demoHoldfast) configure(idle string) error {
 	loops := min(max(2, runtime.NumCPU()), 4)
-	text := fmt.Sprintf(`node: { name: demo, loops: %d, admin: { socket: %s, metrics: %s } }
+	text := fmt.Sprintf(`node: { name: demo, loops: %d, admin: { socket: %s, metrics: %s }, state: %s }
 listeners:
   web:
     vip: %s
@@ -156,18 +156,18 @@ backends:
       - { name: a1, address: "%s" }
       - { name: a2, address: "%s" }
   tcp: { endpoints: [ { name: t1, address: "%s" } ] }
-`, loops, h.socket, h.page, h.web, h.tcp, idle, h.pages[0].address, h.pages[1].address, h.server)
+`, loops, h.socket, h.page, filepath.Join(h.dir, "state"), h.web, h.tcp, idle, h.pages[0].address, h.pages[1].address, h.server)
 	return os.WriteFile(h.file, []byte(text), 0o600)
 }
 
 // status asks the process that serves now, and notes which one it is.
 func (h *demoHoldfast) status() (*node.Status, error) {
-	var s node.Status
-	if _, err := h.client.ask("/v1/status", nil, &s); err != nil {
+	s, err := h.client.status()
+	if err != nil {
 		return nil, err
 	}
 	h.know(s.PID)
-	return &s, nil
+	return s, nil
 }
 
 // know notes that the process with this identity serves now. It is held on to

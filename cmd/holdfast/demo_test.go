@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	api "github.com/holdfast-lb/holdfast/api/holdfast/v1"
 	"github.com/holdfast-lb/holdfast/internal/demo"
 	"github.com/holdfast-lb/holdfast/internal/node"
 )
@@ -116,7 +117,7 @@ func TestDemoEndsWhatItDidNotStart(t *testing.T) {
 	}
 	c := clientOf(sockets[0], false)
 	var r node.EndpointReport
-	if _, err := c.ask("/v1/endpoints", node.EndpointRequest{Backend: "web", Endpoint: "a1", Do: "quiesce"}, &r); err != nil {
+	if _, err := ask(c, c.api.SetEndpoint, &api.EndpointRequest{Backend: "web", Endpoint: "a1", Do: "quiesce"}, &r); err != nil {
 		t.Fatal(err)
 	}
 	if err := syscall.Kill(pid, syscall.SIGTERM); err != nil {
@@ -131,7 +132,7 @@ func TestDemoEndsWhatItDidNotStart(t *testing.T) {
 		_ = answer.Body.Close()
 		return answer.StatusCode == http.StatusOK
 	})
-	if _, err := c.ask("/v1/endpoints", node.EndpointRequest{Backend: "web", Endpoint: "a1", Do: "ready"}, &r); err != nil {
+	if _, err := ask(c, c.api.SetEndpoint, &api.EndpointRequest{Backend: "web", Endpoint: "a1", Do: "ready"}, &r); err != nil {
 		t.Fatal(err)
 	}
 	for range 2 {

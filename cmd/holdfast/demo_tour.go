@@ -1,30 +1,28 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"time"
 
-	"github.com/holdfast-lb/holdfast/internal/admin"
+	"google.golang.org/protobuf/proto"
+
+	api "github.com/holdfast-lb/holdfast/api/holdfast/v1"
 	"github.com/holdfast-lb/holdfast/internal/node"
 )
 
 // tour is what the demo does by itself, one station after another.
 func (d *demonstration) tour() []func() error {
 	return []func() error{
+		d.reload,
 		func() error {
-			if err := d.holdfast.configure("2h"); err != nil {
-				return err
-			}
-			return d.move("holdfast reload", "/v1/reload", admin.ReloadRequest{}, "reloaded")
+			return move(d, "holdfast rebalance --all", d.holdfast.client.api.Rebalance, &api.RebalanceRequest{All: true}, "rebalanced")
 		},
 		func() error {
-			return d.move("holdfast rebalance --all", "/v1/rebalance", admin.RebalanceRequest{All: true}, "rebalanced")
-		},
-		func() error {
-			return d.move("holdfast upgrade", "/v1/upgrade", admin.UpgradeRequest{}, "upgraded")
+			return move(d, "holdfast upgrade", d.holdfast.client.api.Upgrade, &api.UpgradeRequest{}, "upgraded")
 		},
 		d.roll,
 		d.hold,
@@ -35,18 +33,28 @@ func (d *demonstration) tour() []func() error {
 	}
 }
 
+// reload changes the file, and tells what Holdfast has made of it.
+func (d *demonstration) reload() error {
+	if err := d.holdfast.configure("2h"); err != nil {
+		return err
+	}
+	var r node.ChangeReport
+	if err := insist(d.holdfast, d.holdfast.client.api.Apply, &api.ChangeRequest{Reread: true}, &r); err != nil {
+		return fmt.Errorf("holdfast reload: %w\n%s", err, d.holdfast.tail())
+	}
+	d.say("-- holdfast reload: %s; %s", strings.TrimSpace(r.Plan), changeLine(&r))
+	return nil
+}
+
 // move asks Holdfast for a move and tells in one line what it has done.
-func (d *demonstration) move(command, path string, request any, verb string) error {
+func move[Q any](d *demonstration, command string, method func(context.Context, *Q) (*api.Report, error), q *Q, verb string) error {
 	var r node.Report
 	before := d.holdfast.serving()
-	if err := d.holdfast.insist(path, request, &r); err != nil {
+	if err := insist(d.holdfast, method, q, &r); err != nil {
 		return fmt.Errorf("%s: %w\n%s", command, err, d.holdfast.tail())
 	}
 	line := reportLine(&r, verb)
-	switch r.Distance {
-	case "config":
-		line = strings.TrimSpace(r.Plan) + "; " + line
-	case "process":
+	if r.Distance == "process" {
 		line = fmt.Sprintf("process %d -> %d; %s", before, r.PID, line)
 	}
 	d.holdfast.know(r.PID)
@@ -56,9 +64,12 @@ func (d *demonstration) move(command, path string, request any, verb string) err
 
 // insist asks again when the answer is a refusal or none: somebody may just be
 // upgrading Holdfast from another terminal.
-func (h *demoHoldfast) insist(path string, request, out any) error {
+func insist[Q, A any, P interface {
+	*A
+	proto.Message
+}](h *demoHoldfast, method func(context.Context, *Q) (P, error), q *Q, out any) error {
 	for deadline := time.Now().Add(silenceMax); ; time.Sleep(2 * waitPoll) {
-		_, err := h.client.ask(path, request, out)
+		_, err := ask(h.client, method, q, out)
 		if err == nil || time.Now().After(deadline) {
 			return err
 		}
@@ -129,20 +140,20 @@ func (d *demonstration) hold() error {
 // endpoint asks for a change of one endpoint.
 func (h *demoHoldfast) endpoint(backend, name, do string) (*node.EndpointReport, error) {
 	var r node.EndpointReport
-	if err := h.insist("/v1/endpoints", node.EndpointRequest{Backend: backend, Endpoint: name, Do: do}, &r); err != nil {
+	if err := insist(h, h.client.api.SetEndpoint, &api.EndpointRequest{Backend: backend, Endpoint: name, Do: do}, &r); err != nil {
 		return nil, fmt.Errorf("holdfast endpoint %s %s/%s: %w", do, backend, name, err)
 	}
 	return &r, nil
 }
 
 func (h *demoHoldfast) state(backend, name string) (*node.EndpointState, error) {
-	var all []node.EndpointState
-	if err := h.insist("/v1/endpoints", nil, &all); err != nil {
+	var all endpointList
+	if err := insist(h, h.client.api.Endpoints, &api.EndpointsRequest{}, &all); err != nil {
 		return nil, err
 	}
-	for i := range all {
-		if all[i].Name == backend+"/"+name {
-			return &all[i], nil
+	for i := range all.Endpoints {
+		if all.Endpoints[i].Name == backend+"/"+name {
+			return &all.Endpoints[i], nil
 		}
 	}
 	return nil, fmt.Errorf("demo: no endpoint %s/%s", backend, name)

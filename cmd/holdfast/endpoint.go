@@ -12,6 +12,8 @@ import (
 
 	"github.com/spf13/cobra"
 
+	api "github.com/holdfast-lb/holdfast/api/holdfast/v1"
+	"github.com/holdfast-lb/holdfast/internal/admin/wire"
 	"github.com/holdfast-lb/holdfast/internal/node"
 	"github.com/holdfast-lb/holdfast/internal/sock"
 )
@@ -28,7 +30,7 @@ const endpointWanted = "BACKEND/ENDPOINT, as web/a1; web/* is all of a backend"
 func endpointCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "endpoint",
-		Short: "Take endpoints out and back: quiesce, hold, maint, ready, weight; list shows them",
+		Short: "Take endpoints out and back: quiesce, hold, maint, ready, weight; add, remove; list shows them",
 		Long: "What is said here is in force on every event loop when the command returns, and stays so\n" +
 			"over reloads and upgrades until it is said otherwise.\n\n" +
 			"  ready      serves\n" +
@@ -40,9 +42,9 @@ func endpointCommand() *cobra.Command {
 			"A server is restarted without an error by\n\n" +
 			"  holdfast endpoint maint web/a1 --wait     ... restart it ...    holdfast endpoint ready web/a1 --wait\n\n" +
 			"and one that is alone by hold instead of maint. The last one that serves is taken out by --force only.",
-		Args: wants(1, 1, "list, quiesce, ready, maint, hold or weight"),
+		Args: wants(1, 1, "list, quiesce, ready, maint, hold, weight, add or remove"),
 		RunE: func(_ *cobra.Command, args []string) error {
-			verbs := []string{"list", "quiesce", "ready", "maint", "hold", "weight"}
+			verbs := []string{"list", "quiesce", "ready", "maint", "hold", "weight", "add", "remove"}
 			return &exit{exitUsage, fmt.Errorf("endpoint: no verb %q%s; there are: %s", args[0], meant(args[0], verbs), strings.Join(verbs, ", "))}
 		},
 	}
@@ -51,7 +53,8 @@ func endpointCommand() *cobra.Command {
 		endpointVerb("ready", "Let it serve again"),
 		endpointVerb("quiesce", "Give it nothing new; what runs goes on, and so do clients that are sticky to it"),
 		endpointVerb("hold", "Let requests wait for it, while it restarts"),
-		endpointWeightCommand(), endpointListCommand())
+		endpointWeightCommand(), endpointAddCommand(),
+		removeCommand("endpoint", "BACKEND/ENDPOINT", "BACKEND/ENDPOINT, as web/a1", "web/a2"), endpointListCommand())
 	return c
 }
 
@@ -64,6 +67,7 @@ func endpointVerb(do, what string) *cobra.Command {
 	var w patience
 	var hold time.Duration
 	var force bool
+	var g guarded
 	c := &cobra.Command{
 		Use: do + " BACKEND/ENDPOINT", Short: what, Args: wants(1, 1, endpointWanted),
 		Long:    what + ".\nIt is in force on every event loop when the command returns; web/* is all endpoints of web.",
@@ -76,8 +80,12 @@ func endpointVerb(do, what string) *cobra.Command {
 			if do == "hold" && hold < time.Second {
 				return &exit{exitUsage, errors.New("hold: --for is at least 1s; endpoint ready ends it before")}
 			}
-			q.Seconds, q.Force = hold.Seconds(), force
-			return newClient(c).setEndpoint(q, w)
+			q.Seconds, q.Force, q.Guard = hold.Seconds(), force, g.guard()
+			client, err := newClient(c)
+			if err != nil {
+				return err
+			}
+			return client.setEndpoint(q, w)
 		},
 	}
 	if do == "hold" {
@@ -92,6 +100,7 @@ func endpointVerb(do, what string) *cobra.Command {
 	}
 	c.Flags().BoolVar(&w.wait, "wait", false, until)
 	c.Flags().DurationVar(&w.max, "timeout", 0, "how long --wait waits; 0s: as long as it takes")
+	g.register(c)
 	return c
 }
 
@@ -100,15 +109,22 @@ const fileWeight = "file"
 
 func endpointWeightCommand() *cobra.Command {
 	var force bool
-	c := &cobra.Command{
-		Use: "weight BACKEND/ENDPOINT N", Short: "Give it another share: 0 to 1000, or file for that of the file",
-		Args: wants(2, 2, endpointWanted+", and a weight"),
-		RunE: func(c *cobra.Command, args []string) error {
+	var over time.Duration
+	var abortOn string
+	var g guarded
+	x := &cobra.Command{
+		Use: "weight BACKEND/ENDPOINT N", Short: "Give it another share: 0 to 1000, or file for that of the file; at once or --over a time",
+		Long: "Gives an endpoint another share of what is new, at once or, with --over, step by step. A gradual\n" +
+			"change drops back to the weight there was if what --abort-on says comes true, and goes on when this\n" +
+			"command is ended.",
+		Example: "  holdfast endpoint weight web/a2 20\n  holdfast endpoint weight web/a2 100 --over 10m --abort-on 'errors>1%'",
+		Args:    wants(2, 2, endpointWanted+", and a weight"),
+		RunE: func(cmd *cobra.Command, args []string) error {
 			q, err := endpointRequest("weight", args[0])
 			if err != nil {
 				return err
 			}
-			q.Weight, q.Force = -1, force
+			q.Weight, q.Force, q.Guard = -1, force, g.guard()
 			if args[1] != fileWeight {
 				n, err := strconv.Atoi(args[1])
 				if err != nil || n < 0 || n > 1000 {
@@ -116,11 +132,31 @@ func endpointWeightCommand() *cobra.Command {
 				}
 				q.Weight = n
 			}
-			return newClient(c).setEndpoint(q, patience{})
+			switch {
+			case over < 0:
+				return &exit{exitUsage, errors.New("weight: --over is not negative")}
+			case over == 0 && abortOn != "":
+				return &exit{exitUsage, errors.New("weight: --abort-on is for a gradual change: add --over 10m")}
+			case over > 0 && q.Weight < 0:
+				return &exit{exitUsage, errors.New("weight: --over wants a number; `file` is at once")}
+			case over > 0 && q.Endpoint == "*":
+				return &exit{exitUsage, errors.New("weight: --over is for one endpoint")}
+			}
+			c, err := newClient(cmd)
+			if err != nil {
+				return err
+			}
+			if over > 0 {
+				return c.shiftWeight(node.ShiftRequest{Guard: q.Guard, Backend: q.Backend, Endpoint: q.Endpoint, Weight: q.Weight, Over: over, AbortOn: abortOn})
+			}
+			return c.setEndpoint(q, patience{})
 		},
 	}
-	c.Flags().BoolVar(&force, "force", false, "0 also if nothing else serves, and what is new will fail")
-	return c
+	x.Flags().BoolVar(&force, "force", false, "0 also if nothing else serves, and what is new will fail")
+	x.Flags().DurationVar(&over, "over", 0, "get there gradually, in so long")
+	x.Flags().StringVar(&abortOn, "abort-on", "", "with --over: drop back if this comes true, as 'errors>1%,p99>250ms'")
+	g.register(x)
+	return x
 }
 
 func endpointRequest(do, full string) (node.EndpointRequest, error) {
@@ -140,9 +176,9 @@ type patience struct {
 // setEndpoint asks for a change, tells what it came to and waits if it shall.
 func (c *client) setEndpoint(q node.EndpointRequest, w patience) error {
 	began := time.Now()
-	silent := clientOf(c.socket, false)
+	silent := c.silently()
 	var r node.EndpointReport
-	if _, err := silent.ask("/v1/endpoints", q, &r); err != nil {
+	if _, err := ask(silent, c.api.SetEndpoint, wire.To[api.EndpointRequest](q), &r); err != nil {
 		return c.refusedEndpoint(q, err)
 	}
 	p := progress{json: c.json, waits: w.wait, terminal: sock.IsTerminal(os.Stdout), first: r.InFlight, last: r.InFlight, began: began, told: time.Now()}
@@ -264,8 +300,8 @@ func (c *client) removed(all []node.EndpointChange, here map[string]bool) (inFli
 	if !slices.ContainsFunc(all, func(x node.EndpointChange) bool { return !here[x.Endpoint] }) {
 		return 0, nil
 	}
-	var s node.Status
-	if _, err := c.ask("/v1/status", nil, &s); err != nil {
+	s, err := c.status()
+	if err != nil {
 		return 0, err
 	}
 	for _, x := range all {
@@ -453,7 +489,7 @@ func (c *client) refusedEndpoint(q node.EndpointRequest, err error) error {
 	if !errors.As(err, &e) || e.code != exitRefused {
 		return err
 	}
-	states, err2 := clientOf(c.socket, false).endpoints()
+	states, err2 := c.endpoints()
 	if err2 != nil {
 		return err
 	}
@@ -491,18 +527,15 @@ func some(names []string) string {
 	return strings.Join(names, ", ")
 }
 
-func (c *client) endpoints() ([]node.EndpointState, error) {
-	var all []node.EndpointState
-	_, err := c.ask("/v1/endpoints", nil, &all)
-	return all, err
-}
-
 func endpointListCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "list [BACKEND[/ENDPOINT]]", Short: "Show endpoints, their states and what is in flight", Args: wants(0, 1, "one BACKEND or BACKEND/ENDPOINT at most"),
 		RunE: func(c *cobra.Command, args []string) error {
-			client := newClient(c)
-			all, err := clientOf(client.socket, false).endpoints()
+			client, err := newClient(c)
+			if err != nil {
+				return err
+			}
+			all, err := client.endpoints()
 			if err != nil {
 				return err
 			}

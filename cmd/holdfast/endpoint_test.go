@@ -11,7 +11,7 @@ import (
 	"syscall"
 	"testing"
 
-	"github.com/holdfast-lb/holdfast/internal/admin"
+	api "github.com/holdfast-lb/holdfast/api/holdfast/v1"
 	"github.com/holdfast-lb/holdfast/internal/node"
 )
 
@@ -112,7 +112,7 @@ func TestQuiesceOfWhatIsRemoved(t *testing.T) {
 	eventually(t, "quiescing", func() bool { return strings.Contains(states(h, "quiescing"), "web/a1") })
 	other := strings.ReplaceAll(oneServer, "name: a1", "name: a2")
 	client := clientOf(h.socket, false)
-	if _, err := client.ask("/v1/reload", admin.ReloadRequest{Source: []byte(other)}, &node.Report{}); err != nil {
+	if _, err := ask(client, client.api.Apply, &api.ChangeRequest{Source: other}, &node.ChangeReport{}); err != nil {
 		t.Fatal(err)
 	}
 	ended := make(chan struct{})
@@ -167,8 +167,7 @@ func TestHold(t *testing.T) {
 		done <- answer.StatusCode
 	}()
 	eventually(t, "a request waits", func() bool {
-		var st node.Status
-		_, err := clientOf(h.socket, false).ask("/v1/status", nil, &st)
+		st, err := clientOf(h.socket, false).status()
 		return err == nil && st.Queued["web"] == 1
 	})
 	h.must(0, []string{"endpoint", "ready", "web/*"}, "web/* ready on all 2 loops")
@@ -214,7 +213,7 @@ func TestEndpointWords(t *testing.T) {
 		{exitUsage, "quiesce web/a1 --wait", "did you mean: holdfast endpoint quiesce web/a1 --wait"},
 		{exitUsage, "stop", "send SIGTERM to the process"},
 		{exitUsage, "hold web/a1", "see: holdfast --help"},
-		{0, "reload", ": unchanged, generation 1"},
+		{0, "reload", "says the same, 0 flows touched"},
 		{exitUsage, "flows --state idel", `no state "idel"; did you mean "idle"?`},
 		{exitUsage, "flows --endpoint web/a9", `no endpoint "web/a9"; did you mean "web/a1"?; there are: web/a1`},
 		{exitUsage, "flows --listener wbe", `no listener "wbe"; did you mean "web"?`},
@@ -345,7 +344,7 @@ func TestProxy(t *testing.T) {
 	if status, server, _, _ := get(t, "http://"+vip+"/"); status != http.StatusOK || server != "a" {
 		t.Errorf("%d from %q", status, server)
 	}
-	h.must(0, []string{"reload"}, "reloaded in")
+	h.must(0, []string{"reload"}, "nothing to do: generation 1 says the same, 0 flows touched")
 	h.must(0, []string{"check", file}, "ok: 1 listener, 1 backend, 1 endpoint")
 	for args, want := range map[string]string{
 		"proxy " + vip:                              "wants VIP and at least one ENDPOINT",
@@ -365,7 +364,7 @@ func TestProxySucceeds(t *testing.T) {
 	h := begin(t, []string{"TMPDIR=" + dir}, "proxy", vip, a.address)
 	h.upgraded()
 	h.says("ready: ") // of the successor
-	h.must(0, []string{"reload"}, "reloaded in")
+	h.must(0, []string{"reload"}, "nothing to do: generation 1 says the same, 0 flows touched")
 	if status, _, _, _ := get(t, "http://"+vip+"/"); status != http.StatusOK {
 		t.Errorf("status %d", status)
 	}

@@ -71,7 +71,7 @@ func echoAt(t *testing.T, l net.Listener, name string, first func(in *bufio.Read
 }
 
 // echoes wants a line back.
-func (w *wire) echoes(text string) {
+func (w *dialog) echoes(text string) {
 	w.t.Helper()
 	w.send(text + "\n")
 	if got := w.line(); got != text {
@@ -123,7 +123,7 @@ func TestExamplesThatKeepSessions(t *testing.T) {
 			if got := w.line(); got != "server" {
 				t.Fatalf("%q", got)
 			}
-			h.must(0, []string{"reload"}, "reloaded in")
+			h.must(0, []string{"reload"}, "nothing to do: generation 1 says the same, 0 flows touched")
 			h.must(0, []string{"rebalance", "--all"}, "1 flow moved")
 			h.upgraded()
 			w.echoes("still here")
@@ -230,7 +230,7 @@ func TestExampleLimits(t *testing.T) {
 	webPort, _ := port(t, "WEB_PORT")
 	batchPort, batch := port(t, "BATCH_PORT")
 	h := example(t, "limits.yaml", webPort, batchPort, "BATCH1="+server.address)
-	var all []*wire
+	var all []*dialog
 	for range 10 {
 		w := dialHTTP(t, batch)
 		if w.line() != "b1" {
@@ -669,7 +669,7 @@ func TestExampleThousandServices(t *testing.T) {
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	h.must(0, []string{"reload"}, "backend s500", ": 0 flows moved")
+	h.must(0, []string{"reload"}, "1 backend changed", "0 closed, 0 lost")
 	w.ask("/again")
 	if _, body := w.answered(); !strings.HasSuffix(body, "/again") {
 		t.Errorf("%q", body)

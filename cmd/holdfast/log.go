@@ -7,7 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/holdfast-lb/holdfast/internal/admin"
+	api "github.com/holdfast-lb/holdfast/api/holdfast/v1"
 )
 
 func logCommand() *cobra.Command {
@@ -15,22 +15,26 @@ func logCommand() *cobra.Command {
 		Use:   "log [LEVEL]",
 		Short: "Show or change what the log tells: debug, info, warn or error",
 		Args:  wants(0, 1, "a LEVEL at most: debug, info, warn or error"),
-		RunE: func(c *cobra.Command, args []string) error {
-			var q admin.LogRequest
+		RunE: func(cmd *cobra.Command, args []string) error {
+			q := &api.LogRequest{}
 			if len(args) > 0 {
 				var level slog.Level
 				if err := level.UnmarshalText([]byte(args[0])); err != nil {
 					return &exit{exitUsage, fmt.Errorf("log: %q is none of debug, info, warn, error%s", args[0], meant(args[0], []string{"debug", "info", "warn", "error"}))}
 				}
-				q.Level = &level
+				q.Level = level.String()
 			}
-			var r admin.LogReport
-			told, err := newClient(c).ask("/v1/log", q, &r)
+			c, err := newClient(cmd)
+			if err != nil {
+				return err
+			}
+			var r logLevels
+			told, err := ask(c, c.api.SetLog, q, &r)
 			if err != nil || !told {
 				return err
 			}
-			was, is := strings.ToLower(r.Was.String()), strings.ToLower(r.Is.String())
-			if q.Level == nil {
+			was, is := strings.ToLower(r.Was), strings.ToLower(r.Is)
+			if q.Level == "" {
 				fmt.Println(is)
 				return nil
 			}
@@ -38,4 +42,10 @@ func logCommand() *cobra.Command {
 			return nil
 		},
 	}
+}
+
+// logLevels is the answer of the method SetLog.
+type logLevels struct {
+	Was string `json:"was"`
+	Is  string `json:"is"`
 }

@@ -46,11 +46,10 @@ func main() {
 		SilenceUsage:  true,
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
-	root.PersistentFlags().String("socket", socketDefault(), "admin socket of the running holdfast; $"+socketEnv+" sets the default")
-	root.PersistentFlags().Bool("json", false, "print JSON")
+	connectFlags(root)
 	root.SetVersionTemplate("{{.Version}}\n")
-	root.AddCommand(runCommand(), proxyCommand(), demoCommand(), checkCommand(), configCommand(),
-		statusCommand(), topCommand(), flowsCommand(), endpointCommand(), reloadCommand(),
+	root.AddCommand(runCommand(), proxyCommand(), demoCommand(), checkCommand(), configCommand(), applyCommand(), reloadCommand(), canaryCommand(),
+		statusCommand(), topCommand(), eventsCommand(), flowsCommand(), endpointCommand(), backendCommand(), listenerCommand(),
 		rebalanceCommand(), upgradeCommand(), migrateCommand(), logCommand(), versionCommand())
 	root.AddCommand(otherWords()...)
 	cobra.EnableCommandSorting = false // they stand in the order in which one needs them

@@ -51,10 +51,8 @@ func alone(file string) error {
 	if err != nil {
 		return nil
 	}
-	other := clientOf(c.Node.AdminSocket, false)
-	other.http.Timeout = askTime
-	var s node.Status
-	if _, err := other.ask("/v1/status", nil, &s); err != nil || s.PID == 0 {
+	s, err := clientOf(c.Node.AdminSocket, false).within(askTime).status()
+	if err != nil || s.PID == 0 {
 		return nil
 	}
 	return fmt.Errorf("another Holdfast runs here: process %d answers at %s\nholdfast reload changes its configuration, holdfast upgrade replaces it, kill %d ends it; or name another socket in node.admin.socket",

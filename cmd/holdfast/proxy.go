@@ -33,7 +33,7 @@ func proxyCommand() *cobra.Command {
 				// The default place wants root, and this is for everybody.
 				socket = filepath.Join(os.TempDir(), fmt.Sprintf("holdfast-%d.sock", os.Getpid()))
 			}
-			text, err := proxyFile(args[0], args[1:], protocol, socket)
+			text, err := proxyFile(args[0], args[1:], protocol, socket, save != "")
 			if err != nil {
 				return &exit{exitUsage, err}
 			}
@@ -45,7 +45,7 @@ func proxyCommand() *cobra.Command {
 				}
 				defer func() {
 					// A successor, if there is one, goes on with the file.
-					if _, err := clientOf(socket, false).ask("/v1/status", nil, &node.Status{}); err != nil {
+					if _, err := clientOf(socket, false).status(); err != nil {
 						_ = os.RemoveAll(dir)
 					}
 				}()
@@ -75,8 +75,9 @@ func proxyCommand() *cobra.Command {
 	return c
 }
 
-// proxyFile is the configuration of a proxy.
-func proxyFile(vip string, endpoints []string, protocol, socket string) (string, error) {
+// proxyFile is the configuration of a proxy. One that nobody keeps keeps no
+// generations either.
+func proxyFile(vip string, endpoints []string, protocol, socket string, kept bool) (string, error) {
 	if protocol != "http" && protocol != "tcp" {
 		return "", fmt.Errorf("proxy: --protocol: %q is neither http nor tcp", protocol)
 	}
@@ -90,8 +91,12 @@ func proxyFile(vip string, endpoints []string, protocol, socket string) (string,
 		return "", fmt.Errorf("proxy: %q: %q is not an address; use one of this machine, or :%s for all of them", vip, host, port)
 	}
 	var out strings.Builder
-	fmt.Fprintf(&out, "node:\n  admin: { socket: %q }\nlisteners:\n  proxy: { vip: %q, protocol: %s, backend: servers }\nbackends:\n  servers:\n    endpoints:\n",
-		socket, vip, protocol)
+	state := "  state: none\n"
+	if kept {
+		state = ""
+	}
+	fmt.Fprintf(&out, "node:\n  admin: { socket: %q }\n%slisteners:\n  proxy: { vip: %q, protocol: %s, backend: servers }\nbackends:\n  servers:\n    endpoints:\n",
+		socket, state, vip, protocol)
 	for i, e := range endpoints {
 		fmt.Fprintf(&out, "      - { name: s%d, address: %q }\n", i+1, e)
 	}

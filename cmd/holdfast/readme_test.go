@@ -69,14 +69,14 @@ func TestReadmeByHand(t *testing.T) {
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "bash", "-e", "-c", script)
 	cmd.Dir = dir
-	cmd.Env = append(os.Environ(), asHoldfast+"=1")
+	cmd.Env = append(os.Environ(), asHoldfast+"=1", "STATE_DIRECTORY="+filepath.Join(dir, "state"))
 	cmd.WaitDelay = 5 * time.Second
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		t.Errorf("%v", err)
 	}
 	for _, want := range []string{
-		"holdfast.yaml: ok: 1 listener, 1 backend, 1 endpoint", "reloaded in", "process ", " -> ", "1 flow moved", "  2x  ",
+		"holdfast.yaml: ok: 1 listener, 1 backend, 1 endpoint", "generation 2 effective on ", "process ", " -> ", "1 flow moved", "  2x  ",
 		"HTTP/1.0 404", "flows reset by a move 0", "descriptors ",
 	} {
 		if !strings.Contains(string(out), want) {

@@ -84,6 +84,10 @@ func runHere(o node.Options, grace time.Duration, ready string) error {
 	defer log.end()
 	defer out.end()
 	o.Log = slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: o.Level}))
+	var why string
+	if o.State, why = stateDirectory(o.File); why != "" {
+		o.Log.Warn(why)
+	}
 	if err := run(o, out, grace, ready); err != nil {
 		return failed(err)
 	}

@@ -74,7 +74,7 @@ func labelsOf(text string) map[string]string {
 
 // scrape asks for the metrics.
 func (c *client) scrape() (map[string][]series, error) {
-	answer, err := c.http.Get("http://holdfast/metrics")
+	answer, err := c.http.Get(c.base + "/metrics")
 	if err != nil {
 		return nil, &exit{exitFailed, c.silent(err)}
 	}

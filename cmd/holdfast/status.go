@@ -3,7 +3,6 @@ package main
 import (
 	"cmp"
 	"fmt"
-	"net/url"
 	"os"
 	"slices"
 	"strconv"
@@ -11,7 +10,9 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/types/known/durationpb"
 
+	api "github.com/holdfast-lb/holdfast/api/holdfast/v1"
 	"github.com/holdfast-lb/holdfast/internal/loop"
 	"github.com/holdfast-lb/holdfast/internal/node"
 )
@@ -29,9 +30,12 @@ func statusCommand() *cobra.Command {
 			"balance. Of many endpoints those that do not serve are listed; --verbose lists all.",
 		Args: wants(0, 0, "no argument"),
 		RunE: func(c *cobra.Command, _ []string) error {
+			client, err := newClient(c)
+			if err != nil {
+				return err
+			}
 			var s node.Status
-			client := newClient(c)
-			told, err := client.ask("/v1/status", nil, &s)
+			told, err := ask(client, client.api.Status, &api.StatusRequest{}, &s)
 			if err != nil || !told {
 				return err
 			}
@@ -170,8 +174,78 @@ func statusText(s *node.Status, endpoints []node.EndpointState, verbose bool) st
 		}
 	}
 	out.WriteString("\n")
+	desired(&out, s)
 	sums(&out, s)
 	return out.String()
+}
+
+// oldMax is how many old objects with flows on them `status` lists.
+const oldMax = 5
+
+// desired says how it stands with what is desired, and what is under way with it.
+func desired(out *strings.Builder, s *node.Status) {
+	text := "durable"
+	switch why, isNot := strings.CutPrefix(s.Durable, "no"); {
+	case isNot:
+		text = "NOT durable" + why
+	case s.Durable == "pending":
+		text = "not durable yet"
+	}
+	switch s.Drift {
+	case 0:
+		text += "; the file says all of it"
+	default:
+		text += fmt.Sprintf("; %s beside the file (holdfast config diff)", count(s.Drift, "change"))
+	}
+	if s.FileDiffers {
+		text += "; the file was edited since (holdfast reload applies it)"
+	}
+	if s.Waiting > 0 {
+		text += fmt.Sprintf("; %s waiting", count(s.Waiting, "change"))
+	}
+	fmt.Fprintf(out, "desired   generation %d %s\n", s.Generation, text)
+	if s.Canary != "" {
+		fmt.Fprintf(out, "canary    %s (holdfast canary keep, or rollback)\n", s.Canary)
+	}
+	for _, x := range s.Shifts {
+		what := strings.TrimPrefix(x.Object, "endpoint/")
+		fmt.Fprintf(out, "shift     weight of %s: %d, from %d to %d in %s", what, x.Weight, x.From, x.To, short(max(0, time.Until(x.Ends).Round(time.Second))))
+		if x.AbortOn != "" {
+			fmt.Fprintf(out, ", back if %s", x.AbortOn)
+		}
+		out.WriteString(by(x.By, time.Time{}) + "\n")
+	}
+	for _, x := range s.Sheds {
+		fmt.Fprintf(out, "shed      %s: %g %% of what is new by %s, %s so far", x.Backend, x.Percent, x.As, thousands(x.Turned))
+		if !x.Until.IsZero() {
+			fmt.Fprintf(out, ", for %s more", short(max(0, time.Until(x.Until).Round(time.Second))))
+		}
+		fmt.Fprintf(out, "%s (holdfast backend shed %s 0%%)\n", by(x.By, time.Time{}), x.Backend)
+	}
+	for _, x := range s.Removing {
+		fmt.Fprintf(out, "removing  %s: %s, in flight %s%s\n", x.Object, x.Phase, thousands(x.InFlight), by(x.By, time.Time{}))
+	}
+	for _, x := range s.Following {
+		fmt.Fprintf(out, "follow    generation %d: %s have followed, %s are left, %g a second\n", x.Generation, thousands(x.Followed), thousands(x.Left), x.PerSecond)
+	}
+	for i, x := range s.OldObjects {
+		if i == oldMax {
+			fmt.Fprintf(out, "old       ... and %d more\n", len(s.OldObjects)-i)
+			break
+		}
+		how := "replaced"
+		if x.Gone {
+			how = "taken away"
+		}
+		fmt.Fprintf(out, "old       %s go on under %s as it was, %s %s ago\n", count(x.Flows, "flow"), x.Object, how, short(time.Duration(x.AgeSeconds*1e9)))
+	}
+	if len(s.Kernel) > 0 {
+		var all []string
+		for _, name := range sortedKeys(s.Kernel) {
+			all = append(all, fmt.Sprintf("%s %d", name, s.Kernel[name]))
+		}
+		fmt.Fprintf(out, "kernel    counters of silent loss that grew around changes: %s\n", strings.Join(all, ", "))
+	}
 }
 
 // worstFirst has those first that do not serve.
@@ -284,23 +358,13 @@ type flowsFlags struct {
 	max                                        int
 }
 
-func (f *flowsFlags) query() string {
-	q := url.Values{}
-	for _, x := range []struct{ name, value string }{
-		{"listener", f.listener}, {"backend", f.backend}, {"endpoint", f.endpoint}, {"state", f.state}, {"client", f.client},
-	} {
-		if x.value != "" {
-			q.Set(x.name, x.value)
-		}
-	}
+// request is what is asked of the API.
+func (f *flowsFlags) request() *api.FlowsRequest {
+	q := &api.FlowsRequest{Listener: f.listener, Backend: f.backend, Endpoint: f.endpoint, Kind: f.state, Client: f.client, Moved: f.moved, Max: int64(f.max)}
 	if f.older > 0 {
-		q.Set("older", f.older.String())
+		q.Older = durationpb.New(f.older)
 	}
-	if f.moved {
-		q.Set("moved", "1")
-	}
-	q.Set("max", strconv.Itoa(f.max))
-	return "/v1/flows?" + q.Encode()
+	return q
 }
 
 // filtered tells whether there are flows that are not wanted.
@@ -322,11 +386,21 @@ func flowsCommand() *cobra.Command {
 			if f.max < 0 {
 				return &exit{exitUsage, fmt.Errorf("flows: --max is not negative; 0 is for all")}
 			}
-			return listFlows(newClient(c), &f)
+			client, err := newClient(c)
+			if err != nil {
+				return err
+			}
+			return listFlows(client, &f)
 		},
 	}
+	x.Flags().IntVar(&f.max, "max", 100, "how many at most, 0 for all")
+	f.register(x)
+	x.AddCommand(flowsKillCommand())
+	return x
+}
+
+func (f *flowsFlags) register(x *cobra.Command) {
 	flags := x.Flags()
-	flags.IntVar(&f.max, "max", 100, "how many at most, 0 for all")
 	flags.StringVar(&f.listener, "listener", "", "of this listener")
 	flags.StringVar(&f.backend, "backend", "", "to this backend")
 	flags.StringVar(&f.endpoint, "endpoint", "", "to this endpoint, as web/a1")
@@ -334,7 +408,6 @@ func flowsCommand() *cobra.Command {
 	flags.StringVar(&f.client, "client", "", "from this address or network")
 	flags.DurationVar(&f.older, "older", 0, "that have been open for longer, as 1h")
 	flags.BoolVar(&f.moved, "moved", false, "that have moved")
-	return x
 }
 
 // known checks that what is filtered by is there: a name that is none would look
@@ -346,8 +419,8 @@ func (f *flowsFlags) known(c *client) error {
 	if f.listener == "" && f.backend == "" && f.endpoint == "" {
 		return nil
 	}
-	var s node.Status
-	if _, err := c.ask("/v1/status", nil, &s); err != nil {
+	s, err := c.status()
+	if err != nil {
 		return err
 	}
 	var listeners, backends, endpoints []string
@@ -371,9 +444,8 @@ func (f *flowsFlags) known(c *client) error {
 			continue
 		}
 		// What has left the configuration may have flows for a long time.
-		var old []node.FlowStatus
 		g := flowsFlags{max: 1, listener: f.listener, backend: f.backend, endpoint: f.endpoint}
-		if _, err := c.ask(g.query(), nil, &old); err != nil || len(old) > 0 {
+		if old, err := c.flows(g.request()); err != nil || len(old) > 0 {
 			return err
 		}
 		return &exit{exitUsage, fmt.Errorf("flows: no %s %q%s; there are: %s", x.what, x.name, meant(x.name, x.names), some(x.names))}
@@ -382,14 +454,15 @@ func (f *flowsFlags) known(c *client) error {
 }
 
 func listFlows(c *client, f *flowsFlags) error {
-	if err := f.known(clientOf(c.socket, false)); err != nil {
+	if err := f.known(c); err != nil {
 		return err
 	}
-	var all []node.FlowStatus
-	told, err := c.ask(f.query(), nil, &all)
+	var list flowList
+	told, err := ask(c, c.api.Flows, f.request(), &list)
 	if err != nil || !told {
 		return err
 	}
+	all := list.Flows
 	if len(all) == 0 {
 		fmt.Fprintln(os.Stderr, "no flows") // not in a pipe that counts lines
 		return nil
@@ -402,8 +475,8 @@ func listFlows(c *client, f *flowsFlags) error {
 		fmt.Println("... and maybe more; --max 0 lists all")
 		return nil
 	}
-	var s node.Status
-	if _, err := c.ask("/v1/status", nil, &s); err != nil {
+	s, err := c.status()
+	if err != nil {
 		return err
 	}
 	if more := s.Flows - len(all); more > 0 {

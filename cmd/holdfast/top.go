@@ -38,13 +38,14 @@ func topCommand() *cobra.Command {
 			if every < 100*time.Millisecond {
 				return &exit{exitUsage, errors.New("top: --every is at least 100ms")}
 			}
-			asked := newClient(c)
-			if asked.json {
+			client, err := newClient(c)
+			if err != nil {
+				return err
+			}
+			if client.json {
 				return &exit{exitUsage, errors.New("top: is for eyes; --json is with status, endpoint list and flows")}
 			}
-			client := clientOf(asked.socket, false)
-			client.http.Timeout = 10 * time.Second
-			first, err := client.look()
+			first, err := client.within(10 * time.Second).look()
 			if err != nil {
 				return err
 			}
@@ -74,7 +75,7 @@ func topCommand() *cobra.Command {
 // look is all that `top` shows at one instant.
 type look struct {
 	at                             time.Time
-	status                         node.Status
+	status                         *node.Status
 	endpoints                      []node.EndpointState
 	flows                          []node.FlowStatus // the oldest
 	listeners, backends, byAddress map[string]*counts
@@ -83,14 +84,15 @@ type look struct {
 // look asks for everything once.
 func (c *client) look() (*look, error) {
 	l := &look{}
-	if _, err := c.ask("/v1/status", nil, &l.status); err != nil {
+	s, err := c.status()
+	if err != nil {
 		return nil, err
 	}
-	var err error
+	l.status = s
 	if l.endpoints, err = c.endpoints(); err != nil {
 		return nil, err
 	}
-	if _, err = c.ask((&flowsFlags{max: topFlows}).query(), nil, &l.flows); err != nil {
+	if l.flows, err = c.flows((&flowsFlags{max: topFlows}).request()); err != nil {
 		return nil, err
 	}
 	m, err := c.scrape()
@@ -277,7 +279,7 @@ func (m *topModel) kept() bool { return m.now.status.Lost == 0 && m.now.status.R
 
 // page is what is shown, as plain lines.
 func (m *topModel) page() []string {
-	s, l := &m.now.status, m.now
+	s, l := m.now.status, m.now
 	seconds, before := 0.0, m.before
 	if before != nil {
 		seconds = l.at.Sub(before.at).Seconds()

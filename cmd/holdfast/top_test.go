@@ -18,7 +18,7 @@ import (
 func topLooks() (before, now *look) {
 	at := time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)
 	make := func(at time.Time, requests float64) *look {
-		l := &look{at: at, listeners: map[string]*counts{}, backends: map[string]*counts{}, byAddress: map[string]*counts{}}
+		l := &look{at: at, status: &node.Status{}, listeners: map[string]*counts{}, backends: map[string]*counts{}, byAddress: map[string]*counts{}}
 		l.status.Node, l.status.Flows = "n1", 3
 		l.status.Listeners = []node.ListenerStatus{{Name: "web", VIP: "127.0.0.1:80", Connections: 3}}
 		l.listeners["web"] = &counts{requests: requests}

@@ -45,7 +45,7 @@ func TestNobodyReadsTheLog(t *testing.T) {
 	defer func() { _ = os.RemoveAll(short) }()
 	h := &running{t: t, socket: filepath.Join(short, "s"), ended: make(chan error, 1), out: &lockedBuffer{}}
 	h.cmd = holdfast(t, "run", "-c", file, "--log", "debug", "--grace", "0s")
-	h.cmd.Env = append(h.cmd.Env, socketEnv+"="+h.socket, "VIP="+vip, "A1="+s.address())
+	h.cmd.Env = append(h.cmd.Env, socketEnv+"="+h.socket, "STATE_DIRECTORY="+filepath.Join(dir, "state"), "VIP="+vip, "A1="+s.address())
 	h.cmd.Stdout, h.cmd.Stderr = w, w
 	if err := h.cmd.Start(); err != nil {
 		t.Fatal(err)

@@ -44,7 +44,7 @@ func begin(t *testing.T, variables []string, args ...string) *running {
 	}
 	r := &running{t: t, socket: filepath.Join(dir, "s"), ended: make(chan error, 1), out: &lockedBuffer{lines: make(chan string, 64)}}
 	r.cmd = holdfast(t, args...)
-	r.cmd.Env = append(append(r.cmd.Env, socketEnv+"="+r.socket), variables...)
+	r.cmd.Env = append(append(r.cmd.Env, socketEnv+"="+r.socket, "STATE_DIRECTORY="+filepath.Join(dir, "state")), variables...)
 	pipe, err := r.cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -240,14 +240,14 @@ func eventually(t *testing.T, what string, is func() bool) {
 	}
 }
 
-// wire is a client's connection, by hand.
-type wire struct {
+// dialog is a client's connection, by hand.
+type dialog struct {
 	t *testing.T
 	net.Conn
 	in *bufio.Reader
 }
 
-func dialHTTP(t *testing.T, address string) *wire {
+func dialHTTP(t *testing.T, address string) *dialog {
 	t.Helper()
 	c, err := net.Dial("tcp", address)
 	if err != nil {
@@ -257,23 +257,23 @@ func dialHTTP(t *testing.T, address string) *wire {
 	if err := c.SetDeadline(time.Now().Add(time.Minute)); err != nil {
 		t.Fatal(err)
 	}
-	return &wire{t, c, bufio.NewReader(c)}
+	return &dialog{t, c, bufio.NewReader(c)}
 }
 
-func (w *wire) send(text string) {
+func (w *dialog) send(text string) {
 	w.t.Helper()
 	if _, err := io.WriteString(w, text); err != nil {
 		w.t.Fatal(err)
 	}
 }
 
-func (w *wire) ask(path string) {
+func (w *dialog) ask(path string) {
 	w.t.Helper()
 	w.send("GET " + path + " HTTP/1.1\r\nHost: test\r\n\r\n")
 }
 
 // answered reads a response whole.
-func (w *wire) answered() (status int, body string) {
+func (w *dialog) answered() (status int, body string) {
 	w.t.Helper()
 	r, err := http.ReadResponse(w.in, nil)
 	if err != nil {
@@ -287,7 +287,7 @@ func (w *wire) answered() (status int, body string) {
 }
 
 // ends wants the end of the connection, by FIN.
-func (w *wire) ends() {
+func (w *dialog) ends() {
 	w.t.Helper()
 	if b, err := io.ReadAll(w.in); err != nil || len(b) > 0 {
 		w.t.Errorf("%q, %v; want the end", b, err)
@@ -295,7 +295,7 @@ func (w *wire) ends() {
 }
 
 // line reads a line without its end.
-func (w *wire) line() string {
+func (w *dialog) line() string {
 	w.t.Helper()
 	s, err := w.in.ReadString('\n')
 	if err != nil {
