@@ -68,7 +68,7 @@ type door struct {
 // register adds the pages to what mux serves.
 func (s *pageServer) register(mux *http.ServeMux, clients bool) {
 	d := &door{s, clients}
-	for _, v := range []page.View{page.Overview, page.Traffic, page.Flows} {
+	for _, v := range page.Views {
 		pattern := v.Path()
 		if pattern == "/" {
 			pattern = "/{$}"
@@ -102,6 +102,8 @@ func (d *door) snapshot(v page.View, q url.Values) *page.Snapshot {
 	switch v {
 	case page.Overview:
 		s.History = d.node.History()
+	case page.Changes:
+		s.Changes = d.node.Changes()
 	case page.Flows:
 		f, err := d.filter(q)
 		if err == nil {
@@ -160,7 +162,7 @@ func (d *door) events(w http.ResponseWriter, r *http.Request) {
 	q := asked(r)
 	v := page.View(q.Get("view"))
 	q.Del("view")
-	if !slices.Contains([]page.View{page.Overview, page.Traffic, page.Flows}, v) {
+	if !slices.Contains(page.Views, v) {
 		http.Error(w, "no such view", http.StatusNotFound)
 		return
 	}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/holdfast-lb/holdfast/internal/config"
 	"github.com/holdfast-lb/holdfast/internal/flow"
+	"github.com/holdfast-lb/holdfast/internal/loop"
 )
 
 // flowSide is what the node knows of flows beside those that follow the
@@ -19,6 +20,7 @@ import (
 type flowSide struct {
 	kernel  kernelSide
 	applies applies
+	look    changesLook
 
 	// mu guards what follows.
 	mu        sync.Mutex
@@ -245,6 +247,11 @@ func (o *oldCount) add(f *flow.Flow) {
 		o.by[ref] = x
 	}
 	x.Flows++
+}
+
+// eachOld counts the flows of all loops.
+func (n *Node) eachOld(o *oldCount) {
+	n.eachFlow(func(_ *loop.Loop, _ uint32, f *flow.Flow) { o.add(f) })
 }
 
 // oldShown bounds the objects that a status names.

@@ -41,7 +41,11 @@ const (
 	Overview View = "overview"
 	Traffic  View = "traffic"
 	Flows    View = "flows"
+	Changes  View = "changes"
 )
+
+// Views are all of them, in their order.
+var Views = []View{Overview, Traffic, Flows, Changes}
 
 // Path is where v is served.
 func (v View) Path() string {
@@ -60,6 +64,7 @@ type Snapshot struct {
 	Look    *node.Look
 	History []node.Moment
 	Flows   []node.FlowStatus // of the view Flows
+	Changes *node.Changes     // of the view Changes
 	// Query is what the view was asked for; Trouble says what is wrong with it.
 	Query   url.Values
 	Trouble string
@@ -95,6 +100,7 @@ func Asset(name string) (text []byte, kind string, ok bool) {
 
 var pages = template.Must(template.New("page.html").Funcs(template.FuncMap{
 	"count": func(n any) string { return thousands(n) }, "ago": ago, "millis": millis, "rate": rate, "share": share, "octets": octets, "plus1": func(i int) int { return i + 1 },
+	"when": when, "clock": clock, "impact": impact, "lines": lines,
 }).ParseFS(files, "page.html"))
 
 // Page writes the whole document.
@@ -110,7 +116,7 @@ type view struct{ *Snapshot }
 func (v view) Stamp() string { return stamp }
 
 // Views are the pages there are.
-func (v view) Views() []View { return []View{Overview, Traffic, Flows} }
+func (v view) Views() []View { return Views }
 
 // Events is where the live part comes from.
 func (v view) Events() string {

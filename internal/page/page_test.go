@@ -94,6 +94,24 @@ func snapshot(t *testing.T, v View) *Snapshot {
 		}
 		s.History = append(s.History, m)
 	}
+	at := time.Date(2026, 3, 1, 12, 30, 0, 0, time.UTC)
+	anna := node.Author{Name: "anna", Reason: "more room"}
+	s.Changes = &node.Changes{
+		At: at, Generation: 42, File: "/etc/holdfast.yaml", FileDiffers: true, Durable: "yes",
+		Edits: []node.Drift{{Object: "endpoint/web/a2", Field: "weight", File: "50", Runtime: "20", By: anna, At: at.Add(-time.Hour)}, {Object: "backend/api", Field: "connectTimeout", Runtime: "2s", By: anna, At: at.Add(-time.Minute)}},
+		Generations: []node.GenerationInfo{
+			{Generation: 42, At: at, By: anna, Kind: "edit", Plan: "~ endpoint web/a2: weight 50 -> 20\n", InForce: true, Impact: node.Impact{EndpointsChanged: 1, WeightsChanged: 1, FlowsUntouched: 1204}},
+			{Generation: 41, At: at.Add(-time.Hour), By: node.Author{Name: "file"}, Kind: "file", Plan: strings.Repeat("+ endpoint web/x\n", 20), Durable: true, Impact: node.Impact{EndpointsAdded: 20, FlowsClosed: 2, FlowsDrain: 12}},
+		},
+		Canary: "watching until 12:31:00", CanaryEnds: at.Add(time.Minute),
+		Shifts:    []node.ShiftState{{Object: "endpoint/web/a1", From: 0, To: 100, Weight: 40, Ends: at.Add(time.Hour), AbortOn: "errors>1%"}},
+		Following: []node.FollowStatus{{Generation: 41, On: "close", PerSecond: 10, Followed: 90, Left: 1100}},
+		Sheds:     []node.ShedStatus{{Backend: "api", Percent: 12.5, As: "503", Until: at.Add(time.Hour), Turned: 1234, By: anna}},
+		Removing:  []node.RemovalStatus{{Object: "endpoint/sql/db2", Phase: "quiescing", InFlight: 3, Then: "fin", By: anna}},
+		Kernel:    map[string]uint64{"OutRsts": 17, "ListenDrops": 2}, Late: 1,
+		OnOld: 3, OldObjects: []node.OldObject{{Object: "listener/sql", Version: "00000000000000ff", Flows: 2, AgeSeconds: 7200}, {Object: "endpoint/web/a0", Version: "1", Flows: 1, AgeSeconds: 60, Gone: true}},
+		Oldest: 2 * time.Hour,
+	}
 	s.Flows = []node.FlowStatus{
 		{ID: "f-1", Listener: "sql", Client: "203.0.113.9:51122", Endpoint: "sql/db1", Kind: "idle", Why: "nothing has moved for 3s", AgeSeconds: 1652400, In: 3 << 20, Out: 900, Moves: 218, Loop: 1},
 		{ID: "f-2", Listener: "web", Client: "203.0.113.7:40000", Kind: "http-idle", Why: "waits for the client's next request", AgeSeconds: 71, In: 100, Out: 5000, Requests: 12},
@@ -112,7 +130,7 @@ func rendered(t *testing.T, s *Snapshot) string {
 
 // The pages are what they were.
 func TestPagesAreStable(t *testing.T) {
-	for _, v := range []View{Overview, Traffic, Flows} {
+	for _, v := range Views {
 		got := strings.ReplaceAll(rendered(t, snapshot(t, v)), stamp, "STAMP")
 		name := filepath.Join("testdata", string(v)+".html")
 		if *rewrite {
@@ -147,7 +165,7 @@ var active = regexp.MustCompile(`(?i)<script|<style|<iframe|<img|<object|<embed|
 // was asked for, they stay text.
 func TestHostileNamesStayText(t *testing.T) {
 	const evil = `"'><script>alert(1)</script><img src=x onerror=alert(1)>` + "</title></svg>\n\n data: x `${x}`{{.}}\x00"
-	for _, v := range []View{Overview, Traffic, Flows} {
+	for _, v := range Views {
 		s := snapshot(t, v)
 		plain := len(active.FindAllString(rendered(t, s), -1))
 		if plain != 1 {
@@ -163,6 +181,14 @@ func TestHostileNamesStayText(t *testing.T) {
 			f.ID, f.Listener, f.Client, f.Endpoint, f.Kind, f.Why = evil, evil, evil, evil, evil, evil
 		}
 		s.Look.Oldest.ID, s.Look.Oldest.Listener = evil, evil
+		c := s.Changes
+		c.File, c.Durable, c.Canary = evil, evil, evil
+		by := node.Author{Name: evil, Reason: evil}
+		c.Edits = []node.Drift{{Object: evil, Field: evil, File: evil, Runtime: evil, By: by}}
+		c.Generations = []node.GenerationInfo{{By: by, Kind: evil, Plan: evil}}
+		c.Shifts, c.Following = []node.ShiftState{{Object: evil, AbortOn: evil}}, []node.FollowStatus{{On: evil}}
+		c.Sheds, c.Removing = []node.ShedStatus{{Backend: evil, As: evil}}, []node.RemovalStatus{{Object: evil, Phase: evil, Then: evil}}
+		c.OldObjects, c.Kernel = []node.OldObject{{Object: evil}}, map[string]uint64{evil: 1}
 		for _, name := range []string{"listener", "backend", "endpoint", "state", "older", "client"} {
 			if v == Traffic && (name == "listener" || name == "backend") {
 				continue // it would show nothing
@@ -193,7 +219,7 @@ func TestHostileNamesStayText(t *testing.T) {
 
 // A sum that does not balance, and a loss, are seen on every page.
 func TestWhatIsLostIsRed(t *testing.T) {
-	for _, v := range []View{Overview, Traffic, Flows} {
+	for _, v := range Views {
 		for _, c := range []struct {
 			name    string
 			change  func(*node.Balance)
@@ -253,6 +279,25 @@ func TestClients(t *testing.T) {
 	}
 }
 
+// Who changed what, and how, is shown only where addresses of clients are.
+func TestAuthors(t *testing.T) {
+	s := snapshot(t, Changes)
+	hidden := []string{"anna", "more room", "weight 50", "<td>20<"}
+	got := rendered(t, s)
+	for _, what := range hidden {
+		if strings.Contains(got, what) {
+			t.Errorf("%q is shown", what)
+		}
+	}
+	s.Clients = true
+	got = rendered(t, s)
+	for _, what := range append(hidden, "and 8 more", "1 weight, 0 closed", "20 endpoints added, 12 drain, 2 closed", "ListenDrops<td class=\"n hot\">2<", "OutRsts<td class=\"n\">17<", "1,100</b> connections are still to follow") {
+		if !strings.Contains(got, what) {
+			t.Errorf("%q is not shown", what)
+		}
+	}
+}
+
 // Many listeners and endpoints make a page that is not much larger.
 func TestPagesAreBounded(t *testing.T) {
 	s := snapshot(t, Overview)
@@ -277,6 +322,15 @@ func TestPagesAreBounded(t *testing.T) {
 	}
 	if !strings.Contains(got, ">down<") || !strings.Contains(got, "4,800 more") || len(got) > 400<<10 {
 		t.Errorf("%d octets; the one that is down is listed: %t", len(got), strings.Contains(got, ">down<"))
+	}
+	s.View = Changes
+	for range 1000 {
+		s.Changes.Edits = append(s.Changes.Edits, s.Changes.Edits[0])
+	}
+	s.Changes.Generations[1].Plan = strings.Repeat(strings.Repeat("x", 2000)+"\n", 1000)
+	s.Clients = true
+	if got := rendered(t, s); len(got) > 100<<10 || !strings.Contains(got, "902 more") {
+		t.Errorf("%d octets", len(got))
 	}
 	s.View = Traffic
 	if got := rendered(t, s); len(got) > 100<<10 || !strings.Contains(got, "more endpoints") {
