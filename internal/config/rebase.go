@@ -71,7 +71,12 @@ func (d *Document) Differences() []Rebased {
 func (d *Document) over(was *Document, patches []Patch, lenient bool) (*Document, map[string]string, error) {
 	all := d.patches
 	for _, p := range patches {
+		made := p.Delete && p.Field == "" && slices.ContainsFunc(all, func(q Patch) bool { return q.Object == p.Object && q.Field == "" && !q.Delete })
 		all = overlay(all, p)
+		if made && d.Base().says(&p) == "" && !within(all, &p) {
+			// What was made at run time, and not by the file, leaves nothing behind.
+			all = slices.DeleteFunc(all, func(q Patch) bool { return q == p })
+		}
 	}
 	e, err := newEdition(d.Base(), was)
 	if err != nil {
@@ -83,4 +88,14 @@ func (d *Document) over(was *Document, patches []Patch, lenient bool) (*Document
 	}
 	next, err := e.document(kept)
 	return next, e.dropped, err
+}
+
+// within: a patch makes the whole of what p's object is a part of, which may have
+// that part by itself.
+func within(all []Patch, p *Patch) bool {
+	of, err := p.target()
+	return err == nil && of.inner != "" && slices.ContainsFunc(all, func(q Patch) bool {
+		in, err := q.target()
+		return err == nil && in.inner == "" && in.group == of.group && in.name == of.name && (q.Field == "" || q.Field == of.list)
+	})
 }
