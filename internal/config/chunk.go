@@ -133,7 +133,7 @@ func (c *cutter) take(text string, at, line int) bool {
 		c.comment = -1
 	case indent < c.indent:
 		return false
-	case indent > c.indent && c.indent > 0:
+	case c.indent > 0 && (indent > c.indent || rest[0] == '}' || rest[0] == ']'):
 		c.comment = -1
 	default:
 		key, _, found := strings.Cut(rest, ":")

@@ -80,6 +80,48 @@ func BenchmarkReadChanged5(b *testing.B) {
 	}
 }
 
+// A weight, on a document that has others already.
+func BenchmarkPatchWeight(b *testing.B) {
+	for _, edits := range []int{0, 100} {
+		b.Run(fmt.Sprint(edits), func(b *testing.B) {
+			d, _, err := Read("f", []byte(services(1000)), nil, nil)
+			if err != nil {
+				b.Fatal(err)
+			}
+			for i := range edits {
+				if d, err = d.Patch(Patch{Object: fmt.Sprintf("endpoint/s%d/a", i), Field: "weight", Value: "7"}); err != nil {
+					b.Fatal(err)
+				}
+			}
+			b.ReportAllocs()
+			n := 0
+			for b.Loop() {
+				n++
+				if d, err = d.Patch(Patch{Object: "endpoint/s700/a", Field: "weight", Value: fmt.Sprint(n%99 + 1)}); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
+func BenchmarkRebase100(b *testing.B) {
+	d, _, err := Read("f", []byte(services(1000)), nil, nil)
+	if err != nil {
+		b.Fatal(err)
+	}
+	var patches []Patch
+	for i := range 100 {
+		patches = append(patches, Patch{Object: fmt.Sprintf("endpoint/s%d/a", i), Field: "weight", Value: "7"})
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, _, err := d.Rebase(patches); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
 func BenchmarkDiffChanged5(b *testing.B) {
 	src := services(1000)
 	d, _, _ := Read("f", []byte(src), nil, nil)

@@ -180,7 +180,11 @@ func (e *editor) names(t target) []string {
 				names = append(names, site.e.Name)
 			}
 		default:
-			for _, item := range childOf(entry.value, t.list).Content {
+			list := childOf(entry.value, t.list)
+			if list == nil {
+				return nil
+			}
+			for _, item := range list.Content {
 				name := ""
 				if n := childOf(item, "name"); n != nil {
 					name, _, _ = expand(n.Value, e.lookup)

@@ -1,0 +1,198 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// object names something to patch, of those that d has or of none.
+func anObject(r *rand.Rand, d *Document) string {
+	listeners, backends := d.Config().SortedListeners(), d.Config().SortedBackends()
+	switch r.IntN(8) {
+	case 0:
+		return "node"
+	case 1:
+		return "accessLog"
+	case 2:
+		return "backend/new"
+	case 3, 4:
+		if len(backends) > 0 {
+			b := backends[r.IntN(len(backends))]
+			if r.IntN(3) == 0 || len(b.Endpoints) == 0 {
+				return "backend/" + b.Ref.Name
+			}
+			if r.IntN(4) == 0 {
+				return "endpoint/" + b.Ref.Name + "/new"
+			}
+			return "endpoint/" + b.Ref.Name + "/" + b.Endpoints[r.IntN(len(b.Endpoints))].Name
+		}
+	case 5, 6:
+		if len(listeners) > 0 {
+			l := listeners[r.IntN(len(listeners))]
+			if l.Rules != nil && r.IntN(2) == 0 {
+				if name := l.Rules.Routes[r.IntN(len(l.Rules.Routes))].Name; name != "" {
+					return "route/" + l.Ref.Name + "/" + name
+				}
+				return "route/" + l.Ref.Name + "/new"
+			}
+			return "listener/" + l.Ref.Name
+		}
+	}
+	return "listener/new"
+}
+
+// aPatch is one that may be right.
+func aPatch(r *rand.Rand, d *Document) Patch {
+	pick := func(all ...string) string { return all[r.IntN(len(all))] }
+	p := Patch{Object: anObject(r, d)}
+	kind, _, _ := strings.Cut(p.Object, "/")
+	backend := "new"
+	if all := d.Config().SortedBackends(); len(all) > 0 {
+		backend = all[r.IntN(len(all))].Ref.Name
+	}
+	if r.IntN(5) == 0 {
+		p.Delete = true
+		if r.IntN(2) == 0 {
+			return p
+		}
+	}
+	set := func(field, value string) Patch {
+		p.Field = field
+		if !p.Delete {
+			p.Value = value
+		}
+		return p
+	}
+	switch whole := r.IntN(4) == 0 && !p.Delete; {
+	case kind == "node":
+		return set(pick("connectionsMax", "zone", "memory.max", "watchFile"), pick("0", "100", "a", "true", "false", "1MiB", "512MiB"))
+	case kind == "accessLog":
+		if whole {
+			p.Value = "{}"
+			return p
+		}
+		return set(pick("format", "to"), pick("text", "json", "stderr", "/a"))
+	case kind == "backend":
+		if whole {
+			p.Value = fmt.Sprintf("{ endpoints: [ { name: x, address: 10.9.0.%d:80 } ] }", 1+r.IntN(9))
+			return p
+		}
+		return set(pick("balance", "connectTimeout", "check.interval", "check", "eject", "retry.max"), pick("least", "2s", "{}", "off", "1", "{ tcp: {} } # as it is"))
+	case kind == "endpoint":
+		if whole {
+			p.Value = fmt.Sprintf("{ address: '10.9.1.%d:80', weight: %d }", 1+r.IntN(9), r.IntN(1000))
+			return p
+		}
+		return set(pick("weight", "backup", "zone", "address", "connections"), pick("0", "1", "100", "true", "a", "10.9.2.1:80"))
+	case kind == "route":
+		if whole {
+			p.Value = fmt.Sprintf("match: { path: /%d }\nbackend: %s", r.IntN(4), backend)
+			p.Before = pick("", "", "*", "new", "api")
+			return p
+		}
+		return set(pick("priority", "answerTimeout", "match.path", "backend"), pick("high", "5s", "/x", backend))
+	case whole:
+		p.Value = fmt.Sprintf("{ vip: 10.8.0.%d:80, backend: %s }", 1+r.IntN(9), backend)
+		return p
+	}
+	return set(pick("vip", "backend", "connectionsMax", "onChange", "accessLog"), pick("10.8.1.1:90", backend, "7", "close", "keep", "on"))
+}
+
+// Patches, one after the other and all at once, on files of all kinds: what comes
+// of them is what the source says, what was not touched is there in its words, and
+// nothing is otherwise if it is done from the file again.
+func TestPatchesHold(t *testing.T) {
+	files := corpus(t)
+	turns := 40
+	if testing.Short() {
+		turns = 8
+	}
+	made, refused := 0, 0
+	for n, src := range files {
+		base, _, err := Read("f", []byte(src), lookup, nil)
+		if err != nil {
+			continue
+		}
+		r := rand.New(rand.NewPCG(3, uint64(n)))
+		d := base
+		for range turns {
+			ask := []Patch{aPatch(r, d)}
+			for r.IntN(3) == 0 {
+				ask = append(ask, aPatch(r, d))
+			}
+			next, err := d.Patch(ask...)
+			var bad *Errors
+			if err != nil {
+				if refused++; !errors.As(err, &bad) || len(bad.Problems) == 0 || next != nil {
+					t.Fatalf("%v", err)
+				}
+				for _, p := range bad.Problems {
+					if p.Line != 0 || p.Text == "" || strings.ContainsAny(p.String(), "\n\r") {
+						t.Fatalf("%+v\n%v", p, ask)
+					}
+				}
+				continue
+			}
+			made++
+			d = next
+			checkPatched(t, src, d)
+		}
+		if rest, err := d.Base().Patch(d.Patches()...); err != nil || string(rest.Source()) != string(d.Source()) {
+			t.Fatalf("%s\n----\nagain from the file: %v", src, err)
+		}
+	}
+	if made < 500 || refused < 100 {
+		t.Errorf("%d patches were made, %d refused", made, refused)
+	}
+	t.Logf("%d patches were made, %d refused", made, refused)
+}
+
+func checkPatched(t *testing.T, src string, d *Document) {
+	t.Helper()
+	text := string(d.Source())
+	c, warnings, err := Parse("f", []byte(text), lookup)
+	if err != nil {
+		t.Fatalf("%s\n----\n%v\n----\n%s\n----\n%v", src, d.Patches(), text, err)
+	}
+	if p := Diff(c, d.Config()); !p.Empty() {
+		t.Fatalf("%s\n----\n%v\n----\n%s\n----\nthe source says otherwise:\n%v", src, d.Patches(), text, p)
+	}
+	if warnings.String() != d.Warnings().String() {
+		t.Fatalf("%s\n----\n%v\n----\n%s\n----\ngot\n%v\nwant\n%v", src, d.Patches(), text, d.Warnings(), warnings)
+	}
+	checkConfig(t, d.Config())
+	if d.Base() == d {
+		if len(d.Patches()) > 0 {
+			t.Fatal("a file has patches")
+		}
+		return
+	}
+	if string(d.Base().Source()) != src {
+		t.Fatalf("the file changed to\n%s", d.Base().Source())
+	}
+	patches := d.Patches()
+	for i, p := range patches {
+		if slices.ContainsFunc(patches[:i], func(q Patch) bool { return q.Object == p.Object && q.Field == p.Field }) {
+			t.Fatalf("twice: %v", p)
+		}
+	}
+	again, told, err := d.Base().Rebase(patches)
+	if err != nil || len(told) != len(patches) {
+		t.Fatalf("on its own file: %v", err)
+	}
+	for _, one := range told {
+		if one.Became != PatchKept {
+			t.Fatalf("%s\n----\n%v\n%+v", src, patches, one)
+		}
+	}
+	if string(again.Source()) != text {
+		t.Fatalf("on its own file:\n%s\nnot\n%s", again.Source(), text)
+	}
+	if n := len(d.Differences()); n != len(patches) {
+		t.Fatalf("%d differences of %d patches", n, len(patches))
+	}
+}
