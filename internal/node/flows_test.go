@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"github.com/holdfast-lb/holdfast/internal/config"
+	"github.com/holdfast-lb/holdfast/internal/flow"
+	"github.com/holdfast-lb/holdfast/internal/loop"
 )
 
 // alter applies a text with a policy for flows.
@@ -576,6 +578,43 @@ func TestRemoveListenerAndBackend(t *testing.T) {
 	}
 	if last := steps.all[len(steps.all)-1]; last.Cut != 2 || len(r.Config().Listeners) != 0 || len(r.Config().Backends) != 1 {
 		t.Errorf("at last %+v, %d listeners, %d backends", last, len(r.Config().Listeners), len(r.Config().Backends))
+	}
+}
+
+// Flows move to a peer with their listener, if they may; what cannot be is refused
+// before anything is done, and others are not meant.
+func TestRemoveByMigration(t *testing.T) {
+	first, second, server := free(t), free(t), echo(t)
+	text := fmt.Sprintf("node: { loops: 2, name: n1 }\nlisteners:\n  one: { vip: %q, backend: app }\n  two: { vip: %q, backend: app }\nbackends: { app: { endpoints: [ { name: a, address: %q }, { name: b, address: %q } ] } }\n", first, second, server, server)
+	r := start(t, text)
+	talkers(t, first, 3)
+	talkers(t, second, 2)
+	for object, why := range map[string]string{"listener/one": "cluster", "endpoint/app/a": "with their listener", "backend/app": "with their listener"} {
+		err := r.Remove(context.Background(), RemoveRequest{Object: object, Then: "migrate", To: "n2"}, nil)
+		if err == nil || !strings.Contains(err.Error(), why) || r.Generation() != 1 || stateIn(r.Node, "app/a").Admin != "ready" {
+			t.Errorf("%s: %v", object, err)
+		}
+	}
+	if err := r.Remove(context.Background(), RemoveRequest{Object: "listener/one", Then: "rst", To: "n2"}, nil); err == nil || r.Generation() != 1 {
+		t.Error("to a peer, by rst:", err)
+	}
+	x := &removal{n: r.Node, kind: "listener", name: "one"}
+	count := func() (sum int) {
+		r.eachFlow(func(_ *loop.Loop, _ uint32, f *flow.Flow) {
+			if x.under(f) {
+				sum++
+			}
+		})
+		return sum
+	}
+	if n := count(); n != 0 {
+		t.Errorf("%d flows would move while their listener is there", n)
+	}
+	if err := r.Remove(context.Background(), RemoveRequest{Object: "listener/one"}, nil); err != nil {
+		t.Fatal(err)
+	}
+	if n := count(); n != 3 {
+		t.Errorf("%d flows would move, want the 3 of the listener that is gone", n)
 	}
 }
 

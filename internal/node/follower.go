@@ -159,7 +159,9 @@ func (n *Node) runFollower(ctx context.Context, w *follower) {
 			}
 		}
 	}
-	n.totals.move(r.done(began))
+	if r.done(began); r.Flows > 0 {
+		n.totals.move(r)
+	}
 	n.log.Info("flows have followed a change", "generation", w.generation, "flows", r.Flows, "closed", closed, "took", time.Since(began))
 	n.tellFollow(w, "flows have followed generation %d: %d adopted it, %d were closed", w.generation, r.Flows, closed)
 }

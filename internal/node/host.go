@@ -201,7 +201,10 @@ type candidate struct {
 // it accepts from now on: what arrives for flows that have left is
 // sent on to the peer. A flow that cannot move is named in the report and goes
 // on here.
-func (n *Node) Migrate(to string) (*Report, error) {
+func (n *Node) Migrate(to string) (*Report, error) { return n.migrate(to, nil) }
+
+// migrate moves the flows that want is true of; nil is all.
+func (n *Node) migrate(to string, want func(f *flow.Flow) bool) (*Report, error) {
 	n.change.Lock()
 	defer n.change.Unlock()
 	if err := n.inCharge(); err != nil {
@@ -262,7 +265,7 @@ func (n *Node) Migrate(to string) (*Report, error) {
 	if err := n.steer(hello, at.Addr()); err != nil {
 		return nil, fmt.Errorf("node: peer %s: %w", to, err)
 	}
-	g := &hostGiver{n: n, c: carrier, to: at.Addr(), r: newReport("host"), sent: map[config.Ref]bool{}, tries: map[uint64]int{}, left: map[*ledger.Endpoint]int64{}, began: flow.Instant(sock.Monotonic())}
+	g := &hostGiver{n: n, want: want, c: carrier, to: at.Addr(), r: newReport("host"), sent: map[config.Ref]bool{}, tries: map[uint64]int{}, left: map[*ledger.Endpoint]int64{}, began: flow.Instant(sock.Monotonic())}
 	err = g.all()
 	for account, left := range g.left { // the peer's limits are its own now
 		account.AddForeign(-left)
@@ -280,6 +283,7 @@ func (n *Node) Migrate(to string) (*Report, error) {
 // hostGiver is the giving side of one migration.
 type hostGiver struct {
 	n     *Node
+	want  func(f *flow.Flow) bool // which move; nil: all that may
 	c     *move.Remote
 	to    netip.Addr
 	r     *Report
@@ -330,7 +334,7 @@ func (g *hostGiver) together(list []candidate) int {
 func (g *hostGiver) candidates(l *loop.Loop) (out []candidate) {
 	l.Ask(func(l *loop.Loop) {
 		for _, i := range l.Slots(0, func(f *flow.Flow) bool {
-			return f.Listener().Movable && g.tries[f.ID()] < triesMax && f.Born() <= g.began
+			return f.Listener().Movable && g.tries[f.ID()] < triesMax && f.Born() <= g.began && (g.want == nil || g.want(f))
 		}) {
 			f := l.Flow(i)
 			client, backend := l.Leg(i, flow.Client), l.Leg(i, flow.Backend)

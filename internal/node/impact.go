@@ -1,6 +1,8 @@
 package node
 
 import (
+	"sync"
+
 	"github.com/holdfast-lb/holdfast/internal/config"
 	"github.com/holdfast-lb/holdfast/internal/loop"
 )
@@ -78,14 +80,22 @@ func (n *Node) idleAt(endpoints map[string][]*config.Endpoint) (sum int) {
 	if len(endpoints) == 0 {
 		return 0
 	}
-	for _, l := range n.shared.Loops {
-		l.Ask(func(l *loop.Loop) {
-			for _, all := range endpoints {
-				for _, e := range all {
-					sum += l.IdleTo(e.Ref.Name)
+	var all sync.WaitGroup
+	by := make([]int, len(n.shared.Loops))
+	for i, l := range n.shared.Loops {
+		all.Go(func() {
+			l.Ask(func(l *loop.Loop) {
+				for _, list := range endpoints {
+					for _, e := range list {
+						by[i] += l.IdleTo(e.Ref.Name)
+					}
 				}
-			}
+			})
 		})
+	}
+	all.Wait()
+	for _, k := range by {
+		sum += k
 	}
 	return sum
 }

@@ -66,12 +66,13 @@ func (n *Node) kill(ctx context.Context, q KillRequest) (*KillReport, error) {
 		return (q.ID == "" || f.ID() == id) && q.Filter.wants(l, slot, f)
 	}
 	r := &KillReport{}
-	r.Killed, err = n.killFlows(ctx, way, q.Filter.Max, newPacer(began, q.PerSecond, 0, rand.Float64), wanted)
+	told, err := n.killFlows(ctx, way, q.Filter.Max, newPacer(began, q.PerSecond, 0, rand.Float64), wanted)
+	r.Killed = len(told)
 	if err != nil {
 		n.log.Info("ending flows ended early", "flows", r.Killed, "error", err)
 	}
 	n.eachFlow(func(l *loop.Loop, slot uint32, f *flow.Flow) {
-		if wanted(l, slot, f) {
+		if !told[f.ID()] && wanted(l, slot, f) {
 			r.Left++
 		}
 	})
@@ -99,12 +100,13 @@ func flowID(s string) (uint64, error) {
 	return id, nil
 }
 
-// killFlows ends flows that are wanted, of those that there are now, at most max
-// of them (0: all), as fast as p allows.
-func (n *Node) killFlows(ctx context.Context, way string, most int, p *pacer, wanted func(l *loop.Loop, slot uint32, f *flow.Flow) bool) (killed int, err error) {
+// killFlows ends flows that are wanted, of those that there are now, at most so
+// many (0: all), as fast as p allows. It gives their identities: those that end by
+// fin are there for a while.
+func (n *Node) killFlows(ctx context.Context, way string, most int, p *pacer, wanted func(l *loop.Loop, slot uint32, f *flow.Flow) bool) (told map[uint64]bool, err error) {
 	end := ways[way]
 	until := n.shared.Loops[0].Now()
-	told := map[uint64]bool{} // fin takes a while: they are asked once
+	told = map[uint64]bool{}
 	for range killPasses {
 		found := 0
 		for _, l := range n.shared.Loops {
@@ -120,26 +122,23 @@ func (n *Node) killFlows(ctx context.Context, way string, most int, p *pacer, wa
 			}
 			found += len(list)
 			for len(list) > 0 {
-				if most > 0 && killed == most {
-					return killed, nil
+				if most > 0 && len(told) == most {
+					return told, nil
 				}
 				k, err := p.next(ctx, min(changeChunk, len(list)))
 				if err != nil {
-					return killed, err
+					return told, err
 				}
 				if most > 0 {
-					k = min(k, most-killed)
+					k = min(k, most-len(told))
 				}
 				l.Ask(func(l *loop.Loop) {
 					for _, t := range list[:k] {
 						if f := t.in(l); f != nil && wanted(l, t.slot, f) {
 							listener := f.Listener().Ref.Name
-							if way == "fin" {
-								told[t.id] = true
-							}
+							told[t.id] = true
 							end(l, t.slot)
 							n.side.noteKill(listener, way)
-							killed++
 						}
 					}
 				})
@@ -150,7 +149,7 @@ func (n *Node) killFlows(ctx context.Context, way string, most int, p *pacer, wa
 			break
 		}
 	}
-	return killed, nil
+	return told, nil
 }
 
 func (s *flowSide) noteKill(listener, way string) {

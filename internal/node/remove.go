@@ -29,8 +29,9 @@ type removal struct {
 	name  string // in full
 	began time.Time
 	tell  func(Progress)
-	way   string   // "": what is left at the deadline goes on
-	last  Progress // written under flowSide.mu
+	way   string          // "": what is left at the deadline goes on
+	ended map[uint64]bool // flows that were ended, which takes a while by fin
+	last  Progress        // written under flowSide.mu
 	told  time.Time
 }
 
@@ -115,7 +116,10 @@ func (x *removal) check() error {
 		return errors.New("node: a deadline is for what drains; say so with drain")
 	}
 	if q.Then == "migrate" {
-		return errors.New("node: what is left cannot be moved to a peer by itself; move all with holdfast migrate, then remove it")
+		return x.mayMigrate(c)
+	}
+	if q.To != "" {
+		return fmt.Errorf("node: to %s is where flows are moved, with then migrate", q.To)
 	}
 	if q.Then != "" {
 		var err error
@@ -123,6 +127,23 @@ func (x *removal) check() error {
 			return err
 		}
 	}
+	return nil
+}
+
+// mayMigrate tells whether what is left may go to the peer.
+func (x *removal) mayMigrate(c *config.Config) error {
+	l := c.Listeners[x.name]
+	switch {
+	case x.kind != "listener":
+		return fmt.Errorf("node: flows move to a peer with their listener; of %s they cannot: want rst or fin", x.q.Object)
+	case c.Cluster == nil:
+		return errors.New("node: the configuration has no cluster section, so there is no other host; see docs/operate.md")
+	case x.q.To == c.Node.Name || !c.Cluster.Peers[x.q.To].IsValid():
+		return fmt.Errorf("node: no other peer %q; there are: %v", x.q.To, c.Cluster.SortedPeers())
+	case !l.Movable:
+		return fmt.Errorf("node: the flows of %s cannot move to another host: movable is not set", x.q.Object)
+	}
+	x.way = "migrate"
 	return nil
 }
 
@@ -218,6 +239,9 @@ func (x *removal) object(ctx context.Context) error {
 // under tells whether f is under what was removed, and not under what may have
 // come in its place.
 func (x *removal) under(f *flow.Flow) bool {
+	if x.ended[f.ID()] {
+		return false
+	}
 	c := x.n.Config()
 	if x.kind == "listener" {
 		was, is := f.Listener(), c.Listeners[x.name]
@@ -251,8 +275,17 @@ func (x *removal) cut(ctx context.Context, inFlight func() int64, mine func(*loo
 	if x.way == "" || inFlight() == 0 {
 		return nil
 	}
+	if x.way == "migrate" {
+		r, err := x.n.migrate(x.q.To, x.under)
+		if err != nil {
+			return err
+		}
+		x.say(Progress{Phase: "cutting", InFlight: inFlight(), Cut: r.Flows, Text: fmt.Sprintf("%d flows moved to %s, %d could not", r.Flows, x.q.To, r.Refused)})
+		return nil
+	}
 	killed, err := x.n.killFlows(ctx, x.way, 0, newPacer(time.Now(), 0, 0, rand.Float64), mine)
-	x.say(Progress{Phase: "cutting", InFlight: inFlight(), Cut: killed, Text: fmt.Sprintf("%d flows ended by %s", killed, x.way)})
+	x.ended = killed
+	x.say(Progress{Phase: "cutting", InFlight: inFlight(), Cut: len(killed), Text: fmt.Sprintf("%d flows ended by %s", len(killed), x.way)})
 	return err
 }
 
