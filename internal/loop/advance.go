@@ -39,10 +39,13 @@ func Compare(old, g *Generation) *Change {
 	}
 	stays := map[sock.FD]bool{}
 	var sockets map[sock.FD]bool // of before; made when it is needed
+	same := 0                    // names that are in both: mostly all are, and there is no need to look for others
 	for name, x := range g.Listening {
 		if y := before[name]; y == x {
+			same++
 			continue
 		} else if y != nil && y.FD == x.FD {
+			same++
 			stays[x.FD] = true
 			c.renewed = append(c.renewed, x)
 			continue
@@ -60,29 +63,45 @@ func Compare(old, g *Generation) *Change {
 			c.opened = append(c.opened, x)
 		}
 	}
-	for name, y := range before {
-		if g.Listening[name] != y && !stays[y.FD] {
-			c.closed = append(c.closed, y)
+	if same < len(before) {
+		for name, y := range before {
+			if g.Listening[name] != y && !stays[y.FD] {
+				c.closed = append(c.closed, y)
+			}
 		}
 	}
+	same = 0
 	for name, l := range g.Config.Listeners {
-		if b := was.Listeners[name]; b != l && (b == nil || b.Ref != l.Ref) {
+		b := was.Listeners[name]
+		if b != nil {
+			same++
+		}
+		if b != l && (b == nil || b.Ref != l.Ref) {
 			c.listeners = append(c.listeners, listenerStep{b, l})
 		}
 	}
-	for name, l := range was.Listeners {
-		if g.Config.Listeners[name] == nil {
-			c.listeners = append(c.listeners, listenerStep{l, nil})
+	if same < len(was.Listeners) {
+		for name, l := range was.Listeners {
+			if g.Config.Listeners[name] == nil {
+				c.listeners = append(c.listeners, listenerStep{l, nil})
+			}
 		}
 	}
+	same = 0
 	for name, b := range g.Config.Backends {
-		if w := was.Backends[name]; w != b && (w == nil || w.Ref != b.Ref) {
+		w := was.Backends[name]
+		if w != nil {
+			same++
+		}
+		if w != b && (w == nil || w.Ref != b.Ref) {
 			c.backends = append(c.backends, backendStep{w, b})
 		}
 	}
-	for name, b := range was.Backends {
-		if g.Config.Backends[name] == nil {
-			c.backends = append(c.backends, backendStep{b, nil})
+	if same < len(was.Backends) {
+		for name, b := range was.Backends {
+			if g.Config.Backends[name] == nil {
+				c.backends = append(c.backends, backendStep{b, nil})
+			}
 		}
 	}
 	// Maps have no order, and a history must be the same each time it is lived
