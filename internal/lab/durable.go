@@ -56,15 +56,23 @@ func durable(ctx context.Context, o Options, out io.Writer, v *Verdict) error {
 		{"a full disk", l.fullDisk},
 	} {
 		began := time.Now()
+		_, _ = fmt.Fprintf(out, "%s\n", scene.what)
 		if err := scene.play(); err != nil {
+			l.sayLog()
 			return fmt.Errorf("%s: %w", scene.what, err)
 		}
 		v.Say("%-34s %6.1f s", scene.what, time.Since(began).Seconds())
 	}
 	if v.Wrong() {
-		v.Say("-- log of the balancer\n%s", l.node.process.Tail(40))
+		l.sayLog()
 	}
 	return nil
+}
+
+func (l *durableLab) sayLog() {
+	if l.node != nil && l.node.process != nil {
+		l.v.Say("-- log of the balancer\n%s", l.node.process.Tail(40))
+	}
 }
 
 const (
@@ -273,7 +281,12 @@ func (l *durableLab) read(source string) (durableStep, string) {
 // judge looks at a node that has just started: which step it is at, and whether
 // that may be. What was after it is undone, and is never asked for again.
 func (l *durableLab) judge(what string, seen int) (wrong string, err error) {
-	c, err := l.config()
+	// A start may make a generation of its own, which is durable a moment later.
+	var c configState
+	eventually(5*time.Second, func() bool {
+		c, err = l.config()
+		return err != nil || c.Durable == "yes"
+	})
 	if err != nil {
 		return "", err
 	}
