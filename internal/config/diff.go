@@ -65,10 +65,10 @@ func Diff(old, new *Config) Plan {
 	if a, b := old.AccessLog, new.AccessLog; (a == nil) != (b == nil) || a != nil && *a != *b {
 		p.AccessLog = &AccessLogChange{a, b}
 	}
-	for _, name := range names(old.Backends, new.Backends) {
+	for _, name := range unlike(old.Backends, new.Backends) {
 		p.diffBackend(old.Backends[name], new.Backends[name])
 	}
-	for _, name := range names(old.Listeners, new.Listeners) {
+	for _, name := range unlike(old.Listeners, new.Listeners) {
 		switch was, is := old.Listeners[name], new.Listeners[name]; {
 		case was == nil:
 			p.ListenersAdded = append(p.ListenersAdded, is)
@@ -122,6 +122,31 @@ func byName(endpoints []*Endpoint) map[string]*Endpoint {
 		m[e.Name] = e
 	}
 	return m
+}
+
+// unlike gives the keys under which the maps have not the same pointer, in order:
+// a few of thousands, most often.
+func unlike[T any](a, b map[string]*T) []string {
+	var all []string
+	both := 0
+	for name, x := range b {
+		y, known := a[name]
+		if known {
+			both++
+		}
+		if x != y {
+			all = append(all, name)
+		}
+	}
+	if both < len(a) {
+		for name := range a {
+			if _, known := b[name]; !known {
+				all = append(all, name)
+			}
+		}
+	}
+	slices.Sort(all)
+	return all
 }
 
 // names gives the keys of both maps, each once, in order.

@@ -29,6 +29,8 @@ type naming struct {
 	// mu guards resolver for those who do not own it.
 	mu       sync.Mutex
 	resolver *resolve.Resolver // nil: nothing has a name
+	asked    *config.Config    // and what hosts found in it
+	found    []string
 	servers  []netip.AddrPort
 	of       *config.Config // in force, as it was written: with names
 	changed  chan struct{}  // an answer is another
@@ -61,7 +63,7 @@ type named struct {
 // if there is none.
 func (x *naming) prepare(c *config.Config, known map[string]resolve.Answer, d time.Duration) *named {
 	m := &named{x: x, of: c, resolver: x.resolver, Config: c}
-	hosts := hostsOf(c)
+	hosts := x.hosts(c)
 	if len(hosts) == 0 {
 		m.resolver = nil
 		return m
@@ -94,7 +96,7 @@ func joinAnswers(a, b map[string]resolve.Answer) map[string]resolve.Answer {
 // strange gives the names of c that nobody has asked for. It is called by who has
 // the turn to change the configuration.
 func (x *naming) strange(c *config.Config) []string {
-	hosts := hostsOf(c)
+	hosts := x.hosts(c)
 	if len(hosts) == 0 {
 		return nil
 	}
@@ -123,7 +125,12 @@ func askNames(ctx context.Context, c *config.Config, hosts []string) map[string]
 }
 
 // preview is c with the addresses that are known now.
-func (x *naming) preview(c *config.Config) *config.Config { return resolved(c, x.answers()) }
+func (x *naming) preview(c *config.Config) *config.Config {
+	if len(x.hosts(c)) == 0 {
+		return c
+	}
+	return resolved(c, x.answers())
+}
 
 // keep puts it in force.
 func (m *named) keep() {
@@ -151,6 +158,17 @@ func (m *named) end() {
 	default:
 		x.resolver.Set(hostsOf(x.of), nil)
 	}
+}
+
+// hosts are the names of c, each once. What was asked last is remembered: a change
+// asks several times, and most configurations have no names.
+func (x *naming) hosts(c *config.Config) []string {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.asked != c {
+		x.asked, x.found = c, hostsOf(c)
+	}
+	return slices.Clone(x.found)
 }
 
 // hostsOf are the names of c, each once.

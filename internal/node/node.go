@@ -175,10 +175,14 @@ func Start(o Options) (*Node, error) {
 	if err := n.openDoors(c, o.Inherited); err != nil {
 		return nil, err
 	}
-	g, opened, _, err := n.open(c, nil, o.Inherited, 1)
+	g, _, err := n.open(c, nil, config.Plan{}, o.Inherited, 1)
 	if err != nil {
 		n.closeDoors()
 		return nil, err
+	}
+	opened := map[string]bool{}
+	for _, l := range c.Listeners {
+		opened[vipKey(l)] = true
 	}
 	for vip, fd := range o.Inherited {
 		if !opened[vip] && vip != n.scrape.key && vip != n.api.key && (vip != clusterKey || c.Cluster == nil) {
@@ -301,21 +305,18 @@ func (n *Node) setLimits(c *config.Config) {
 }
 
 // open makes the generation of c: sockets of old or inherited listeners are
-// kept by VIP, whatever their name; the others are opened. On an error all
-// that was opened is closed again and nothing has changed; back does the same.
-func (n *Node) open(c *config.Config, old *loop.Generation, inherited map[string]sock.FD, number uint64) (_ *loop.Generation, _ map[string]bool, back func(), _ error) {
+// kept by VIP, whatever their name; the others are opened. plan is the difference
+// from old; what it does not name is not looked at. On an error all that was opened
+// is closed again and nothing has changed; back does the same.
+func (n *Node) open(c *config.Config, old *loop.Generation, plan config.Plan, inherited map[string]sock.FD, number uint64) (_ *loop.Generation, back func(), _ error) {
 	g := &loop.Generation{Number: number, Config: c, Listening: map[string]*loop.Listening{}}
-	used := map[string]bool{}
-	have := map[string]sock.FD{}
-	before := map[string]*config.Listener{} // which opened them
-	for vip, fd := range inherited {
-		have[vip] = fd
-	}
+	touched := c.Listeners
 	if old != nil {
-		for _, x := range old.Listening {
-			have[vipKey(x.Object)] = x.FD
-			before[vipKey(x.Object)] = x.Object
+		g.Listening = maps.Clone(old.Listening)
+		for _, l := range plan.ListenersRemoved {
+			delete(g.Listening, l.Ref.Name)
 		}
+		touched = touchedBy(plan, c)
 	}
 	var fresh []sock.FD
 	var again []func() error // for open sockets: what c says of them
@@ -332,21 +333,17 @@ func (n *Node) open(c *config.Config, old *loop.Generation, inherited map[string
 		back()
 		return fmt.Errorf("node: listener %s: %w", name, err)
 	}
-	for name, l := range c.Listeners {
+	for name, l := range touched {
 		key := vipKey(l)
-		if old != nil {
-			if was := old.Listening[name]; was != nil && was.Object.Ref == l.Ref && same(was.Backend, c.Backends[l.BackendName]) {
-				g.Listening[name] = was // untouched
-				used[key] = true
-				continue
-			}
+		fd, ok := inherited[key]
+		var before *config.Listener // which opened it
+		if was := listeningAt(old, name, l); was != nil {
+			fd, before, ok = was.FD, was.Object, true
 		}
-		fd, ok := have[key]
 		if ok {
-			used[key] = true
 			again = append(again, func() error {
-				if was := before[key]; was != nil {
-					undo = append(undo, func() { _ = sock.Relisten(fd, listenSpec(was)) })
+				if before != nil {
+					undo = append(undo, func() { _ = sock.Relisten(fd, listenSpec(before)) })
 				}
 				if err := sock.Relisten(fd, listenSpec(l)); err != nil {
 					return fail(name, err)
@@ -365,7 +362,7 @@ func (n *Node) open(c *config.Config, old *loop.Generation, inherited map[string
 		} else {
 			var err error
 			if fd, err = sock.Listen(listenSpec(l)); err != nil {
-				return nil, nil, nil, fail(name, err)
+				return nil, nil, fail(name, err)
 			}
 			fresh = append(fresh, fd)
 		}
@@ -374,10 +371,58 @@ func (n *Node) open(c *config.Config, old *loop.Generation, inherited map[string
 	// Sockets that serve already are changed last, when nothing else can fail.
 	for _, f := range again {
 		if err := f(); err != nil {
-			return nil, nil, nil, err
+			return nil, nil, err
 		}
 	}
-	return g, used, back, nil
+	return g, back, nil
+}
+
+// touchedBy are the listeners of c that a plan has made or changed, or whose
+// backend it has.
+func touchedBy(p config.Plan, c *config.Config) map[string]*config.Listener {
+	out := map[string]*config.Listener{}
+	for _, l := range p.ListenersAdded {
+		out[l.Ref.Name] = l
+	}
+	for _, x := range p.ListenersChanged {
+		out[x.New.Ref.Name] = x.New
+	}
+	backends := map[string]bool{}
+	for _, b := range p.BackendsAdded {
+		backends[b.Ref.Name] = true
+	}
+	for _, x := range p.BackendsChanged {
+		backends[x.New.Ref.Name] = true
+	}
+	if len(backends) == 0 {
+		return out
+	}
+	for name, l := range c.Listeners {
+		if l.BackendName != "" && backends[l.BackendName] {
+			out[name] = l
+		}
+	}
+	return out
+}
+
+// listeningAt is what listens at the VIP of l in old, which may be nil: most often
+// that of the same name.
+func listeningAt(old *loop.Generation, name string, l *config.Listener) *loop.Listening {
+	if old == nil {
+		return nil
+	}
+	at := func(x *loop.Listening) bool {
+		return x != nil && x.Object.VIP == l.VIP && x.Object.DualStack == l.DualStack
+	}
+	if x := old.Listening[name]; at(x) {
+		return x
+	}
+	for _, x := range old.Listening {
+		if at(x) {
+			return x
+		}
+	}
+	return nil
 }
 
 // same tells whether two versions of a listener's backend are one. A listener
@@ -441,7 +486,7 @@ func (n *Node) bring(x *bringing) error {
 	if err != nil {
 		return fmt.Errorf("node: %w", err)
 	}
-	g, _, undo, err := n.open(x.c, x.old, nil, x.old.Number+1)
+	g, undo, err := n.open(x.c, x.old, x.plan, nil, x.old.Number+1)
 	if err != nil {
 		place.Close()
 		return err

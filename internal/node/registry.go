@@ -88,22 +88,15 @@ func (r *registry) addConfig(now time.Time, c *config.Config) {
 // reuse gives a config with the contents of c in which every object that is
 // registered in the same version is the registered one: so equal objects are
 // the same pointers, also with those of a generation before the last, under
-// which there may be flows. What old, which is in force, has as the same pointer is
-// registered.
-func (r *registry) reuse(c, old *config.Config) *config.Config {
+// which there may be flows.
+func (r *registry) reuse(c *config.Config) *config.Config {
 	known := &config.Config{Listeners: map[string]*config.Listener{}, Backends: map[string]*config.Backend{}}
 	for name, l := range c.Listeners {
-		if old.Listeners[name] == l {
-			known.Listeners[name] = l
-		} else if was := r.Listener(name, l.Ref.Version); was != nil {
+		if was := r.Listener(name, l.Ref.Version); was != nil {
 			known.Listeners[name] = was
 		}
 	}
 	for name, b := range c.Backends {
-		if old.Backends[name] == b {
-			known.Backends[name] = b
-			continue
-		}
 		if was := r.Backend(name, b.Ref.Version); was != nil {
 			known.Backends[name] = was
 			continue

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"strings"
 	"sync"
@@ -336,6 +337,9 @@ func (n *Node) dryRun(q ChangeRequest) (*ChangeReport, error) {
 // planText is a plan as people read it.
 func (n *Node) planText(plan config.Plan, c *config.Config) string {
 	text := plan.String()
+	if plan.Node == nil && plan.Cluster == nil {
+		return text
+	}
 	if later := takesUpgrade(plan, config.Diff(n.began, c)); later != "" {
 		text += "! " + later + ": takes effect with the next upgrade\n"
 	}
@@ -519,8 +523,39 @@ func (n *Node) lockChange(ctx context.Context) error {
 }
 
 // reuse is c with the objects of old, and of the registry, where they are equal.
+// Only what is another pointer is looked at.
 func (n *Node) reuse(c, old *config.Config) *config.Config {
-	return n.registry.reuse(c, old).Reuse(old)
+	fresh := &config.Config{Listeners: map[string]*config.Listener{}, Backends: map[string]*config.Backend{}}
+	was := &config.Config{Cluster: old.Cluster, AccessLog: old.AccessLog, Listeners: map[string]*config.Listener{}, Backends: map[string]*config.Backend{}}
+	for name, l := range c.Listeners {
+		if o := old.Listeners[name]; o != l {
+			fresh.Listeners[name] = l
+			if o != nil {
+				was.Listeners[name] = o
+			}
+		}
+	}
+	for name, b := range c.Backends {
+		if o := old.Backends[name]; o != b {
+			fresh.Backends[name] = b
+			if o != nil {
+				was.Backends[name] = o
+			}
+		}
+	}
+	fresh.Cluster, fresh.AccessLog = c.Cluster, c.AccessLog
+	known := n.registry.reuse(fresh).Reuse(was)
+	next := *c
+	next.Cluster, next.AccessLog = known.Cluster, known.AccessLog
+	if len(fresh.Listeners) > 0 {
+		next.Listeners = maps.Clone(c.Listeners)
+		maps.Copy(next.Listeners, known.Listeners)
+	}
+	if len(fresh.Backends) > 0 {
+		next.Backends = maps.Clone(c.Backends)
+		maps.Copy(next.Backends, known.Backends)
+	}
+	return &next
 }
 
 func millis(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
