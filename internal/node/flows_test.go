@@ -663,12 +663,17 @@ func TestShed(t *testing.T) {
 		t.Errorf("%d of 20 are turned away after its end", n)
 	}
 	w := f.watching()
-	if r, err = f.Shed(ShedRequest{Backend: "web", Percent: 100, For: time.Second}); err != nil || r.Until.IsZero() {
+	if r, err = f.Shed(ShedRequest{Backend: "web", Percent: 100, For: time.Hour}); err != nil || r.Until.IsZero() {
 		t.Fatalf("%+v, %v", r, err)
 	}
 	if n := ask(3); n != 3 {
 		t.Errorf("%d of 3 are turned away", n)
 	}
+	f.endSheds(r.Until.Add(-time.Second))
+	if len(f.Status().Sheds) != 1 {
+		t.Error("it ended before its time")
+	}
+	f.endSheds(r.Until)
 	if e := event(t, w, "shed", "any more"); e.Object != "backend/web" || e.Fields["turned_away"] != "3" {
 		t.Errorf("%+v", e)
 	}
