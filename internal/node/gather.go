@@ -236,7 +236,7 @@ func (n *Node) Measure() []Family {
 	n.gatherEndpoints(g, c)
 
 	g.add(buildInfo, 1, Release, runtime.Version())
-	g.add(generation, float64(gen.Number))
+	g.add(generation, float64(n.Generation()))
 	g.add(driftNow, float64(len(n.state.current().drift())))
 	journal, kept := n.JournalState()
 	g.add(durableUpTo, float64(journal.Durable))

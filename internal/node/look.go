@@ -117,7 +117,7 @@ func (n *Node) look(now time.Time, k *looks) *Look {
 	n.mu.Unlock()
 	c := g.Config
 	s := &Look{
-		At: now, Node: c.Node.Name, Release: Release, PID: pid, Generation: g.Number, Up: now.Sub(n.started), Config: c,
+		At: now, Node: c.Node.Name, Release: Release, PID: pid, Generation: n.Generation(), Up: now.Sub(n.started), Config: c,
 		Connected: map[string]int64{}, Queued: map[string]int{}, Endpoints: n.EndpointStates(), Balance: n.balance(),
 	}
 	for name := range c.Listeners {

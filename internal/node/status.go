@@ -219,7 +219,7 @@ func (n *Node) Status() *Status {
 	g, successor := n.gen, n.successor
 	n.mu.Unlock()
 	s := &Status{
-		Node: g.Config.Node.Name, Release: Release, PID: pid, Successor: successor, Generation: g.Number,
+		Node: g.Config.Node.Name, Release: Release, PID: pid, Successor: successor, Generation: n.Generation(),
 		UpSeconds: time.Since(n.started).Seconds(), ByState: map[string]int{}, Queued: map[string]int{},
 		Descriptors: sock.Open(), FilesMax: n.fds, Room: n.room(g.Config), Totals: n.counts(), Host: n.hostCounters(),
 		Memory: n.memory.resident(), MemoryMax: g.Config.Node.MemoryMax, Shedding: n.shared.Shedding.Load(),
