@@ -53,6 +53,7 @@ func durable(ctx context.Context, o Options, out io.Writer, v *Verdict) error {
 		{"damage", l.damaging},
 		{"files that are wrong", l.wrongFiles},
 		{"two writers", l.twoWriters},
+		{"a canary that does harm", l.canary},
 		{"a full disk", l.fullDisk},
 	} {
 		began := time.Now()
@@ -267,13 +268,20 @@ func (l *durableLab) read(source string) (durableStep, string) {
 	}
 	// All else of the file is that of n as well, however it is set out.
 	text := strings.ReplaceAll(source, " ", "")
+	there := 0
 	for i := range durableBackends {
+		if (s.n+i)%7 != 0 {
+			there++
+		}
 		if there := strings.Contains(text, fmt.Sprintf("\nb%d:\n", i)); there != ((s.n+i)%7 != 0) {
 			return s, fmt.Sprintf("state %d, and backend b%d is there: %v", s.n, i, there)
 		}
 		if (s.n+i)%7 != 0 && !strings.Contains(text, fmt.Sprintf("\"127.0.31.%d:80\",weight:%d}", 1+i, 1+(s.n+i)%100)) {
 			return s, fmt.Sprintf("state %d, and backend b%d has another weight", s.n, i)
 		}
+	}
+	if e1, e2 := strings.Count(text, "name:e1,"), strings.Count(text, "name:e2,"); e1 != there || e2 != there {
+		return s, fmt.Sprintf("state %d has %d backends, and %d and %d endpoints", s.n, there, e1, e2)
 	}
 	return s, ""
 }

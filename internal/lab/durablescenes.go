@@ -318,6 +318,61 @@ func (l *durableLab) twoWriters() error {
 	return nil
 }
 
+// canary applies a file whose servers are not there, and has it watched: it is
+// rolled back by the errors that clients see, as a generation of its own.
+func (l *durableLab) canary() error {
+	before, err := l.config()
+	if err != nil {
+		return err
+	}
+	w := l.watch(durablePort)
+	defer w.end()
+	eventually(time.Second, func() bool { return w.answers.Load() > 200 }) // what it is compared with
+	text := strings.Replace(l.node.filled(l.text(l.n+1, durablePort, l.dir)), durableServer, "127.0.30.1:7001", 1)
+	var r changeReport
+	if err := l.node.rpc(l.ctx, "Apply", map[string]any{"source": text, "canary": "30s", "abort_on": "errors>5%", "wait_durable": true}, &r); err != nil {
+		return err
+	}
+	began := time.Now()
+	var after configState
+	back := eventually(10*time.Second, func() bool {
+		after, err = l.config()
+		return err == nil && after.Generation > r.Generation
+	})
+	l.v.Must(back, "a canary with errors is rolled back", fmt.Sprintf("%v, after %.1f s", back, time.Since(began).Seconds()), "true")
+	was, wrong := l.read(before.Source)
+	is, now := l.read(after.Source)
+	l.v.Must(is == was && wrong+now == "", "the state then", fmt.Sprintf("%d, %d %s", is.n, is.t, now), fmt.Sprintf("%d, %d as before", was.n, was.t))
+	var h struct {
+		Generations []struct {
+			Kind string `json:"kind"`
+		} `json:"generations"`
+	}
+	if err := l.node.rpc(l.ctx, "History", map[string]any{"max": 1}, &h); err != nil {
+		return err
+	}
+	kind := ""
+	if len(h.Generations) > 0 {
+		kind = h.Generations[0].Kind
+	}
+	l.v.Must(kind == "canary-rollback", "the history says", kind, "canary-rollback")
+	l.n++
+	// What was rolled back stays so after a kill.
+	eventually(5*time.Second, func() bool {
+		after, err = l.config()
+		return err == nil && after.Durable == "yes"
+	})
+	l.steps = append(l.steps, durableStep{is.n, is.t, after.Generation})
+	l.steps, l.sure = l.steps[len(l.steps)-1:], 0
+	l.kill()
+	s, err := l.again("after a canary")
+	if err != nil {
+		return err
+	}
+	l.v.Must(s == "", "a start after it", orOK(s), "ok")
+	return nil
+}
+
 // fullDisk gives a node a small disk, fills it, and makes room again.
 func (l *durableLab) fullDisk() error {
 	l.kill()
