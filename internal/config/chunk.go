@@ -42,6 +42,10 @@ func (k chunkKind) String() string { return word(chunkKindWords[:], uint8(k), "c
 // Further line breaks and the mark of an encoding: YAML 1.2.2, sections 5.2 and 5.4.
 var unusual = []string{"\r", "\u0085", "\u2028", "\u2029", "\ufeff"}
 
+// indentMin and indentMax bound the indentation that is written, so that a chunk
+// can be written again as it stands.
+const indentMin, indentMax = 2, 9
+
 // cutter goes through the lines of a file.
 type cutter struct {
 	text   string
@@ -137,7 +141,7 @@ func (c *cutter) take(text string, at, line int) bool {
 		c.comment = -1
 	default:
 		key, _, found := strings.Cut(rest, ":")
-		if !found {
+		if !found || indent < indentMin || indent > indentMax {
 			return false
 		}
 		c.indent = indent

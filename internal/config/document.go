@@ -14,7 +14,8 @@ type Document struct {
 	base    *Document // the file's own; nil: this is it
 	patches []Patch   // on base, each object and field once
 
-	source   string // "": that of its chunks
+	source   string  // "": that of its chunks
+	asked    []asked // by sections of the top level
 	chunks   []chunk
 	config   *Config
 	warnings Warnings
@@ -44,7 +45,7 @@ func Read(file string, src []byte, lookup func(string) (string, bool), was *Docu
 		d.config = c.Reuse(was.config)
 	}
 	if draft.settle(chunks, d.config) {
-		d.chunks = chunks
+		d.chunks, d.asked = chunks, r.asked
 	}
 	return d, warnings, nil
 }
@@ -110,7 +111,13 @@ func (d *Document) readChunks(chunks []chunk, was *Document) bool {
 	if len(chunks) == 0 {
 		return false
 	}
+	if c := d.likewise(chunks, was); c != nil {
+		d.chunks, d.config, d.asked = chunks, c, was.asked
+		return true
+	}
+	r.asked = nil
 	draft := r.draftOf(chunks)
+	d.asked = r.asked
 	if draft == nil || len(r.problems) > 0 {
 		return false
 	}

@@ -25,7 +25,7 @@ func newEdition(base, was *Document) (*edition, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &edition{base: base, was: was, lines: lines, chunks: slices.Clone(lines.chunks), dropped: make(map[string]string)}, nil
+	return &edition{base: base, was: was, lines: lines, dropped: make(map[string]string)}, nil
 }
 
 // lined gives d in lines: d itself, or what a program would write for it.
@@ -62,16 +62,17 @@ func (d *Document) lined() (*Document, error) {
 	return lined, nil
 }
 
-// make makes all patches, object by object, and gives those that make a
-// difference. Lenient is as for over.
-func (e *edition) make(all []Patch, lenient bool) ([]Patch, error) {
-	type object struct{ group, name string }
+// object is what patches of one chunk have in common.
+type object struct{ group, name string }
+
+// byObject gives the patches of each object, and the objects in their order.
+func byObject(all []Patch, fail func(*Patch, error)) (map[object][]Patch, []object) {
 	of := make(map[object][]Patch)
 	var order []object
 	for _, p := range all {
 		t, err := p.target()
 		if err != nil {
-			e.fail(&p, err)
+			fail(&p, err)
 			continue
 		}
 		o := object{t.group, t.name}
@@ -80,16 +81,45 @@ func (e *edition) make(all []Patch, lenient bool) ([]Patch, error) {
 		}
 		of[o] = append(of[o], p)
 	}
-	left := make(map[string]bool, len(all))
+	return of, order
+}
+
+// make makes all patches, object by object, and gives those that make a
+// difference. Lenient is as for over.
+func (e *edition) make(all []Patch, lenient bool) ([]Patch, error) {
+	of, order := byObject(all, e.fail)
+	var before map[object][]Patch
+	if e.was.chunks != nil && e.was.base == e.base && !lenient {
+		var had []object
+		before, had = byObject(e.was.patches, e.fail)
+		if sameObjects(had, order) {
+			e.chunks = slices.Clone(e.was.chunks)
+		} else {
+			before = nil
+		}
+	}
+	if before == nil {
+		e.chunks = slices.Clone(e.lines.chunks)
+	}
+	left := make(map[Patch]bool, len(all))
 	for _, o := range order {
-		for _, p := range e.object(o.group, o.name, of[o], lenient) {
-			left[p.Name()] = true
+		patches := of[o]
+		if before == nil || !slices.Equal(patches, before[o]) {
+			var again bool
+			if patches, again = e.object(o, patches, lenient, before != nil); again {
+				// It is not where it was, so all is made anew.
+				e.was, e.bad = e.base, nil
+				return e.make(all, lenient)
+			}
+		}
+		for _, p := range patches {
+			left[p] = true
 		}
 	}
 	if len(e.bad) > 0 {
 		return nil, &Errors{e.bad}
 	}
-	return slices.DeleteFunc(slices.Clone(all), func(p Patch) bool { return !left[p.Name()] }), nil
+	return slices.DeleteFunc(slices.Clone(all), func(p Patch) bool { return !left[p] }), nil
 }
 
 func (e *edition) fail(p *Patch, err error) {
@@ -97,23 +127,20 @@ func (e *edition) fail(p *Patch, err error) {
 }
 
 // object makes the patches of one chunk and gives those that make a difference.
-func (e *edition) object(group, name string, patches []Patch, lenient bool) []Patch {
-	at := find(e.chunks, group, name)
+// In place: the other chunks are edited already, so it must neither come nor go,
+// or again is set.
+func (e *edition) object(o object, patches []Patch, lenient, inPlace bool) (made []Patch, again bool) {
+	at := find(e.chunks, o.group, o.name)
 	var from *chunk
-	if at >= 0 {
-		from = &e.lines.chunks[find(e.lines.chunks, group, name)]
+	if i := find(e.lines.chunks, o.group, o.name); i >= 0 {
+		from = &e.lines.chunks[i]
 	}
-	if e.was.chunks != nil && e.was.Base() == e.base && slices.Equal(patches, e.was.patchesOf(group, name)) {
-		var to *chunk // it was made before
-		if i := find(e.was.chunks, group, name); i >= 0 {
-			to = &e.was.chunks[i]
-		}
-		e.put(at, group, to)
-		return patches
+	if inPlace && (at < 0 || from == nil) {
+		return nil, true
 	}
-	to, made, ok := e.edit(from, group, name, patches, lenient, e.tell)
+	to, made, ok := e.edit(from, o, patches, lenient, e.tell)
 	if !ok {
-		return nil
+		return nil, false
 	}
 	for i := len(made) - 1; i >= 0; i-- {
 		if e.counts(made, i, from, to) {
@@ -121,15 +148,18 @@ func (e *edition) object(group, name string, patches []Patch, lenient bool) []Pa
 		}
 		// Without it nothing may be different, unless others need it.
 		others := slices.Delete(slices.Clone(made), i, i+1)
-		next, rest, ok := e.edit(from, group, name, others, false, nil)
-		if ok && len(rest) == len(others) && e.alike(group, to, next) {
+		next, rest, ok := e.edit(from, o, others, false, nil)
+		if ok && len(rest) == len(others) && e.alike(o.group, to, next) {
 			to, made = next, others
 		}
 	}
-	if len(made) > 0 {
-		e.put(at, group, to)
+	if inPlace && (to == nil || len(made) == 0) {
+		return nil, true
 	}
-	return made
+	if len(made) > 0 {
+		e.put(at, o.group, to)
+	}
+	return made, false
 }
 
 // counts tells that made[i] makes a difference, as far as that is plain.
@@ -160,13 +190,13 @@ func (e *edition) tell(p *Patch, err error, lenient bool) {
 
 // edit gives a chunk with patches in it, nil if nothing is left of it, and the
 // patches that were made. False says that one could not be; tell is told of it.
-func (e *edition) edit(c *chunk, group, name string, patches []Patch, lenient bool, tell func(*Patch, error, bool)) (*chunk, []Patch, bool) {
+func (e *edition) edit(c *chunk, o object, patches []Patch, lenient bool, tell func(*Patch, error, bool)) (*chunk, []Patch, bool) {
 	if len(patches) == 0 {
 		return c, nil, true
 	}
-	root, indent := e.emptyRoot(group, name), 2
+	root := emptyRoot(o)
 	if c != nil {
-		root, indent = c.load(), max(c.column-1, indent)
+		root = c.load()
 	}
 	ed := editor{root: root, lookup: e.base.lookup, known: e.names}
 	var made []Patch
@@ -189,7 +219,7 @@ func (e *edition) edit(c *chunk, group, name string, patches []Patch, lenient bo
 	if len(made) == 0 {
 		return c, nil, true
 	}
-	to, err := chunkOf(root, group, name, min(indent, indentMax))
+	to, err := chunkOf(root, o, e.indent(o))
 	if err != nil {
 		if tell != nil {
 			tell(&patches[len(patches)-1], err, false)
@@ -209,13 +239,21 @@ func (e *edition) edit(c *chunk, group, name string, patches []Patch, lenient bo
 	return to, made, true
 }
 
-const indentMax = 9 // of what writes YAML
+// indent gives the indentation of the entries that o is one of.
+func (e *edition) indent(o object) int {
+	for i := range e.lines.chunks {
+		if c := &e.lines.chunks[i]; o.name != "" && c.entry() && c.group() == o.group {
+			return c.column - 1
+		}
+	}
+	return indentMin
+}
 
 // emptyRoot is a file without that object, but with its group.
-func (e *edition) emptyRoot(group, name string) *yaml.Node {
+func emptyRoot(o object) *yaml.Node {
 	root := &yaml.Node{Kind: yaml.MappingNode}
-	if name != "" {
-		putKey(root, group, &yaml.Node{Kind: yaml.MappingNode})
+	if o.name != "" {
+		putKey(root, o.group, &yaml.Node{Kind: yaml.MappingNode})
 	}
 	return root
 }
@@ -234,17 +272,26 @@ func (e *edition) names(group string) []string {
 
 // find gives the number of the chunk of an object, or -1.
 func find(chunks []chunk, group, name string) int {
-	return slices.IndexFunc(chunks, func(c chunk) bool {
-		if name == "" {
-			return c.kind == topSection && c.key == group
+	kind := topSection
+	switch {
+	case name == "":
+	case group == "listeners":
+		kind = listenerEntry
+	default:
+		kind = backendEntry
+	}
+	for i := range chunks {
+		c := &chunks[i]
+		if c.kind == kind && (name == "" && c.key == group || name != "" && c.piece != nil && c.piece.name() == name) {
+			return i
 		}
-		return c.entry() && c.group() == group && c.piece != nil && c.piece.name() == name
-	})
+	}
+	return -1
 }
 
 // chunkOf makes a chunk of a file that has nothing else; nil if it has nothing.
-func chunkOf(root *yaml.Node, group, name string, indent int) (*chunk, error) {
-	holder := root
+func chunkOf(root *yaml.Node, o object, indent int) (*chunk, error) {
+	group, name, holder := o.group, o.name, root
 	if name != "" {
 		holder = childOf(root, group)
 	}
@@ -367,17 +414,6 @@ func (e *edition) document(patches []Patch) (*Document, error) {
 	}
 	d.source, d.config, d.warnings = string(text), c.Reuse(e.was.config), warnings
 	return d, nil
-}
-
-// patchesOf gives those of one chunk.
-func (d *Document) patchesOf(group, name string) []Patch {
-	var all []Patch
-	for _, p := range d.patches {
-		if t, err := p.target(); err == nil && t.group == group && t.name == name {
-			all = append(all, p)
-		}
-	}
-	return all
 }
 
 // alike tells whether two versions of a chunk mean the same.

@@ -64,7 +64,7 @@ type (
 		uses   []use       // of backends
 		routes []routeSite // those of l.Rules
 		logs   bool        // it says accessLog: on
-		own    own
+		own    *own
 		rest   sleeper
 	}
 	endpointSite struct {
@@ -78,7 +78,7 @@ type (
 		httpOnly  bool // it has keys that are for http
 		endpoints []endpointSite
 		uses      []use // of other backends
-		own       own
+		own       *own
 		rest      sleeper
 
 		http, tcp *listenerSite // the first that reaches it, of each protocol

@@ -32,8 +32,8 @@ type own struct {
 func (r *reader) begin() (warnings, asked int) { return len(r.warnings), len(r.asked) }
 
 // since gives what was since then.
-func (r *reader) since(warnings, asked int) own {
-	return own{slices.Clone(r.warnings[warnings:]), slices.Clone(r.asked[asked:])}
+func (r *reader) since(warnings, asked int) *own {
+	return &own{slices.Clone(r.warnings[warnings:]), slices.Clone(r.asked[asked:])}
 }
 
 // asked is a variable that a text names, and what it was when the text was read.
@@ -104,12 +104,14 @@ func (r *reader) piece(c *chunk) *piece {
 		site := alone.listenerIn(root)
 		if len(alone.problems) == 0 {
 			site.seal()
+			site.own = &own{}
 			p = site.piece()
 		}
 	case backendEntry:
 		site := alone.backendIn(root)
 		if len(alone.problems) == 0 {
 			site.seal()
+			site.own = &own{}
 			p = site.piece()
 		}
 	}
@@ -122,11 +124,11 @@ func (r *reader) piece(c *chunk) *piece {
 
 // piece gives what stays of a site that was sealed.
 func (l *listenerSite) piece() *piece {
-	return &piece{listener: l.l, uses: atRest(l.uses), logs: l.logs, own: l.own}
+	return &piece{listener: l.l, uses: atRest(l.uses), logs: l.logs, own: *l.own}
 }
 
 func (s *backendSite) piece() *piece {
-	return &piece{backend: s.b, uses: atRest(s.uses), byKernel: s.byKernel, httpOnly: s.httpOnly, own: s.own}
+	return &piece{backend: s.b, uses: atRest(s.uses), byKernel: s.byKernel, httpOnly: s.httpOnly, own: *s.own}
 }
 
 // atRest gives uses without their places.

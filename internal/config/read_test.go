@@ -1,7 +1,6 @@
 package config
 
 import (
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -185,7 +184,7 @@ func TestReadIsParse(t *testing.T) {
 			now = mutate(r, now, files)
 		}
 	}
-	if quick < 500 {
+	if quick < turns {
 		t.Errorf("only %d files were cut", quick)
 	}
 }
@@ -208,6 +207,109 @@ func FuzzRead(f *testing.F) {
 			asParsed(t, string(before), again, w, err)
 		}
 	})
+}
+
+// entries of which each pair may or may not go together, and says so.
+var (
+	someListeners = []string{
+		"{ vip: '10.0.0.%d:80', backend: %s }",
+		"{ vip: '10.0.0.%d:80', backend: %s, accessLog: on }",
+		"{ vip: '10.0.0.%d:80', backend: %s, movable: true }",
+		"{ vip: '10.0.0.%d:80', backend: %s, connectionsMax: 7 }",
+		"{ vip: '[2001:db8::%d]:80', backend: %s }",
+		"{ vip: ':8%d', backend: %s }",
+		"{ vip: '10.0.0.%d:80', protocol: http, backend: %s }",
+		"{ vip: '10.0.0.%d:80', protocol: http, routes: [ { backend: %s } ], backend: b1 }",
+		"{ vip: '10.0.0.%d:80', protocol: http, routes: [ { backends: [ { name: %s }, { name: b0, weight: 2 } ] } ] }",
+		"{ vip: '10.0.0.%d:80', protocol: http, routes: [ { match: { path: /a }, backend: %s }, { match: { path: /a }, backend: b2 } ] }",
+		"{ vip: '0.0.0.0:8%d', backend: %s }",
+	}
+	someBackends = []string{
+		"endpoints: [ { address: '10.1.0.1:80' } ]",
+		"endpoints: [ { address: '10.1.0.1:80', weight: 7 } ]",
+		"endpoints: [ { address: '10.1.0.1:80', zone: a }, { address: '10.1.0.2:80', zone: b } ]",
+		"endpoints: [ { address: '10.1.0.1:80', zone: b } ], preferLocal: true",
+		"endpoints: [ { address: '10.1.0.1:80', zone: a } ], preferLocal: true",
+		"endpoints: [ { address: 'unix:/a' } ]",
+		"endpoints: [ { address: '10.1.0.1:80' } ], source: vip",
+		"endpoints: [ { name: z, address: '[2001:db8::9]:80' }, { name: a, address: '10.1.0.1:80' } ], source: vip",
+		"endpoints: [ { name: a, address: '[2001:db8::9]:80' }, { name: z, address: '10.1.0.1:80' } ], source: vip",
+		"endpoints: [ { address: '10.1.0.1:80' } ], source: 10.0.0.9",
+		"endpoints: [ { address: '10.1.0.1:80' } ], source: ''",
+		"endpoints: [ { address: '10.1.0.1:80' } ], answerTimeout: 5s",
+		"endpoints: [ { address: '10.1.0.1:80' } ], reuse: { idle: 1 }",
+		"endpoints: [ { address: '10.1.0.1:80' } ], sticky: { source: {} }",
+		"endpoints: [ { address: '10.1.0.1:80' } ], sticky: { cookie: { name: a } }",
+		"endpoints: [ { address: '10.1.0.1:80' } ], sticky: { cookie: { name: a, path: /x } }",
+		"endpoints: [ { address: '10.1.0.1:80' } ], sticky: { header: { name: a } }",
+		"endpoints: [ { address: '10.1.0.1:80' } ], balance: maglev, hash: { by: path }",
+		"endpoints: [ { address: '10.1.0.1:80' } ], balance: maglev",
+		"endpoints: [ { address: '10.1.0.1:80' } ], retry: { on: [ connect, reset ] }",
+		"endpoints: [ { address: '10.1.0.1:80' } ], retry: { on: [ connect, 503 ] }",
+		"endpoints: [ { address: '10.1.0.1:80' } ], fallback: { backend: b0 }",
+		"endpoints: [ { address: '10.1.0.1:80' } ], fallback: { backend: b1 }",
+		"endpoints: [ { address: '10.1.0.1:80' } ], fallback: { respond: { status: 503 } }",
+		"endpoints: [ { address: '10.1.0.1:80', weight: 0 } ]",
+	}
+	someTops = []string{
+		"", "", "", "accessLog: {}\n", "node: { zone: a }\n", "node: { zone: b, admin: { metrics: '10.0.0.1:80' } }\n",
+		"cluster: " + strings.ReplaceAll(someCluster, "\n", "") + "\n",
+	}
+)
+
+// What entries ask of each other is asked again when one of them changes, and
+// else it is as it was.
+func TestReadAsksAgain(t *testing.T) {
+	turns := 6000
+	if testing.Short() {
+		turns = 1000
+	}
+	r := rand.New(rand.NewPCG(4, 4))
+	var listeners, backends [3]string
+	pick := func(all []string) string { return all[min(r.IntN(len(all)), r.IntN(len(all)))] }
+	listener := func(i int) {
+		listeners[i] = fmt.Sprintf(pick(someListeners), r.IntN(9)+1, fmt.Sprintf("b%d", []int{i, i, i, r.IntN(3)}[r.IntN(4)]))
+	}
+	backend := func(i int) { backends[i] = "{ " + pick(someBackends) + " }" }
+	top := ""
+	for i := range 3 {
+		listener(i)
+		backend(i)
+	}
+	var was *Document
+	good, silent := 0, 0
+	for range turns {
+		switch n := r.IntN(8); {
+		case n < 3:
+			listener(n)
+		case n < 6:
+			backend(n - 3)
+		case n < 7:
+			top = someTops[r.IntN(len(someTops))]
+		default:
+			was = nil
+		}
+		src := top + "listeners:\n"
+		for i, text := range listeners {
+			src += fmt.Sprintf("  l%d: %s\n", i, text)
+		}
+		src += "backends:\n"
+		for i, text := range backends {
+			src += fmt.Sprintf("  b%d: %s\n", i, text)
+		}
+		d, w, err := Read("f", []byte(src), lookup, was)
+		asParsed(t, src, d, w, err)
+		if d == nil {
+			continue
+		}
+		if good++; len(w) == 0 {
+			silent++
+		}
+		was = d
+	}
+	if good < turns/20 || silent < turns/50 {
+		t.Errorf("of %d files %d were right, %d without a warning", turns, good, silent)
+	}
 }
 
 // What did not change is the same object, and nothing of it is read again; who
@@ -272,5 +374,3 @@ func TestReadHoldsNoOldText(t *testing.T) {
 		t.Errorf("chunks have %d octets of %d", at, len(d.source))
 	}
 }
-
-var _ = errors.As
