@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -429,10 +430,16 @@ func (s *reloadRun) one(i int, text string, proofs []proof) error {
 	return nil
 }
 
-// prove tries all proofs, and on a connection that was there before.
+// prove tries all proofs at once, and then on a connection that was there before.
 func (s *reloadRun) prove(all []proof) error {
-	for _, p := range all {
-		if err := p.prove(s.client); err != nil {
+	errs := make([]error, len(all))
+	var tries sync.WaitGroup
+	for i, p := range all {
+		tries.Go(func() { errs[i] = p.prove(s.client) })
+	}
+	tries.Wait()
+	for _, err := range errs {
+		if err != nil {
 			return err
 		}
 	}

@@ -109,7 +109,8 @@ func (r *reloadLab) judge() {
 		r.v.Must(x.most.processes == 1, x.who+": processes", fmt.Sprint(x.most.processes), "1")
 		r.v.Must(len(x.wrong) == 0, x.who+": what is wrong", strings.Join(x.wrong[:min(3, len(x.wrong))], "; "), "nothing")
 	}
-	r.v.Must(moving.effective == moving.due, "configurations that showed in answers sent after that of apply", fmt.Sprint(moving.effective), fmt.Sprint(moving.due))
+	r.v.Must(moving.tried > 0 && moving.effective == moving.tried, "configurations that showed in requests sent after the answer of apply", fmt.Sprint(moving.effective), fmt.Sprintf("%d, as many as were applied", moving.tried))
+	r.v.Goal(moving.tried == moving.due, fmt.Sprintf("configurations in %d s", moving.seconds), fmt.Sprint(moving.tried), fmt.Sprint(moving.due))
 	r.v.Goal(moving.late == 0, "late, by more than "+ms(lateAfter), fmt.Sprint(moving.late), "0")
 	limit := still.most.rss + still.most.rss/10
 	r.v.Goal(moving.most.rss <= limit, "memory, at most", fmt.Sprintf("%.1f MB", megabytes(moving.most.rss)), fmt.Sprintf("at most %.1f MB, 1.1 of the run without applies", megabytes(limit)))
