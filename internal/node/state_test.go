@@ -591,8 +591,8 @@ func TestStateOutlastsUpgrade(t *testing.T) {
 	}
 }
 
-// bad is a server for HTTP whose answers can be made errors.
-func bad(t *testing.T, fails func() bool) string {
+// failing is a server for HTTP whose answers can be made errors.
+func failing(t *testing.T, fails func() bool) string {
 	t.Helper()
 	l, err := net.Listen("tcp4", "127.0.0.1:0")
 	if err != nil {
