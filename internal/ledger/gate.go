@@ -11,6 +11,7 @@ type Gate struct {
 	max     atomic.Int64 // 0 = none
 	shut    atomic.Bool  // somebody was turned away and wants to know when to come back
 	open    func()
+	absent  bool // as that of a Backend
 }
 
 // SetMax changes the limit; 0 is none.

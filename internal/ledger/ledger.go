@@ -66,6 +66,7 @@ func (l *Ledger) Backend(name string) *Backend {
 		b = newBackend(name, l)
 		l.backends[name] = b
 	}
+	b.absent = false // somebody is about to use it
 	return b
 }
 
@@ -78,6 +79,7 @@ func (l *Ledger) Listener(name string) *Gate {
 		g = &Gate{open: l.options.Open}
 		l.listeners[name] = g
 	}
+	g.absent = false
 	return g
 }
 

@@ -58,6 +58,18 @@ type listenerBook struct {
 
 type routeCount struct{ requests, sources atomic.Uint64 }
 
+// forget forgets the rates of a listener that is gone; it has no connection.
+func (b *rateBook) forget(name string, limits *sync.Map) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if book := b.listeners[name]; book != nil {
+		for _, m := range book.recent {
+			limits.Delete(m.of)
+		}
+		delete(b.listeners, name)
+	}
+}
+
 // limitsMax bounds the versions of a listener whose rates are kept.
 const limitsMax = 4
 

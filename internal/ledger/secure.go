@@ -49,6 +49,7 @@ type Grant struct {
 // Backend is the account of one backend.
 type Backend struct {
 	Name     string
+	absent   bool // of the configuration, and idle; guarded by Ledger.mu
 	options  *Options
 	alarm    func(backend string)
 	places   *atomic.Uint64

@@ -730,6 +730,7 @@ func (n *Node) sweep(now time.Time) {
 	}
 	n.registry.add(now, slices.Collect(maps.Keys(named))...)
 	n.registry.prune(now)
+	n.shared.Ledger.Prune(c)
 }
 
 // Stop ends the node: the loops stand still, all flows that are left are
