@@ -1,6 +1,7 @@
 package node
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
@@ -161,6 +162,97 @@ func TestWeightsAreNothingToFlows(t *testing.T) {
 	if age := value(t, r.Measure(), "oldest_generation_age_seconds"); age < s.OldestSeconds {
 		t.Errorf("the oldest object left %g s ago, and %g s before", age, s.OldestSeconds)
 	}
+}
+
+// Between two requests a client is under nothing old: the next one is ruled by
+// what is in force. While a request is under way it is.
+func TestIdleClientsAreNotOld(t *testing.T) {
+	f := startFarm(t, "", "a")
+	ask := func(c net.Conn, path string) {
+		if _, err := io.WriteString(c, "GET "+path+" HTTP/1.1\r\nHost: web\r\n\r\n"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	idle, busy := dial(t, f.vip), dial(t, f.vip)
+	ask(idle, "/")
+	if _, err := http.ReadResponse(bufio.NewReader(idle), nil); err != nil {
+		t.Fatal(err)
+	}
+	ask(busy, "/slow")
+	await(t, "nothing is under way", func() bool { return f.state("a").InFlight == 1 })
+	f.alter(strings.Replace(f.text, "protocol: http", "protocol: http, http: { timeouts: { keepalive: 1h } }", 1), FlowsPolicy{})
+	s := f.Status()
+	if s.OnOld != 1 || len(s.OldObjects) != 1 || s.OldObjects[0].Object != "listener/web" || f.Look().OnOld != 1 {
+		t.Errorf("%d under %+v, and %d on the page, want the one that asks", s.OnOld, s.OldObjects, f.Look().OnOld)
+	}
+	close(f.webs["a"].slow)
+	await(t, "it is still under way", func() bool { return f.Status().OnOld == 0 })
+	// Who is to be closed is closed, idle or not.
+	report := f.alter(strings.Replace(f.text, "protocol: http", "protocol: http, http: { timeouts: { keepalive: 2h } }", 1), FlowsPolicy{On: "close"})
+	if report.Closed != 2 || report.Impact.FlowsClosed != 2 {
+		t.Errorf("%d closed, impact %+v", report.Closed, report.Impact)
+	}
+}
+
+// What waits for an endpoint adopts a change, too, though it is at no endpoint.
+func TestWaitingFlowsAdopt(t *testing.T) {
+	vip, server, other := free(t), echo(t), echo(t)
+	text := func(more string) string {
+		return fmt.Sprintf("node: { loops: 2 }\nlisteners: { web: { vip: %q, backend: app, onChange: adopt } }\nbackends: { app: { limits: { connectionsPerEndpoint: 1, queueTime: 1m } %s } }\n", vip, more)
+	}
+	a := fmt.Sprintf(", endpoints: [ { name: a, address: %q } ]", server)
+	r := start(t, text(a))
+	first := talkers(t, vip, 1)[0]
+	second := dial(t, vip)
+	await(t, "it does not wait", func() bool { return r.Status().Queued["app"] == 1 })
+	r.alter(text(", connectTimeout: 3s"+fmt.Sprintf(", endpoints: [ { name: a, address: %q }, { name: b, address: %q } ]", server, other)), FlowsPolicy{})
+	says(t, second, "it has found the one that came")
+	says(t, first, "still there")
+}
+
+// What a plan will do to flows is told before, and is what it does.
+func TestImpact(t *testing.T) {
+	first, second, server, other := free(t), free(t), echo(t), echo(t)
+	text := func(one, app string) string {
+		return fmt.Sprintf("node: { loops: 2 }\nlisteners:\n  two: { vip: %q, backend: other }\n%sbackends:\n  other: { endpoints: [ { name: a, address: %q } ] }\n  app: { %s }\n", second, one, server, app)
+	}
+	one := fmt.Sprintf("  one: { vip: %q, backend: app }\n", first)
+	both := fmt.Sprintf("endpoints: [ { name: a, address: %q }, { name: b, address: %q } ]", server, other)
+	r := start(t, text(one, both))
+	talkers(t, first, 4)
+	talkers(t, second, 3)
+	only := fmt.Sprintf("endpoints: [ { name: a, address: %q } ]", server)
+	for _, x := range []struct {
+		what, text                      string
+		on                              string
+		adopt, closed, drain, untouched int
+	}{
+		{"nothing", text(one, both), "close", 0, 0, 0, 7},
+		{"an endpoint goes", text(one, only), "", 0, 0, 2, 5},
+		{"an endpoint goes, and its flows", text(one, only), "close", 0, 2, 0, 5},
+		{"rules of a backend", text(one, "connectTimeout: 3s, "+both), "", 0, 0, 0, 7},
+		{"rules of a backend, adopted", text(one, "connectTimeout: 3s, "+both), "adopt", 4, 0, 0, 3},
+		{"a listener goes", text("", both), "", 0, 0, 4, 3},
+		{"a listener goes, and its flows", text("", both), "close", 0, 4, 0, 3},
+		{"a listener goes, and nothing is to adopt", text("", both), "adopt", 0, 0, 4, 3},
+		{"a listener goes, and an endpoint", text("", only), "", 0, 0, 4, 3},
+	} {
+		report, err := r.Change(context.Background(), ChangeRequest{Source: []byte(x.text), Flows: FlowsPolicy{On: x.on}, DryRun: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if i := report.Impact; i.FlowsAdopt != x.adopt || i.FlowsClosed != x.closed || i.FlowsDrain != x.drain || i.FlowsUntouched != x.untouched {
+			t.Errorf("%s: %d adopt, %d closed, %d drain, %d untouched; want %d, %d, %d, %d", x.what, i.FlowsAdopt, i.FlowsClosed, i.FlowsDrain, i.FlowsUntouched, x.adopt, x.closed, x.drain, x.untouched)
+		}
+		if r.Generation() != 1 {
+			t.Fatalf("%s: a dry run is generation %d", x.what, r.Generation())
+		}
+	}
+	report := r.alter(text("", only), FlowsPolicy{On: "close"})
+	if report.Closed != 4 || report.Impact.FlowsClosed != 4 {
+		t.Errorf("%d closed, impact %+v", report.Closed, report.Impact)
+	}
+	r.flows(3)
 }
 
 // Flows may follow a change in their time: it is told how far they are, and when

@@ -187,7 +187,11 @@ func (n *Node) followAll(plan config.Plan, g *loop.Generation, p FlowsPolicy, en
 		return n.followSlowly(x, p, g.Number)
 	}
 	rule := newRuling(g.Config)
+	waiting := n.waitAt(x)
 	for _, l := range n.shared.Loops {
+		if !waiting && !x.concerns(l) {
+			continue // no flow need be looked at
+		}
 		adopt, kill := x.list(l, rule)
 		for len(adopt) > 0 {
 			adopt = adopt[n.adoptSome(l, x, rule, adopt[:min(changeChunk, len(adopt))], r):]
@@ -197,6 +201,28 @@ func (n *Node) followAll(plan config.Plan, g *loop.Generation, p FlowsPolicy, en
 		}
 	}
 	return 0
+}
+
+// concerns tells whether any flow of a loop that has an endpoint, or needs none,
+// is under an old object of these names, by the loop's counts.
+func (x *following) concerns(l *loop.Loop) (any bool) {
+	l.Ask(func(l *loop.Loop) {
+		l.OldObjects(func(o loop.OldObject) {
+			any = any || o.Ref.Kind == config.ListenerKind && x.listeners[o.Ref.Name] || o.Ref.Kind == config.BackendKind && x.backends[o.Ref.Name]
+		})
+	})
+	return any
+}
+
+// waitAt tells whether flows wait for an endpoint of what changes: they are in no
+// loop's counts of backends.
+func (n *Node) waitAt(x *following) bool {
+	for name := range x.backends {
+		if n.shared.Ledger.Backend(name).Waiting() > 0 {
+			return true
+		}
+	}
+	return false
 }
 
 // list lists the flows of a loop that adopt the change and those that it ends.

@@ -41,23 +41,44 @@ func (n *Node) impactOnFlows(plan config.Plan, old, next *config.Config, p Flows
 // impactOfBackends counts what is under way at backends that change, unless its
 // listener has been counted already.
 func (n *Node) impactOfBackends(x *following, away map[string][]*config.Endpoint, old, next *config.Config, sum map[config.Change]int) {
+	// Nothing to do where nothing is under way, which is most backends.
+	busy := map[string]bool{}
+	for name := range x.backends {
+		if b := old.Backends[name]; b != nil {
+			for _, e := range b.Endpoints {
+				if n.shared.Ledger.Backend(name).Endpoint(e.Ref.Name).InUse() > 0 {
+					busy[name] = true
+				}
+			}
+		}
+	}
+	if len(busy) == 0 {
+		return
+	}
 	users := map[string][]string{} // listeners that are not counted yet, by backend
 	counted := map[string]bool{}   // backends all of whose users are
+	use := func(b, name string) {
+		if !busy[b] {
+			return
+		}
+		if x.listeners[name] && (x.does(next, name) != config.KeepFlows || next.Listeners[name] == nil) {
+			counted[b] = true
+		} else {
+			users[b] = append(users[b], name)
+		}
+	}
 	for name, l := range old.Listeners {
-		for _, b := range l.Names() {
-			if !x.backends[b] {
-				continue
-			}
-			if x.listeners[name] && (x.does(next, name) != config.KeepFlows || next.Listeners[name] == nil) {
-				counted[b] = true
-			} else {
-				users[b] = append(users[b], name)
-			}
+		if l.Rules == nil {
+			use(l.BackendName, name)
+			continue
+		}
+		for _, b := range l.Rules.BackendNames() {
+			use(b, name)
 		}
 	}
 	for name := range x.backends {
 		b := old.Backends[name]
-		if b == nil || len(users[name]) == 0 && counted[name] {
+		if !busy[name] || len(users[name]) == 0 && counted[name] {
 			continue
 		}
 		what := config.KeepFlows

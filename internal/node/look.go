@@ -130,7 +130,7 @@ func (n *Node) look(now time.Time, k *looks) *Look {
 	var first *tenant
 	var on *loop.Loop
 	n.eachFlow(func(l *loop.Loop, i uint32, f *flow.Flow) {
-		if rule.old(f) {
+		if rule.old(f) && !rule.between(f) {
 			s.OnOld++
 		}
 		if first == nil || f.Born() < first.born {

@@ -213,6 +213,13 @@ func (r *ruling) object(f *flow.Flow) (ref config.Ref, gone, is bool) {
 	return config.Ref{}, false, false
 }
 
+// between tells whether f is between two requests, and the next one will be under
+// what is in force: then it is under nothing old that could rule it.
+func (r *ruling) between(f *flow.Flow) bool {
+	l := r.c.Listeners[f.Listener().Ref.Name]
+	return l != nil && l.Protocol == config.HTTP && f.Listener().Protocol == config.HTTP && f.Phase() == flow.Idle
+}
+
 // sameRules tells whether two versions of a backend rule alike, whatever their
 // endpoints.
 func sameRules(a, b *config.Backend) bool {
@@ -237,7 +244,7 @@ func newOldCount(c *config.Config) *oldCount {
 
 func (o *oldCount) add(f *flow.Flow) {
 	ref, gone, is := o.object(f)
-	if !is {
+	if !is || o.between(f) {
 		return
 	}
 	o.flows++
