@@ -19,12 +19,11 @@ type platter struct {
 	kept  map[string]*inode // as they are on disk
 	moves []move            // of names, since the last Sync of the directory
 
-	left     int   // calls until the power fails; negative: it does not
-	room     int64 // octets that still fit; negative: any number
-	bad      int   // so many of the next Syncs of files fail
-	badDirs  int   // and of the directory
-	locked   bool
-	poweroff bool // every call fails
+	left    int   // calls until the power fails; negative: it does not
+	room    int64 // octets that still fit; negative: any number
+	bad     int   // so many of the next Syncs of files fail
+	badDirs int   // and of the directory
+	locked  bool
 }
 
 type inode struct {
