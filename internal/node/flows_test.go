@@ -198,16 +198,16 @@ func TestIdleClientsAreNotOld(t *testing.T) {
 func TestWaitingFlowsAdopt(t *testing.T) {
 	vip, server, other := free(t), echo(t), echo(t)
 	text := func(more string) string {
-		return fmt.Sprintf("node: { loops: 2 }\nlisteners: { web: { vip: %q, backend: app, onChange: adopt } }\nbackends: { app: { limits: { connectionsPerEndpoint: 1, queueTime: 1m } %s } }\n", vip, more)
+		return fmt.Sprintf("node: { loops: 2 }\nlisteners: { web: { vip: %q, backend: app, onChange: adopt } }\nbackends: { app: { limits: { queueTime: 1m } %s } }\n", vip, more)
 	}
-	a := fmt.Sprintf(", endpoints: [ { name: a, address: %q } ]", server)
-	r := start(t, text(a))
-	first := talkers(t, vip, 1)[0]
-	second := dial(t, vip)
+	r := start(t, text(fmt.Sprintf(", endpoints: [ { name: a, address: %q } ]", server)))
+	if _, err := r.SetEndpoint(EndpointRequest{Backend: "app", Endpoint: "a", Do: "hold"}); err != nil {
+		t.Fatal(err)
+	}
+	c := dial(t, vip)
 	await(t, "it does not wait", func() bool { return r.Status().Queued["app"] == 1 })
-	r.alter(text(", connectTimeout: 3s"+fmt.Sprintf(", endpoints: [ { name: a, address: %q }, { name: b, address: %q } ]", server, other)), FlowsPolicy{})
-	says(t, second, "it has found the one that came")
-	says(t, first, "still there")
+	r.alter(text(fmt.Sprintf(", connectTimeout: 3s, endpoints: [ { name: a, address: %q }, { name: b, address: %q } ]", server, other)), FlowsPolicy{})
+	says(t, c, "it has found the one that came")
 }
 
 // What a plan will do to flows is told before, and is what it does.
@@ -806,13 +806,14 @@ func TestUpgradeGoesOnWithFlows(t *testing.T) {
 	if _, err := r.Shed(ShedRequest{Guard: Guard{Author: Author{Name: "anna"}}, Backend: "app", Percent: 100, As: "reset"}); err != nil {
 		t.Fatal(err)
 	}
+	refused(t, vip)
 	before := r.Status()
 	heir, _, done, given, taken := succeed(t, r, 0, func(*Node) error { return nil }, nothing)
 	if !done || given != nil || taken != nil {
 		t.Fatal(done, given, taken)
 	}
 	s := heir.Status()
-	if len(s.Sheds) != 1 || s.Sheds[0].Percent != 100 || s.Sheds[0].By.Name != "anna" {
+	if len(s.Sheds) != 1 || s.Sheds[0].Percent != 100 || s.Sheds[0].By.Name != "anna" || s.Sheds[0].Turned != 1 {
 		t.Errorf("sheds %+v", s.Sheds)
 	}
 	if s.OldestSeconds < before.OldestSeconds || len(s.OldObjects) != 1 || s.OldObjects[0].Object != "listener/web" {
