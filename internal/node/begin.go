@@ -159,8 +159,12 @@ type portableDesired struct {
 	LastEvent  uint64            `json:"last_event"`
 }
 
-// heritageKept bounds the states that a successor is told of, in octets.
-const heritageKept = 1 << 20
+// What a successor is told at most: entries of the history, for it reads the others
+// in the journal, and states in octets, if there is none.
+const (
+	heritageHistory = 100
+	heritageKept    = 1 << 20
+)
 
 // portable is all of s for a successor.
 func (n *Node) portableState() json.RawMessage {
@@ -181,8 +185,8 @@ func (n *Node) portableState() json.RawMessage {
 			p.KeyOrder = append(p.KeyOrder, key)
 		}
 	}
+	p.History = s.history.infos[max(0, len(s.history.infos)-heritageHistory):]
 	if s.dir == "" { // else the journal has them
-		p.History = s.history.infos
 		size := 0
 		for i := len(s.history.kept) - 1; i >= 0 && size+len(s.history.kept[i].State) <= heritageKept; i-- {
 			size += len(s.history.kept[i].State)
@@ -246,6 +250,8 @@ func (n *Node) learnState(text json.RawMessage) error {
 		return err
 	}
 	n.events.inherit(p.LastEvent)
+	// The predecessor tells nothing of it: what it told now had a number of ours.
+	n.tell("upgrade", "", Author{}, nil, "process %d serves in place of %d", pid, os.Getppid())
 	s.swap.Lock()
 	s.mu.Lock()
 	b.next.doc, b.next.text = s.now.doc, s.now.text // the configuration was not changed meanwhile

@@ -185,7 +185,7 @@ func (n *Node) JournalState() (journal.Status, bool) {
 
 // journalRetry is the time between two tries to open a journal that another
 // process has still, or that the disk has refused.
-const journalRetry = time.Second
+const journalRetry = 250 * time.Millisecond
 
 // closeJournal lets go of the journal, for the process that goes on.
 func (s *stateSide) closeJournal(why string) error {

@@ -93,7 +93,9 @@ type Watcher struct {
 }
 
 // Watch gives a reader of the events after the one numbered from; 0 is those
-// that are to come. It is closed by whoever asked for it.
+// that are to come. Who has seen more than there are has seen those of a node
+// that has begun anew since: all that are kept are new to it. It is closed by
+// whoever asked for it.
 func (n *Node) Watch(from uint64) (*Watcher, error) {
 	e := &n.events
 	e.mu.Lock()
@@ -102,8 +104,11 @@ func (n *Node) Watch(from uint64) (*Watcher, error) {
 		return nil, fmt.Errorf("node: %d watch already, which is the most: %w", e.watchers, ErrBusy)
 	}
 	e.watchers++
-	if from == 0 {
+	switch {
+	case from == 0:
 		from = e.last
+	case from > e.last:
+		from = e.last - uint64(len(e.ring))
 	}
 	return &Watcher{n: n, seq: from}, nil
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -18,6 +19,8 @@ import (
 	"time"
 
 	"github.com/holdfast-lb/holdfast/internal/config"
+	"github.com/holdfast-lb/holdfast/internal/journal"
+	"github.com/holdfast-lb/holdfast/internal/move"
 )
 
 // shop is a file with a few services, of which each has a server that echoes.
@@ -399,17 +402,20 @@ func TestBadFilesChangeNothing(t *testing.T) {
 	r.asks(edited("endpoint/s0/a", "weight", "7"))
 	before, g := r.Config(), r.gen
 	c := dial(t, vips[0])
-	all, err := filepath.Glob("../config/testdata/wrong/*")
-	if err != nil || len(all) == 0 {
-		all, _ = filepath.Glob("../config/testdata/*wrong*")
-	}
 	bad := [][]byte{[]byte("listeners: ["), []byte(""), []byte(strings.Replace(text, "weight: 50", "weight: 5000", 1)), []byte(strings.Replace(text, "backend: s0", "backend: sx", 1))}
-	for _, name := range all {
-		if b, err := os.ReadFile(name); err == nil {
-			if _, _, err := Parse(name, b); err != nil {
-				bad = append(bad, b)
-			}
+	corpus, err := os.ReadFile("../config/testdata/wrong.txt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range strings.Split(string(corpus), "\n=== ") {
+		_, c, _ = strings.Cut(c, "\n")
+		c, _, _ = strings.Cut(c, "\n----\n")
+		if _, _, err := Parse("corpus", []byte(c)); err != nil {
+			bad = append(bad, []byte(c))
 		}
+	}
+	if len(bad) < 50 {
+		t.Errorf("only %d wrong files", len(bad))
 	}
 	// A listener at a place that is taken, and one more that could be opened.
 	taken, err := net.Listen("tcp4", "127.0.0.1:0")
@@ -431,7 +437,6 @@ func TestBadFilesChangeNothing(t *testing.T) {
 		t.Errorf("generation %d, %d in the history", r.Generation(), len(r.Generations(0)))
 	}
 	says(t, c, "nothing happened")
-	t.Logf("%d wrong files", len(bad))
 }
 
 // The same again is free, and so are all objects that a change does not concern.
@@ -550,6 +555,185 @@ func TestEvents(t *testing.T) {
 	defer late.Close()
 	if _, err := late.Next(short); !errors.Is(err, context.Canceled) {
 		t.Errorf("nothing to come: %v", err)
+	}
+}
+
+// disk is a directory in memory that can be full.
+type disk struct {
+	mu    sync.Mutex
+	files map[string]*inMemory
+	full  bool
+}
+
+type inMemory struct {
+	d *disk
+	b []byte
+}
+
+var errFull = errors.New("no space left on device")
+
+func (d *disk) Lock() (io.Closer, error) { return io.NopCloser(nil), nil }
+
+func (d *disk) List() ([]string, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return slices.Sorted(maps.Keys(d.files)), nil
+}
+
+func (d *disk) Open(name string) (journal.File, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if f := d.files[name]; f != nil {
+		return f, nil
+	}
+	return nil, os.ErrNotExist
+}
+
+func (d *disk) Create(name string) (journal.File, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.full {
+		return nil, errFull
+	}
+	d.files[name] = &inMemory{d: d}
+	return d.files[name], nil
+}
+
+func (d *disk) Rename(from, to string) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.files[to] = d.files[from]
+	delete(d.files, from)
+	return nil
+}
+
+func (d *disk) Remove(name string) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	delete(d.files, name)
+	return nil
+}
+
+func (d *disk) Sync() error { return nil }
+
+func (d *disk) fill(full bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.full = full
+}
+
+func (f *inMemory) ReadAt(p []byte, at int64) (int, error) {
+	f.d.mu.Lock()
+	defer f.d.mu.Unlock()
+	if at >= int64(len(f.b)) {
+		return 0, io.EOF
+	}
+	n := copy(p, f.b[at:])
+	if n < len(p) {
+		return n, io.EOF
+	}
+	return n, nil
+}
+
+func (f *inMemory) WriteAt(p []byte, at int64) (int, error) {
+	f.d.mu.Lock()
+	defer f.d.mu.Unlock()
+	if f.d.full {
+		return 0, errFull
+	}
+	if end := int(at) + len(p); end > len(f.b) {
+		f.b = append(f.b, make([]byte, end-len(f.b))...)
+	}
+	return copy(f.b[at:], p), nil
+}
+
+func (f *inMemory) Size() (int64, error) {
+	f.d.mu.Lock()
+	defer f.d.mu.Unlock()
+	return int64(len(f.b)), nil
+}
+
+func (f *inMemory) Truncate(size int64) error {
+	f.d.mu.Lock()
+	defer f.d.mu.Unlock()
+	f.b = f.b[:size]
+	return nil
+}
+
+func (f *inMemory) Sync() error  { return nil }
+func (f *inMemory) Close() error { return nil }
+
+// A disk that is full keeps nobody from changing anything: what is effective and
+// not durable says so, and is durable once there is room.
+func TestFullDisk(t *testing.T) {
+	text, _ := shop(t, 1)
+	r := start(t, text)
+	d := &disk{files: map[string]*inMemory{}}
+	j, err := journal.Open(journal.Options{Dir: "memory", FS: d})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.state.mu.Lock()
+	r.state.journal = j
+	r.state.mu.Unlock()
+	change := func(weight int) *ChangeReport {
+		q := edited("endpoint/s0/a", "weight", fmt.Sprint(weight))
+		q.WaitDurable = true
+		return r.asks(q)
+	}
+	if x := change(2); x.Durable != "yes" {
+		t.Fatalf("%+v", x)
+	}
+	d.fill(true)
+	if x := change(3); !strings.HasPrefix(x.Durable, "no: ") || !strings.Contains(x.Durable, errFull.Error()) || x.Generation != 3 {
+		t.Errorf("on a full disk: %+v", x)
+	}
+	if o, err := r.SetEndpoint(EndpointRequest{Guard: anna, Backend: "s0", Endpoint: "b", Do: "maint"}); err != nil || !strings.HasPrefix(o.Durable, "no: ") {
+		t.Errorf("%+v, %v", o, err)
+	}
+	if w := r.Config().Backends["s0"].Endpoint("a").Weight; w != 3 {
+		t.Errorf("weight %d", w)
+	}
+	g := r.Generations(0)
+	if g[0].Durable || g[1].Durable || !g[2].Durable || !strings.HasPrefix(r.ConfigState().Durable, "no: ") {
+		t.Errorf("%+v", g)
+	}
+	d.fill(false)
+	await(t, "there is room, and nothing is durable", func() bool { return r.ConfigState().Durable == "yes" })
+	if e, any := j.Last(); !any || e.Generation != 4 {
+		t.Errorf("%+v", e)
+	}
+	for _, i := range r.Generations(0) {
+		if i.Generation >= 2 && !i.Durable {
+			t.Errorf("%+v", i)
+		}
+	}
+}
+
+// A successor that dies leaves the journal to the process that goes on.
+func TestAbortTakesTheJournalBack(t *testing.T) {
+	text, _ := shop(t, 1)
+	dir := t.TempDir()
+	file := filepath.Join(dir, "f.yaml")
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	n, err := startIn(t, file, filepath.Join(dir, "state"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	heir, r, done, given, _ := succeed(t, &running{Node: n, t: t, file: file}, move.Done, func(*Node) error { return nil }, nothing)
+	if done || given == nil {
+		t.Fatalf("done %t, given: %v", done, given)
+	}
+	heir.Stop()
+	_ = n.abort(r, given)
+	if x, err := n.Change(t.Context(), edited("endpoint/s0/a", "weight", "7")); err != nil || x.Generation != 2 {
+		t.Fatalf("%+v, %v", x, err)
+	}
+	await(t, "it is not durable", func() bool { return n.ConfigState().Durable == "yes" })
+	if e, err := n.state.journal.At(2); err != nil || !bytes.Contains(e.State, []byte(`"7"`)) {
+		t.Errorf("%s, %v", e.State, err)
 	}
 }
 

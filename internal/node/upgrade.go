@@ -115,7 +115,6 @@ func (n *Node) Upgrade(binary string) (*Report, error) {
 		_ = n.host.listener.Close() // peers speak to the successor now
 	}
 	r.PID = child.Process.Pid
-	n.tell("upgrade", "", Author{}, nil, "process %d serves in place of %d", r.PID, pid)
 	n.log.Info("upgrade done", "flows", r.Flows, "refused", r.Refused, "lost", r.Lost, "successor", r.PID, "took", time.Since(began))
 	return r.done(began), nil
 }
@@ -594,6 +593,7 @@ func (s *Succession) finish(m move.Message, settle func() error) error {
 	}
 	// Flows that it keeps because we refused them count no longer.
 	n.alone()
+	n.keepJournal()
 	s.settle(settle)
 	if err := s.carrier.Send(move.Message{Kind: move.Settled}); err != nil {
 		n.log.Warn("the predecessor has not heard that all is taken over", "error", err)
