@@ -293,26 +293,30 @@ func TestLaterChangeSupersedes(t *testing.T) {
 	text := func(a, b, weight string) string {
 		return fmt.Sprintf("node: { loops: 2 }\nlisteners:\n  one: { vip: %q, backend: app %s }\n  two: { vip: %q, backend: app %s }\nbackends: { app: { endpoints: [ { name: a, address: %q %s } ] } }\n", first, a, second, b, server, weight)
 	}
+	slower := func(text string) string { return strings.Replace(text, "app: { endpoints", "app: { connectTimeout: 3s, endpoints", 1) }
 	r := start(t, text("", "", ""))
 	one, two := talkers(t, first, 3), talkers(t, second, 2)
 	// Slowly enough that the test sees it: nothing is due but the first.
-	report := r.alter(text(", idleTimeout: 1h", ", idleTimeout: 1h", ""), FlowsPolicy{On: "close", PerSecond: 0.0001})
+	report := r.alter(slower(text("", "", "")), FlowsPolicy{On: "close", PerSecond: 0.0001})
 	if report.Following != 5 {
 		t.Fatalf("%d are following", report.Following)
 	}
 	await(t, "the first one is not closed", func() bool { return r.Status().Flows == 4 })
 	reset(t, one[0]) // the oldest
-	r.alter(text(", idleTimeout: 1h", ", idleTimeout: 1h", ", weight: 7"), FlowsPolicy{})
+	r.alter(slower(text("", "", ", weight: 7")), FlowsPolicy{})
 	if s := r.Status(); len(s.Following) != 1 || s.Following[0].Followed != 1 || s.Following[0].Left != 4 || s.Following[0].Generation != report.Generation {
 		t.Errorf("after a weight: %+v", s.Following)
 	}
-	r.alter(text(", idleTimeout: 2h", ", idleTimeout: 1h", ", weight: 7"), FlowsPolicy{})
 	var w *follower
 	r.side.mu.Lock()
 	for x := range r.side.followers {
 		w = x
 	}
 	r.side.mu.Unlock()
+	if n := len(r.stragglers(w, nil)); n != 4 {
+		t.Errorf("after a weight %d are to follow, want 4", n)
+	}
+	r.alter(slower(text(", idleTimeout: 2h", "", ", weight: 7")), FlowsPolicy{})
 	left := r.stragglers(w, nil)
 	if len(left) != 2 {
 		t.Errorf("%d are still to follow, want the 2 of the listener that the later change did not touch", len(left))

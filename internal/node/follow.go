@@ -99,12 +99,14 @@ func (n *Node) checkFlows(p FlowsPolicy) error {
 type following struct {
 	listeners map[string]bool // that changed, or went
 	backends  map[string]bool // that went, changed in their rules, or have lost endpoints
-	on        string          // the policy's
-	end       bool            // flows may be ended
+	// What a later change has touched it alone says what to do with.
+	laterListeners, laterBackends map[string]bool
+	on                            string // the policy's
+	end                           bool   // flows may be ended
 }
 
 func newFollowing(plan config.Plan, p FlowsPolicy, end bool) *following {
-	x := &following{listeners: map[string]bool{}, backends: map[string]bool{}, on: p.On, end: end}
+	x := &following{listeners: map[string]bool{}, backends: map[string]bool{}, laterListeners: map[string]bool{}, laterBackends: map[string]bool{}, on: p.On, end: end}
 	for _, l := range plan.ListenersRemoved {
 		x.listeners[l.Ref.Name] = true
 	}
@@ -167,6 +169,9 @@ func (x *following) any(c *config.Config) bool {
 func (x *following) wants(r *ruling, f *flow.Flow) config.Change {
 	name, b := f.Listener().Ref.Name, f.Backend()
 	if !x.listeners[name] && (b == nil || !x.backends[b.Ref.Name]) || !r.old(f) {
+		return config.KeepFlows
+	}
+	if x.laterListeners[name] || b != nil && x.laterBackends[b.Ref.Name] {
 		return config.KeepFlows
 	}
 	return x.does(r.c, name)

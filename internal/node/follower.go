@@ -29,7 +29,7 @@ const (
 // are under old objects of these names: it holds no list of them, so it goes on in
 // a successor as it is.
 type follower struct {
-	*following // its names are guarded by flowSide.mu
+	*following // what later changes have touched is guarded by flowSide.mu
 	policy     FlowsPolicy
 	generation uint64
 	stop       context.CancelFunc
@@ -50,10 +50,10 @@ func (s *flowSide) supersede(x *following) {
 	defer s.mu.Unlock()
 	for w := range s.followers {
 		for name := range x.listeners {
-			delete(w.listeners, name)
+			w.laterListeners[name] = true
 		}
 		for name := range x.backends {
-			delete(w.backends, name)
+			w.laterBackends[name] = true
 		}
 	}
 }
@@ -104,7 +104,7 @@ func (s *flowSide) names(w *follower) *following {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	x := *w.following
-	x.listeners, x.backends = maps.Clone(x.listeners), maps.Clone(x.backends)
+	x.laterListeners, x.laterBackends = maps.Clone(x.laterListeners), maps.Clone(x.laterBackends)
 	return &x
 }
 
@@ -233,7 +233,10 @@ type portableFollower struct {
 	Listeners  []string    `json:"listeners,omitempty"`
 	Backends   []string    `json:"backends,omitempty"`
 	End        bool        `json:"end"`
-	Followed   int         `json:"followed"`
+	// What later changes have touched.
+	LaterListeners []string `json:"later_listeners,omitempty"`
+	LaterBackends  []string `json:"later_backends,omitempty"`
+	Followed       int      `json:"followed"`
 }
 
 // portableSide is what a successor goes on with.
@@ -253,6 +256,7 @@ func (n *Node) portableSide() ([]byte, error) {
 		out.Followers = append(out.Followers, portableFollower{
 			Generation: w.generation, Policy: w.policy, End: w.end, Followed: w.followed,
 			Listeners: slices.Sorted(maps.Keys(w.listeners)), Backends: slices.Sorted(maps.Keys(w.backends)),
+			LaterListeners: slices.Sorted(maps.Keys(w.laterListeners)), LaterBackends: slices.Sorted(maps.Keys(w.laterBackends)),
 		})
 	}
 	for ref, at := range s.left {
@@ -280,7 +284,8 @@ func (n *Node) inheritSide(b []byte) error {
 		if n.checkFlows(FlowsPolicy{On: x.Policy.On, PerSecond: x.Policy.PerSecond, Jitter: x.Policy.Jitter}) != nil || x.Policy.PerSecond == 0 {
 			continue // of a release that knows other ones
 		}
-		w := &follower{following: &following{listeners: set(x.Listeners), backends: set(x.Backends), on: x.Policy.On, end: x.End}, policy: x.Policy, generation: x.Generation, followed: x.Followed}
+		names := &following{listeners: set(x.Listeners), backends: set(x.Backends), laterListeners: set(x.LaterListeners), laterBackends: set(x.LaterBackends), on: x.Policy.On, end: x.End}
+		w := &follower{following: names, policy: x.Policy, generation: x.Generation, followed: x.Followed}
 		n.beginFollower(w)
 	}
 	return n.inheritSheds(in.Sheds)
