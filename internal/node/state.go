@@ -544,7 +544,9 @@ func (n *Node) reuse(c, old *config.Config) *config.Config {
 		}
 	}
 	fresh.Cluster, fresh.AccessLog = c.Cluster, c.AccessLog
-	known := n.registry.reuse(fresh).Reuse(was)
+	// The registry last: what comes back from an earlier generation is the object
+	// that flows of that time still name, not a copy of it.
+	known := n.registry.reuse(fresh.Reuse(was))
 	next := *c
 	next.Cluster, next.AccessLog = known.Cluster, known.AccessLog
 	if len(fresh.Listeners) > 0 {
