@@ -45,7 +45,7 @@ const (
 const (
 	servicePort   = 2000 // and those that follow
 	listenerPort  = 4000 // of those that come and go
-	listenerPorts = 1000 // they take turns
+	listenerPorts = 1000 // they and their names take turns
 	apartPort     = 6000
 	serverA       = "127.0.0.2:7000"
 	serverB       = "127.0.0.2:7001"
@@ -273,7 +273,7 @@ func holdfastSyntax() *syntax {
 			s.WriteString(x)
 		}
 		if f.listener > 0 {
-			fmt.Fprintf(&s, "  n%d: { vip: \"%s\", backend: extra, %s, %s }\n", f.listener, loopbackPort(f.listenerPort()), web, route(f.listener, "extra"))
+			fmt.Fprintf(&s, "  n%d: { vip: \"%s\", backend: extra, %s, %s }\n", f.listener%listenerPorts, loopbackPort(f.listenerPort()), web, route(f.listener, "extra"))
 		}
 		fmt.Fprintf(&s, "  apart: { vip: \"%s\", %s, routes: [ { match: { path: /a }, backend: apart }, { match: { path: /b }, backend: other, %s } ] }\n",
 			loopbackPort(apartPort), web, fmt.Sprintf("headers: { response: { set: { %s: \"%d\" } } }", generationField, f.apart))

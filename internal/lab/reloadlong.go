@@ -6,9 +6,12 @@ import (
 )
 
 // flatFrom is how many changes there have to be, so that all that is kept of a
-// bounded number of them (generations in the history, above all) is there in the
-// first quarter.
-const flatFrom = 8000
+// bounded number of them, or for a time, is there in the first quarter: generations
+// in the history, counters of names, objects that were replaced a minute ago.
+const flatFrom = 10_000
+
+// longEvery is the time from one change to the next.
+const longEvery = 25 * time.Millisecond
 
 // longRun changes the configuration as often as was asked for, under the same
 // load, and looks at what is left behind of each change.
@@ -40,8 +43,10 @@ func (r *reloadLab) longRun() error {
 		applies, rss, files int
 	}
 	var all []sample
+	began := time.Now()
 	for i := 1; i <= r.Applies; i++ {
 		proofs := f.next(i)
+		time.Sleep(time.Until(began.Add(time.Duration(i-1) * longEvery)))
 		if err := s.one(i, y.file(f), proofs); err != nil {
 			return err
 		}
@@ -50,7 +55,6 @@ func (r *reloadLab) longRun() error {
 			all = append(all, sample{i, w.rss, openFiles(side.program())})
 			r.phase("%5d applies: %.1f MB, %d descriptors, until the answer %s", i, megabytes(w.rss), all[len(all)-1].files, quantiles(&x.asked))
 		}
-		time.Sleep(time.Millisecond)
 	}
 	if err := d.Call("Driver.Finish", true, &x.report); err != nil {
 		return err
