@@ -28,6 +28,7 @@ type served struct {
 	server *Server
 	vip    string // of HTTP
 	path   string // of the socket
+	source string // of the configuration
 }
 
 func port(t *testing.T) string {
@@ -41,7 +42,10 @@ func port(t *testing.T) string {
 }
 
 // serving begins a node with all that is counted; more goes into its node section.
-func serving(t *testing.T, more string) *served {
+func serving(t *testing.T, more string) *served { return servingAs(t, more, nil) }
+
+// servingAs is serving with other options.
+func servingAs(t *testing.T, more string, set func(*node.Options)) *served {
 	t.Helper()
 	backend := http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "hello") })}
 	l, err := net.Listen("tcp4", "127.0.0.1:0")
@@ -61,13 +65,18 @@ backends:
 `, more, s.vip, port(t), l.Addr(), l.Addr())
 	dir := t.TempDir()
 	level := new(slog.LevelVar)
-	s.Node, err = node.Start(node.Options{File: "holdfast.yaml", Source: []byte(source), Log: slog.New(slog.DiscardHandler), Level: level})
+	o := node.Options{File: "holdfast.yaml", Source: []byte(source), Log: slog.New(slog.DiscardHandler), Level: level}
+	if set != nil {
+		set(&o)
+	}
+	s.source = source
+	s.Node, err = node.Start(o)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(s.Node.Stop)
 	path := filepath.Join(dir, "admin.sock")
-	server, err := Serve(s.Node, path, slog.New(slog.DiscardHandler))
+	server, err := Serve(s.Node, path, o.Log)
 	if err != nil {
 		t.Fatal(err)
 	}
