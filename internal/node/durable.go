@@ -1,6 +1,7 @@
 package node
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"slices"
@@ -234,11 +235,24 @@ func (n *Node) reopenJournal() error {
 		}
 	}
 	s.mu.Unlock()
-	if d.Generation > last {
-		info := d.info()
-		meta, _ := json.Marshal(info)
-		j.Append(journal.Entry{Generation: d.Generation, Meta: meta, State: d.encode()})
+	e, any := j.Last()
+	switch {
+	case !any || d.Generation > last:
+	case bytes.Equal(e.State, d.encode()):
+		return nil
+	default:
+		// It has what another process wrote that was not our predecessor in all: a
+		// release that knew no journal was between. Numbers are never used twice.
+		next := *d
+		next.Generation, next.Kind = last+1, "start"
+		d = &next
+		s.mu.Lock()
+		s.now = d
+		s.history.add(d.info())
+		s.mu.Unlock()
 	}
+	meta, _ := json.Marshal(d.info()) // words, numbers and times cannot fail
+	j.Append(journal.Entry{Generation: d.Generation, Meta: meta, State: d.encode()})
 	return nil
 }
 

@@ -199,7 +199,8 @@ func (n *Node) queued(ctx context.Context, q ChangeRequest) (*ChangeReport, erro
 	r := &reread{like: q, done: make(chan struct{})}
 	s.reread = r
 	s.mu.Unlock()
-	r.report, r.err = n.changed(ctx, began, q, func() {
+	// Others wait for it, too: that the first one goes away is no reason to end it.
+	r.report, r.err = n.changed(context.WithoutCancel(ctx), began, q, func() {
 		// From here on the file is read: who comes later may mean what is written later.
 		s.mu.Lock()
 		if s.reread == r {
@@ -289,8 +290,15 @@ func (n *Node) next(d *desired, q ChangeRequest) (*became, error) {
 		a.text, a.file, a.sum = text, true, textSum(text)
 		if a.sum == d.fileSum && d.applied && q.RuntimeEdits != "discard" {
 			// The file says nothing new: what was applied in its place stays.
-			return &became{next: d, same: true, warnings: []string{
-				"the file is as it was when it was read last; what was applied in its place since stays in force"}}, nil
+			if !q.DryRun {
+				return &became{next: d, same: true, warnings: []string{fileOld}}, nil
+			}
+			// Who only asks wants to know in what they differ.
+			b, err := d.then(s.reader, a)
+			if err == nil {
+				b.warnings = append(b.warnings, fileOld+"; applied by name, the file would do this")
+			}
+			return b, err
 		}
 	case q.Source != nil:
 		a.text = q.Source
@@ -304,6 +312,9 @@ func (n *Node) next(d *desired, q ChangeRequest) (*became, error) {
 	}
 	return d.then(s.reader, a)
 }
+
+// fileOld is why a reload changes nothing.
+const fileOld = "the file is as it was when it was read last; what was applied in its place since stays in force"
 
 // sourceMax bounds a configuration in octets.
 const sourceMax = 16 << 20
@@ -452,6 +463,7 @@ func (n *Node) enact(ctx context.Context, began time.Time, d *desired, b *became
 		r.Canary = n.beginCanary(q, d, info, watched, before)
 	}
 	n.tellChange(info, r)
+	n.tellListeners(plan, info.By)
 	n.noteApply(info.Kind, "applied")
 	if pending != nil {
 		go func() { // ends with the first try to write
@@ -485,6 +497,33 @@ func (n *Node) commit(next, from *desired, plan string, impact Impact) (Generati
 func (n *Node) tellChange(i GenerationInfo, r *ChangeReport) {
 	n.events.note(Event{Kind: "generation", Generation: i.Generation, By: i.By.Name, Text: fmt.Sprintf("generation %d (%s) by %s: %s", i.Generation, i.Kind, cmp.Or(i.By.Name, "nobody"), brief(i.Plan)),
 		Fields: map[string]string{"kind": i.Kind, "reason": i.By.Reason, "was": fmt.Sprint(r.Was)}})
+}
+
+// listenersTold bounds the listeners of one change that are told of one by one.
+const listenersTold = 16
+
+// tellListeners tells those who watch of listeners that came, went or changed.
+func (n *Node) tellListeners(p config.Plan, by Author) {
+	type line struct {
+		l    *config.Listener
+		what string
+	}
+	var all []line
+	for _, l := range p.ListenersAdded {
+		all = append(all, line{l, "opened"})
+	}
+	for _, l := range p.ListenersRemoved {
+		all = append(all, line{l, "removed"})
+	}
+	for _, x := range p.ListenersChanged {
+		all = append(all, line{x.New, "changed"})
+	}
+	for _, x := range all[:min(len(all), listenersTold)] {
+		n.tell("listener", "listener/"+x.l.Ref.Name, by, nil, "%s %v %s", x.l.Ref.Name, x.l.VIP, x.what)
+	}
+	if more := len(all) - listenersTold; more > 0 {
+		n.tell("listener", "", by, nil, "and %d more", more)
+	}
 }
 
 // brief is a plan in one line.

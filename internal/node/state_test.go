@@ -793,3 +793,77 @@ func failing(t *testing.T, fails func() bool) string {
 	t.Cleanup(func() { _ = s.Close() })
 	return l.Addr().String()
 }
+
+// A node that was not told by its predecessor of numbers in the journal uses none
+// of them again.
+func TestNumbersAreNotUsedTwice(t *testing.T) {
+	text, _ := shop(t, 1)
+	r := start(t, text)
+	dir := t.TempDir()
+	j, err := journal.Open(journal.Options{Dir: dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := j.Append(journal.Entry{Generation: 70, Meta: []byte("{}"), State: []byte("{}\n")}).Wait(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := j.Close(); err != nil {
+		t.Fatal(err)
+	}
+	r.state.mu.Lock()
+	r.state.dir = dir
+	r.state.mu.Unlock()
+	await(t, "the journal is not opened", func() bool { return r.ConfigState().Durable == "yes" })
+	if r.Generation() != 71 {
+		t.Errorf("generation %d", r.Generation())
+	}
+	if x := r.asks(edited("endpoint/s0/a", "weight", "7")); x.Generation != 72 {
+		t.Errorf("%+v", x)
+	}
+}
+
+// Who only asks what the file would do is told, also where a reload does nothing.
+func TestDiffOfTheFile(t *testing.T) {
+	text, _ := shop(t, 1)
+	r := start(t, text)
+	r.asks(ChangeRequest{Guard: anna, Source: []byte(strings.Replace(text, "weight: 50", "weight: 51", 1))})
+	x := r.asks(ChangeRequest{Reread: true, DryRun: true})
+	if x.Plan != "~ endpoint s0/b: weight 51 -> 50\n" || len(x.Warnings) == 0 || r.Config().Backends["s0"].Endpoint("b").Weight != 51 {
+		t.Errorf("%+v", x)
+	}
+}
+
+// A reload that others have joined is made though who began it has gone.
+func TestJoinedReloadIsMade(t *testing.T) {
+	text, _ := shop(t, 1)
+	r := start(t, text)
+	r.write(strings.Replace(text, "weight: 50", "weight: 51", 1))
+	r.Node.change.Lock()
+	hold := make(chan struct{})
+	go func() { // has the turn, and waits for change
+		defer close(hold)
+		_, _ = r.Change(context.Background(), edited("endpoint/s0/a", "weight", "7"))
+	}()
+	await(t, "nobody has the turn", func() bool { return len(r.state.turn) == 0 })
+	ctx, away := context.WithCancel(t.Context())
+	first, second := make(chan error, 1), make(chan error, 1)
+	go func() { // waited for below
+		_, err := r.Change(ctx, ChangeRequest{Reread: true})
+		first <- err
+	}()
+	await(t, "no reload waits", func() bool { return r.state.waiting.Load() == 1 })
+	go func() { // waited for below
+		_, err := r.Change(context.Background(), ChangeRequest{Reread: true})
+		second <- err
+	}()
+	away()
+	r.Node.change.Unlock()
+	if err := <-second; err != nil {
+		t.Error(err)
+	}
+	<-first
+	<-hold
+	if w := r.Config().Backends["s0"].Endpoint("b").Weight; w != 51 {
+		t.Errorf("weight %d", w)
+	}
+}
