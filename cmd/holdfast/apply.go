@@ -204,16 +204,17 @@ func sayBeside(r *node.ChangeReport) {
 	}
 }
 
-// changeLine says what a change has come to.
+// changeLine says what a change has come to, or would.
 func changeLine(r *node.ChangeReport) string {
-	after := impactWords(&r.Impact)
+	i := &r.Impact
 	switch {
-	case r.DryRun && r.Unchanged:
+	case r.Unchanged && r.DryRun:
 		return fmt.Sprintf("no difference: generation %d says the same", r.Generation)
-	case r.DryRun:
-		return fmt.Sprintf("would be: %s; nothing was changed, generation %d goes on", after, r.Generation)
 	case r.Unchanged:
 		return fmt.Sprintf("nothing to do: generation %d says the same, 0 flows touched (%s)", r.Generation, short(millisOf(r.Millis)))
+	case r.DryRun:
+		return fmt.Sprintf("would be: %s; flows: %s to close, %s to adopt it, %s drain, %s untouched; nothing was changed, generation %d goes on",
+			objectWords(i), thousands(i.FlowsClosed), thousands(i.FlowsAdopt), thousands(i.FlowsDrain), thousands(i.FlowsUntouched), r.Generation)
 	}
 	line := fmt.Sprintf("generation %d effective on %s in %s", r.Generation, count(r.Loops, "loop"), short(millisOf(r.EffectiveMillis)))
 	if r.Superseded {
@@ -225,29 +226,28 @@ func changeLine(r *node.ChangeReport) string {
 	case r.Durable == "yes":
 		line += " and durable"
 	}
-	line += ": " + after
-	if r.Flows > 0 {
-		line += ", " + count(r.Flows, "flow") + " adopted it"
-		if r.Pause.Max > 0 {
-			line += fmt.Sprintf(" (pause p99 %s)", short(time.Duration(r.Pause.P99*1e3)))
+	line += ": " + objectWords(i) + "; flows: "
+	for _, x := range []struct {
+		n    int
+		what string
+	}{{r.Flows, "adopted it"}, {r.Following, "still to follow"}, {i.FlowsDrain, "drain"}} {
+		if x.n > 0 {
+			line += thousands(x.n) + " " + x.what + ", "
 		}
 	}
-	if r.Following > 0 {
-		line += ", " + thousands(r.Following) + " still to follow (holdfast status)"
-	}
-	line += fmt.Sprintf(", %d closed, %d lost", r.Closed, r.Lost)
+	line += fmt.Sprintf("%s untouched, %d closed, %d lost", thousands(i.FlowsUntouched), r.Closed, r.Lost)
 	if why, isNot := strings.CutPrefix(r.Durable, "no"); isNot {
-		line += "; not durable" + strings.TrimRight(why, ".")
+		line += "; NOT durable" + why
 	} else if r.Durable == "pending" {
-		line += "; not durable yet"
+		line += "; durable soon"
 	}
 	return line
 }
 
 func millisOf(n float64) time.Duration { return time.Duration(n * float64(time.Millisecond)) }
 
-// impactWords says what a plan does: objects first, then flows.
-func impactWords(i *node.Impact) string {
+// objectWords says what a plan does to objects.
+func objectWords(i *node.Impact) string {
 	var all []string
 	say := func(n int, what string) {
 		if n > 0 {
@@ -267,13 +267,8 @@ func impactWords(i *node.Impact) string {
 	}
 	say(i.WeightsChanged, count(i.WeightsChanged, "weight"))
 	if all == nil {
-		all = []string{"0 objects"}
+		return "no listener, backend or endpoint"
 	}
-	say(i.FlowsClosed, count(i.FlowsClosed, "flow")+" to close")
-	say(i.FlowsAdopt, thousands(i.FlowsAdopt)+" to adopt it")
-	say(i.FlowsDrain, thousands(i.FlowsDrain)+" drain")
-	all = append(all, thousands(i.FlowsUntouched)+" untouched")
-	say(i.IdleLegsClosed, count(i.IdleLegsClosed, "idle connection")+" to servers closed")
 	return strings.Join(all, ", ")
 }
 
@@ -391,7 +386,7 @@ func driftLine(d *node.Drift) string {
 	case "absorbed":
 		text = what + ": the file says the same now"
 	case "dropped":
-		text = what + ": dropped, for what it belongs to is gone"
+		text = what + ": dropped"
 	case "discarded":
 		text = what + ": discarded; the file rules"
 	}

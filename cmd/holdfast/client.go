@@ -158,7 +158,7 @@ func (c *client) refusal(err error) error {
 	case connect.CodeUnimplemented:
 		code, text = exitFailed, "that Holdfast is of another release and does not know this: "
 	case connect.CodeAborted:
-		return &exit{code, fmt.Errorf("%s%s\nsee what has changed: holdfast config history; then say it again with --expect of that generation", text, plainly(said))}
+		return &exit{code, fmt.Errorf("%s%s\nsee what has changed: holdfast config diff --since N; then say it again with --expect of the generation in force", text, plainly(said))}
 	case connect.CodePermissionDenied, connect.CodeUnauthenticated:
 		return &exit{code, fmt.Errorf("%s%s\nroles stand in node.admin.api.roles of the configuration", text, plainly(said))}
 	case connect.CodeResourceExhausted:

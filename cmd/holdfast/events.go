@@ -5,9 +5,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"connectrpc.com/connect"
@@ -36,8 +38,8 @@ func eventsCommand() *cobra.Command {
 				return err
 			}
 			after := max(from, 1) - 1
-			if !forever {
-				after = max(after, 1) // 0 is what is to come
+			if after == 0 && (!forever || from > 0) {
+				after = math.MaxUint64 // all that are kept; 0 is what is to come
 			}
 			return c.events(after, kinds, forever)
 		},
@@ -89,7 +91,6 @@ func (c *client) someEvents(after uint64, kinds []string, forever bool) (seen ui
 		return after, err
 	}
 	defer func() { _ = stream.Close() }()
-	seen = after
 	for last := uint64(0); stream.Receive(); {
 		m := stream.Msg()
 		seen = m.GetSeq()
@@ -124,10 +125,11 @@ func (c *client) tellEvent(m *api.Event) error {
 	return nil
 }
 
-// eventLine is one event in words.
+// eventLine is one event in words. Most say themselves at which generation, and
+// who did it.
 func eventLine(e *node.Event) string {
-	text := fmt.Sprintf("%d  %s  generation %d  %s  %s", e.Seq, e.At.Local().Format("15:04:05.000"), e.Generation, e.Kind, e.Text)
-	if e.By != "" {
+	text := fmt.Sprintf("%d  %s  %-10s  %s", e.Seq, e.At.Local().Format("15:04:05.000"), e.Kind, e.Text)
+	if e.By != "" && !strings.Contains(e.Text, e.By) {
 		text += " (" + e.By + ")"
 	}
 	return text

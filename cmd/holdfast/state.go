@@ -90,7 +90,7 @@ func (c *client) drift() error {
 	}
 	switch {
 	case s.FileDiffers:
-		fmt.Printf("%s was edited since it was applied; a reload would do this:\n", s.File)
+		fmt.Printf("%s is not what was applied last; a reload would do this:\n", s.File)
 		_, err := c.tellChange(c.api.Diff, node.ChangeRequest{Reread: true, DryRun: true}, nil)
 		return err
 	case len(s.Edits) == 0:
@@ -193,15 +193,11 @@ func whatChanged(g *node.GenerationInfo) string {
 	if !strings.Contains(plan, "\n") {
 		return oneLine(plan)
 	}
-	words := strings.Split(impactWords(&g.Impact), ", ")
-	words = slices.DeleteFunc(words, func(s string) bool {
-		return strings.HasSuffix(s, " untouched") || s == "0 objects"
-	})
-	if len(words) == 0 {
-		first, _, _ := strings.Cut(plan, "\n")
+	first, _, _ := strings.Cut(plan, "\n")
+	if g.Impact == (node.Impact{}) {
 		return fmt.Sprintf("%s; and %d more", oneLine(first), strings.Count(plan, "\n"))
 	}
-	return strings.Join(words, ", ")
+	return objectWords(&g.Impact)
 }
 
 func configRollbackCommand() *cobra.Command {

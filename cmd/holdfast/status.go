@@ -198,7 +198,7 @@ func desired(out *strings.Builder, s *node.Status) {
 		text += fmt.Sprintf("; %s beside the file (holdfast config diff)", count(s.Drift, "change"))
 	}
 	if s.FileDiffers {
-		text += "; the file was edited since (holdfast reload applies it)"
+		text += "; the file on disk is not what was applied last (holdfast config diff)"
 	}
 	if s.Waiting > 0 {
 		text += fmt.Sprintf("; %s waiting", count(s.Waiting, "change"))
