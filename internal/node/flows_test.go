@@ -208,6 +208,9 @@ func TestWaitingFlowsAdopt(t *testing.T) {
 	await(t, "it does not wait", func() bool { return r.Status().Queued["app"] == 1 })
 	r.alter(text(fmt.Sprintf(", connectTimeout: 3s, endpoints: [ { name: a, address: %q }, { name: b, address: %q } ]", server, other)), FlowsPolicy{})
 	says(t, c, "it has found the one that came")
+	if old := r.Status().OnOld; old != 0 {
+		t.Errorf("%d flows are under old objects", old)
+	}
 }
 
 // What a plan will do to flows is told before, and is what it does.
