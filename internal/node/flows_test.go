@@ -206,11 +206,12 @@ func TestWaitingFlowsAdopt(t *testing.T) {
 	}
 	c := dial(t, vip)
 	await(t, "it does not wait", func() bool { return r.Status().Queued["app"] == 1 })
+	r.alter(text(fmt.Sprintf(", connectTimeout: 3s, endpoints: [ { name: a, address: %q } ]", server)), FlowsPolicy{})
+	if s := r.Status(); s.OnOld != 0 || s.Queued["app"] != 1 {
+		t.Errorf("%d flows are under old objects, %d wait", s.OnOld, s.Queued["app"])
+	}
 	r.alter(text(fmt.Sprintf(", connectTimeout: 3s, endpoints: [ { name: a, address: %q }, { name: b, address: %q } ]", server, other)), FlowsPolicy{})
 	says(t, c, "it has found the one that came")
-	if old := r.Status().OnOld; old != 0 {
-		t.Errorf("%d flows are under old objects", old)
-	}
 }
 
 // What a plan will do to flows is told before, and is what it does.
