@@ -239,7 +239,7 @@ func parseValue(text string) (*yaml.Node, error) {
 	r := &report{}
 	document := r.document([]byte(text))
 	if document == nil {
-		return nil, fmt.Errorf("%s: %s", clip(text), r.problems[0].Text)
+		return nil, fmt.Errorf("its value: %s", r.problems[0].Text)
 	}
 	n := document.Content[0]
 	clearPlaces(n)
