@@ -131,7 +131,7 @@ func TestScrapeIsWhatIsDocumented(t *testing.T) {
 	}
 	type row struct{ kind, labels string }
 	rows := map[string]row{}
-	for _, m := range regexp.MustCompile("(?m)^\\| `(holdfast_[a-z_]+)` \\| (\\w+) \\| ([a-z, ]*) \\|").FindAllStringSubmatch(string(text), -1) {
+	for _, m := range regexp.MustCompile("(?m)^\\| `(holdfast_[a-z_]+)` \\| (\\w+) \\| ([a-z_, ]*) \\|").FindAllStringSubmatch(string(text), -1) {
 		rows[m[1]] = row{m[2], strings.ReplaceAll(strings.TrimSpace(m[3]), " ", "")}
 	}
 	if len(rows) != len(node.Metrics()) {

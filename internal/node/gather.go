@@ -388,6 +388,9 @@ func (n *Node) gatherFlows(g *gathering, c *config.Config) {
 		left += x.Left
 	}
 	g.add(toFollow, float64(left))
+	for name := range c.Backends {
+		g.add(shedRatio, 0, name)
+	}
 	for _, x := range n.shedding() {
 		g.add(shedRatio, x.Percent/100, x.Backend)
 	}
