@@ -134,6 +134,13 @@ type ChangeReport struct {
 	ArrivedLate uint64  `json:"arrived_late,omitempty"`
 	Canary      string  `json:"canary,omitempty"` // watching until ..., or what came of it
 	Millis      float64 `json:"millis"`           // until the answer
+	// Of the flows that adopted it: what they carried, what they were doing, and
+	// why some could not.
+	Octets     uint64         `json:"octets,omitempty"`
+	WithOctets int            `json:"with_octets,omitempty"`
+	States     map[string]int `json:"states,omitempty"`
+	Refused    int            `json:"refused,omitempty"`
+	Reasons    map[string]int `json:"reasons,omitempty"`
 }
 
 // GenerationInfo is one entry of the history, the newest first.

@@ -458,6 +458,7 @@ func (n *Node) enact(ctx context.Context, began time.Time, d *desired, b *became
 	moved.done(began)
 	n.totals.move(moved)
 	r.Flows, r.Closed, r.Lost, r.Pause, r.Following, r.ArrivedLate = moved.Flows, moved.Closed, moved.Lost, moved.Pause, x.following, x.late
+	r.Octets, r.WithOctets, r.States, r.Refused, r.Reasons = moved.Octets, moved.WithOctets, moved.States, moved.Refused, moved.Reasons
 	r.Kernel = n.kernelAfter(kernel)
 	if q.Canary > 0 {
 		r.Canary = n.beginCanary(q, d, info, watched, before)

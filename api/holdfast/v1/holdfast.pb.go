@@ -1624,10 +1624,17 @@ type ChangeReport struct {
 	PauseUs     *Pause                 `protobuf:"bytes,18,opt,name=pause_us,json=pauseUs,proto3" json:"pause_us,omitempty"`
 	// By how much the kernel's counters of silent loss grew meanwhile, in this
 	// network namespace; those that did not are left out.
-	Kernel        map[string]uint64 `protobuf:"bytes,19,rep,name=kernel,proto3" json:"kernel,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
-	ArrivedLate   uint64            `protobuf:"varint,20,opt,name=arrived_late,json=arrivedLate,proto3" json:"arrived_late,omitempty"` // connections that came to a listener while it was closed
-	Canary        string            `protobuf:"bytes,21,opt,name=canary,proto3" json:"canary,omitempty"`                               // watching until ..., or what came of it
-	Millis        float64           `protobuf:"fixed64,22,opt,name=millis,proto3" json:"millis,omitempty"`                             // until the answer
+	Kernel      map[string]uint64 `protobuf:"bytes,19,rep,name=kernel,proto3" json:"kernel,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	ArrivedLate uint64            `protobuf:"varint,20,opt,name=arrived_late,json=arrivedLate,proto3" json:"arrived_late,omitempty"` // connections that came to a listener while it was closed
+	Canary      string            `protobuf:"bytes,21,opt,name=canary,proto3" json:"canary,omitempty"`                               // watching until ..., or what came of it
+	Millis      float64           `protobuf:"fixed64,22,opt,name=millis,proto3" json:"millis,omitempty"`                             // until the answer
+	// Of the flows that adopted it: what they carried, what they were doing, and
+	// why some could not.
+	Octets        uint64           `protobuf:"varint,23,opt,name=octets,proto3" json:"octets,omitempty"`
+	WithOctets    int64            `protobuf:"varint,24,opt,name=with_octets,json=withOctets,proto3" json:"with_octets,omitempty"`
+	States        map[string]int64 `protobuf:"bytes,25,rep,name=states,proto3" json:"states,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	Refused       int64            `protobuf:"varint,26,opt,name=refused,proto3" json:"refused,omitempty"`
+	Reasons       map[string]int64 `protobuf:"bytes,27,rep,name=reasons,proto3" json:"reasons,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1814,6 +1821,41 @@ func (x *ChangeReport) GetMillis() float64 {
 		return x.Millis
 	}
 	return 0
+}
+
+func (x *ChangeReport) GetOctets() uint64 {
+	if x != nil {
+		return x.Octets
+	}
+	return 0
+}
+
+func (x *ChangeReport) GetWithOctets() int64 {
+	if x != nil {
+		return x.WithOctets
+	}
+	return 0
+}
+
+func (x *ChangeReport) GetStates() map[string]int64 {
+	if x != nil {
+		return x.States
+	}
+	return nil
+}
+
+func (x *ChangeReport) GetRefused() int64 {
+	if x != nil {
+		return x.Refused
+	}
+	return 0
+}
+
+func (x *ChangeReport) GetReasons() map[string]int64 {
+	if x != nil {
+		return x.Reasons
+	}
+	return nil
 }
 
 // GenerationInfo is one entry of the history.
@@ -5126,7 +5168,7 @@ const file_holdfast_v1_holdfast_proto_rawDesc = "" +
 	"\x05Pause\x12\x10\n" +
 	"\x03p50\x18\x01 \x01(\x01R\x03p50\x12\x10\n" +
 	"\x03p99\x18\x02 \x01(\x01R\x03p99\x12\x10\n" +
-	"\x03max\x18\x03 \x01(\x01R\x03max\"\xec\x05\n" +
+	"\x03max\x18\x03 \x01(\x01R\x03max\"\xb7\b\n" +
 	"\fChangeReport\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x01 \x01(\x04R\n" +
@@ -5155,10 +5197,22 @@ const file_holdfast_v1_holdfast_proto_rawDesc = "" +
 	"\x06kernel\x18\x13 \x03(\v2%.holdfast.v1.ChangeReport.KernelEntryR\x06kernel\x12!\n" +
 	"\farrived_late\x18\x14 \x01(\x04R\varrivedLate\x12\x16\n" +
 	"\x06canary\x18\x15 \x01(\tR\x06canary\x12\x16\n" +
-	"\x06millis\x18\x16 \x01(\x01R\x06millis\x1a9\n" +
+	"\x06millis\x18\x16 \x01(\x01R\x06millis\x12\x16\n" +
+	"\x06octets\x18\x17 \x01(\x04R\x06octets\x12\x1f\n" +
+	"\vwith_octets\x18\x18 \x01(\x03R\n" +
+	"withOctets\x12=\n" +
+	"\x06states\x18\x19 \x03(\v2%.holdfast.v1.ChangeReport.StatesEntryR\x06states\x12\x18\n" +
+	"\arefused\x18\x1a \x01(\x03R\arefused\x12@\n" +
+	"\areasons\x18\x1b \x03(\v2&.holdfast.v1.ChangeReport.ReasonsEntryR\areasons\x1a9\n" +
 	"\vKernelEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\x8b\x02\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\x1a9\n" +
+	"\vStatesEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\x1a:\n" +
+	"\fReasonsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\"\x8b\x02\n" +
 	"\x0eGenerationInfo\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x01 \x01(\x04R\n" +
@@ -5591,7 +5645,7 @@ func file_holdfast_v1_holdfast_proto_rawDescGZIP() []byte {
 	return file_holdfast_v1_holdfast_proto_rawDescData
 }
 
-var file_holdfast_v1_holdfast_proto_msgTypes = make([]protoimpl.MessageInfo, 66)
+var file_holdfast_v1_holdfast_proto_msgTypes = make([]protoimpl.MessageInfo, 68)
 var file_holdfast_v1_holdfast_proto_goTypes = []any{
 	(*StatusRequest)(nil),         // 0: holdfast.v1.StatusRequest
 	(*EndpointsRequest)(nil),      // 1: holdfast.v1.EndpointsRequest
@@ -5644,130 +5698,134 @@ var file_holdfast_v1_holdfast_proto_goTypes = []any{
 	(*FlowStatus)(nil),            // 48: holdfast.v1.FlowStatus
 	(*Report)(nil),                // 49: holdfast.v1.Report
 	nil,                           // 50: holdfast.v1.ChangeReport.KernelEntry
-	nil,                           // 51: holdfast.v1.Event.FieldsEntry
-	nil,                           // 52: holdfast.v1.Status.FlowsByStateEntry
-	nil,                           // 53: holdfast.v1.Status.QueuedEntry
-	nil,                           // 54: holdfast.v1.Status.HostEntry
-	nil,                           // 55: holdfast.v1.Status.EndedEntry
-	nil,                           // 56: holdfast.v1.Status.MovesEntry
-	nil,                           // 57: holdfast.v1.Status.MovedFlowsEntry
-	nil,                           // 58: holdfast.v1.Status.ResponsesEntry
-	nil,                           // 59: holdfast.v1.Status.KernelEntry
-	nil,                           // 60: holdfast.v1.ListenerStatus.CodesEntry
-	nil,                           // 61: holdfast.v1.ListenerStatus.CausesEntry
-	nil,                           // 62: holdfast.v1.BackendStatus.CodesEntry
-	nil,                           // 63: holdfast.v1.BackendStatus.CausesEntry
-	nil,                           // 64: holdfast.v1.Report.ReasonsEntry
-	nil,                           // 65: holdfast.v1.Report.StatesEntry
-	(*durationpb.Duration)(nil),   // 66: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 67: google.protobuf.Timestamp
+	nil,                           // 51: holdfast.v1.ChangeReport.StatesEntry
+	nil,                           // 52: holdfast.v1.ChangeReport.ReasonsEntry
+	nil,                           // 53: holdfast.v1.Event.FieldsEntry
+	nil,                           // 54: holdfast.v1.Status.FlowsByStateEntry
+	nil,                           // 55: holdfast.v1.Status.QueuedEntry
+	nil,                           // 56: holdfast.v1.Status.HostEntry
+	nil,                           // 57: holdfast.v1.Status.EndedEntry
+	nil,                           // 58: holdfast.v1.Status.MovesEntry
+	nil,                           // 59: holdfast.v1.Status.MovedFlowsEntry
+	nil,                           // 60: holdfast.v1.Status.ResponsesEntry
+	nil,                           // 61: holdfast.v1.Status.KernelEntry
+	nil,                           // 62: holdfast.v1.ListenerStatus.CodesEntry
+	nil,                           // 63: holdfast.v1.ListenerStatus.CausesEntry
+	nil,                           // 64: holdfast.v1.BackendStatus.CodesEntry
+	nil,                           // 65: holdfast.v1.BackendStatus.CausesEntry
+	nil,                           // 66: holdfast.v1.Report.ReasonsEntry
+	nil,                           // 67: holdfast.v1.Report.StatesEntry
+	(*durationpb.Duration)(nil),   // 68: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 69: google.protobuf.Timestamp
 }
 var file_holdfast_v1_holdfast_proto_depIdxs = []int32{
-	66, // 0: holdfast.v1.FlowsRequest.older:type_name -> google.protobuf.Duration
+	68, // 0: holdfast.v1.FlowsRequest.older:type_name -> google.protobuf.Duration
 	48, // 1: holdfast.v1.FlowsResponse.flows:type_name -> holdfast.v1.FlowStatus
 	47, // 2: holdfast.v1.EndpointsResponse.endpoints:type_name -> holdfast.v1.EndpointState
 	25, // 3: holdfast.v1.HistoryResponse.generations:type_name -> holdfast.v1.GenerationInfo
-	66, // 4: holdfast.v1.WatchRequest.status_every:type_name -> google.protobuf.Duration
+	68, // 4: holdfast.v1.WatchRequest.status_every:type_name -> google.protobuf.Duration
 	19, // 5: holdfast.v1.ChangeRequest.edits:type_name -> holdfast.v1.Patch
 	18, // 6: holdfast.v1.ChangeRequest.flows:type_name -> holdfast.v1.FlowsPolicy
-	66, // 7: holdfast.v1.ChangeRequest.canary:type_name -> google.protobuf.Duration
+	68, // 7: holdfast.v1.ChangeRequest.canary:type_name -> google.protobuf.Duration
 	19, // 8: holdfast.v1.ChangeRequest.revert:type_name -> holdfast.v1.Patch
 	17, // 9: holdfast.v1.Drift.by:type_name -> holdfast.v1.Author
-	67, // 10: holdfast.v1.Drift.at:type_name -> google.protobuf.Timestamp
+	69, // 10: holdfast.v1.Drift.at:type_name -> google.protobuf.Timestamp
 	21, // 11: holdfast.v1.ChangeReport.impact:type_name -> holdfast.v1.Impact
 	22, // 12: holdfast.v1.ChangeReport.edits:type_name -> holdfast.v1.Drift
 	23, // 13: holdfast.v1.ChangeReport.pause_us:type_name -> holdfast.v1.Pause
 	50, // 14: holdfast.v1.ChangeReport.kernel:type_name -> holdfast.v1.ChangeReport.KernelEntry
-	67, // 15: holdfast.v1.GenerationInfo.at:type_name -> google.protobuf.Timestamp
-	17, // 16: holdfast.v1.GenerationInfo.by:type_name -> holdfast.v1.Author
-	21, // 17: holdfast.v1.GenerationInfo.impact:type_name -> holdfast.v1.Impact
-	22, // 18: holdfast.v1.ConfigState.edits:type_name -> holdfast.v1.Drift
-	17, // 19: holdfast.v1.ConfigState.by:type_name -> holdfast.v1.Author
-	67, // 20: holdfast.v1.ConfigState.at:type_name -> google.protobuf.Timestamp
-	67, // 21: holdfast.v1.ConfigState.canary_ends:type_name -> google.protobuf.Timestamp
-	33, // 22: holdfast.v1.ConfigState.shifts:type_name -> holdfast.v1.ShiftState
-	29, // 23: holdfast.v1.EndpointReport.each:type_name -> holdfast.v1.EndpointChange
-	66, // 24: holdfast.v1.RemoveRequest.deadline:type_name -> google.protobuf.Duration
-	24, // 25: holdfast.v1.Progress.report:type_name -> holdfast.v1.ChangeReport
-	66, // 26: holdfast.v1.ShiftRequest.over:type_name -> google.protobuf.Duration
-	67, // 27: holdfast.v1.ShiftState.ends:type_name -> google.protobuf.Timestamp
-	17, // 28: holdfast.v1.ShiftState.by:type_name -> holdfast.v1.Author
-	3,  // 29: holdfast.v1.KillRequest.filter:type_name -> holdfast.v1.FlowsRequest
-	66, // 30: holdfast.v1.ShedRequest.for:type_name -> google.protobuf.Duration
-	67, // 31: holdfast.v1.ShedReport.until:type_name -> google.protobuf.Timestamp
-	67, // 32: holdfast.v1.Event.at:type_name -> google.protobuf.Timestamp
-	51, // 33: holdfast.v1.Event.fields:type_name -> holdfast.v1.Event.FieldsEntry
-	39, // 34: holdfast.v1.Event.status:type_name -> holdfast.v1.Status
-	52, // 35: holdfast.v1.Status.flows_by_state:type_name -> holdfast.v1.Status.FlowsByStateEntry
-	44, // 36: holdfast.v1.Status.listeners:type_name -> holdfast.v1.ListenerStatus
-	45, // 37: holdfast.v1.Status.backends:type_name -> holdfast.v1.BackendStatus
-	46, // 38: holdfast.v1.Status.endpoints:type_name -> holdfast.v1.EndpointStatus
-	53, // 39: holdfast.v1.Status.queued:type_name -> holdfast.v1.Status.QueuedEntry
-	54, // 40: holdfast.v1.Status.host:type_name -> holdfast.v1.Status.HostEntry
-	55, // 41: holdfast.v1.Status.ended:type_name -> holdfast.v1.Status.EndedEntry
-	56, // 42: holdfast.v1.Status.moves:type_name -> holdfast.v1.Status.MovesEntry
-	57, // 43: holdfast.v1.Status.moved_flows:type_name -> holdfast.v1.Status.MovedFlowsEntry
-	58, // 44: holdfast.v1.Status.responses:type_name -> holdfast.v1.Status.ResponsesEntry
-	40, // 45: holdfast.v1.Status.old_objects:type_name -> holdfast.v1.OldObject
-	41, // 46: holdfast.v1.Status.following:type_name -> holdfast.v1.FollowStatus
-	42, // 47: holdfast.v1.Status.sheds:type_name -> holdfast.v1.ShedStatus
-	43, // 48: holdfast.v1.Status.removing:type_name -> holdfast.v1.RemovalStatus
-	33, // 49: holdfast.v1.Status.shifts:type_name -> holdfast.v1.ShiftState
-	59, // 50: holdfast.v1.Status.kernel:type_name -> holdfast.v1.Status.KernelEntry
-	67, // 51: holdfast.v1.ShedStatus.until:type_name -> google.protobuf.Timestamp
-	17, // 52: holdfast.v1.ShedStatus.by:type_name -> holdfast.v1.Author
-	67, // 53: holdfast.v1.RemovalStatus.deadline:type_name -> google.protobuf.Timestamp
-	17, // 54: holdfast.v1.RemovalStatus.by:type_name -> holdfast.v1.Author
-	60, // 55: holdfast.v1.ListenerStatus.codes:type_name -> holdfast.v1.ListenerStatus.CodesEntry
-	61, // 56: holdfast.v1.ListenerStatus.causes:type_name -> holdfast.v1.ListenerStatus.CausesEntry
-	62, // 57: holdfast.v1.BackendStatus.codes:type_name -> holdfast.v1.BackendStatus.CodesEntry
-	63, // 58: holdfast.v1.BackendStatus.causes:type_name -> holdfast.v1.BackendStatus.CausesEntry
-	64, // 59: holdfast.v1.Report.reasons:type_name -> holdfast.v1.Report.ReasonsEntry
-	23, // 60: holdfast.v1.Report.pause_us:type_name -> holdfast.v1.Pause
-	65, // 61: holdfast.v1.Report.states:type_name -> holdfast.v1.Report.StatesEntry
-	0,  // 62: holdfast.v1.Node.Status:input_type -> holdfast.v1.StatusRequest
-	3,  // 63: holdfast.v1.Node.Flows:input_type -> holdfast.v1.FlowsRequest
-	1,  // 64: holdfast.v1.Node.Endpoints:input_type -> holdfast.v1.EndpointsRequest
-	2,  // 65: holdfast.v1.Node.GetConfig:input_type -> holdfast.v1.GetConfigRequest
-	6,  // 66: holdfast.v1.Node.History:input_type -> holdfast.v1.HistoryRequest
-	8,  // 67: holdfast.v1.Node.Watch:input_type -> holdfast.v1.WatchRequest
-	20, // 68: holdfast.v1.Node.Diff:input_type -> holdfast.v1.ChangeRequest
-	20, // 69: holdfast.v1.Node.Apply:input_type -> holdfast.v1.ChangeRequest
-	9,  // 70: holdfast.v1.Node.Settle:input_type -> holdfast.v1.SettleRequest
-	27, // 71: holdfast.v1.Node.SetEndpoint:input_type -> holdfast.v1.EndpointRequest
-	30, // 72: holdfast.v1.Node.Remove:input_type -> holdfast.v1.RemoveRequest
-	32, // 73: holdfast.v1.Node.Shift:input_type -> holdfast.v1.ShiftRequest
-	34, // 74: holdfast.v1.Node.Kill:input_type -> holdfast.v1.KillRequest
-	36, // 75: holdfast.v1.Node.Shed:input_type -> holdfast.v1.ShedRequest
-	10, // 76: holdfast.v1.Node.Rebalance:input_type -> holdfast.v1.RebalanceRequest
-	13, // 77: holdfast.v1.Node.SetLog:input_type -> holdfast.v1.LogRequest
-	11, // 78: holdfast.v1.Node.Migrate:input_type -> holdfast.v1.MigrateRequest
-	12, // 79: holdfast.v1.Node.Upgrade:input_type -> holdfast.v1.UpgradeRequest
-	15, // 80: holdfast.v1.Node.Busy:input_type -> holdfast.v1.BusyRequest
-	39, // 81: holdfast.v1.Node.Status:output_type -> holdfast.v1.Status
-	4,  // 82: holdfast.v1.Node.Flows:output_type -> holdfast.v1.FlowsResponse
-	5,  // 83: holdfast.v1.Node.Endpoints:output_type -> holdfast.v1.EndpointsResponse
-	26, // 84: holdfast.v1.Node.GetConfig:output_type -> holdfast.v1.ConfigState
-	7,  // 85: holdfast.v1.Node.History:output_type -> holdfast.v1.HistoryResponse
-	38, // 86: holdfast.v1.Node.Watch:output_type -> holdfast.v1.Event
-	24, // 87: holdfast.v1.Node.Diff:output_type -> holdfast.v1.ChangeReport
-	24, // 88: holdfast.v1.Node.Apply:output_type -> holdfast.v1.ChangeReport
-	24, // 89: holdfast.v1.Node.Settle:output_type -> holdfast.v1.ChangeReport
-	28, // 90: holdfast.v1.Node.SetEndpoint:output_type -> holdfast.v1.EndpointReport
-	31, // 91: holdfast.v1.Node.Remove:output_type -> holdfast.v1.Progress
-	31, // 92: holdfast.v1.Node.Shift:output_type -> holdfast.v1.Progress
-	35, // 93: holdfast.v1.Node.Kill:output_type -> holdfast.v1.KillReport
-	37, // 94: holdfast.v1.Node.Shed:output_type -> holdfast.v1.ShedReport
-	49, // 95: holdfast.v1.Node.Rebalance:output_type -> holdfast.v1.Report
-	14, // 96: holdfast.v1.Node.SetLog:output_type -> holdfast.v1.LogReport
-	49, // 97: holdfast.v1.Node.Migrate:output_type -> holdfast.v1.Report
-	49, // 98: holdfast.v1.Node.Upgrade:output_type -> holdfast.v1.Report
-	16, // 99: holdfast.v1.Node.Busy:output_type -> holdfast.v1.BusyReport
-	81, // [81:100] is the sub-list for method output_type
-	62, // [62:81] is the sub-list for method input_type
-	62, // [62:62] is the sub-list for extension type_name
-	62, // [62:62] is the sub-list for extension extendee
-	0,  // [0:62] is the sub-list for field type_name
+	51, // 15: holdfast.v1.ChangeReport.states:type_name -> holdfast.v1.ChangeReport.StatesEntry
+	52, // 16: holdfast.v1.ChangeReport.reasons:type_name -> holdfast.v1.ChangeReport.ReasonsEntry
+	69, // 17: holdfast.v1.GenerationInfo.at:type_name -> google.protobuf.Timestamp
+	17, // 18: holdfast.v1.GenerationInfo.by:type_name -> holdfast.v1.Author
+	21, // 19: holdfast.v1.GenerationInfo.impact:type_name -> holdfast.v1.Impact
+	22, // 20: holdfast.v1.ConfigState.edits:type_name -> holdfast.v1.Drift
+	17, // 21: holdfast.v1.ConfigState.by:type_name -> holdfast.v1.Author
+	69, // 22: holdfast.v1.ConfigState.at:type_name -> google.protobuf.Timestamp
+	69, // 23: holdfast.v1.ConfigState.canary_ends:type_name -> google.protobuf.Timestamp
+	33, // 24: holdfast.v1.ConfigState.shifts:type_name -> holdfast.v1.ShiftState
+	29, // 25: holdfast.v1.EndpointReport.each:type_name -> holdfast.v1.EndpointChange
+	68, // 26: holdfast.v1.RemoveRequest.deadline:type_name -> google.protobuf.Duration
+	24, // 27: holdfast.v1.Progress.report:type_name -> holdfast.v1.ChangeReport
+	68, // 28: holdfast.v1.ShiftRequest.over:type_name -> google.protobuf.Duration
+	69, // 29: holdfast.v1.ShiftState.ends:type_name -> google.protobuf.Timestamp
+	17, // 30: holdfast.v1.ShiftState.by:type_name -> holdfast.v1.Author
+	3,  // 31: holdfast.v1.KillRequest.filter:type_name -> holdfast.v1.FlowsRequest
+	68, // 32: holdfast.v1.ShedRequest.for:type_name -> google.protobuf.Duration
+	69, // 33: holdfast.v1.ShedReport.until:type_name -> google.protobuf.Timestamp
+	69, // 34: holdfast.v1.Event.at:type_name -> google.protobuf.Timestamp
+	53, // 35: holdfast.v1.Event.fields:type_name -> holdfast.v1.Event.FieldsEntry
+	39, // 36: holdfast.v1.Event.status:type_name -> holdfast.v1.Status
+	54, // 37: holdfast.v1.Status.flows_by_state:type_name -> holdfast.v1.Status.FlowsByStateEntry
+	44, // 38: holdfast.v1.Status.listeners:type_name -> holdfast.v1.ListenerStatus
+	45, // 39: holdfast.v1.Status.backends:type_name -> holdfast.v1.BackendStatus
+	46, // 40: holdfast.v1.Status.endpoints:type_name -> holdfast.v1.EndpointStatus
+	55, // 41: holdfast.v1.Status.queued:type_name -> holdfast.v1.Status.QueuedEntry
+	56, // 42: holdfast.v1.Status.host:type_name -> holdfast.v1.Status.HostEntry
+	57, // 43: holdfast.v1.Status.ended:type_name -> holdfast.v1.Status.EndedEntry
+	58, // 44: holdfast.v1.Status.moves:type_name -> holdfast.v1.Status.MovesEntry
+	59, // 45: holdfast.v1.Status.moved_flows:type_name -> holdfast.v1.Status.MovedFlowsEntry
+	60, // 46: holdfast.v1.Status.responses:type_name -> holdfast.v1.Status.ResponsesEntry
+	40, // 47: holdfast.v1.Status.old_objects:type_name -> holdfast.v1.OldObject
+	41, // 48: holdfast.v1.Status.following:type_name -> holdfast.v1.FollowStatus
+	42, // 49: holdfast.v1.Status.sheds:type_name -> holdfast.v1.ShedStatus
+	43, // 50: holdfast.v1.Status.removing:type_name -> holdfast.v1.RemovalStatus
+	33, // 51: holdfast.v1.Status.shifts:type_name -> holdfast.v1.ShiftState
+	61, // 52: holdfast.v1.Status.kernel:type_name -> holdfast.v1.Status.KernelEntry
+	69, // 53: holdfast.v1.ShedStatus.until:type_name -> google.protobuf.Timestamp
+	17, // 54: holdfast.v1.ShedStatus.by:type_name -> holdfast.v1.Author
+	69, // 55: holdfast.v1.RemovalStatus.deadline:type_name -> google.protobuf.Timestamp
+	17, // 56: holdfast.v1.RemovalStatus.by:type_name -> holdfast.v1.Author
+	62, // 57: holdfast.v1.ListenerStatus.codes:type_name -> holdfast.v1.ListenerStatus.CodesEntry
+	63, // 58: holdfast.v1.ListenerStatus.causes:type_name -> holdfast.v1.ListenerStatus.CausesEntry
+	64, // 59: holdfast.v1.BackendStatus.codes:type_name -> holdfast.v1.BackendStatus.CodesEntry
+	65, // 60: holdfast.v1.BackendStatus.causes:type_name -> holdfast.v1.BackendStatus.CausesEntry
+	66, // 61: holdfast.v1.Report.reasons:type_name -> holdfast.v1.Report.ReasonsEntry
+	23, // 62: holdfast.v1.Report.pause_us:type_name -> holdfast.v1.Pause
+	67, // 63: holdfast.v1.Report.states:type_name -> holdfast.v1.Report.StatesEntry
+	0,  // 64: holdfast.v1.Node.Status:input_type -> holdfast.v1.StatusRequest
+	3,  // 65: holdfast.v1.Node.Flows:input_type -> holdfast.v1.FlowsRequest
+	1,  // 66: holdfast.v1.Node.Endpoints:input_type -> holdfast.v1.EndpointsRequest
+	2,  // 67: holdfast.v1.Node.GetConfig:input_type -> holdfast.v1.GetConfigRequest
+	6,  // 68: holdfast.v1.Node.History:input_type -> holdfast.v1.HistoryRequest
+	8,  // 69: holdfast.v1.Node.Watch:input_type -> holdfast.v1.WatchRequest
+	20, // 70: holdfast.v1.Node.Diff:input_type -> holdfast.v1.ChangeRequest
+	20, // 71: holdfast.v1.Node.Apply:input_type -> holdfast.v1.ChangeRequest
+	9,  // 72: holdfast.v1.Node.Settle:input_type -> holdfast.v1.SettleRequest
+	27, // 73: holdfast.v1.Node.SetEndpoint:input_type -> holdfast.v1.EndpointRequest
+	30, // 74: holdfast.v1.Node.Remove:input_type -> holdfast.v1.RemoveRequest
+	32, // 75: holdfast.v1.Node.Shift:input_type -> holdfast.v1.ShiftRequest
+	34, // 76: holdfast.v1.Node.Kill:input_type -> holdfast.v1.KillRequest
+	36, // 77: holdfast.v1.Node.Shed:input_type -> holdfast.v1.ShedRequest
+	10, // 78: holdfast.v1.Node.Rebalance:input_type -> holdfast.v1.RebalanceRequest
+	13, // 79: holdfast.v1.Node.SetLog:input_type -> holdfast.v1.LogRequest
+	11, // 80: holdfast.v1.Node.Migrate:input_type -> holdfast.v1.MigrateRequest
+	12, // 81: holdfast.v1.Node.Upgrade:input_type -> holdfast.v1.UpgradeRequest
+	15, // 82: holdfast.v1.Node.Busy:input_type -> holdfast.v1.BusyRequest
+	39, // 83: holdfast.v1.Node.Status:output_type -> holdfast.v1.Status
+	4,  // 84: holdfast.v1.Node.Flows:output_type -> holdfast.v1.FlowsResponse
+	5,  // 85: holdfast.v1.Node.Endpoints:output_type -> holdfast.v1.EndpointsResponse
+	26, // 86: holdfast.v1.Node.GetConfig:output_type -> holdfast.v1.ConfigState
+	7,  // 87: holdfast.v1.Node.History:output_type -> holdfast.v1.HistoryResponse
+	38, // 88: holdfast.v1.Node.Watch:output_type -> holdfast.v1.Event
+	24, // 89: holdfast.v1.Node.Diff:output_type -> holdfast.v1.ChangeReport
+	24, // 90: holdfast.v1.Node.Apply:output_type -> holdfast.v1.ChangeReport
+	24, // 91: holdfast.v1.Node.Settle:output_type -> holdfast.v1.ChangeReport
+	28, // 92: holdfast.v1.Node.SetEndpoint:output_type -> holdfast.v1.EndpointReport
+	31, // 93: holdfast.v1.Node.Remove:output_type -> holdfast.v1.Progress
+	31, // 94: holdfast.v1.Node.Shift:output_type -> holdfast.v1.Progress
+	35, // 95: holdfast.v1.Node.Kill:output_type -> holdfast.v1.KillReport
+	37, // 96: holdfast.v1.Node.Shed:output_type -> holdfast.v1.ShedReport
+	49, // 97: holdfast.v1.Node.Rebalance:output_type -> holdfast.v1.Report
+	14, // 98: holdfast.v1.Node.SetLog:output_type -> holdfast.v1.LogReport
+	49, // 99: holdfast.v1.Node.Migrate:output_type -> holdfast.v1.Report
+	49, // 100: holdfast.v1.Node.Upgrade:output_type -> holdfast.v1.Report
+	16, // 101: holdfast.v1.Node.Busy:output_type -> holdfast.v1.BusyReport
+	83, // [83:102] is the sub-list for method output_type
+	64, // [64:83] is the sub-list for method input_type
+	64, // [64:64] is the sub-list for extension type_name
+	64, // [64:64] is the sub-list for extension extendee
+	0,  // [0:64] is the sub-list for field type_name
 }
 
 func init() { file_holdfast_v1_holdfast_proto_init() }
@@ -5781,7 +5839,7 @@ func file_holdfast_v1_holdfast_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_holdfast_v1_holdfast_proto_rawDesc), len(file_holdfast_v1_holdfast_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   66,
+			NumMessages:   68,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
