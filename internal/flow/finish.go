@@ -1,6 +1,9 @@
 package flow
 
-import "github.com/holdfast-lb/holdfast/internal/h1"
+import (
+	"github.com/holdfast-lb/holdfast/internal/h1"
+	"github.com/holdfast-lb/holdfast/internal/planted"
+)
 
 // A flow that somebody ends by Finish loses nothing that was read, and is gone soon.
 // Without HTTP both peers get what was read for them and then FIN; what they say
@@ -39,6 +42,9 @@ func (f *Flow) finishUp(now Instant, e *Event) {
 		case f.x == nil:
 			f.legs[Backend].facts |= parted
 			f.at = now
+			if planted.Bug(77) {
+				f.legs[Client].off, f.legs[Backend].off = uint32(len(f.legs[Client].buf)), uint32(len(f.legs[Backend].buf))
+			}
 			f.finished()
 		case f.x.status == 0:
 			f.x.flags |= last | halted

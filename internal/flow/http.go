@@ -27,8 +27,8 @@ type Desk struct {
 	Build []byte
 	// Config rules new requests.
 	Config *config.Config
-	// VIPs are the listeners in force by their VIP, for flows whose listener has
-	// another name now; nil: none has.
+	// VIPs are the listeners in force by their VIP; nil: none has changed its name or
+	// its VIP.
 	VIPs map[netip.AddrPort]*config.Listener
 	// From is set by a Step in which the flow comes under another listener: the one
 	// that it was under. The runner takes and clears it after that Step.

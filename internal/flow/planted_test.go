@@ -13,7 +13,7 @@ import (
 )
 
 // lieHere are the planted bugs that lie in this package.
-var lieHere = []int{1, 2, 3, 4, 5, 17, 21, 29, 30, 31, 33, 34, 35, 36, 37, 39, 40, 41, 44, 52, 53, 54, 55, 56}
+var lieHere = []int{1, 2, 3, 4, 5, 17, 21, 29, 30, 31, 33, 34, 35, 36, 37, 39, 40, 41, 44, 52, 53, 54, 55, 56, 77}
 
 // firstOfHTTP is the first bug that only flows with HTTP have.
 const firstOfHTTP = 30
@@ -47,7 +47,7 @@ func TestPlanted(t *testing.T) {
 		for ; k < scripts && c.said == ""; k++ {
 			func() {
 				defer func() { _ = recover() }()
-				if n >= firstOfHTTP {
+				if n >= firstOfHTTP && n != 77 {
 					if k < len(golden) {
 						checkHTTPMoves(c, golden[k])
 					} else {

@@ -113,6 +113,7 @@ type moving struct {
 	lender Lender
 	pipes  [2][]byte // octets from the leg, on their way
 	ends   bool      // it was told to finish: what comes then is thrown away
+	hard   bool      // and then more than that
 	books
 }
 
@@ -123,9 +124,10 @@ type world struct {
 	scratch [scratchBytes]byte
 	legs    [2]kern
 	desk    Desk
-	bulk    bool // use pipes where the flow wants
-	rough   bool // an RST came: how far octets got may differ
-	acts    int  // so many in all
+	bulk    bool   // use pipes where the flow wants
+	rough   bool   // an RST came: how far octets got may differ
+	acts    int    // so many in all
+	read    [2]int // octets read from each leg when it was told to finish
 }
 
 type op struct {
@@ -297,12 +299,18 @@ func (w *world) Step(i int) {
 		w.now = w.now.Add(time.Duration(o.n) * time.Millisecond)
 		var wants Wants
 		if w.f.Wants(&wants); wants.Deadline != 0 && wants.Deadline <= w.now {
+			w.hard = true
 			step(Event{Kind: Expired})
 		}
 	case "kill":
 		if w.f.State() != Done && o.n&2 != 0 {
+			for s := range w.legs {
+				w.read[s] = w.legs[s].said - len(w.legs[s].in)
+			}
+			w.hard = w.ends || w.f.State() != Relaying
 			w.finish(step)
 		} else if w.f.State() != Done {
+			w.hard = true
 			step(Event{Kind: Kill, Why: []Cause{NotEnded, Shed}[o.n&1]})
 		}
 	}
@@ -605,6 +613,9 @@ func (w *world) Verify() error {
 			if want := octet(s, i); got != want {
 				return fmt.Errorf("octet %d from the %v is %#02x, want %#02x", i, s, got, want)
 			}
+		}
+		if arrived := len(to.got) + len(to.out) + len(due); w.ends && !w.hard && !w.rough && arrived != w.read[s] {
+			return fmt.Errorf("%d octets were read of the %v when it was ended, %d went on", w.read[s], s, arrived)
 		}
 		if to.ended && w.f.Cause() != Dropped && !w.ends && (!from.fin || len(to.got) != from.said) {
 			return fmt.Errorf("the %v has read FIN after %d octets; the %v said %d, FIN %t", s.Other(), len(to.got), s, from.said, from.fin)

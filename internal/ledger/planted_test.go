@@ -14,7 +14,7 @@ import (
 var rewrite = flag.Bool("rewrite", false, "write what was found to docs/planted-bugs.md")
 
 // lieHere are the planted bugs that lie in this package and that a ledger alone shows.
-var lieHere = []int{23, 24, 45, 46, 47, 48, 49, 50}
+var lieHere = []int{23, 24, 45, 46, 47, 48, 49, 50, 78}
 
 // The properties that hold without a bug each bug must break.
 func TestPlanted(t *testing.T) {

@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 
 	"github.com/holdfast-lb/holdfast/internal/config"
+	"github.com/holdfast-lb/holdfast/internal/planted"
 )
 
 // Asking is what somebody who asks for an endpoint says.
@@ -162,17 +163,17 @@ func bit(i int) uint64 { return 1 << (i % 64) }
 // Options.Ring(loop, token) and fetched with [Backend.Collect]. Nothing of a is
 // kept but a copy.
 func (b *Backend) Secure(c *config.Backend, a *Asking) (Grant, *Waiter, Answer) {
+	if order := b.shed.Load(); order != 0 && (a.Place == 0 && a.Tried == 0 && !a.Retry || planted.Bug(78)) {
+		if how, yes := b.sheds(order); yes {
+			return Grant{Drop: how}, nil, Shed
+		}
+	}
 	switch {
 	case a.Retry: // also with a place: it keeps that of an attempt before
 		if c.Retry.Budget > 0 && !b.budget.spend(a.Now, c.Retry.Budget, b.requests()) {
 			return Grant{}, nil, Spent
 		}
 	case a.Place == 0 && a.Tried == 0: // else it is counted, or AllowRetry has counted it
-		if order := b.shed.Load(); order != 0 {
-			if how, yes := b.sheds(order); yes {
-				return Grant{Drop: how}, nil, Shed
-			}
-		}
 		if n := b.stripes[a.Loop%stripes].requests.Add(1); c.Retry.Budget > 0 && n%budgetLook == 1 {
 			b.budget.look(a.Now, b.requests())
 		}

@@ -82,6 +82,7 @@ var properties = []property{
 	{"classes", classesInOrder},
 	{"expiry", entriesExpire},
 	{"burst", burstThenRate},
+	{"shed", shareIsShed},
 }
 
 func TestProperties(t *testing.T) {

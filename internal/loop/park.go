@@ -384,6 +384,10 @@ func (l *Loop) adopt(z *frozen.Flow, p *Parcel, k int, objects flow.Objects) err
 					b.pool = l.pool(s)
 				}
 			}
+			if was, is := z.Listener.Name, l.under(f.Listener()); was != f.Listener().Ref.Name {
+				is.gate.Admit() // its listener has another name now
+				l.shared.Ledger.Listener(was).Leave()
+			}
 			l.comeUnder(s, p, k)
 			l.Count.Adopted++
 			l.guard(i)

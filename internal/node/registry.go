@@ -214,8 +214,10 @@ type adopting struct {
 
 func (a adopting) Listener(name string, version uint64) *config.Listener {
 	was := a.exact.Listener(name, version)
-	// What a flow speaks cannot change under it.
-	if l := a.current.Listeners[name]; l != nil && (was == nil || was.Protocol == l.Protocol) {
+	if was == nil {
+		return a.current.Listeners[name]
+	}
+	if l := flow.Heir(a.current, was); l != nil {
 		return l
 	}
 	return was

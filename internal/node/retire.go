@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/holdfast-lb/holdfast/internal/loop"
+	"github.com/holdfast-lb/holdfast/internal/planted"
 	"github.com/holdfast-lb/holdfast/internal/sock"
 )
 
@@ -89,6 +90,9 @@ func (n *Node) closeWhenEmpty(list []*retirement) {
 		}
 		// First the handshakes and then the queue: one that ends in between is in it.
 		under, err := sock.Handshakes(at, dual)
+		if planted.Bug(76) {
+			clear(under)
+		}
 		waited := time.Since(began)
 		s.mu.Lock()
 		last := s.ending || waited >= retireTime
@@ -114,7 +118,7 @@ func (n *Node) drained(v *retirement, may, last bool, waited time.Duration) bool
 	if v.over {
 		return true
 	}
-	empty := false
+	empty := planted.Bug(75)
 	for tries := 0; !empty && (tries == 0 || last && tries < retireTries); tries++ {
 		to := n.shared.Loops[0]
 		for _, l := range n.shared.Loops {

@@ -103,6 +103,17 @@ var All = []string{
 	68: "damage is taken for a torn tail",
 	69: "the old segment is removed before the new one is durable",
 	70: "a difference is made from a state that did not reach the disk",
+	// Of changes of the configuration.
+	71: "the next request of a connection is ruled as the first one was",
+	72: "a connection whose listener has another name now counts on under the old one",
+	73: "idle legs to an address that an endpoint has left stay",
+	74: "a change of weight closes idle legs",
+	75: "a listener is closed though connections wait in its queue",
+	76: "a listener is closed though handshakes with it are under way",
+	77: "who is ended by FIN loses what was read for it",
+	78: "who has waited is shed as if it came anew",
+	79: "who has left goes on counting at its backend",
+	80: "connections go on to come under the listener that their socket had before",
 }
 
 // Record writes rows into the section of docs/planted-bugs.md that begins and

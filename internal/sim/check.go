@@ -51,6 +51,7 @@ func (w *World) check() {
 				return
 			}
 			w.checkFlows(p, l, owners, perEnd)
+			w.checkLodges(p, l)
 		}
 	}
 	w.checkLimits(perEnd)
@@ -283,7 +284,12 @@ func (w *World) remains() {
 		if n := led.Node.InUse(); n != 0 {
 			w.fail("%s: the node's gate holds %d at the end", p.name, n)
 		}
-		for _, name := range slices.Sorted(maps.Keys(p.gen.Listening)) {
+		// Those that have left the configuration as well.
+		names := map[string]bool{}
+		for name := range led.Places() {
+			names[name] = name != ""
+		}
+		for _, name := range slices.Sorted(maps.Keys(names)) {
 			if n := led.Listener(name).InUse(); n != 0 {
 				w.fail("%s: the gate of %s holds %d at the end", p.name, name, n)
 			}

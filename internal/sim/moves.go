@@ -36,7 +36,7 @@ func (p *Proc) reload(source string, done func()) *task {
 			return
 		}
 		old := p.gen
-		c = p.objects.reuse(c).Reuse(old.Config)
+		c = p.objects.reuse(c.Reuse(old.Config))
 		g, err := p.open(c, old, nil, old.Number+1)
 		if err != nil {
 			return // no descriptors: the old one stays in force

@@ -437,6 +437,9 @@ func (n *Net) decide(i int) {
 	switch l := n.routes[d.to]; {
 	case n.behaviour[d.to] == swallows:
 	case n.behaviour[d.to] == refuses || l == nil || l.closed:
+		if d.to == extraVIP && d.from.owner != nil {
+			d.from.owner.excuse("nobody listens there now")
+		}
 		d.from.broken(sock.Refused)
 	case len(l.queue) >= l.backlog:
 		d.at = n.now.Add(100 * time.Millisecond) // SYN is sent again

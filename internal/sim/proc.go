@@ -10,6 +10,7 @@ import (
 
 	"github.com/holdfast-lb/holdfast/internal/balance"
 	"github.com/holdfast-lb/holdfast/internal/config"
+	"github.com/holdfast-lb/holdfast/internal/flow"
 	"github.com/holdfast-lb/holdfast/internal/frozen"
 	"github.com/holdfast-lb/holdfast/internal/ledger"
 	"github.com/holdfast-lb/holdfast/internal/loop"
@@ -323,10 +324,11 @@ type adopting struct {
 }
 
 func (a adopting) Listener(name string, version uint64) *config.Listener {
-	if l := a.current.Listeners[name]; l != nil {
+	was := a.exact.Listener(name, version)
+	if l := flow.Heir(a.current, was); l != nil {
 		return l
 	}
-	return a.exact.Listener(name, version)
+	return was
 }
 
 func (a adopting) Backend(name string, version uint64) *config.Backend {

@@ -52,6 +52,24 @@ func live(seed uint64) error {
 	return nil
 }
 
+// The configuration changes all the time, in all that it has, and who is served goes
+// on to be served, by what is in force.
+func TestStorm(t *testing.T) {
+	n := max(5, uint64(*seeds)/25)
+	if testing.Short() {
+		n = min(n, 8)
+	}
+	for seed := uint64(1); seed <= n; seed++ {
+		if *only != 0 && seed != *only {
+			continue
+		}
+		sc := stormy(seed)
+		if err := NewWorld(seed, sc).Run(sc); err != nil {
+			t.Fatalf("seed %d: %v\nrerun: go test ./internal/sim -run TestStorm -seed %d", seed, err, seed)
+		}
+	}
+}
+
 // Each seed is a history: traffic, moves at all distances, crashes, faults.
 func TestSeeds(t *testing.T) {
 	if *only != 0 {

@@ -87,6 +87,9 @@ func newWeb(w *World, sc Scenario) *web {
 	if r.IntN(4) == 0 {
 		h.shape.listenMax = 2 + r.IntN(4)
 	}
+	if sc.Storm {
+		h.shape.onChange, h.shape.listenMax, h.shape.hurried = w.shape.onChange, 0, false
+	}
 	if sc.Policy {
 		h.shape.endpoints = max(2, h.shape.endpoints)
 		h.shape.queue = max(h.shape.queue, 500)
@@ -136,13 +139,14 @@ func (h *web) current(i int) *service {
 func (h *web) listeners(b *strings.Builder, revision int) {
 	s := &h.shape
 	for i, at := range webVIPs {
-		fmt.Fprintf(b, "  site%d:\n    vip: %q\n    protocol: http\n    onChange: %s\n    backlog: %d\n", i, at, s.onChange, 100+revision)
+		fmt.Fprintf(b, "  %s:\n    vip: %q\n    protocol: http\n    onChange: %s\n    backlog: %d\n", h.w.storm.site(i), at, s.onChange, 100+revision)
 		if s.listenMax > 0 {
 			fmt.Fprintf(b, "    connectionsMax: %d\n", s.listenMax)
 		}
 		h.w.policy.webListener(b)
 		b.WriteString("    routes:\n")
 		b.WriteString("      - { match: { path: { exact: /ping } }, respond: { status: 200, body: \"pong\\n\" } }\n")
+		h.w.storm.route(b, revision)
 		b.WriteString("      - { match: { path: /r/ }, backend: app }\n")
 		b.WriteString("      - { match: { method: [ CONNECT ] }, backend: app }\n")
 		timeouts := "header: 1h, body: 24h, keepalive: 24h, tunnel: 0s"
@@ -178,7 +182,7 @@ func (h *web) backends(b *strings.Builder) {
 		if e.unix != "" {
 			address = "unix:" + e.unix
 		}
-		fmt.Fprintf(b, "      - { name: a%d, address: %q%s }\n", i, address, h.w.policy.ofEndpoint("app", i))
+		fmt.Fprintf(b, "      - { name: a%d, address: %q%s%s }\n", i, address, h.w.policy.ofEndpoint("app", i), h.w.storm.weight(i))
 	}
 	h.w.policy.sinks(b, "app")
 }

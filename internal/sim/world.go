@@ -19,6 +19,7 @@ type World struct {
 	peers    []*Peer
 	web      *web    // nil: nobody speaks HTTP here
 	policy   *policy // nil: all endpoints are alike
+	storm    *storm  // nil: the configuration changes now and then
 	services []*service
 	shape    shape
 	loops    int
@@ -86,6 +87,7 @@ type Scenario struct {
 	Chase                                     bool // flows move when they have become streams
 	Policy                                    bool // endpoints differ, sources and rates are bounded
 	Stands                                    int  // changes of how endpoints stand
+	Storm                                     bool // the configuration changes all the time
 }
 
 func (w *World) fail(format string, args ...any) {
@@ -146,6 +148,10 @@ func NewWorld(seed uint64, sc Scenario) *World {
 	}
 	if r.IntN(3) == 0 {
 		w.shape.listenMax = 2 + r.IntN(4)
+	}
+	if sc.Storm {
+		w.storm = &storm{w: w}
+		w.shape.onChange, w.shape.listenMax = []string{"keep", "adopt"}[r.IntN(2)], 0
 	}
 	if sc.Policy {
 		w.policy = newPolicy(w)
@@ -213,12 +219,13 @@ func (w *World) yaml() string {
 		b.WriteString("accessLog: { to: stdout }\n")
 	}
 	fmt.Fprintf(&b, "node: { name: n, loops: %d, admin: { socket: /run/a.sock } }\n", w.loops)
-	fmt.Fprintf(&b, "listeners:\n  web: { vip: %q, backend: pool, idleTimeout: %s, onChange: %s", vip, s.idle, s.onChange)
+	fmt.Fprintf(&b, "listeners:\n  %s: { vip: %q, backend: pool, idleTimeout: %s, onChange: %s", w.storm.tcpName(), vip, s.idle, s.onChange)
 	if s.listenMax > 0 {
 		fmt.Fprintf(&b, ", connectionsMax: %d", s.listenMax)
 	}
 	b.WriteString(w.policy.ofListener(false))
 	fmt.Fprintf(&b, ", backlog: %d }\n", 100+s.revision)
+	w.storm.more(&b)
 	if w.web != nil {
 		w.web.listeners(&b, s.revision)
 	}
@@ -236,7 +243,7 @@ func (w *World) yaml() string {
 		if e.unix != "" {
 			address = "unix:" + e.unix
 		}
-		fmt.Fprintf(&b, "      - { name: %s, address: %q%s }\n", e.name, address, w.policy.ofEndpoint("pool", i))
+		fmt.Fprintf(&b, "      - { name: %s, address: %q%s%s }\n", e.name, address, w.policy.ofEndpoint("pool", i), w.storm.weight(i))
 	}
 	w.policy.sinks(&b, "pool")
 	if w.web != nil {
@@ -248,10 +255,11 @@ func (w *World) yaml() string {
 // client begins a client.
 func (w *World) client(calm bool) {
 	from, denied := w.policy.source(netip.AddrFrom4([4]byte{192, 0, 2, 1}))
-	near, _ := w.net.pair(netip.AddrPortFrom(from, w.net.port()), vip)
+	at := w.storm.vip()
+	near, _ := w.net.pair(netip.AddrPortFrom(from, w.net.port()), at)
 	p := w.peer(fmt.Sprintf("client-%d", len(w.peers)), near, calm)
 	p.client, p.denied, p.turn = true, denied, w.turns
-	w.net.connect(near, vip)
+	w.net.connect(near, at)
 }
 
 func (w *World) peer(name string, s *Sock, calm bool) *Peer {
@@ -475,6 +483,7 @@ func (w *World) change() {
 	}
 	s := &w.shape
 	s.revision++
+	w.storm.change()
 	switch r.IntN(4) {
 	case 0:
 		if s.perEnd > 0 {
@@ -494,8 +503,9 @@ func (w *World) change() {
 		p.reload(w.yaml(), nil)
 		return
 	}
-	done := w.web.change()
-	p.reload(w.yaml(), done)
+	done, revision := w.web.change(), s.revision
+	p.reload(w.yaml(), func() { done(); w.storm.inForce(revision) })
+	w.storm.begin()
 }
 
 // step does one thing, chosen by chance, and checks the world. It tells
@@ -526,6 +536,7 @@ func (w *World) step(calm, last bool) bool {
 		if w.web != nil {
 			m = len(w.web.active)
 		}
+		did = w.storm.step(last) || did
 		if n+m > 0 {
 			if i := r.IntN(n + m); i < n {
 				did = w.peers[i].step(last) || did
@@ -606,6 +617,7 @@ func (w *World) settled(calm, last bool) bool {
 				did = p.step(last) || did
 			}
 		}
+		did = w.storm.step(last) || did
 		did = w.tasks() || did
 		if w.failed != nil || w.net.bad != nil {
 			w.check()
@@ -657,6 +669,7 @@ func (w *World) finish() {
 		if w.web != nil {
 			open += w.web.open()
 		}
+		open += w.storm.open()
 		if open == 0 && w.flows() == 0 {
 			break
 		}
