@@ -118,7 +118,7 @@ func Reference() string {
 	var out strings.Builder
 	root := tree()
 	for _, section := range []struct{ title, path, note string }{
-		{"node", "node", "`loops`, `zone`, `admin`, `state` and everything of `cluster` take effect with the next upgrade after the reload that changed them; the plan of that reload says so."},
+		{"node", "node", "`loops`, `zone`, `state`, the addresses in `admin` and everything of `cluster` take effect with the next upgrade after the reload that changed them; the plan of that reload says so."},
 		{"accessLog", "accessLog", ""},
 		{"listeners", "listeners.NAME", ""},
 		{"routes", "listeners.NAME.routes", "All that `match` names must be so; without it, everything matches. Exactly one of `backend`, `backends`, `redirect` and `respond` is given; `rewrite`, `headers`, `answerTimeout` and `priority` are for routes with backends."},
