@@ -126,7 +126,8 @@ func (b *Holdfast) Move(ctx context.Context, d Label) (*MoveReport, error) {
 	switch d {
 	case Config:
 		n.which ^= 1
-		err = b.verb(ctx, n, r, "reload", n.files[n.which])
+		err = b.verb(ctx, n, r, "apply", n.files[n.which])
+		r.Distance = d.String() // of a change it goes without saying
 	case Loop:
 		err = b.verb(ctx, n, r, "rebalance", "--all")
 	case ProcessMove:
@@ -183,8 +184,11 @@ func (b *Holdfast) StatusOf(ctx context.Context, host string) (*Status, error) {
 
 // Flows lists the flows of the node that serves.
 func (b *Holdfast) Flows(ctx context.Context) ([]FlowStatus, error) {
-	var all []FlowStatus
-	return all, b.verb(ctx, b.nodes[b.active], &all, "flows", "--max", "0")
+	var all struct {
+		Flows []FlowStatus `json:"flows"`
+	}
+	err := b.verb(ctx, b.nodes[b.active], &all, "flows", "--max", "0")
+	return all.Flows, err
 }
 
 // Logs is the end of what both nodes wrote.

@@ -99,7 +99,7 @@ func (b *balancer) event(w when) error {
 	switch w {
 	case reload:
 		b.changed = !b.changed
-		args = []string{"reload", b.file()}
+		args = []string{"apply", b.file()}
 		if b.changed {
 			args[1] = b.other
 		}
@@ -113,6 +113,9 @@ func (b *balancer) event(w when) error {
 	var r report
 	if err := b.verb(&r, args...); err != nil {
 		return err
+	}
+	if w == reload {
+		r.Distance = w.String() // of a change it goes without saying
 	}
 	b.flows[w] += r.Flows
 	b.longest[w] = max(b.longest[w], r.Pause.Max)

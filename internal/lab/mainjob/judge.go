@@ -95,15 +95,17 @@ func (j *job) judgeAccounts() {
 		if j.session == nil || j.sabotage != "" {
 			continue
 		}
-		var flows []struct {
-			ID     string `json:"id"`
-			Client string `json:"client"`
-			Moves  int    `json:"moves"`
+		var open struct {
+			Flows []struct {
+				ID     string `json:"id"`
+				Client string `json:"client"`
+				Moves  int    `json:"moves"`
+			} `json:"flows"`
 		}
-		if err := b.verb(&flows, "flows", "--max", "0"); err != nil {
+		if err := b.verb(&open, "flows", "--max", "0"); err != nil {
 			lost = append(lost, err.Error())
 		}
-		for _, f := range flows {
+		for _, f := range open.Flows {
 			if j.reader != nil && j.reader.gaveUp > 0 && f.Client == j.reader.on.LocalAddr().String() {
 				continue // its client opened it on the way, instead of one that was well
 			}
