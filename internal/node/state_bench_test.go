@@ -43,6 +43,9 @@ func BenchmarkChange(b *testing.B) {
 			}
 			return ChangeRequest{Source: []byte(s)}
 		}},
+		{"all", func(i int) ChangeRequest {
+			return ChangeRequest{Source: []byte(strings.ReplaceAll(text, "weight: 50", fmt.Sprintf("weight: %d", 1+i%900)))}
+		}},
 		{"endpoint", func(i int) ChangeRequest {
 			return ChangeRequest{Edits: []config.Patch{{Object: "endpoint/s5/new", Delete: i%2 == 1, Value: map[bool]string{true: "", false: "{ address: 10.9.9.9:80 }"}[i%2 == 1]}}}
 		}},

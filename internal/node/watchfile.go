@@ -8,7 +8,7 @@ import (
 const (
 	// fileLook is the time between two looks at the file, fileSettle how long it
 	// has to be the same before it is read: who writes it may not be done.
-	fileLook   = 100 * time.Millisecond
+	fileLook   = 250 * time.Millisecond
 	fileSettle = 200 * time.Millisecond
 )
 
@@ -34,15 +34,18 @@ func (m fileMark) same(o fileMark) bool {
 // watchFile applies the file whenever it is another one, if the configuration
 // says so, and gives what ends it. A file that is wrong is told of once.
 func (n *Node) watchFile() (end func()) {
-	seen, _ := markOf(n.file) // as it was read
-	var fresh fileMark
+	watches := false
+	var seen, fresh fileMark
 	var since time.Time
 	return every(fileLook, func(now time.Time) {
 		if !n.Config().Node.WatchFile || n.handingOver() {
-			seen, _ = markOf(n.file)
+			watches = false
 			return
 		}
 		is, ok := markOf(n.file)
+		if !watches { // it may have changed since it was read; once more is free
+			watches, seen, since = true, fileMark{}, time.Time{}
+		}
 		switch {
 		case !ok || is.same(seen): // one that is being replaced is not there for a moment
 			since = time.Time{}
