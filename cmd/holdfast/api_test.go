@@ -138,7 +138,7 @@ func TestSessionsOfTheAPI(t *testing.T) {
 	defer cancel()
 	shell := exec.CommandContext(ctx, "bash", "-o", "pipefail", "-c", script)
 	shell.Dir = dir
-	shell.Env = append(os.Environ(), asHoldfast+"=1", "STATE_DIRECTORY="+filepath.Join(dir, "state"), "PATH="+bin+":"+os.Getenv("PATH"))
+	shell.Env = append(os.Environ(), asHoldfast+"=1", quickEnd, "STATE_DIRECTORY="+filepath.Join(dir, "state"), "PATH="+bin+":"+os.Getenv("PATH"))
 	shell.WaitDelay = 5 * time.Second
 	out, err := shell.CombinedOutput()
 	if err != nil {

@@ -35,7 +35,8 @@ func demoCommand() *cobra.Command {
 		Short: "Servers, Holdfast, clients and live figures on loopback",
 		Long: "Starts two servers for HTTP, one for TCP, Holdfast and steady clients on loopback, checks\n" +
 			"every octet at both ends, and shows live figures while it reloads, rebalances and upgrades\n" +
-			"Holdfast, takes a server out to restart it, and holds requests while another one restarts.\n" +
+			"Holdfast, adds an endpoint and rolls that back, takes a server out to restart it, and holds\n" +
+			"requests while another one restarts.\n" +
 			"Ends by Ctrl-C; without a terminal, after 30s. A server that you end is started again.",
 		Args: wants(0, 0, "no argument"),
 		RunE: func(c *cobra.Command, _ []string) error {

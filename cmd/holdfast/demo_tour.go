@@ -24,6 +24,7 @@ func (d *demonstration) tour() []func() error {
 		func() error {
 			return move(d, "holdfast upgrade", d.holdfast.client.api.Upgrade, &api.UpgradeRequest{}, "upgraded")
 		},
+		d.grow,
 		d.roll,
 		d.hold,
 		func() error {
@@ -43,6 +44,32 @@ func (d *demonstration) reload() error {
 		return fmt.Errorf("holdfast reload: %w\n%s", err, d.holdfast.tail())
 	}
 	d.say("-- holdfast reload: %s; %s", strings.TrimSpace(r.Plan), changeLine(&r))
+	return nil
+}
+
+// grow adds a third endpoint, which is checked first, and takes back all that was
+// changed at run time by one word.
+func (d *demonstration) grow() error {
+	h, began := d.holdfast, time.Now()
+	var now node.ConfigState
+	if err := insist(h, h.client.api.GetConfig, &api.GetConfigRequest{}, &now); err != nil {
+		return err
+	}
+	var added, back node.ChangeReport
+	// Its server is that of a1: what there is to see is how it comes in.
+	edit := &api.Patch{Object: "endpoint/web/a3", Value: fmt.Sprintf("{ name: a3, address: %q, weight: 20 }", h.pages[0].address)}
+	if err := insist(h, h.client.api.Apply, &api.ChangeRequest{Edits: []*api.Patch{edit}, Reason: "the demo's tour"}, &added); err != nil {
+		return fmt.Errorf("holdfast endpoint add: %w\n%s", err, h.tail())
+	}
+	if err := h.healthy("web", "a3"); err != nil {
+		return err
+	}
+	took := time.Since(began)
+	if err := insist(h, h.client.api.Apply, &api.ChangeRequest{Rollback: now.Generation, Reason: "the demo's tour"}, &back); err != nil {
+		return fmt.Errorf("holdfast config rollback: %w\n%s", err, h.tail())
+	}
+	d.say("-- holdfast endpoint add web %s --name a3 --weight 20: checked and in rotation after %s; holdfast config rollback %d: generation %d effective on %d loops in %s, %d lost",
+		h.pages[0].address, short(took), now.Generation, back.Generation, back.Loops, short(millisOf(back.EffectiveMillis)), added.Lost+back.Lost)
 	return nil
 }
 
@@ -204,12 +231,16 @@ func (d *demonstration) invite() {
 		{fmt.Sprintf("kill %d", h.pages[0].pid.Load()), "restart server a1: the demo starts it again"},
 		{exe + " endpoint ready web/a1 --wait", "it serves again, its check has found it up"},
 		{exe + " endpoint hold 'web/*' --for 3s", "requests of all clients wait for 3 s; kill both servers meanwhile"},
+		{exe + " endpoint weight web/a2 20 --over 10s", "its share falls step by step; --abort-on 'errors>1%' would take it back"},
+		{exe + " config set listener/web.http.limits.body 1MiB", "a change at run time: one generation, no flow touched"},
+		{exe + " config history", "who has changed what; config rollback N brings a generation back"},
 		{exe + " reload", "the file as it is changes nothing; edit it first: " + h.file},
+		{exe + " events -f", "what happens, as it happens"},
 		{exe + " status", "where flows are, and the sum that balances: accepted = ended + open"},
 		{exe + " flows --older 30s --max 10", "the oldest flows, and how often each has moved"},
 		{"curl http://" + h.web + "/", "a request of your own"},
 	} {
-		fmt.Fprintf(&out, "  %-52s # %s\n", c[0], c[1])
+		fmt.Fprintf(&out, "  %-58s # %s\n", c[0], c[1])
 	}
 	d.say("%s", out.String())
 }

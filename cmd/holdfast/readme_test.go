@@ -69,7 +69,7 @@ func TestReadmeByHand(t *testing.T) {
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "bash", "-e", "-c", script)
 	cmd.Dir = dir
-	cmd.Env = append(os.Environ(), asHoldfast+"=1", "STATE_DIRECTORY="+filepath.Join(dir, "state"))
+	cmd.Env = append(os.Environ(), asHoldfast+"=1", quickEnd, "STATE_DIRECTORY="+filepath.Join(dir, "state"))
 	cmd.WaitDelay = 5 * time.Second
 	out, err := cmd.CombinedOutput()
 	if err != nil {

@@ -18,7 +18,7 @@ import (
 // there the successor does: the same numbers, the same history, no gap.
 func TestWatchGoesOnAtTheSuccessor(t *testing.T) {
 	h := runFile(t, fmt.Sprintf(`
-node: { admin: { socket: $SOCKET } }
+node: { admin: { socket: "${HOLDFAST_SOCKET}" } }
 listeners: { web: { vip: %q, backend: app } }
 backends: { app: { endpoints: [ { name: a, address: "127.0.0.1:1" } ] } }
 `, freshAddress(t)))
@@ -70,7 +70,7 @@ backends: { app: { endpoints: [ { name: a, address: "127.0.0.1:1" } ] } }
 		t.Fatal(err)
 	}
 
-	h.must(exitOK, []string{"upgrade"})
+	h.upgraded()
 	for w.Receive() { // what the old process told of it
 		seen = w.Msg().Seq
 	}
