@@ -26,7 +26,6 @@ type question struct {
 	ask  proto.Message
 	code string // "" is an answer
 	has  string // what the answer has in JSON, or what the refusal says
-	then func(m protoreflect.Message) bool
 }
 
 // questions has one for each method. They can be asked again and again.
