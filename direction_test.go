@@ -40,7 +40,7 @@ var layers = []lint.Layer{
 	{Package: "internal/node", Imports: []string{
 		"internal/loop", "internal/move", "internal/flow", "internal/balance", "internal/ledger", "internal/config",
 		"internal/health", "internal/probe", "internal/resolve", "internal/accesslog", "internal/journal",
-		"internal/sock", "internal/frozen", "internal/netadmin", "tcprepair"}},
+		"internal/sock", "internal/frozen", "internal/netadmin", "internal/planted", "tcprepair"}},
 	{Package: "internal/page", Imports: []string{"internal/config", "internal/node"}}, // HTML and SVG of a look at a node
 	{Package: "internal/admin/wire"}, // messages of the API <-> the node's types and JSON
 	{Package: "internal/admin", Imports: []string{ // sock: the umask of its socket, and who is at its other end
