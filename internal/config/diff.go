@@ -103,25 +103,22 @@ func (p *Plan) diffBackend(old, new *Backend) {
 	default:
 		p.BackendsChanged = append(p.BackendsChanged, BackendChange{old, new})
 	}
-	was, is := byName(old.Endpoints), byName(new.Endpoints)
-	for _, name := range names(was, is) {
-		switch a, b := was[name], is[name]; {
-		case a == nil:
-			p.EndpointsAdded = append(p.EndpointsAdded, b)
-		case b == nil:
-			p.EndpointsRemoved = append(p.EndpointsRemoved, a)
-		case a.Ref != b.Ref:
-			p.EndpointsChanged = append(p.EndpointsChanged, EndpointChange{a, b})
+	was, is := old.Endpoints, new.Endpoints // sorted by name
+	for len(was) > 0 || len(is) > 0 {
+		switch {
+		case len(was) == 0 || len(is) > 0 && is[0].Name < was[0].Name:
+			p.EndpointsAdded = append(p.EndpointsAdded, is[0])
+			is = is[1:]
+		case len(is) == 0 || was[0].Name < is[0].Name:
+			p.EndpointsRemoved = append(p.EndpointsRemoved, was[0])
+			was = was[1:]
+		default:
+			if was[0] != is[0] && was[0].Ref != is[0].Ref {
+				p.EndpointsChanged = append(p.EndpointsChanged, EndpointChange{was[0], is[0]})
+			}
+			was, is = was[1:], is[1:]
 		}
 	}
-}
-
-func byName(endpoints []*Endpoint) map[string]*Endpoint {
-	m := make(map[string]*Endpoint, len(endpoints))
-	for _, e := range endpoints {
-		m[e.Name] = e
-	}
-	return m
 }
 
 // unlike gives the keys under which the maps have not the same pointer, in order:

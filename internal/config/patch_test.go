@@ -107,7 +107,7 @@ func aPatch(r *rand.Rand, d *Document) Patch {
 // nothing is otherwise if it is done from the file again.
 func TestPatchesHold(t *testing.T) {
 	files := corpus(t)
-	turns := 40
+	turns := 25
 	if testing.Short() {
 		turns = 8
 	}

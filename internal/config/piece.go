@@ -217,7 +217,7 @@ func (r *reader) draftOf(chunks []chunk) *draft {
 		if p == nil {
 			continue
 		}
-		switch moved := len(p.warnings) > 0 && p.line != c.line; {
+		switch moved := len(p.warnings) > 0 && (p.line != c.line || p.warnings[0].File != r.file); {
 		case !moved:
 			r.warnings = append(r.warnings, p.warnings...)
 		case c.kind == listenerEntry:

@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -358,5 +359,52 @@ func TestReadHoldsNoOldText(t *testing.T) {
 	}
 	if at != len(d.source) {
 		t.Errorf("chunks have %d octets of %d", at, len(d.source))
+	}
+}
+
+// What thousands of files leave behind is what one does: no old text and no old
+// object is held by what did not change since.
+func TestReadIsFlat(t *testing.T) {
+	const services200, turns, early = 200, 1500, 10
+	src := services(services200)
+	d := document(t, src)
+	heap := func() uint64 {
+		var m runtime.MemStats
+		runtime.GC()
+		runtime.GC()
+		runtime.ReadMemStats(&m)
+		return m.HeapAlloc
+	}
+	var before uint64
+	for i := range turns {
+		if i == early {
+			before = heap()
+		}
+		// Each turn another service changes, so that in the end each is of another turn.
+		old := fmt.Sprintf("  s%d: { check: { tcp: {}, interval: 5s }", i%services200)
+		next, _, err := Read("f", []byte(strings.Replace(src, old, strings.Replace(old, "5s", fmt.Sprintf("%ds", i%50+6), 1), 1)), lookup, d)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d, err = next.Patch(Patch{Object: fmt.Sprintf("endpoint/s%d/a", i*7%services200), Field: "weight", Value: fmt.Sprint(i%99 + 1)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if after := heap(); after > before+1<<20 {
+		t.Errorf("%d octets after %d turns, %d after %d", after, turns, before, early)
+	}
+	runtime.KeepAlive(d)
+}
+
+// A file of another name, of which the same is said, is named in what is said.
+func TestReadNamesItsFile(t *testing.T) {
+	const src = "listeners: {}\nbackends:\n  # spare\n  b: { endpoints: [ { address: 10.0.0.1:80, weight: 0 } ] }\n"
+	was, first, err := Read("one.yaml", []byte(src), nil, nil)
+	if err != nil || len(first) != 2 {
+		t.Fatalf("%v %v", err, first)
+	}
+	_, second, err := Read("two.yaml", []byte(src), nil, was)
+	if err != nil || second.String() != strings.ReplaceAll(first.String(), "one.yaml", "two.yaml") {
+		t.Errorf("%v\n%v\n%v", err, first, second)
 	}
 }

@@ -42,9 +42,10 @@ func (d *Document) Rebase(patches []Patch) (*Document, []Rebased, error) {
 		return nil, nil, err
 	}
 	told := make([]Rebased, len(patches))
+	file, now := speaker{d: d.Base()}, speaker{d: next}
 	for i, p := range patches {
 		x := Rebased{Patch: p, Became: PatchKept, Why: dropped[p.Name()]}
-		x.File, x.Runtime = d.Base().says(&p), next.says(&p)
+		x.File, x.Runtime = file.says(&p), now.says(&p)
 		switch {
 		case x.Why != "":
 			x.Became, x.Runtime = PatchDropped, p.shown()
@@ -59,8 +60,9 @@ func (d *Document) Rebase(patches []Patch) (*Document, []Rebased, error) {
 // Differences tells what each patch of d says, and what the file says instead.
 func (d *Document) Differences() []Rebased {
 	all := make([]Rebased, len(d.patches))
+	file, now := speaker{d: d.Base()}, speaker{d: d}
 	for i, p := range d.patches {
-		all[i] = Rebased{Patch: p, Became: PatchKept, File: d.Base().says(&p), Runtime: d.says(&p)}
+		all[i] = Rebased{Patch: p, Became: PatchKept, File: file.says(&p), Runtime: now.says(&p)}
 	}
 	return all
 }

@@ -10,28 +10,53 @@ import (
 
 // says gives what d has where p is made, with its defaults, on one line; "" if
 // there is nothing.
-func (d *Document) says(p *Patch) string {
+func (d *Document) says(p *Patch) string { return (&speaker{d: d}).says(p) }
+
+// speaker tells what a document has at several places, one chunk after the other.
+type speaker struct {
+	d     *Document
+	lines *Document
+	of    object // the one that was asked for last
+	c     *chunk // its chunk; nil: there is none
+	shown *yaml.Node
+	names map[string][]string // of its lists
+}
+
+// turn goes to the chunk of t.
+func (s *speaker) turn(t target) {
+	if s.lines == nil {
+		var err error
+		if s.lines, err = s.d.lined(); err != nil {
+			s.lines = &Document{}
+		}
+	} else if s.of == (object{t.group, t.name}) {
+		return
+	}
+	s.of, s.c, s.shown, s.names = object{t.group, t.name}, nil, nil, make(map[string][]string)
+	if i := find(s.lines.chunks, t.group, t.name); i >= 0 {
+		s.c = &s.lines.chunks[i]
+		s.shown = shownOf(s.c, s.d.lookup)
+	}
+}
+
+func (s *speaker) says(p *Patch) string {
 	t, err := p.target()
 	if err != nil {
 		return ""
 	}
-	lines, err := d.lined()
-	if err != nil {
+	s.turn(t)
+	if s.c == nil {
 		return ""
 	}
-	i := find(lines.chunks, t.group, t.name)
-	if i < 0 {
-		return ""
-	}
-	c := &lines.chunks[i]
-	n := childOf(shownOf(c, d.lookup), t.group)
+	n := childOf(s.shown, t.group)
 	if t.name != "" {
 		n = childOf(n, t.name)
 	}
 	if t.inner != "" {
-		list := childOf(n, t.list)
-		ed := editor{root: c.load(), lookup: d.lookup}
-		at := slices.Index(ed.names(t), t.inner)
+		if s.names[t.list] == nil {
+			s.names[t.list] = (&editor{root: s.c.load(), lookup: s.d.lookup}).names(t)
+		}
+		list, at := childOf(n, t.list), slices.Index(s.names[t.list], t.inner)
 		if list == nil || at < 0 {
 			return ""
 		}
