@@ -340,7 +340,7 @@ func (s *reloadRun) applyAll() (err error) {
 		if time.Now().After(s.until) {
 			break
 		}
-		if memoryLeft() < memoryKept {
+		if s.same == nil && memoryShort() {
 			s.x.ended = errNoMemory.Error()
 			break
 		}

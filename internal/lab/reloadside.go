@@ -220,23 +220,20 @@ func openFiles(program string) (n int) {
 	return n
 }
 
-// memoryLeft is what the machine can still give, in octets.
-func memoryLeft() int {
+// memoryShort says whether less than an eighth of the machine's memory is left.
+func memoryShort() bool {
 	text, _ := os.ReadFile("/proc/meminfo")
+	kib := map[string]int{}
 	for line := range strings.Lines(string(text)) {
-		if rest, ok := strings.CutPrefix(line, "MemAvailable:"); ok {
-			kib, _ := strconv.Atoi(strings.Fields(rest)[0])
-			return kib << 10
+		if f := strings.Fields(line); len(f) > 1 {
+			kib[f[0]], _ = strconv.Atoi(f[1])
 		}
 	}
-	return 0
+	return kib["MemAvailable:"] < kib["MemTotal:"]/8
 }
 
 // errNoMemory ends a run before it takes all of the machine.
 var errNoMemory = errors.New("the machine has no memory left for more processes")
-
-// memoryKept is what a run leaves to others, in octets.
-const memoryKept = 3 << 30
 
 // watchWeight samples the weight of a program until stop is closed, and gives the
 // most of it.
