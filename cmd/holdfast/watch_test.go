@@ -2,9 +2,13 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"fmt"
 	"net"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -91,4 +95,63 @@ backends: { app: { endpoints: [ { name: a, address: "127.0.0.1:1" } ] } }
 		t.Errorf("generation %d after %d", after, before)
 	}
 	until(after)
+}
+
+// The successor has the API's place over TCP, and whoever asks meanwhile has an
+// answer, of the one or the other.
+func TestUpgradeKeepsTheAPIOverTCP(t *testing.T) {
+	dir, addr := t.TempDir(), freshAddress(t)
+	makeCertificates(t, dir)
+	h := runFile(t, fmt.Sprintf(`
+node:
+  admin:
+    socket: "${HOLDFAST_SOCKET}"
+    api: { listen: %q, certificate: %[2]s/node.crt, key: %[2]s/node.key, trust: %[2]s/ca.crt, roles: { monitor: read } }
+listeners: { web: { vip: %[3]q, backend: app } }
+backends: { app: { endpoints: [ { name: a, address: "127.0.0.1:1" } ] } }
+`, addr, dir, freshAddress(t)))
+	pair, err := tls.LoadX509KeyPair(filepath.Join(dir, "monitor.crt"), filepath.Join(dir, "monitor.key"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	pem, err := os.ReadFile(filepath.Join(dir, "ca.crt"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	trust := x509.NewCertPool()
+	trust.AppendCertsFromPEM(pem)
+	c := holdfastv1connect.NewNodeClient(&http.Client{Transport: &http.Transport{
+		DisableKeepAlives: true, TLSClientConfig: &tls.Config{RootCAs: trust, Certificates: []tls.Certificate{pair}},
+	}}, "https://"+addr)
+	first, err := c.Status(t.Context(), &api.StatusRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	pids := make(chan map[int64]int)
+	go func() { // ends when the upgrade is done and the successor has answered
+		seen := map[int64]int{}
+		defer func() { pids <- seen }()
+		for over := false; ; {
+			s, err := c.Status(t.Context(), &api.StatusRequest{})
+			if err != nil {
+				t.Errorf("after %d answers: %v", len(seen), err)
+				return
+			}
+			seen[s.Pid]++
+			if over && s.Pid != first.Pid {
+				return
+			}
+			select {
+			case <-done:
+				over = true
+			default:
+			}
+		}
+	}()
+	h.upgraded()
+	close(done)
+	if seen := <-pids; !t.Failed() && len(seen) != 2 {
+		t.Errorf("answers by process: %v", seen)
+	}
 }

@@ -10,6 +10,7 @@ import (
 	"encoding/pem"
 	"fmt"
 	"io"
+	"log/slog"
 	"math/big"
 	"net"
 	"net/http"
@@ -56,15 +57,21 @@ func newAuthority(t *testing.T, name string) *authority {
 	}
 	a.pool.AddCert(a.cert)
 	a.file = a.write("ca.crt", "CERTIFICATE", der)
+	a.renew()
+	return a
+}
+
+// renew makes another certificate for the node, in the place of the last.
+func (a *authority) renew() {
+	a.t.Helper()
 	key, der := a.sign(&x509.Certificate{
 		Subject: pkix.Name{CommonName: "node"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
 	})
 	secret, err := x509.MarshalPKCS8PrivateKey(key)
 	if err != nil {
-		t.Fatal(err)
+		a.t.Fatal(err)
 	}
 	a.server.cert, a.server.key = a.write("node.crt", "CERTIFICATE", der), a.write("node.key", "PRIVATE KEY", secret)
-	return a
 }
 
 // sign makes a certificate; the first one is its own.
@@ -148,8 +155,11 @@ func TestEachMethodHasItsRole(t *testing.T) {
 func TestRolesOverTCP(t *testing.T) {
 	a := newAuthority(t, "ours")
 	addr := port(t)
-	s := serving(t, fmt.Sprintf(`, admin: { api: { listen: %q, certificate: %q, key: %q, trust: %q,
-  roles: { "spiffe://example.org/viewer": read, ops.example.org: operate, deploy: admin } } }`, addr, a.server.cert, a.server.key, a.file))
+	log := new(spool)
+	s := servingAs(t, fmt.Sprintf(`, admin: { api: { listen: %q, certificate: %q, key: %q, trust: %q,
+  roles: { "spiffe://example.org/viewer": read, ops.example.org: operate, deploy: admin } } }`, addr, a.server.cert, a.server.key, a.file),
+		func(o *node.Options) { o.Log = slog.New(slog.NewTextHandler(log, nil)) })
+	refused := 0
 	nobody := newAuthority(t, "theirs")
 	for _, who := range []struct {
 		cert tls.Certificate
@@ -166,6 +176,9 @@ func TestRolesOverTCP(t *testing.T) {
 			if want := who.role == "" || rank(who.role) < roles["/holdfast.v1.Node/"+string(m.Name())]; denied != want {
 				t.Errorf("role %q, %s: %v, want it to be denied: %t", who.role, m.Name(), err, want)
 			}
+			if denied && roles["/holdfast.v1.Node/"+string(m.Name())] > config.ReadRole {
+				refused++
+			}
 		}
 		r, err := h.Get("https://" + addr + "/metrics")
 		if err != nil {
@@ -178,8 +191,14 @@ func TestRolesOverTCP(t *testing.T) {
 		_, err = grpcreflect.NewClient(h, "https://"+addr, connect.WithGRPC()).NewStream(t.Context()).ListServices()
 		if denied := err != nil; denied != (who.role != "admin") {
 			t.Errorf("role %q: reflection: %v", who.role, err)
+		} else if denied {
+			refused++
 		}
 		h.CloseIdleConnections()
+	}
+	// Whoever tried to do more than they may is known.
+	if n := strings.Count(log.String(), "result=permission_denied"); n != refused || !strings.Contains(log.String(), "who=ops.example.org") {
+		t.Errorf("%d lines for %d refusals", n, refused)
 	}
 	for what, certs := range map[string][]tls.Certificate{"none": nil, "of another authority": {nobody.client("deploy")}} {
 		h := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: a.pool, Certificates: certs}}}
@@ -211,6 +230,75 @@ func TestRolesOverTCP(t *testing.T) {
 	}
 	if _, err := once[api.ChangeRequest, api.ChangeReport](t.Context(), h, "https://"+addr+holdfastv1connect.NodeApplyProcedure, apply); connect.CodeOf(err) != connect.CodePermissionDenied {
 		t.Errorf("after its role was taken away: %v", err)
+	}
+}
+
+// The strongest role that one of its names has is a certificate's, and that name
+// is who it is.
+func TestRoleOfCertificate(t *testing.T) {
+	a := newAuthority(t, "ours")
+	may := map[string]config.Role{"x": config.ReadRole, "x.example.org": config.AdminRole, "spiffe://x/y": config.OperateRole, "10.0.0.1": config.ReadRole}
+	for _, c := range []struct {
+		names []string
+		want  caller
+	}{
+		{[]string{"x"}, caller{"x", config.ReadRole, true}},
+		{[]string{"x", "x.example.org", "spiffe://x/y"}, caller{"x.example.org", config.AdminRole, true}},
+		{[]string{"x", "spiffe://x/y"}, caller{"spiffe://x/y", config.OperateRole, true}},
+		{[]string{"z", "spiffe://x/z"}, caller{name: "spiffe://x/z"}},
+		{[]string{"X"}, caller{name: "X"}},
+		{[]string{""}, caller{name: "a certificate without a name"}},
+	} {
+		der := a.client(c.names[0], c.names[1:]...).Certificate[0]
+		cert, err := x509.ParseCertificate(der)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := certified(cert, may); got != c.want {
+			t.Errorf("%q: %+v, want %+v", c.names, got, c.want)
+		}
+	}
+}
+
+// A certificate that was renewed serves the next connection, and one that is
+// broken ends no connection that is there.
+func TestCertificatesAreRenewed(t *testing.T) {
+	a, addr := newAuthority(t, "ours"), port(t)
+	s := serving(t, fmt.Sprintf(`, admin: { api: { listen: %q, certificate: %q, key: %q, trust: %q, roles: { deploy: admin } } }`, addr, a.server.cert, a.server.key, a.file))
+	conf := &tls.Config{RootCAs: a.pool, Certificates: []tls.Certificate{a.client("deploy")}}
+	serial := func() int64 {
+		c, err := tls.Dial("tcp", addr, conf)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = c.Close() }()
+		return c.ConnectionState().PeerCertificates[0].SerialNumber.Int64()
+	}
+	h := &http.Client{Transport: &http.Transport{ForceAttemptHTTP2: true, TLSClientConfig: conf}}
+	ask := func() error {
+		_, err := once[api.StatusRequest, api.Status](t.Context(), h, "https://"+addr+holdfastv1connect.NodeStatusProcedure, &api.StatusRequest{})
+		return err
+	}
+	if err := ask(); err != nil {
+		t.Fatal(err)
+	}
+	was := serial()
+	a.renew()
+	if is := serial(); is == was || is != a.serial {
+		t.Errorf("certificate %d, was %d, the new one is %d", is, was, a.serial)
+	}
+	if err := os.WriteFile(a.server.cert, []byte("nothing"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := ask(); err != nil {
+		t.Errorf("on a connection that was open: %v", err)
+	}
+	if c, err := tls.Dial("tcp", addr, conf); err == nil {
+		_ = c.Close()
+		t.Error("a connection without a certificate of ours")
+	}
+	if s.Status().PID == 0 {
+		t.Error("the node is gone")
 	}
 }
 
