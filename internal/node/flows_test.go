@@ -214,6 +214,35 @@ func TestWaitingFlowsAdopt(t *testing.T) {
 	says(t, c, "it has found the one that came")
 }
 
+// A listener that has another name goes on: its flows may adopt it as any change.
+func TestRenamedListener(t *testing.T) {
+	vip, server := free(t), echo(t)
+	for on, want := range map[string]struct{ adopt, closed, drain int }{"": {0, 0, 0}, "adopt": {2, 0, 0}, "close": {0, 2, 0}} {
+		r := start(t, yaml(vip, server, "", ""))
+		all := talkers(t, vip, 2)
+		report := r.alter(strings.Replace(yaml(vip, server, "", ""), "web:", "shop:", 1), FlowsPolicy{On: on})
+		if i := report.Impact; report.Flows != want.adopt || report.Closed != want.closed || i.FlowsAdopt != want.adopt || i.FlowsClosed != want.closed || i.FlowsDrain != want.drain {
+			t.Errorf("%q: %d adopted, %d closed, impact %+v", on, report.Flows, report.Closed, i)
+		}
+		for _, c := range all {
+			if on == "close" {
+				reset(t, c)
+			} else {
+				says(t, c, "still here")
+			}
+		}
+		for _, f := range r.Status().OldObjects {
+			if on != "" || f.Object != "listener/web" || !f.Gone {
+				t.Errorf("%q: %+v", on, f)
+			}
+		}
+		if n := r.shared.Ledger.Listener("shop").InUse(); on == "adopt" && n != 2 {
+			t.Errorf("%d count for the new name", n)
+		}
+		r.Stop()
+	}
+}
+
 // What a plan will do to flows is told before, and is what it does.
 func TestImpact(t *testing.T) {
 	first, second, server, other := free(t), free(t), echo(t), echo(t)
@@ -297,7 +326,9 @@ func TestLaterChangeSupersedes(t *testing.T) {
 	text := func(a, b, weight string) string {
 		return fmt.Sprintf("node: { loops: 2 }\nlisteners:\n  one: { vip: %q, backend: app %s }\n  two: { vip: %q, backend: app %s }\nbackends: { app: { endpoints: [ { name: a, address: %q %s } ] } }\n", first, a, second, b, server, weight)
 	}
-	slower := func(text string) string { return strings.Replace(text, "app: { endpoints", "app: { connectTimeout: 3s, endpoints", 1) }
+	slower := func(text string) string {
+		return strings.Replace(text, "app: { endpoints", "app: { connectTimeout: 3s, endpoints", 1)
+	}
 	r := start(t, text("", "", ""))
 	one, two := talkers(t, first, 3), talkers(t, second, 2)
 	// Slowly enough that the test sees it: nothing is due but the first.

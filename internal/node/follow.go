@@ -132,17 +132,17 @@ func newFollowing(plan config.Plan, p FlowsPolicy, end bool) *following {
 	return x
 }
 
-// does is what flows of a listener do at this change, where c is in force.
-func (x *following) does(c *config.Config, listener string) config.Change {
+// does is what flows of a listener do at this change, of which heir is what has
+// come after it; nil is nothing.
+func (x *following) does(heir *config.Listener) config.Change {
 	what := config.KeepFlows // it is gone, and has nothing to say
-	l := c.Listeners[listener]
 	switch {
 	case x.on != "":
 		what = changeOf[x.on]
-	case l != nil:
-		what = l.OnChange
+	case heir != nil:
+		what = heir.OnChange
 	}
-	if what == config.CloseFlows && !x.end || what == config.AdoptFlows && l == nil {
+	if what == config.CloseFlows && !x.end || what == config.AdoptFlows && heir == nil {
 		return config.KeepFlows
 	}
 	return what
@@ -174,7 +174,7 @@ func (x *following) wants(r *ruling, f *flow.Flow) config.Change {
 	if x.laterListeners[name] || b != nil && x.laterBackends[b.Ref.Name] {
 		return config.KeepFlows
 	}
-	return x.does(r.c, name)
+	return x.does(r.heir(f.Listener()))
 }
 
 // followAll lets flows under objects that plan has replaced follow the

@@ -4,6 +4,7 @@ import (
 	"sync"
 
 	"github.com/holdfast-lb/holdfast/internal/config"
+	"github.com/holdfast-lb/holdfast/internal/flow"
 	"github.com/holdfast-lb/holdfast/internal/loop"
 )
 
@@ -17,7 +18,8 @@ func (n *Node) impactOnFlows(plan config.Plan, old, next *config.Config, p Flows
 	sum := map[config.Change]int{}
 	for name := range x.listeners {
 		k := int(n.shared.Ledger.Listener(name).InUse())
-		if what := x.does(next, name); what != config.KeepFlows || next.Listeners[name] == nil {
+		heir := heirOf(old, next, name)
+		if what := x.does(heir); what != config.KeepFlows || heir == nil {
 			sum[what] += k
 		}
 	}
@@ -61,7 +63,7 @@ func (n *Node) impactOfBackends(x *following, away map[string][]*config.Endpoint
 		if !busy[b] {
 			return
 		}
-		if x.listeners[name] && (x.does(next, name) != config.KeepFlows || next.Listeners[name] == nil) {
+		if heir := heirOf(old, next, name); x.listeners[name] && (x.does(heir) != config.KeepFlows || heir == nil) {
 			counted[b] = true
 		} else {
 			users[b] = append(users[b], name)
@@ -83,7 +85,7 @@ func (n *Node) impactOfBackends(x *following, away map[string][]*config.Endpoint
 		}
 		what := config.KeepFlows
 		for _, user := range users[name] {
-			what = max(what, x.does(next, user))
+			what = max(what, x.does(heirOf(old, next, user)))
 		}
 		whole := next.Backends[name] == nil || what != config.KeepFlows && !sameRules(b, next.Backends[name])
 		list := away[name]
@@ -94,6 +96,15 @@ func (n *Node) impactOfBackends(x *following, away map[string][]*config.Endpoint
 			sum[what] += int(n.shared.Ledger.Backend(name).Endpoint(e.Ref.Name).InUse())
 		}
 	}
+}
+
+// heirOf is what comes after a listener, be it that it goes on under another name;
+// nil is nothing.
+func heirOf(old, next *config.Config, name string) *config.Listener {
+	if l := old.Listeners[name]; l != nil {
+		return flow.Heir(next, l)
+	}
+	return nil
 }
 
 // idleAt counts the idle connections to endpoints, on all loops.

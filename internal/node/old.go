@@ -162,12 +162,23 @@ type portableLeft struct {
 // ruling tells what is old where a configuration is in force. It remembers what
 // it has compared, so it serves one caller.
 type ruling struct {
-	c    *config.Config
-	same map[*config.Backend]bool // versions of backends with the rules of c's
+	c     *config.Config
+	same  map[*config.Backend]bool // versions of backends with the rules of c's
+	heirs map[*config.Listener]*config.Listener
 }
 
 func newRuling(c *config.Config) *ruling {
-	return &ruling{c: c, same: map[*config.Backend]bool{}}
+	return &ruling{c: c, same: map[*config.Backend]bool{}, heirs: map[*config.Listener]*config.Listener{}}
+}
+
+// heir is what has come after a listener, or it itself; nil is nothing.
+func (r *ruling) heir(l *config.Listener) *config.Listener {
+	x, known := r.heirs[l]
+	if !known {
+		x = flow.Heir(r.c, l)
+		r.heirs[l] = x
+	}
+	return x
 }
 
 // old tells that f is under a listener that the configuration has not, or has in
@@ -183,8 +194,8 @@ func (r *ruling) old(f *flow.Flow) bool {
 // none of its name any more.
 func (r *ruling) object(f *flow.Flow) (ref config.Ref, gone, is bool) {
 	l := f.Listener()
-	if now := r.c.Listeners[l.Ref.Name]; now != l && (now == nil || now.Ref != l.Ref) {
-		return l.Ref, now == nil, true
+	if now := r.heir(l); now != l && (now == nil || now.Ref != l.Ref) {
+		return l.Ref, r.c.Listeners[l.Ref.Name] == nil, true
 	}
 	b := f.Backend() // nil between requests
 	if b == nil {
@@ -216,8 +227,7 @@ func (r *ruling) object(f *flow.Flow) (ref config.Ref, gone, is bool) {
 // between tells whether f is between two requests, and the next one will be under
 // what is in force: then it is under nothing old that could rule it.
 func (r *ruling) between(f *flow.Flow) bool {
-	l := r.c.Listeners[f.Listener().Ref.Name]
-	return l != nil && l.Protocol == config.HTTP && f.Listener().Protocol == config.HTTP && f.Phase() == flow.Idle
+	return f.Listener().Protocol == config.HTTP && f.Phase() == flow.Idle && r.heir(f.Listener()) != nil
 }
 
 // sameRules tells whether two versions of a backend rule alike, whatever their
