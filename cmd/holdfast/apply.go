@@ -190,18 +190,24 @@ func sayBeside(r *node.ChangeReport) {
 	for _, d := range r.Edits {
 		fmt.Fprintln(os.Stderr, driftLine(&d))
 	}
-	var lost []string
-	for _, name := range sortedKeys(r.Kernel) {
-		if strings.Contains(name, "Listen") || strings.Contains(name, "ReqQ") { // the others grow with whatever fails on this machine
-			lost = append(lost, fmt.Sprintf("%s %d", name, r.Kernel[name]))
-		}
-	}
-	if len(lost) > 0 {
-		fmt.Fprintf(os.Stderr, "warning: the kernel dropped who came to a listener of this machine meanwhile: %s\n", strings.Join(lost, ", "))
+	if lost := lossWords(r.Kernel); lost != "" {
+		fmt.Fprintf(os.Stderr, "warning: the kernel dropped who came to a listener of this machine meanwhile: %s\n", lost)
 	}
 	if r.ArrivedLate > 0 {
 		fmt.Fprintf(os.Stderr, "warning: %s came to a listener while it was being closed\n", count(int(r.ArrivedLate), "connection"))
 	}
+}
+
+// lossWords names the counters of who came to a listener and was dropped. The
+// others grow with whatever fails on this machine: they are in the JSON.
+func lossWords(kernel map[string]uint64) string {
+	var lost []string
+	for _, name := range sortedKeys(kernel) {
+		if strings.Contains(name, "Listen") || strings.Contains(name, "ReqQ") {
+			lost = append(lost, fmt.Sprintf("%s %d", name, kernel[name]))
+		}
+	}
+	return strings.Join(lost, ", ")
 }
 
 // changeLine says what a change has come to, or would.

@@ -421,6 +421,13 @@ func TestAnotherRuns(t *testing.T) {
 	}
 	h.must(exitFailed, []string{"run", "-c", file}, fmt.Sprintf("another Holdfast runs here: process %d answers at %s", h.cmd.Process.Pid, h.socket))
 	h.must(0, []string{"status"}, "node generation 1: 1 listener")
+
+	// One that wants the same directory for what is desired does not begin either.
+	text = strings.NewReplacer(h.socket, h.socket+"2", vip, freshAddress(t)).Replace(text)
+	if err := os.WriteFile(file, []byte(strings.Replace(text, "loops: 2,", "loops: 2, state: "+filepath.Join(filepath.Dir(h.socket), "state")+",", 1)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	h.must(exitFailed, []string{"run", "-c", file}, fmt.Sprintf("in use by another process, %d", h.cmd.Process.Pid), "set node.state to a directory of its own")
 }
 
 // A binary that is no Holdfast: the answer says so, and nothing counts as a move.

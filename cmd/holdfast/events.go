@@ -91,6 +91,7 @@ func (c *client) someEvents(after uint64, kinds []string, forever bool) (seen ui
 		return after, err
 	}
 	defer func() { _ = stream.Close() }()
+	told := false
 	for last := uint64(0); stream.Receive(); {
 		m := stream.Msg()
 		seen = m.GetSeq()
@@ -102,8 +103,12 @@ func (c *client) someEvents(after uint64, kinds []string, forever bool) (seen ui
 			if err := c.tellEvent(m); err != nil {
 				return seen, err
 			}
+			told = true
 		}
 		if !forever && seen >= last {
+			if !told && !c.json {
+				fmt.Fprintln(os.Stderr, "no events")
+			}
 			return seen, nil
 		}
 	}

@@ -19,6 +19,7 @@ import (
 
 	"github.com/holdfast-lb/holdfast/internal/admin"
 	"github.com/holdfast-lb/holdfast/internal/config"
+	"github.com/holdfast-lb/holdfast/internal/journal"
 	"github.com/holdfast-lb/holdfast/internal/node"
 	"github.com/holdfast-lb/holdfast/internal/sock"
 )
@@ -99,6 +100,9 @@ func failed(err error) error {
 	var bad *config.Errors
 	if errors.As(err, &bad) {
 		return &exit{exitRefused, fmt.Errorf("%w\n%s; nothing was changed", err, count(len(bad.Problems), "error"))}
+	}
+	if errors.Is(err, journal.ErrLocked) {
+		err = fmt.Errorf("%w\nit may be another Holdfast; end that one, or set node.state to a directory of its own", err)
 	}
 	return &exit{exitFailed, err}
 }

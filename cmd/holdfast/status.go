@@ -239,12 +239,8 @@ func desired(out *strings.Builder, s *node.Status) {
 		}
 		fmt.Fprintf(out, "old       %s go on under %s as it was, %s %s ago\n", count(x.Flows, "flow"), x.Object, how, short(time.Duration(x.AgeSeconds*1e9)))
 	}
-	if len(s.Kernel) > 0 {
-		var all []string
-		for _, name := range sortedKeys(s.Kernel) {
-			all = append(all, fmt.Sprintf("%s %d", name, s.Kernel[name]))
-		}
-		fmt.Fprintf(out, "kernel    counters of silent loss that grew around changes: %s\n", strings.Join(all, ", "))
+	if lost := lossWords(s.Kernel); lost != "" {
+		fmt.Fprintf(out, "kernel    around changes it dropped who came to a listener of this machine: %s\n", lost)
 	}
 }
 
