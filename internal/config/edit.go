@@ -2,6 +2,7 @@ package config
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -237,20 +238,35 @@ func parseValue(text string) (*yaml.Node, error) {
 		return nil, errors.New("has no value")
 	}
 	r := &report{}
-	document := r.document([]byte(text))
+	document := r.document(withoutSurrogates([]byte(text)))
 	if document == nil {
 		return nil, fmt.Errorf("its value: %s", r.problems[0].Text)
 	}
 	n := document.Content[0]
-	clearPlaces(n)
+	uncomment(n)
 	return n, nil
 }
 
-// clearPlaces forgets where n stood, lest it be taken for a place in the file.
-func clearPlaces(n *yaml.Node) {
-	n.Line, n.Column = 0, 0
+// withoutSurrogates gives JSON without pairs of escapes for one character, which
+// programs write (RFC 8259, section 7) and YAML does not have.
+func withoutSurrogates(text []byte) []byte {
+	if !bytes.Contains(bytes.ToLower(text), []byte(`\ud`)) || !json.Valid(text) {
+		return text
+	}
+	d := json.NewDecoder(bytes.NewReader(text))
+	d.UseNumber()
+	var value any
+	if err := d.Decode(&value); err != nil {
+		return text
+	}
+	return canonical(value)
+}
+
+// uncomment takes comments away: where they come to, there may be no room for them.
+func uncomment(n *yaml.Node) {
+	n.HeadComment, n.LineComment, n.FootComment = "", "", ""
 	for _, below := range n.Content {
-		clearPlaces(below)
+		uncomment(below)
 	}
 }
 
@@ -309,12 +325,21 @@ func removeKey(n *yaml.Node, key string) {
 	}
 }
 
+func copied(n *yaml.Node) *yaml.Node {
+	next := *n
+	next.Content = make([]*yaml.Node, len(n.Content))
+	for i, below := range n.Content {
+		next.Content[i] = copied(below)
+	}
+	return &next
+}
+
 // dump gives n as text.
 func dump(n *yaml.Node, indent int) ([]byte, error) {
 	var out bytes.Buffer
 	dumper, err := yaml.NewDumper(&out, yaml.WithIndent(indent), yaml.WithLineWidth(-1))
 	if err == nil {
-		err = dumper.Dump(n)
+		err = dumper.Dump(copied(n)) // who writes a tree takes its tags away
 	}
 	if err == nil {
 		err = dumper.Close()

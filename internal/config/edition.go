@@ -316,10 +316,21 @@ func chunkOf(root *yaml.Node, o object, indent int) (*chunk, error) {
 	// What stands before the key, comments, is part of the chunk here.
 	lines := strings.Count(before, "\n")
 	c.text, c.line, c.lines, c.above = before+c.text, 1, c.lines+lines, c.above+lines
-	if c.group() != group || c.entry() != (name != "") || c.load() == nil {
+	if c.group() != group || c.entry() != (name != "") {
 		return nil, errors.New("cannot be written in lines")
 	}
+	if again := c.load(); again == nil || !sameTree(root, again) {
+		return nil, errors.New("cannot be written so that it reads the same")
+	}
 	return &c, nil
+}
+
+// sameTree tells whether two trees say the same, in whatever style.
+func sameTree(a, b *yaml.Node) bool {
+	if a.Kind != b.Kind || a.Kind == yaml.ScalarNode && (a.Value != b.Value || a.ShortTag() != b.ShortTag()) || a.Anchor != b.Anchor {
+		return false
+	}
+	return slices.EqualFunc(a.Content, b.Content, sameTree)
 }
 
 // pad gives c the empty lines at the end of was, which part it from the next.
@@ -396,6 +407,13 @@ func (e *edition) document(patches []Patch) (*Document, error) {
 		return e.base, nil
 	}
 	e.number()
+	n := 0
+	for i := range e.chunks {
+		n += len(e.chunks[i].text)
+	}
+	if n > sourceMax {
+		return nil, &Errors{[]Problem{{File: patches[len(patches)-1].Name(), Text: fmt.Sprintf("with it all has %d octets; at most %d are taken", n, sourceMax)}}}
+	}
 	d := &Document{file: e.base.file, lookup: e.base.lookup, base: e.base, patches: patches}
 	was := e.was
 	if was.chunks == nil {

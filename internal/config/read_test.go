@@ -161,7 +161,7 @@ func mutate(r *rand.Rand, src string, others []string) string {
 // before is what is read of the whole.
 func TestReadIsParse(t *testing.T) {
 	files := corpus(t)
-	turns := 400
+	turns := 250
 	if testing.Short() {
 		turns = 60
 	}
