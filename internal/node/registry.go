@@ -2,6 +2,7 @@ package node
 
 import (
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
@@ -246,11 +247,10 @@ func (a adopting) Backend(name string, version uint64) *config.Backend {
 }
 
 func (a adopting) Endpoint(name string, version uint64) *config.Endpoint {
-	for _, b := range a.current.Backends {
-		for _, e := range b.Endpoints {
-			if e.Ref.Name == name {
-				return e
-			}
+	backend, short, _ := strings.Cut(name, "/") // no backend's name has one
+	if b := a.current.Backends[backend]; b != nil {
+		if e := b.Endpoint(short); e != nil {
+			return e
 		}
 	}
 	return a.exact.Endpoint(name, version)
