@@ -29,8 +29,8 @@ func reloading(ctx context.Context, o Options, out io.Writer, v *Verdict) error 
 	r := &reloadLab{Options: o, ctx: ctx, out: out, v: v, here: here, services: 1000, seconds: 60, control: 60, peers: 60, peersControl: 20,
 		load: ReloadLoad{PerSec: 300, Kept: 30, Idle: 100}, probes: 30, period: 4 * time.Second, ones: 300, apart: 10 * time.Second}
 	if o.Short {
-		r.services, r.seconds, r.control, r.peers, r.peersControl = 200, 4, 2, 2, 0
-		r.load.Idle, r.probes, r.period, r.ones, r.apart = 40, 6, time.Second, 20, 700*time.Millisecond
+		r.services, r.seconds, r.control, r.peers, r.peersControl = 200, 4, 1, 1, 0
+		r.load.Idle, r.probes, r.period, r.ones, r.apart = 40, 6, time.Second, 12, 500*time.Millisecond
 	}
 	if o.Sabotage != "" {
 		r.control = 1
