@@ -965,3 +965,46 @@ func TestRuling(t *testing.T) {
 		t.Errorf("another timeout: %t, another weight: %t", sameRules(b, &other), sameRules(b, &lighter))
 	}
 }
+
+// What is remembered of objects that have left is what somebody may name, and
+// bounded.
+func TestLeftIsBounded(t *testing.T) {
+	vip, server := free(t), echo(t)
+	r := start(t, yaml(vip, server, "", ""))
+	r.alter(yaml(vip, server, ", idleTimeout: 1h", ""), FlowsPolicy{})
+	r.forgetLeft()
+	r.side.mu.Lock()
+	known := len(r.side.left)
+	r.side.left[config.Ref{Kind: config.ListenerKind, Name: "nobody names it"}] = time.Now()
+	r.side.mu.Unlock()
+	r.forgetLeft()
+	r.side.mu.Lock()
+	defer r.side.mu.Unlock()
+	if known != 1 || len(r.side.left) != 1 {
+		t.Errorf("%d are known that left, then %d, want the listener's old version", known, len(r.side.left))
+	}
+}
+
+// Those that left first are forgotten first.
+func TestLeftForgetsTheOldest(t *testing.T) {
+	vip, server := free(t), echo(t)
+	r := start(t, yaml(vip, server, "", ""))
+	began := time.Now()
+	objects := make([]any, leftMax+10)
+	r.side.mu.Lock()
+	for i := range objects {
+		ref := config.Ref{Kind: config.EndpointKind, Name: "app/a", Version: uint64(i) + 1}
+		objects[i] = &config.Endpoint{Ref: ref}
+		r.side.left[ref] = began.Add(time.Duration(i))
+	}
+	r.side.mu.Unlock()
+	r.registry.add(began, objects...)
+	r.forgetLeft()
+	r.side.mu.Lock()
+	defer r.side.mu.Unlock()
+	_, first := r.side.left[config.Ref{Kind: config.EndpointKind, Name: "app/a", Version: 10}]
+	_, second := r.side.left[config.Ref{Kind: config.EndpointKind, Name: "app/a", Version: 11}]
+	if len(r.side.left) != leftMax || first || !second {
+		t.Errorf("%d are left, the tenth %t, the eleventh %t", len(r.side.left), first, second)
+	}
+}

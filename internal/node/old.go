@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"reflect"
 	"slices"
 	"sync"
@@ -140,14 +141,11 @@ func (n *Node) forgetLeft() {
 			delete(s.left, ref)
 		}
 	}
-	for len(s.left) > leftMax {
-		var first config.Ref
-		for ref, at := range s.left {
-			if first == (config.Ref{}) || at.Before(s.left[first]) {
-				first = ref
-			}
+	if over := len(s.left) - leftMax; over > 0 {
+		first := slices.SortedFunc(maps.Keys(s.left), func(a, b config.Ref) int { return s.left[a].Compare(s.left[b]) })
+		for _, ref := range first[:over] {
+			delete(s.left, ref)
 		}
-		delete(s.left, first)
 	}
 }
 
