@@ -85,6 +85,7 @@ func TestMatches(t *testing.T) {
 // What docs/api.md shows of curl, grpcurl and the command is what they print, in
 // front of a real process. Only places are the test's own.
 func TestSessionsOfTheAPI(t *testing.T) {
+	t.Parallel() // most of it is waiting
 	text, err := os.ReadFile("../../docs/api.md")
 	if err != nil {
 		t.Fatal(err)

@@ -41,6 +41,7 @@ func changed(t *testing.T) (h *running, file, next string, a [3]*named, vip stri
 // A file is compared, applied, kept in history and taken back; each verb says in
 // one line what has come of it.
 func TestApplyAndHistory(t *testing.T) {
+	t.Parallel() // most of it is waiting
 	h, file, next, _, _ := changed(t)
 	must := func(status int, command string, texts ...string) string {
 		t.Helper()
@@ -127,6 +128,7 @@ func TestApplyAndHistory(t *testing.T) {
 // What is changed at run time is named as long as the file says another thing,
 // stays over a restart, and is taken back by revert.
 func TestEditsAtRunTime(t *testing.T) {
+	t.Parallel() // most of it is waiting
 	h, file, _, a, vip := changed(t)
 	must := func(status int, command string, texts ...string) string {
 		t.Helper()

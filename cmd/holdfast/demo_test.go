@@ -24,6 +24,7 @@ import (
 // The demo is the first thing that anybody sees: it makes its tour, loses
 // nothing, says so in its exit status, and leaves nothing behind.
 func TestDemo(t *testing.T) {
+	t.Parallel() // most of it is waiting
 	dir := t.TempDir()
 	long := 16.0
 	if testing.Short() {
@@ -81,6 +82,7 @@ func TestDemoShowsHeldRequests(t *testing.T) {
 // Somebody in another terminal restarts a server. Then Ctrl-C after somebody in another terminal has upgraded: the process to end
 // is one that the demo did not start.
 func TestDemoEndsWhatItDidNotStart(t *testing.T) {
+	t.Parallel() // most of it is waiting
 	dir := t.TempDir()
 	cmd := holdfast(t, "demo", "--duration", "30s", "--flows", "20")
 	cmd.Env = append(cmd.Env, "TMPDIR="+dir)
