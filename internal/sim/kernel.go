@@ -90,6 +90,9 @@ func (f *file) drop() {
 	case f.listener != nil:
 		// What waits in a queue that is closed is reset.
 		f.listener.closed = true
+		if n := len(f.listener.queue); n > 0 && f.listener.barred {
+			f.listener.queue[0].net.violate("%d connections wait in the queue of a listener that is closed in order", n)
+		}
 		for _, s := range f.listener.queue {
 			s.excuse("it waited in a queue that was closed")
 			s.reset()

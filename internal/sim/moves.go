@@ -94,6 +94,7 @@ func (p *Proc) reload(source string, done func()) *task {
 // retire closes a listener that has left the configuration, as package node does:
 // nothing new is let in, what is in its handshake ends it, what waits is accepted.
 func (p *Proc) retire(t *task, x *loop.Listening) {
+	p.fds.get(x.FD, "bar").listener.barred = true
 	p.acceptRest(t, x)
 	p.fds.close(x.FD)
 }

@@ -410,6 +410,7 @@ type Listener struct {
 	queue   []*Sock
 	backlog int
 	closed  bool
+	barred  bool // no handshake begins any more
 }
 
 type dial struct {
@@ -441,6 +442,9 @@ func (n *Net) decide(i int) {
 			d.from.owner.excuse("nobody listens there now")
 		}
 		d.from.broken(sock.Refused)
+	case l.barred:
+		d.at = n.now.Add(time.Second)
+		n.dials = append(n.dials, d)
 	case len(l.queue) >= l.backlog:
 		d.at = n.now.Add(100 * time.Millisecond) // SYN is sent again
 		n.dials = append(n.dials, d)

@@ -34,6 +34,9 @@ var extraVIP = netip.MustParseAddrPort("10.0.0.5:90")
 // askersMost are the clients that ask for the revision.
 const askersMost = 6
 
+// answersMost is after how many an asker is content, and only stays.
+const answersMost = 60
+
 // tcpName is the name of the listener for TCP.
 func (s *storm) tcpName() string {
 	if s != nil && s.renamed {
@@ -84,6 +87,11 @@ func (s *storm) change() {
 	case 1:
 		s.swapped = !s.swapped
 	case 2, 3:
+		if s.extra { // some come just then
+			for range 3 {
+				s.w.clientAt(extraVIP, true)
+			}
+		}
 		s.extra = !s.extra
 	case 4:
 		s.weights[r.IntN(len(s.weights))] = 1 + r.IntN(200)
@@ -157,7 +165,7 @@ func (s *storm) ask(a *asker, last bool) bool {
 			a.s.close()
 			return true
 		}
-		if s.w.net.rng.IntN(20) != 0 {
+		if a.answers >= answersMost || s.w.net.rng.IntN(20) != 0 {
 			return false
 		}
 		a.asked, a.waits = s.effective, true

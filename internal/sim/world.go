@@ -253,9 +253,11 @@ func (w *World) yaml() string {
 }
 
 // client begins a client.
-func (w *World) client(calm bool) {
+func (w *World) client(calm bool) { w.clientAt(w.storm.vip(), calm) }
+
+// clientAt begins a client of a VIP.
+func (w *World) clientAt(at netip.AddrPort, calm bool) {
 	from, denied := w.policy.source(netip.AddrFrom4([4]byte{192, 0, 2, 1}))
-	at := w.storm.vip()
 	near, _ := w.net.pair(netip.AddrPortFrom(from, w.net.port()), at)
 	p := w.peer(fmt.Sprintf("client-%d", len(w.peers)), near, calm)
 	p.client, p.denied, p.turn = true, denied, w.turns
