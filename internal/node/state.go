@@ -30,6 +30,7 @@ const waitingMax = 64
 type stateSide struct {
 	turn    chan struct{} // has a token while nobody has the turn
 	waiting atomic.Int32
+	tidying tidying
 	reader  reader
 	ctx     context.Context // of what the node does by itself; ended by stop
 	stop    context.CancelFunc
@@ -474,6 +475,7 @@ func (n *Node) enact(ctx context.Context, began time.Time, d *desired, b *became
 		}()
 	}
 	unlock()
+	n.state.tidying.tidy()
 	n.await(ctx, r, pending, q.WaitDurable)
 	r.Millis = millis(time.Since(began))
 	n.log.Info("configuration applied", "generation", r.Generation, "kind", info.Kind, "by", info.By.Name, "flows", r.Flows, "closed", r.Closed, "effective_ms", r.EffectiveMillis, "took", time.Since(began))
