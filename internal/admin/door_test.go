@@ -260,6 +260,41 @@ func TestRoleOfCertificate(t *testing.T) {
 	}
 }
 
+// Strangers cannot have more than so many connections; when they leave, there is
+// room again.
+func TestStrangersOverTCP(t *testing.T) {
+	a, addr := newAuthority(t, "ours"), port(t)
+	_ = serving(t, fmt.Sprintf(`, admin: { api: { listen: %q, certificate: %q, key: %q, trust: %q, roles: { deploy: admin } } }`, addr, a.server.cert, a.server.key, a.file))
+	var open []net.Conn
+	for range apiConnections + 1 {
+		c, err := net.Dial("tcp", addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		open = append(open, c)
+	}
+	// Which of them is one too many is the order in which they are accepted.
+	last := open[len(open)-1]
+	_ = last.SetReadDeadline(time.Now().Add(headTime / 2)) // later it is closed for its silence
+	if _, err := last.Read(make([]byte, 1)); err == nil || os.IsTimeout(err) {
+		t.Errorf("one too many reads %v", err)
+	}
+	for _, c := range open {
+		_ = c.Close()
+	}
+	conf := &tls.Config{RootCAs: a.pool, Certificates: []tls.Certificate{a.client("deploy")}}
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		c, err := tls.Dial("tcp", addr, conf)
+		if err == nil {
+			_ = c.Close()
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("no room again: %v", err)
+		}
+	}
+}
+
 // A certificate that was renewed serves the next connection, and one that is
 // broken ends no connection that is there.
 func TestCertificatesAreRenewed(t *testing.T) {

@@ -16,6 +16,9 @@ import (
 const (
 	pingAfter = 30 * time.Second
 	pingTime  = 15 * time.Second
+	idleTime  = 10 * time.Minute // without a request
+	// apiConnections bounds what strangers may have open: descriptors are for flows.
+	apiConnections = 256
 )
 
 func protocols(clear bool) *http.Protocols {
@@ -48,10 +51,10 @@ func (s *Server) serveTCP() {
 		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return s.tlsConfig() },
 	}
 	s.tcp = serveOn(&http.Server{
-		Handler: http.NewCrossOriginProtection().Handler(s.api), TLSConfig: conf, ReadHeaderTimeout: headTime, MaxHeaderBytes: headMax,
+		Handler: http.NewCrossOriginProtection().Handler(s.api), TLSConfig: conf, ReadHeaderTimeout: headTime, MaxHeaderBytes: headMax, IdleTimeout: idleTime,
 		Protocols: protocols(false), HTTP2: &http.HTTP2Config{SendPingTimeout: pingAfter, PingTimeout: pingTime},
 		ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelInfo), // who comes without a certificate is no trouble of ours
-	}, tls.NewListener(l, conf), func(err error) { s.log.Error("the API over TCP failed", "error", err) })
+	}, tls.NewListener(&limited{Listener: l, free: make(chan struct{}, apiConnections)}, conf), func(err error) { s.log.Error("the API over TCP failed", "error", err) })
 }
 
 // tlsConfig is made of the files of the configuration in force.
