@@ -82,7 +82,7 @@ func (n *Node) beginCanary(q ChangeRequest, was *desired, i GenerationInfo, s sc
 }
 
 // lookAtCanary judges the canary that is watched, if there is one.
-func (n *Node) lookAtCanary(now time.Time) {
+func (n *Node) lookAtCanary(ctx context.Context, now time.Time) {
 	s := &n.state
 	s.mu.Lock()
 	c := s.canary
@@ -92,13 +92,13 @@ func (n *Node) lookAtCanary(now time.Time) {
 	}
 	seen := n.figuresOf(c.Scope).since(c.Before)
 	if why := judgeBy(c.abort, seen, c.Before); why != "" {
-		if _, err := n.endCanary(n.state.ctx, c, Author{Name: "canary", Reason: why}, false, seen); err != nil {
+		if _, err := n.endCanary(ctx, c, Author{Name: "canary", Reason: why}, false, seen); err != nil {
 			n.log.Error("a canary could not be rolled back", "generation", c.Generation, "why", why, "error", err)
 		}
 		return
 	}
 	if !now.Before(c.Ends) {
-		_, _ = n.endCanary(n.state.ctx, c, Author{Name: "canary"}, true, seen) // keeping cannot fail
+		_, _ = n.endCanary(ctx, c, Author{Name: "canary"}, true, seen) // keeping cannot fail
 	}
 }
 

@@ -204,14 +204,17 @@ func (s *stateSide) closeJournal(why string) error {
 // state in force to it. It does nothing without a directory, or with a journal.
 func (n *Node) reopenJournal() error {
 	s := &n.state
-	s.swap.Lock()
-	defer s.swap.Unlock()
+	if !s.opening.TryLock() {
+		return nil
+	}
+	defer s.opening.Unlock()
 	s.mu.Lock()
 	open, dir := s.journal != nil, s.dir
 	s.mu.Unlock()
 	if open || dir == "" {
 		return nil
 	}
+	// The disk may be slow, and what takes effect meanwhile does not wait for it.
 	j, infos, err := openJournal(dir)
 	if err != nil {
 		s.mu.Lock()
@@ -219,6 +222,8 @@ func (n *Node) reopenJournal() error {
 		s.mu.Unlock()
 		return err
 	}
+	s.swap.Lock()
+	defer s.swap.Unlock()
 	s.mu.Lock()
 	s.journal, s.unwritten = j, ""
 	d := s.now

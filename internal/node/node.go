@@ -5,6 +5,7 @@
 package node
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -660,6 +661,9 @@ const loopChunk = 8
 
 // tend starts what runs beside the loops.
 func (n *Node) tend() {
+	// Of what the node does by itself; ended first.
+	ctx, stop := context.WithCancel(context.Background())
+	n.background = append(n.background, stop)
 	end := make(chan struct{})
 	n.background = append(n.background, func() { close(end) })
 	go func() { // ended by Stop
@@ -678,10 +682,10 @@ func (n *Node) tend() {
 	n.background = append(n.background, n.remember())
 	n.background = append(n.background, every(memoryEvery, n.watchMemory))
 	n.background = append(n.background, every(canaryLook, func(now time.Time) {
-		n.lookAtCanary(now)
+		n.lookAtCanary(ctx, now)
 		n.stepShifts(now)
 	}))
-	n.background = append(n.background, n.watchFile())
+	n.background = append(n.background, n.watchFile(ctx))
 	n.background = append(n.background, every(journalRetry, func(time.Time) { n.keepJournal() }))
 }
 
@@ -737,7 +741,6 @@ func (n *Node) sweep(now time.Time) {
 // reset, all descriptors go back.
 func (n *Node) Stop() {
 	n.stopLoops.Do(func() {
-		n.state.stop()
 		n.names.stop()
 		n.watch.leave(false)
 		for _, f := range n.background {

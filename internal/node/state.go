@@ -32,10 +32,10 @@ type stateSide struct {
 	waiting atomic.Int32
 	tidying tidying
 	reader  reader
-	ctx     context.Context // of what the node does by itself; ended by stop
-	stop    context.CancelFunc
 
 	swap sync.Mutex
+	// opening is held by who opens the journal.
+	opening sync.Mutex
 
 	// mu guards what follows.
 	mu        sync.Mutex
@@ -63,7 +63,6 @@ type reread struct {
 func (s *stateSide) init(file string) {
 	s.turn, s.reader, s.shifts, s.unwritten = make(chan struct{}, 1), reader{file, os.LookupEnv}, map[string]*shift{}, "node.state is none"
 	s.turn <- struct{}{}
-	s.ctx, s.stop = context.WithCancel(context.Background())
 }
 
 // take waits for the turn.
@@ -469,7 +468,7 @@ func (n *Node) enact(ctx context.Context, began time.Time, d *desired, b *became
 	n.noteApply(info.Kind, "applied")
 	if pending != nil {
 		go func() { // ends with the first try to write
-			if pending.Wait(n.state.ctx) == nil {
+			if <-pending.Done(); pending.Err() == nil {
 				n.notePhase("durable", time.Since(began))
 			}
 		}()

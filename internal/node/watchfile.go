@@ -1,6 +1,7 @@
 package node
 
 import (
+	"context"
 	"os"
 	"time"
 )
@@ -33,7 +34,7 @@ func (m fileMark) same(o fileMark) bool {
 
 // watchFile applies the file whenever it is another one, if the configuration
 // says so, and gives what ends it. A file that is wrong is told of once.
-func (n *Node) watchFile() (end func()) {
+func (n *Node) watchFile(ctx context.Context) (end func()) {
 	watches := false
 	var seen, fresh fileMark
 	var since time.Time
@@ -53,7 +54,7 @@ func (n *Node) watchFile() (end func()) {
 			fresh, since = is, now
 		case now.Sub(since) >= fileSettle:
 			seen, since = is, time.Time{}
-			if _, err := n.Change(n.state.ctx, ChangeRequest{Guard: Guard{Author: Author{Name: "file", Reason: "it has changed"}}, Reread: true}); err != nil {
+			if _, err := n.Change(ctx, ChangeRequest{Guard: Guard{Author: Author{Name: "file", Reason: "it has changed"}}, Reread: true}); err != nil {
 				n.log.Error("the file has changed and is refused; the configuration in force goes on", "file", n.file, "error", err)
 			}
 		}
