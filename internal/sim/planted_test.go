@@ -46,6 +46,7 @@ var notHere = map[int]string{
 	76: "the handshakes of the histories take no time",
 	77: "nobody ends a flow by FIN in the histories",
 	78: "nothing is shed in the histories",
+	80: "a flow of HTTP comes under what is in force with its first request, and to one of TCP its name is all the same",
 }
 
 // Each planted bug is found by the same histories that pass without it.
