@@ -7,6 +7,7 @@ package admin
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -43,6 +44,7 @@ type Server struct {
 	// api is what is served over TCP, from Publish on, by tcp.
 	api      http.Handler
 	tcp      *service
+	lastTLS  atomic.Pointer[tls.Config] // of tcp, that was good
 	audit    *audit
 	health   *grpchealth.StaticChecker
 	underWay atomic.Int64    // requests of the API

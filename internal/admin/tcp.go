@@ -34,8 +34,25 @@ func (s *Server) openTCP() error {
 	if s.node.APIListener() == nil {
 		return nil
 	}
-	_, err := s.tlsConfig()
+	conf, err := s.tlsConfig()
+	s.lastTLS.Store(conf)
 	return err
+}
+
+// renewedTLS is tlsConfig, or what was good last: a mistake in a renewal locks
+// nobody out.
+func (s *Server) renewedTLS() (*tls.Config, error) {
+	conf, err := s.tlsConfig()
+	if err == nil {
+		s.lastTLS.Store(conf)
+		return conf, nil
+	}
+	last := s.lastTLS.Load()
+	if last == nil || s.node.Config().Node.API == nil {
+		return nil, err
+	}
+	s.log.Warn("the API over TCP goes on with the certificates that it had", "error", err)
+	return last, nil
 }
 
 // serveTCP serves the API over TCP if the configuration wants it.
@@ -48,7 +65,7 @@ func (s *Server) serveTCP() {
 		MinVersion: tls.VersionTLS13,
 		NextProtos: []string{"h2", "http/1.1"},
 		// For each connection, so that files that were renewed are in force.
-		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return s.tlsConfig() },
+		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return s.renewedTLS() },
 	}
 	s.tcp = serveOn(&http.Server{
 		Handler: http.NewCrossOriginProtection().Handler(s.api), TLSConfig: conf, ReadHeaderTimeout: headTime, MaxHeaderBytes: headMax, IdleTimeout: idleTime,
