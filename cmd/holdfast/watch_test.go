@@ -81,6 +81,7 @@ backends: { app: { endpoints: [ { name: a, address: "127.0.0.1:1" } ] } }
 	if err := w.Err(); connect.CodeOf(err) != connect.CodeUnavailable || !strings.Contains(err.Error(), fmt.Sprintf("after event %d", seen)) {
 		t.Errorf("after event %d it ends with %v", seen, err)
 	}
+	transport.CloseIdleConnections() // it is to the old process, which lives a moment longer
 	w = watch(seen)
 	is, err := c.Status(t.Context(), &api.StatusRequest{})
 	if err != nil || is.Pid == was.Pid || is.Generation != before {
