@@ -229,7 +229,7 @@ func (s *stateSide) inherit(text json.RawMessage) (*became, error) {
 		x.say("shifting", fmt.Sprintf("weight %d, to %d", x.Weight, x.To), time.Now())
 		s.shifts[x.Object] = x
 	}
-	s.keys = keys{all: p.Keys, order: p.KeyOrder}
+	s.keys = keys{all: p.Keys, order: slices.DeleteFunc(p.KeyOrder, func(key string) bool { return p.Keys[key] == nil })}
 	s.history.infos, s.history.kept, s.history.bytes = p.History, nil, 0
 	for _, e := range p.Kept {
 		s.history.keep(e)

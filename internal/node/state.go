@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -632,6 +633,8 @@ func (n *Node) Apply(source []byte) (*ChangeReport, error) {
 const (
 	keysMax = 1000
 	keyTime = 10 * time.Minute
+	// keysBytes bounds the answers, in octets: a plan may be long.
+	keysBytes = 4 << 20
 )
 
 // keys are answers to writes that may be sent again. Its owner's lock guards it.
@@ -696,6 +699,7 @@ func once[Q, R any](ctx context.Context, n *Node, g Guard, q Q, do func() (*R, e
 	if err != nil || bad != nil {
 		s.keys.drop(g.Key)
 	}
+	s.keys.bound()
 	return r, err
 }
 
@@ -715,9 +719,20 @@ func (k *keys) add(key string, x *keyed) {
 	}
 	k.all[key] = x
 	k.order = append(k.order, key)
-	for len(k.order) > keysMax {
-		delete(k.all, k.order[0])
-		k.order = k.order[1:]
+	k.bound()
+}
+
+// bound forgets the oldest of what is too much.
+func (k *keys) bound() {
+	size := 0
+	for i := len(k.order) - 1; i >= 0; i-- {
+		if size += len(k.all[k.order[i]].Answer); size > keysBytes || len(k.order)-i > keysMax {
+			for _, key := range k.order[:i+1] {
+				delete(k.all, key)
+			}
+			k.order = slices.Clone(k.order[i+1:])
+			return
+		}
 	}
 }
 

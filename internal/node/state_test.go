@@ -229,6 +229,14 @@ func TestIdempotency(t *testing.T) {
 	if r.Generation() != 3 {
 		t.Errorf("one write of eight at once was made %d times", r.Generation()-2)
 	}
+	// Long answers are forgotten before there are too many of them.
+	var k keys
+	for i := range 10 {
+		k.add(fmt.Sprint(i), &keyed{At: time.Now(), Answer: make([]byte, keysBytes/4)})
+	}
+	if k.bound(); len(k.all) != 4 || k.find("9", time.Now()) == nil || k.find("5", time.Now()) != nil {
+		t.Errorf("%d long answers are kept", len(k.all))
+	}
 }
 
 // A rollback is a new generation that says what an old one said, its orders too.
