@@ -11,8 +11,9 @@ type Document struct {
 	file   string
 	lookup func(string) (string, bool)
 
-	base    *Document // the file's own; nil: this is it
-	patches []Patch   // on base, each object and field once
+	base    *Document          // the file's own; nil: this is it
+	patches []Patch            // on base, each object and field once
+	edits   map[object]*edited // what was made of them, for the next time; never written again
 
 	source   string  // "": that of its chunks
 	asked    []asked // by sections of the top level
@@ -26,11 +27,19 @@ type Document struct {
 // version are those of was, which may be nil; its patches are not taken over.
 func Read(file string, src []byte, lookup func(string) (string, bool), was *Document) (*Document, Warnings, error) {
 	d := &Document{file: file, lookup: lookup, source: string(src)}
+	if was != nil {
+		d.edits = was.edits
+	}
 	var chunks []chunk
 	if len(src) <= sourceMax {
 		chunks = cut(d.source, was)
 	}
-	if was != nil && was.chunks != nil && d.readChunks(chunks, was) {
+	// Of what is the file's, the file was is the next.
+	next := was
+	if was != nil && was.Base().chunks != nil {
+		next = was.Base()
+	}
+	if next != nil && next.chunks != nil && d.readChunks(chunks, next, was.config) {
 		return d, d.warnings, nil
 	}
 	// Something is wrong, or not written in lines. Only the whole tells.
@@ -82,14 +91,11 @@ func (d *draft) settle(chunks []chunk, c *Config) bool {
 func (c *chunk) begins(at place) bool { return at.line == c.line+c.above && at.column == c.column }
 
 // readChunks makes d of chunks, unless there is anything wrong with them. It fills
-// in what is missing in chunks, which d has from now on.
-func (d *Document) readChunks(chunks []chunk, was *Document) bool {
+// in what is missing in chunks, which d has from now on. What was has is not read
+// again; other objects may be those of inForce.
+func (d *Document) readChunks(chunks []chunk, was *Document, inForce *Config) bool {
 	r := &reader{report: report{file: d.file}, lookup: d.lookup}
-	old := recall{lookup: d.lookup}
-	var before *Config
-	if was != nil {
-		old.chunks, before = was.chunks, was.config
-	}
+	old := recall{lookup: d.lookup, chunks: was.chunks}
 	const fewest = 16
 	read := 0
 	for i := range chunks {
@@ -106,7 +112,7 @@ func (d *Document) readChunks(chunks []chunk, was *Document) bool {
 		if c.piece = r.piece(c); c.piece == nil {
 			return false
 		}
-		c.piece.reuse(before)
+		c.piece.reuse(inForce)
 	}
 	if len(chunks) == 0 {
 		return false
@@ -126,7 +132,7 @@ func (d *Document) readChunks(chunks []chunk, was *Document) bool {
 	if err != nil {
 		return false
 	}
-	c := draft.config(before)
+	c := draft.config(was.config)
 	if c == nil {
 		return false
 	}

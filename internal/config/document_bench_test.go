@@ -105,18 +105,31 @@ func BenchmarkPatchWeight(b *testing.B) {
 	}
 }
 
+// A reload under 100 edits: five services changed in the file.
 func BenchmarkRebase100(b *testing.B) {
-	d, _, err := Read("f", []byte(services(1000)), nil, nil)
+	src := services(1000)
+	d, _, err := Read("f", []byte(src), nil, nil)
 	if err != nil {
 		b.Fatal(err)
 	}
-	var patches []Patch
 	for i := range 100 {
-		patches = append(patches, Patch{Object: fmt.Sprintf("endpoint/s%d/a", i), Field: "weight", Value: "7"})
+		if d, err = d.Patch(Patch{Object: fmt.Sprintf("endpoint/s%d/a", i), Field: "weight", Value: "7"}); err != nil {
+			b.Fatal(err)
+		}
+	}
+	var files [8][]byte
+	for i := range files {
+		files[i] = []byte(change5(src, i+1))
 	}
 	b.ReportAllocs()
+	n := 0
 	for b.Loop() {
-		if _, _, err := d.Rebase(patches); err != nil {
+		n++
+		base, _, err := Read("f", files[n%8], nil, d)
+		if err != nil {
+			b.Fatal(err)
+		}
+		if d, _, err = base.Rebase(d.Patches()); err != nil {
 			b.Fatal(err)
 		}
 	}

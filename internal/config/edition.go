@@ -15,7 +15,43 @@ type edition struct {
 	lines     *Document // base, written in lines
 	chunks    []chunk
 	dropped   map[string]string // why, by the name of the patch
+	edits     map[object]*edited
 	bad       []Problem
+}
+
+// edited is what came of patches of one entry. As long as they and the entry are
+// the same, it is not made again.
+type edited struct {
+	patches []Patch
+	from    *piece // of the file; nil: it has no such entry
+	to      *chunk // nil: it is deleted
+	made    []Patch
+	told    map[Patch]Rebased
+}
+
+// done gives what was made of these patches before, or nil.
+func (e *edition) done(o object, from *chunk, patches []Patch) *edited {
+	was := e.was.edits[o]
+	var piece *piece
+	if from != nil {
+		piece = from.piece
+	}
+	if o.name == "" || was == nil || was.from != piece || !slices.Equal(was.patches, patches) || was.to != nil && !was.to.piece.holds(e.base.lookup) {
+		return nil
+	}
+	return was
+}
+
+// note keeps what was made, if it can be made of any file with that entry.
+func (e *edition) note(o object, from *chunk, patches []Patch, to *chunk, made []Patch) {
+	if o.name == "" || len(made) == 0 || len(made) < len(patches) || to != nil && to.piece == nil {
+		return
+	}
+	x := &edited{patches: patches, to: to, made: made}
+	if from != nil {
+		x.from = from.piece
+	}
+	e.edits[o] = x
 }
 
 // newEdition begins with the chunks of a file. One that is not written in lines is
@@ -25,7 +61,7 @@ func newEdition(base, was *Document) (*edition, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &edition{base: base, was: was, lines: lines, dropped: make(map[string]string)}, nil
+	return &edition{base: base, was: was, lines: lines, dropped: make(map[string]string), edits: make(map[object]*edited)}, nil
 }
 
 // lined gives d in lines: d itself, or what a program would write for it.
@@ -108,9 +144,11 @@ func (e *edition) make(all []Patch, lenient bool) ([]Patch, error) {
 			var again bool
 			if patches, again = e.object(o, patches, lenient, before != nil); again {
 				// It is not where it was, so all is made anew.
-				e.was, e.bad = e.base, nil
+				e.was, e.bad, e.edits = e.base, nil, make(map[object]*edited)
 				return e.make(all, lenient)
 			}
+		} else if was := e.was.edits[o]; was != nil {
+			e.edits[o] = was
 		}
 		for _, p := range patches {
 			left[p] = true
@@ -138,6 +176,11 @@ func (e *edition) object(o object, patches []Patch, lenient, inPlace bool) (made
 	if inPlace && (at < 0 || from == nil) {
 		return nil, true
 	}
+	if was := e.done(o, from, patches); was != nil && !(inPlace && was.to == nil) {
+		e.edits[o] = was
+		e.put(at, o.group, was.to)
+		return was.made, false
+	}
 	to, made, ok := e.edit(from, o, patches, lenient, e.tell)
 	if !ok {
 		return nil, false
@@ -159,6 +202,7 @@ func (e *edition) object(o object, patches []Patch, lenient, inPlace bool) (made
 	if len(made) > 0 {
 		e.put(at, o.group, to)
 	}
+	e.note(o, from, patches, to, made)
 	return made, false
 }
 
@@ -414,12 +458,12 @@ func (e *edition) document(patches []Patch) (*Document, error) {
 	if n > sourceMax {
 		return nil, &Errors{[]Problem{{File: patches[len(patches)-1].Name(), Text: fmt.Sprintf("with it all has %d octets; at most %d are taken", n, sourceMax)}}}
 	}
-	d := &Document{file: e.base.file, lookup: e.base.lookup, base: e.base, patches: patches}
+	d := &Document{file: e.base.file, lookup: e.base.lookup, base: e.base, patches: patches, edits: e.edits}
 	was := e.was
 	if was.chunks == nil {
 		was = e.lines
 	}
-	if d.readChunks(e.chunks, was) {
+	if d.readChunks(e.chunks, was, was.config) {
 		return d, nil
 	}
 	r := &reader{report: report{file: d.file}, lookup: d.lookup}

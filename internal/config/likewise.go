@@ -56,7 +56,7 @@ func (p *piece) crossing() crossing {
 // likewise takes over what was said of was, if nothing that changed since is of
 // any concern to others. It gives nil if that is not so, or not plain.
 func (d *Document) likewise(chunks []chunk, was *Document) *Config {
-	if was == nil || len(was.chunks) != len(chunks) || len(was.warnings) > 0 {
+	if len(was.chunks) != len(chunks) || len(was.warnings) > 0 {
 		return nil
 	}
 	if !(&piece{own: own{asked: was.asked}}).holds(d.lookup) {

@@ -221,3 +221,54 @@ func TestPatchValues(t *testing.T) {
 		}
 	}
 }
+
+// Patches on one file after another, with the help of what was made before, are
+// what they are on a file that was read for the first time.
+func TestRebasesHold(t *testing.T) {
+	files := corpus(t)
+	rebased, refused := 0, 0
+	for n, src := range files {
+		base, _, err := Read("f", []byte(src), lookup, nil)
+		if err != nil {
+			continue
+		}
+		r := rand.New(rand.NewPCG(5, uint64(n)))
+		d := base
+		for range 6 {
+			if next, err := d.Patch(aPatch(r, d)); err == nil {
+				d = next
+			}
+		}
+		now := src
+		for range 8 {
+			next := mutate(r, now, files)
+			file, _, err := Read("f", []byte(next), lookup, d)
+			if err != nil {
+				continue
+			}
+			now = next
+			fresh, _, err := Read("f", []byte(now), lookup, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			a, toldA, errA := file.Rebase(d.Patches())
+			b, toldB, errB := fresh.Rebase(d.Patches())
+			if fmt.Sprint(errA) != fmt.Sprint(errB) {
+				t.Fatalf("%s\n----\n%v\n%v\n%v", now, d.Patches(), errA, errB)
+			}
+			if errA != nil {
+				refused++
+				continue
+			}
+			rebased++
+			if !slices.Equal(toldA, toldB) || string(a.Source()) != string(b.Source()) || !slices.Equal(a.Patches(), b.Patches()) || !Diff(a.Config(), b.Config()).Empty() {
+				t.Fatalf("%s\n----\n%+v\n%+v\n----\n%s\n----\n%s", now, toldA, toldB, a.Source(), b.Source())
+			}
+			checkPatched(t, now, a)
+			d = a
+		}
+	}
+	if rebased < 40 {
+		t.Errorf("%d files under patches, %d refused", rebased, refused)
+	}
+}

@@ -1,6 +1,9 @@
 package config
 
-import "slices"
+import (
+	"maps"
+	"slices"
+)
 
 // What a change of the file does to a patch.
 const (
@@ -44,17 +47,50 @@ func (d *Document) Rebase(patches []Patch) (*Document, []Rebased, error) {
 	told := make([]Rebased, len(patches))
 	file, now := speaker{d: d.Base()}, speaker{d: next}
 	for i, p := range patches {
-		x := Rebased{Patch: p, Became: PatchKept, Why: dropped[p.Name()]}
+		x, known := next.told(d, p)
+		if known {
+			told[i] = x
+			continue
+		}
+		x = Rebased{Patch: p, Became: PatchKept, Why: dropped[p.Name()]}
 		x.File, x.Runtime = file.says(&p), now.says(&p)
 		switch {
 		case x.Why != "":
 			x.Became, x.Runtime = PatchDropped, p.shown()
 		case !slices.Contains(next.patches, p):
 			x.Became = PatchAbsorbed
+		default:
+			next.tell(d, x)
 		}
 		told[i] = x
 	}
 	return next, told, nil
+}
+
+// told gives what was told of a patch that was kept before, if all is as it was.
+func (d *Document) told(base *Document, p Patch) (Rebased, bool) {
+	t, err := p.target()
+	if err != nil || d == base.Base() || d.edits[object{t.group, t.name}] == nil {
+		return Rebased{}, false
+	}
+	x, known := d.edits[object{t.group, t.name}].told[p]
+	return x, known
+}
+
+// tell keeps what is told of a patch of d, which nobody has yet.
+func (d *Document) tell(base *Document, x Rebased) {
+	t, err := x.Patch.target()
+	if err != nil || d == base.Base() {
+		return
+	}
+	if was := d.edits[object{t.group, t.name}]; was != nil {
+		next := *was // it may be another document's, too
+		if next.told = maps.Clone(was.told); next.told == nil {
+			next.told = make(map[Patch]Rebased)
+		}
+		next.told[x.Patch] = x
+		d.edits[object{t.group, t.name}] = &next
+	}
 }
 
 // Differences tells what each patch of d says, and what the file says instead.

@@ -105,3 +105,39 @@ func TestDifferencesHaveNoSecrets(t *testing.T) {
 		t.Errorf("%v %+v", err, other)
 	}
 }
+
+// Over a reload of a file under patches all that did not change, patched or not,
+// is the same object.
+func TestRebaseKeepsObjects(t *testing.T) {
+	src := services(20)
+	d, err := document(t, src).Patch(Patch{Object: "endpoint/s0/a", Field: "weight", Value: "7"}, Patch{Object: "backend/new", Value: "{ endpoints: [ { address: 10.0.0.1:80 } ] }"},
+		Patch{Object: "listener/s3", Field: "connectionsMax", Value: "7"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, file := range []string{strings.Replace(src, "  s1: { check: { tcp: {}, interval: 5s }", "  s1: { check: { tcp: {}, interval: 6s }", 1), src, "# moved\n" + src} {
+		base, _, err := Read("holdfast.yaml", []byte(file), lookup, d)
+		if err != nil {
+			t.Fatal(err)
+		}
+		next, _, err := base.Rebase(d.Patches())
+		if err != nil {
+			t.Fatal(err)
+		}
+		var other []string
+		for name, b := range next.Config().Backends {
+			if b != d.Config().Backends[name] {
+				other = append(other, name)
+			}
+		}
+		for name, l := range next.Config().Listeners {
+			if l != d.Config().Listeners[name] {
+				other = append(other, "listener "+name)
+			}
+		}
+		if want := []string{"s1", "s1", ""}[i]; strings.Join(other, " ") != want {
+			t.Errorf("file %d: other objects: %v", i, other)
+		}
+		d = next
+	}
+}
