@@ -57,7 +57,7 @@ func TestApplyAndHistory(t *testing.T) {
 	}
 	must(exitRefused, "apply "+file+" --expect 1", "generation 2 is in force", "1 was expected", "holdfast config diff --since")
 	must(0, "apply "+file+" --dry-run", "weight 50 -> 100", "nothing was changed, generation 2 goes on")
-	must(0, "apply "+file+" --key k1 --wait effective", "generation 3 effective")
+	must(0, "apply "+file+" --idempotency-key k1 --wait effective", "generation 3 effective")
 	must(0, "config rollback 2", "generation 4 = 2, effective on 2 loops in ")
 	must(exitRefused, "config rollback 99", "generation 99")
 	must(0, "config history", "GENERATION", "rollback", "~ endpoint web/a2: weight 100 -> 50", "in force", "smaller", "start")

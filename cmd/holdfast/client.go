@@ -240,7 +240,7 @@ type guarded struct {
 func (g *guarded) register(c *cobra.Command) {
 	c.Flags().StringVar(&g.reason, "reason", "", "why, for history and audit log")
 	c.Flags().Uint64Var(&g.expect, "expect", 0, "refuse unless this generation is in force")
-	c.Flags().StringVar(&g.key, "key", "", "sent again with the same key it has no further effect")
+	c.Flags().StringVar(&g.key, "idempotency-key", "", "sent again with the same one it has no further effect")
 }
 
 func (g *guarded) guard() node.Guard {

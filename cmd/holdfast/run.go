@@ -52,7 +52,10 @@ func runCommand() *cobra.Command {
 			"                   on for --grace at most; a second signal ends at once\n" +
 			"  SIGHUP           reads the file again, as holdfast reload does\n" +
 			"  SIGUSR1          opens the access log anew, after it was renamed\n\n" +
-			"To replace the process without any end, use holdfast upgrade.",
+			"To replace the process without any end, use holdfast upgrade.\n\n" +
+			"What is desired is kept in generations, in the directory node.state; without that in\n" +
+			"$STATE_DIRECTORY, or a place of its own for each file below /var/lib/holdfast (as root) or\n" +
+			"~/.local/state/holdfast. node.state: none keeps nothing.",
 		Args: wants(0, 1, "one FILE"),
 		RunE: func(_ *cobra.Command, args []string) error {
 			name, err := given("run", file, args)
