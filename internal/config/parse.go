@@ -143,7 +143,7 @@ func (r *reader) config(src []byte) (*Config, *draft) {
 }
 
 // seal seals the listener, of which nothing was refused.
-func (s *listenerSite) seal() { s.fits(s.l.seal(s.l.Ref.Name)) }
+func (l *listenerSite) seal() { l.fits(l.l.seal(l.l.Ref.Name)) }
 
 // seal seals the backend, of which nothing was refused.
 func (s *backendSite) seal() { s.fits(s.b.seal(s.b.Ref.Name)) }

@@ -198,14 +198,13 @@ func checkPatched(t *testing.T, src string, d *Document) {
 
 // Values that YAML is fond of taking for others are what they were asked to be.
 func TestPatchValues(t *testing.T) {
-	d := document(t, patched)
 	for _, c := range []struct{ value, want string }{
 		{"ok", "ok"}, {"'1_0'", "1_0"}, {`"0x10"`, "0x10"}, {"'yes'", "yes"}, {"'~'", "~"}, {`"a\nb\n"`, "a\nb\n"}, {`"  a "`, "  a "}, {`"# a"`, "# a"}, {`"a: b"`, "a: b"},
 		{`"a\tb"`, "a\tb"}, {`"\u2028"`, "\u2028"}, {`"\u0085"`, "\u0085"}, {`"\ud83d\ude00"`, "\U0001f600"}, {"|+\n  a\n\n", "a\n\n"}, {">\n  a\n  b\n", "a b\n"}, {`"\e"`, "\x1b"}, {`""`, ""}, {"a # b", "a"},
 	} {
 		for _, src := range []string{patched, strings.Replace(patched, "  web:\n    vip", "  web: { vip: 10.0.0.5:80, protocol: http, routes: [ { name: no, match: { path: /no }, respond: { status: 200 } } ] }\n  other:\n    vip", 1)} {
 			src = strings.Replace(src, "vip: 10.0.0.5:80   #", "vip: 10.0.0.6:80   #", 1)
-			d = document(t, src)
+			d := document(t, src)
 			name := d.Config().Listeners["web"].Rules.Routes[0].Name
 			next, err := d.Patch(Patch{Object: "route/web/new", Value: "{ match: { path: /new }, respond: { status: 200 } }", Before: name})
 			if err == nil {
