@@ -88,10 +88,6 @@ func runHere(o node.Options, grace time.Duration, ready string) error {
 	defer log.end()
 	defer out.end()
 	o.Log = slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: o.Level}))
-	var why string
-	if o.State, why = stateDirectory(o.File); why != "" {
-		o.Log.Warn(why)
-	}
 	if err := run(o, out, grace, ready); err != nil {
 		return failed(err)
 	}
@@ -131,6 +127,7 @@ func run(options node.Options, out io.Writer, grace time.Duration, ready string)
 			return fmt.Errorf("holdfast: %s=%q: not a descriptor", node.InheritEnv, inherited)
 		}
 		var server *admin.Server
+		keepState(&options)
 		s, err := node.Succeed(fd, options, func(n *node.Node) (err error) {
 			server, err = admin.Prepare(n, n.Config().Node.AdminSocket, log)
 			return err
@@ -154,6 +151,7 @@ func run(options node.Options, out io.Writer, grace time.Duration, ready string)
 	if err := alone(options.File); err != nil {
 		return err
 	}
+	keepState(&options)
 	n, err := node.Start(options)
 	if err != nil {
 		return err

@@ -36,6 +36,14 @@ func stateDirectory(file string) (dir, why string) {
 	return dir, ""
 }
 
+// keepState says where the node keeps its generations.
+func keepState(o *node.Options) {
+	var why string
+	if o.State, why = stateDirectory(o.File); why != "" {
+		o.Log.Warn(why)
+	}
+}
+
 // defaultState is the directory where nobody names one.
 func defaultState(file string) (string, error) {
 	// systemd.exec(5), StateDirectory=: several are divided by colons.

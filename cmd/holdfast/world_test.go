@@ -132,6 +132,7 @@ func (r *running) verb(args ...string) (out, errs string, status int) {
 func (r *running) start(args ...string) func() (out, errs string, status int) {
 	r.t.Helper()
 	cmd := holdfast(r.t, append(args, "--socket", r.socket)...)
+	cmd.Env = append(cmd.Env, "STATE_DIRECTORY="+r.socket+".state") // should it begin to run
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	if err := cmd.Start(); err != nil {
