@@ -188,7 +188,8 @@ func unheard(t *testing.T, to string) (end func()) {
 	var once sync.Once
 	end = func() { once.Do(func() { _ = syscall.Close(s) }) }
 	t.Cleanup(end)
-	if err := syscall.AttachLsf(s, []syscall.SockFilter{{Code: syscall.BPF_RET | syscall.BPF_K}}); err != nil {
+	nothing := unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K}
+	if err := unix.SetsockoptSockFprog(s, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: 1, Filter: &nothing}); err != nil {
 		t.Fatal(err)
 	}
 	if err := syscall.Connect(s, &syscall.SockaddrInet4{Port: addr.Port, Addr: [4]byte(addr.IP.To4())}); err != syscall.EINPROGRESS {
