@@ -178,7 +178,7 @@ func TestEditsAtRunTime(t *testing.T) {
 	// A canary that nothing happens to stays; one is ended early.
 	again.must(0, []string{"config", "set", "endpoint/web/a1.weight", "90", "--canary", "1s"}, "canary: generation ", " stays: ")
 	wait := again.start("config", "set", "endpoint/web/a1.weight", "80", "--canary", "1h")
-	eventually(t, "it is watched", func() bool { out, _, _ := again.verb("status"); return strings.Contains(out, "canary    generation ") })
+	eventually(t, "it is watched", func() bool { out, _, _ := again.verb("status"); return strings.Contains(out, " is watched until ") })
 	again.must(exitRefused, []string{"config", "set", "endpoint/web/a1.weight", "70"}, "refused: ")
 	again.must(0, []string{"canary", "rollback", "--reason", "no"}, "rolled back: generation ")
 	if out, errs, code := wait(); code != exitFailed || !strings.Contains(errs, "which says what was before") {

@@ -112,7 +112,7 @@ func (d *demonstration) run(asJSON bool) error {
 func (d *demonstration) loop(signals chan os.Signal) {
 	step, end := tourStep, make(<-chan time.Time)
 	if d.duration > 0 {
-		step, end = min(tourStep, d.duration/12), time.After(d.duration)
+		step, end = min(tourStep, d.duration/14), time.After(d.duration)
 	}
 	tour := d.tour()
 	next := time.After(step)

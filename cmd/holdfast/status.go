@@ -205,7 +205,11 @@ func desired(out *strings.Builder, s *node.Status) {
 	}
 	fmt.Fprintf(out, "desired   generation %d %s\n", s.Generation, text)
 	if s.Canary != "" {
-		fmt.Fprintf(out, "canary    %s (holdfast canary keep, or rollback)\n", s.Canary)
+		hint := ""
+		if strings.Contains(s.Canary, " is watched until ") {
+			hint = " (holdfast canary keep, or rollback)"
+		}
+		fmt.Fprintf(out, "canary    %s%s\n", s.Canary, hint) // of one that is settled what came of it
 	}
 	for _, x := range s.Shifts {
 		what := strings.TrimPrefix(x.Object, "endpoint/")
