@@ -4,9 +4,10 @@ import "github.com/holdfast-lb/holdfast/internal/config"
 
 // Prune forgets the accounts of listeners and backends that c has not and under which
 // nothing is counted, the second time it meets them: else names that come and go
-// would pile up. Between two calls must lie more than a flow is ever on its way, and
+// would pile up. Of backends it forgets the versions that nobody uses. Between two calls must lie more than a flow is ever on its way, and
 // more than a loop takes to forget them.
 func (l *Ledger) Prune(c *config.Config) {
+	l.all((*Backend).pruneVersions) // not under mu: it waits for who makes a roster
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for name, b := range l.backends {

@@ -2,6 +2,7 @@ package ledger
 
 import (
 	"slices"
+	"sync/atomic"
 
 	"github.com/holdfast-lb/holdfast/internal/config"
 	"github.com/holdfast-lb/holdfast/internal/planted"
@@ -44,6 +45,8 @@ type version struct {
 	of       *config.Backend
 	accounts []*Endpoint
 	roster   Roster
+	// used: somebody asked for it since the last Prune, though it is not in force.
+	used atomic.Bool
 }
 
 // versions are all that somebody may still name. Immutable: it is replaced as a
@@ -85,6 +88,9 @@ func (b *Backend) version(c *config.Backend) (*versions, *version) {
 	for {
 		s := b.versions.Load()
 		if v := s.find(c); v != nil && s.current != nil {
+			if v != s.current && !v.used.Load() {
+				v.used.Store(true)
+			}
 			return s, v
 		}
 		b.roll.Lock()
@@ -185,13 +191,35 @@ func (b *Backend) remake() {
 			next.all = append(next.all, v)
 			continue
 		}
-		n := &version{v.of, v.accounts, b.options.Policy.Roster(v.of, v.accounts, b.options.Zone, v.roster)}
+		n := &version{of: v.of, accounts: v.accounts, roster: b.options.Policy.Roster(v.of, v.accounts, b.options.Zone, v.roster)}
+		n.used.Store(v.used.Load())
 		next.all = append(next.all, n)
 		if v == s.current {
 			next.current = n
 		}
 	}
 	b.versions.Store(next)
+}
+
+// pruneVersions drops the versions that are not in force and for which nobody has
+// asked since the last time: with their rosters they are most of what a change of a
+// backend leaves behind. Flows under one have it made again when they ask.
+func (b *Backend) pruneVersions() {
+	b.roll.Lock()
+	defer b.roll.Unlock()
+	s := b.versions.Load()
+	if len(s.all) < 2 {
+		return
+	}
+	next := &versions{current: s.current}
+	for _, v := range s.all {
+		if v == s.current || v.used.Swap(false) {
+			next.all = append(next.all, v)
+		}
+	}
+	if len(next.all) < len(s.all) {
+		b.versions.Store(next)
+	}
 }
 
 // Govern makes c the version whose limits rule from now on, and grants what they
