@@ -7,6 +7,7 @@ import (
 	"maps"
 	"os"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/holdfast-lb/holdfast/internal/config"
@@ -43,7 +44,7 @@ func (s *stateSide) begin(o *Options) (*became, error) {
 		if e, any := s.journal.Last(); any {
 			var warnings []string
 			if kept, warnings, err = s.keptState(e); err != nil {
-				return nil, err
+				return s.salvage(o, e, err)
 			}
 			if text, err = os.ReadFile(o.File); errors.Is(err, os.ErrNotExist) {
 				o.Log.Error("the file is gone; the node begins with what was in force last", "file", o.File, "generation", e.Generation)
@@ -68,9 +69,7 @@ func (s *stateSide) begin(o *Options) (*became, error) {
 		o.Log.Error("the file has changed and does not go with what was edited at run time; the node begins with what was in force last", "generation", kept.Generation, "error", err)
 		return &became{next: kept, same: true}, nil
 	}
-	for _, x := range b.edits {
-		o.Log.Warn("the file has changed; an edit at run time", "object", x.Object, "field", x.Field, "became", x.Became, "file", x.File, "runtime", x.Runtime, "by", x.By.Name)
-	}
+	s.tellEdits(o, b)
 	if b.same && config.Diff(kept.doc.Config(), b.next.doc.Config()).Empty() {
 		b.next.Generation, b.next.By, b.next.At, b.next.Kind = kept.Generation, kept.By, kept.At, kept.Kind
 	} else {
@@ -116,6 +115,52 @@ func (s *stateSide) keptState(e journal.Entry) (*desired, []string, error) {
 		d.By, d.At, d.Kind = i.By, i.At, i.Kind
 	}
 	return d, warnings, nil
+}
+
+// salvage begins with the file and what was edited at run time over it, where an
+// entry of the journal cannot be read whole for the reason why: a variable that
+// it names is not set any more, or this release is stricter than the one before.
+func (s *stateSide) salvage(o *Options, e journal.Entry, why error) (*became, error) {
+	why = fmt.Errorf("%w; the file cannot stand in for it, either: mend one of them, or move %s away, which forgets what was edited at run time", why, s.dir)
+	p, _, err := decodeHead(e.State)
+	if err != nil {
+		return nil, why
+	}
+	text, err := os.ReadFile(o.File)
+	if err != nil {
+		return nil, errors.Join(why, err)
+	}
+	b, err := first(s.reader, text, Author{Name: "start"}, time.Now())
+	if err != nil {
+		return nil, errors.Join(why, err)
+	}
+	d := b.next
+	patches := make([]config.Patch, len(p.Edits))
+	d.edited, d.orders = map[place]stamp{}, p.Orders
+	for i, x := range p.Edits {
+		patches[i], d.edited[placeOf(x.Patch)] = x.Patch, x.stamp
+	}
+	doc, met, err := d.doc.Rebase(patches)
+	if err != nil {
+		return nil, errors.Join(why, err)
+	}
+	d.doc = doc
+	for _, m := range met {
+		b.edits = append(b.edits, d.driftOf(m))
+	}
+	d.forget()
+	b.edits = append(b.edits, d.keepOrders(doc.Config())...)
+	d.Generation = e.Generation + 1
+	o.Log.Error("the state of the last generation cannot be read any more; the node begins with the file, and what was edited at run time over it", "generation", e.Generation, "error", why)
+	s.tellEdits(o, b)
+	return b, nil
+}
+
+// tellEdits tells the log what became of edits.
+func (s *stateSide) tellEdits(o *Options, b *became) {
+	for _, x := range b.edits {
+		o.Log.Warn("the file has changed; an edit at run time", "object", x.Object, "field", x.Field, "became", x.Became, "file", x.File, "runtime", x.Runtime, "by", x.By.Name)
+	}
 }
 
 // start makes the state of begin the one in force. last is the generation before,
@@ -257,6 +302,11 @@ func (n *Node) learnState(text json.RawMessage) error {
 	b.next.doc, b.next.text = s.now.doc, s.now.text // the configuration was not changed meanwhile
 	s.now = b.next
 	s.mu.Unlock()
+	n.watch.mu.Lock()
+	for name := range b.next.orders {
+		n.watch.noteOrdered(backendOf(name))
+	}
+	n.watch.mu.Unlock()
 	s.swap.Unlock()
 	return nil
 }
@@ -299,9 +349,15 @@ func (n *Node) obeyAll() {
 	}
 }
 
-// shifting tells whether the weight of an endpoint is moving.
+// shifting tells whether the weight of an endpoint is moving: by itself, or as
+// one of the addresses of a host that is shifted.
 func (s *stateSide) shifting(name string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.shifts[name] != nil
+	for whole := range s.shifts {
+		if name == whole || strings.HasPrefix(name, whole+"/") {
+			return true
+		}
+	}
+	return false
 }

@@ -249,27 +249,8 @@ func (d *desired) edit(q asked) error {
 // revert takes edits and orders back.
 func (d *desired) revert(q asked) error {
 	hit := make([]bool, len(q.revert))
-	meant := func(object, field string) (is bool) {
-		for i, p := range q.revert {
-			if p.Object == "*" || p.Object == object && (p.Field == "" || p.Field == field || strings.HasPrefix(field, p.Field+".")) {
-				hit[i], is = true, true
-			}
-		}
-		return is
-	}
-	keep := slices.DeleteFunc(d.doc.Patches(), func(p config.Patch) bool { return meant(p.Object, p.Field) })
-	orders := maps.Clone(d.orders)
-	for name, o := range d.orders {
-		if o.Weight >= 0 && meant("endpoint/"+name, "weight") {
-			o.Weight = -1
-		}
-		if o.Admin != "" && meant("endpoint/"+name, stateField) {
-			o.Admin = ""
-		}
-		if orders[name] = o; o.none() {
-			delete(orders, name)
-		}
-	}
+	keep := slices.DeleteFunc(d.doc.Patches(), func(p config.Patch) bool { return meant(q.revert, hit, p.Object, p.Field) })
+	orders := ordersWithout(d.orders, q.revert, hit)
 	for i, p := range q.revert {
 		if !hit[i] && p.Object != "*" {
 			return fmt.Errorf("%s was not edited at run time; there are: %s", placeOf(p), some(d.runtime()))
@@ -283,6 +264,33 @@ func (d *desired) revert(q asked) error {
 	d.doc, d.orders = doc, orders
 	d.forget()
 	return nil
+}
+
+// meant tells whether one of revert is of that field, and which are in hit.
+func meant(revert []config.Patch, hit []bool, object, field string) (is bool) {
+	for i, p := range revert {
+		if p.Object == "*" || p.Object == object && (p.Field == "" || p.Field == field || strings.HasPrefix(field, p.Field+".")) {
+			hit[i], is = true, true
+		}
+	}
+	return is
+}
+
+// ordersWithout are orders without those that revert takes back.
+func ordersWithout(orders map[string]ordered, revert []config.Patch, hit []bool) map[string]ordered {
+	left := maps.Clone(orders)
+	for name, o := range orders {
+		if o.Weight >= 0 && meant(revert, hit, "endpoint/"+name, "weight") {
+			o.Weight = -1
+		}
+		if o.Admin != "" && meant(revert, hit, "endpoint/"+name, stateField) {
+			o.Admin = ""
+		}
+		if left[name] = o; o.none() {
+			delete(left, name)
+		}
+	}
+	return left
 }
 
 // back gives the state of an earlier generation, as it was kept.
@@ -487,19 +495,27 @@ func (d *desired) encode() []byte {
 	return append(out, d.text...)
 }
 
+// decodeHead reads the first line of what encode has written, and gives the text.
+func decodeHead(state []byte) (p portableState, text []byte, err error) {
+	head, text, ok := bytes.Cut(state, []byte{'\n'})
+	if !ok {
+		return p, nil, errors.New("node: a state without a first line")
+	}
+	if err := json.Unmarshal(head, &p); err != nil {
+		return p, nil, fmt.Errorf("node: state: %w", err)
+	}
+	if p.Format != stateFormat {
+		return p, nil, fmt.Errorf("node: a state of format %d; this release knows %d", p.Format, stateFormat)
+	}
+	return p, text, nil
+}
+
 // decode reads what encode has written. What little may have changed since was,
 // if that is not nil, is not read again.
 func decode(r reader, state []byte, was *desired) (*desired, []string, error) {
-	head, text, ok := bytes.Cut(state, []byte{'\n'})
-	if !ok {
-		return nil, nil, errors.New("node: a state without a first line")
-	}
-	var p portableState
-	if err := json.Unmarshal(head, &p); err != nil {
-		return nil, nil, fmt.Errorf("node: state: %w", err)
-	}
-	if p.Format != stateFormat {
-		return nil, nil, fmt.Errorf("node: a state of format %d; this release knows %d", p.Format, stateFormat)
+	p, text, err := decodeHead(state)
+	if err != nil {
+		return nil, nil, err
 	}
 	d := &desired{applied: p.Applied, fileSum: p.FileSum, orders: p.Orders, edited: map[place]stamp{}}
 	var before *config.Document

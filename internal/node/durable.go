@@ -34,12 +34,17 @@ type generations struct {
 	bytes int
 }
 
+// cutPlan bounds a plan for the history.
+func cutPlan(plan string) string {
+	if len(plan) <= planMax {
+		return plan
+	}
+	cut := strings.LastIndexByte(plan[:planMax], '\n') + 1
+	return plan[:cut] + fmt.Sprintf("... and %d lines more\n", strings.Count(plan[cut:], "\n"))
+}
+
 // add notes one more.
 func (g *generations) add(i GenerationInfo) {
-	if len(i.Plan) > planMax {
-		cut := strings.LastIndexByte(i.Plan[:planMax], '\n') + 1
-		i.Plan = i.Plan[:cut] + fmt.Sprintf("... and %d lines more\n", strings.Count(i.Plan[cut:], "\n"))
-	}
 	g.infos = append(g.infos, i)
 	if over := len(g.infos) - generationsMax; over > 0 {
 		g.infos = slices.Delete(g.infos, 0, over)
@@ -229,7 +234,7 @@ func (n *Node) reopenJournal() error {
 	d := s.now
 	// What was changed while it was closed comes after what it has.
 	own := s.history.infos
-	s.history = generations{infos: infos}
+	s.history.infos = infos // states that it does not have are kept
 	last := uint64(0)
 	if e, any := j.Last(); any {
 		last = e.Generation
@@ -268,7 +273,9 @@ func (n *Node) keepJournal() {
 	s.mu.Lock()
 	idle := s.journal != nil || s.dir == ""
 	s.mu.Unlock()
-	if idle || n.handingOver() && !n.heir.Load() {
+	// An heir has not heard all yet: what it would write may be older than what
+	// is there.
+	if idle || n.handingOver() {
 		return
 	}
 	_ = n.reopenJournal() // why not is told as the reason that nothing is durable

@@ -152,6 +152,9 @@ func (n *Node) setEndpoint(q EndpointRequest, kind string) (*EndpointReport, err
 		return nil, err
 	}
 	r, closing, err := w.order(q, o)
+	if err == nil {
+		w.noteOrdered(q.Backend)
+	}
 	w.mu.Unlock()
 	if err != nil {
 		s.swap.Unlock()

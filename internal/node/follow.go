@@ -177,21 +177,21 @@ func (x *following) wants(r *ruling, f *flow.Flow) config.Change {
 	return x.does(r.heir(f.Listener()))
 }
 
-// followAll lets flows under objects that plan has replaced follow the
-// configuration of g, as p or each one's listener says; without end none is ended
+// followAll lets flows under objects that plan has replaced follow c, which is in
+// force as of a generation of the desired state, as p or each one's listener says; without end none is ended
 // for it. It gives how many are still to follow when it returns. The caller holds
 // change.
-func (n *Node) followAll(plan config.Plan, g *loop.Generation, p FlowsPolicy, end bool, r *Report) (left int) {
+func (n *Node) followAll(plan config.Plan, c *config.Config, generation uint64, p FlowsPolicy, end bool, r *Report) (left int) {
 	n.side.noteLeft(time.Now(), plan)
 	x := newFollowing(plan, p, end)
 	n.side.supersede(x)
-	if !x.any(g.Config) {
+	if !x.any(c) {
 		return 0
 	}
 	if p.PerSecond > 0 {
-		return n.followSlowly(x, p, g.Number)
+		return n.followSlowly(x, p, generation)
 	}
-	rule := newRuling(g.Config)
+	rule := newRuling(c)
 	waiting := n.waitAt(x)
 	for _, l := range n.shared.Loops {
 		if !waiting && !x.concerns(l) {

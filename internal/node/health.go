@@ -176,6 +176,15 @@ func (w *watch) obeyed(d *desired) []string {
 	return slices.Collect(maps.Keys(all))
 }
 
+// noteOrdered notes that an endpoint of a backend may be as it was ordered, so
+// that it is looked at when the order is taken back. The caller holds mu.
+func (w *watch) noteOrdered(backend string) {
+	if w.ordered == nil {
+		w.ordered = map[string]bool{}
+	}
+	w.ordered[backend] = true
+}
+
 // target tells the engine what is to be probed. The caller holds mu.
 func (w *watch) target() {
 	if w.engine == nil {

@@ -132,16 +132,16 @@ func Parse(file string, source []byte) (*config.Config, config.Warnings, error) 
 func Start(o Options) (*Node, error) {
 	n := &Node{log: o.Log, level: o.Level, file: o.File, registry: newRegistry(), started: time.Now()}
 	n.state.init(o.File)
-	fresh, err := n.state.begin(&o)
-	if err != nil {
-		return nil, err
-	}
 	serves := false
 	defer func() {
 		if !serves {
 			_ = n.state.closeJournal("the node has not begun") // nothing was written
 		}
 	}()
+	fresh, err := n.state.begin(&o)
+	if err != nil {
+		return nil, err
+	}
 	for _, w := range fresh.warnings {
 		o.Log.Warn(w)
 	}
@@ -526,7 +526,7 @@ func (n *Node) bring(x *bringing) error {
 	n.state.swap.Unlock()
 	n.obeyAll()
 	n.retire(step.Closed()...)
-	x.following = n.followAll(x.plan, g, x.flows, x.end, x.report)
+	x.following = n.followAll(x.plan, g.Config, n.Generation(), x.flows, x.end, x.report)
 	return nil
 }
 

@@ -202,6 +202,9 @@ func (n *Node) stepShift(x *shift, now time.Time) {
 	}
 	if s.current().orderOf(x.Object).Weight != x.Was {
 		n.forgetShift(x, now, "its weight was ordered otherwise")
+		// A step may have come after the order, and whoever went back to an earlier
+		// state has left out what was being shifted.
+		n.weighAsOrdered(x.Object)
 		return
 	}
 	end := !now.Before(x.Began.Add(x.Over))
@@ -236,6 +239,13 @@ func (n *Node) weigh(name string, weight int) error {
 	return err
 }
 
+// weighAsOrdered brings an endpoint to the weight that the desired state says.
+func (n *Node) weighAsOrdered(name string) {
+	n.state.swap.Lock()
+	defer n.state.swap.Unlock()
+	_ = n.weigh(name, n.state.current().orderOf(name).Weight) // it may have left meanwhile
+}
+
 // endShift ends a shift where it was to go, or for why where it came from.
 func (n *Node) endShift(x *shift, now time.Time, why string) {
 	backend, endpoint, _ := strings.Cut(x.Object, "/")
@@ -255,6 +265,7 @@ func (n *Node) endShift(x *shift, now time.Time, why string) {
 	r, err := n.setEndpoint(q, "shift")
 	if err != nil {
 		n.forgetShift(x, now, err.Error())
+		n.weighAsOrdered(x.Object) // it has the weight of the last step
 		return
 	}
 	s := &n.state

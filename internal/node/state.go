@@ -292,7 +292,9 @@ func (n *Node) next(d *desired, q ChangeRequest) (*became, error) {
 		if a.sum == d.fileSum && d.applied && q.RuntimeEdits != "discard" {
 			// The file says nothing new: what was applied in its place stays.
 			if !q.DryRun {
-				return &became{next: d, same: true, warnings: []string{fileOld}}, nil
+				same := *d // which is in force, and no other number is given to it
+				same.By, same.At, same.Kind = a.by, a.at, a.kind
+				return &became{next: &same, same: true, warnings: []string{fileOld}}, nil
 			}
 			// Who only asks wants to know in what they differ.
 			b, err := d.then(s.reader, a)
@@ -439,9 +441,9 @@ func (n *Node) enact(ctx context.Context, began time.Time, d *desired, b *became
 	x.commit = func() {
 		from := s.current()
 		next := b.next
-		if from != d && next.Kind != "rollback" && next.Kind != "canary-rollback" && q.Revert == nil {
-			// Orders came meanwhile; they stay.
-			next.orders = from.orders
+		if from != d && q.Rollback == 0 {
+			// Orders came meanwhile; they stay, but for what is taken back.
+			next.orders = ordersWithout(from.orders, q.Revert, make([]bool, len(q.Revert)))
 			next.keepOrders(d.doc.Config())
 		}
 		info, pending = n.commit(next, from, r.Plan, r.Impact)
@@ -488,7 +490,7 @@ func (n *Node) commit(next, from *desired, plan string, impact Impact) (Generati
 	s := &n.state
 	next.Generation = from.Generation + 1
 	info := next.info()
-	info.Plan, info.Impact = plan, impact
+	info.Plan, info.Impact = cutPlan(plan), impact
 	pending := s.write(next, info)
 	s.mu.Lock()
 	s.now = next

@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"errors"
 	"os"
 	"time"
 )
@@ -38,6 +39,7 @@ func (n *Node) watchFile(ctx context.Context) (end func()) {
 	watches := false
 	var seen, fresh fileMark
 	var since time.Time
+	waits := "" // what keeps the file from being applied, as it was told
 	return every(fileLook, func(now time.Time) {
 		if !n.Config().Node.WatchFile || n.handingOver() {
 			watches = false
@@ -53,8 +55,20 @@ func (n *Node) watchFile(ctx context.Context) (end func()) {
 		case since.IsZero() || !is.same(fresh):
 			fresh, since = is, now
 		case now.Sub(since) >= fileSettle:
-			seen, since = is, time.Time{}
-			if _, err := n.Change(ctx, ChangeRequest{Guard: Guard{Author: Author{Name: "file", Reason: "it has changed"}}, Reread: true}); err != nil {
+			err := n.state.watched() // before it is counted as refused, again and again
+			if err == nil {
+				_, err = n.Change(ctx, ChangeRequest{Guard: Guard{Author: Author{Name: "file", Reason: "it has changed"}}, Reread: true})
+			}
+			if errors.Is(err, ErrCanary) || errors.Is(err, ErrBusy) {
+				// Nothing is wrong with the file: it is applied when that is over.
+				if text := err.Error(); text != waits {
+					waits = text
+					n.log.Warn("the file has changed and is applied later", "file", n.file, "why", err)
+				}
+				return
+			}
+			seen, since, waits = is, time.Time{}, ""
+			if err != nil {
 				n.log.Error("the file has changed and is refused; the configuration in force goes on", "file", n.file, "error", err)
 			}
 		}
