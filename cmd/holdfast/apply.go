@@ -322,13 +322,9 @@ func reloadCommand() *cobra.Command {
 			}
 			return nil
 		},
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := newClient(cmd)
-			if err != nil {
-				return err
-			}
+		RunE: asking(func(c *client, _ []string) error {
 			return c.change(&f, "reload", node.ChangeRequest{Reread: true}, nil)
-		},
+		}),
 	}
 	f.register(x, true)
 	return x

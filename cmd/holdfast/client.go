@@ -47,6 +47,17 @@ func connectFlags(root *cobra.Command) {
 	flags.Bool("json", false, "print JSON: one object in a line, with the API's names")
 }
 
+// asking is a verb that asks a running holdfast.
+func asking(do func(c *client, args []string) error) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, args []string) error {
+		c, err := newClient(cmd)
+		if err != nil {
+			return err
+		}
+		return do(c, args)
+	}
+}
+
 func newClient(c *cobra.Command) (*client, error) {
 	text := func(name string) string { s, _ := c.Flags().GetString(name); return s }
 	asJSON, _ := c.Flags().GetBool("json")

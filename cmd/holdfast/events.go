@@ -32,17 +32,13 @@ func eventsCommand() *cobra.Command {
 			"With -f and without --from it begins now.",
 		Example: "  holdfast events\n  holdfast events -f --kind generation,endpoint\n  holdfast events -f --from 1205 --json",
 		Args:    wants(0, 0, "no argument"),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := newClient(cmd)
-			if err != nil {
-				return err
-			}
+		RunE: asking(func(c *client, _ []string) error {
 			after := max(from, 1) - 1
 			if after == 0 && (!forever || from > 0) {
 				after = math.MaxUint64 // all that are kept; 0 is what is to come
 			}
 			return c.events(after, kinds, forever)
-		},
+		}),
 	}
 	x.Flags().BoolVarP(&forever, "follow", "f", false, "go on with what happens")
 	x.Flags().Uint64Var(&from, "from", 0, "the number of the first event that is wanted")

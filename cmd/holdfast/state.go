@@ -232,18 +232,14 @@ func configExportCommand() *cobra.Command {
 		Use:   "export",
 		Short: "Print a file that says all that is desired now, changes at run time with it",
 		Args:  wants(0, 0, "no argument"),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := newClient(cmd)
-			if err != nil {
-				return err
-			}
+		RunE: asking(func(c *client, _ []string) error {
 			var s node.ConfigState
 			told, err := ask(c, c.api.GetConfig, &api.GetConfigRequest{}, &s)
 			if err != nil || !told {
 				return err
 			}
 			return printText(string(s.Source))
-		},
+		}),
 	}
 }
 
@@ -267,11 +263,7 @@ func configSetCommand() *cobra.Command {
 			"  holdfast config set endpoint/web/a9 '{ address: 10.0.0.19:8080, weight: 50 }'\n" +
 			"  holdfast config set route/web/beta '{ match: { path: /beta/ }, backend: beta }' --before main",
 		Args: wants(2, 3, objectsWanted+", and a VALUE"),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := newClient(cmd)
-			if err != nil {
-				return err
-			}
+		RunE: asking(func(c *client, args []string) error {
 			value := args[len(args)-1]
 			if value == "-" {
 				b, err := io.ReadAll(os.Stdin)
@@ -286,7 +278,7 @@ func configSetCommand() *cobra.Command {
 			}
 			p.Value, p.Before = value, before
 			return c.edit(&f, "set", p)
-		},
+		}),
 	}
 	x.Flags().StringVar(&before, "before", "", "of a new route: the name of the one it comes before; '*' is first, without it last")
 	f.register(x, false)
@@ -301,11 +293,7 @@ func configUnsetCommand() *cobra.Command {
 		Long:    "Gives a field its default, whatever the file says, until config revert.\n\n" + objectsHelp,
 		Example: "  holdfast config unset backend/web.check.interval",
 		Args:    wants(1, 2, "OBJECT.FIELD"),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := newClient(cmd)
-			if err != nil {
-				return err
-			}
+		RunE: asking(func(c *client, args []string) error {
 			p, err := c.place(args)
 			if err != nil {
 				return err
@@ -315,7 +303,7 @@ func configUnsetCommand() *cobra.Command {
 			}
 			p.Delete = true
 			return c.edit(&f, "unset", p)
-		},
+		}),
 	}
 	f.register(x, false)
 	return x
@@ -330,11 +318,7 @@ func configDeleteCommand() *cobra.Command {
 			"backend remove.\n\n" + objectsHelp,
 		Example: "  holdfast config delete route/web/beta",
 		Args:    wants(1, 1, objectsWanted),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := newClient(cmd)
-			if err != nil {
-				return err
-			}
+		RunE: asking(func(c *client, args []string) error {
 			p, err := c.place(args)
 			if err != nil {
 				return err
@@ -344,7 +328,7 @@ func configDeleteCommand() *cobra.Command {
 			}
 			p.Delete = true
 			return c.edit(&f, "delete", p)
-		},
+		}),
 	}
 	f.register(x, false)
 	return x

@@ -68,13 +68,9 @@ func rebalanceCommand() *cobra.Command {
 		Use:   "rebalance",
 		Short: "Move flows between event loops until they are even",
 		Args:  wants(0, 0, "no argument"),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := newClient(cmd)
-			if err != nil {
-				return err
-			}
+		RunE: asking(func(c *client, _ []string) error {
 			return moved(c, c.api.Rebalance, &api.RebalanceRequest{All: all}, 0, "rebalanced")
-		},
+		}),
 	}
 	x.Flags().BoolVar(&all, "all", false, "move every flow to the next loop")
 	return x
@@ -86,11 +82,7 @@ func upgradeCommand() *cobra.Command {
 		Use:   "upgrade",
 		Short: "Hand everything over to a new process: listeners and live flows",
 		Args:  wants(0, 0, "no argument"),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := newClient(cmd)
-			if err != nil {
-				return err
-			}
+		RunE: asking(func(c *client, _ []string) (err error) {
 			q := &api.UpgradeRequest{}
 			if binary != "" {
 				if q.Binary, err = filepath.Abs(binary); err != nil {
@@ -106,7 +98,7 @@ func upgradeCommand() *cobra.Command {
 				before = s.PID
 			}
 			return moved(c, c.api.Upgrade, q, before, "upgraded")
-		},
+		}),
 	}
 	x.Flags().StringVar(&binary, "binary", "", "the new binary (default: the file the running one was started from)")
 	return x

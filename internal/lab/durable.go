@@ -1,9 +1,7 @@
 package lab
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -143,45 +141,6 @@ func (l *durableLab) start(name, text string) (*shopNode, error) {
 	return startNode(l.ctx, l.Binary, l.here, name, text)
 }
 
-// rpc asks the node by its API.
-func (n *shopNode) rpc(ctx context.Context, method string, q, into any) error {
-	b, err := json.Marshal(q)
-	if err != nil {
-		return err
-	}
-	ctx, cancel := context.WithTimeout(ctx, movePatience)
-	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://node/holdfast.v1.Node/"+method, bytes.NewReader(b))
-	if err != nil {
-		return err
-	}
-	req.Header.Set("Content-Type", "application/json")
-	res, err := n.api.Do(req)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = res.Body.Close() }()
-	text, err := io.ReadAll(res.Body)
-	if err != nil {
-		return err
-	}
-	if res.StatusCode != http.StatusOK {
-		return &refusal{method, res.StatusCode, string(text)}
-	}
-	return json.Unmarshal(text, into)
-}
-
-// refusal is an answer of the API that is not the wanted one.
-type refusal struct {
-	method string
-	status int
-	text   string
-}
-
-func (r *refusal) Error() string {
-	return fmt.Sprintf("lab: %s: status %d: %s", r.method, r.status, r.text)
-}
-
 // configState is the part of the desired state that the lab looks at.
 type configState struct {
 	Generation uint64 `json:"generation"`
@@ -191,7 +150,7 @@ type configState struct {
 
 func (l *durableLab) config() (configState, error) {
 	var c configState
-	return c, l.node.rpc(l.ctx, "GetConfig", struct{}{}, &c)
+	return c, l.node.call(l.ctx, "GetConfig", struct{}{}, &c)
 }
 
 // generations are those of the history, the newest first.
@@ -201,7 +160,7 @@ func (l *durableLab) generations() ([]uint64, error) {
 			Generation uint64 `json:"generation"`
 		} `json:"generations"`
 	}
-	if err := l.node.rpc(l.ctx, "History", struct{}{}, &h); err != nil {
+	if err := l.node.call(l.ctx, "History", struct{}{}, &h); err != nil {
 		return nil, err
 	}
 	var all []uint64
@@ -229,7 +188,7 @@ func (l *durableLab) step(wait bool) (changeReport, error) {
 	l.steps = append(l.steps, s)
 	l.tally.steps++
 	var r changeReport
-	if err := l.node.rpc(l.ctx, "Apply", q, &r); err != nil {
+	if err := l.node.call(l.ctx, "Apply", q, &r); err != nil {
 		return r, err
 	}
 	l.steps[len(l.steps)-1].generation = r.Generation

@@ -203,7 +203,7 @@ func (l *durableLab) wrongFiles() error {
 		}
 		files++
 		var r changeReport
-		err := l.node.rpc(l.ctx, "Apply", map[string]any{"source": src, "wait_durable": true}, &r)
+		err := l.node.call(l.ctx, "Apply", map[string]any{"source": src, "wait_durable": true}, &r)
 		var no *refusal
 		switch {
 		case err == nil:
@@ -281,7 +281,7 @@ func (l *durableLab) twoWriters() error {
 		for i := range errs {
 			together.Go(func() {
 				var r changeReport
-				errs[i] = l.node.rpc(l.ctx, "Apply", map[string]any{
+				errs[i] = l.node.call(l.ctx, "Apply", map[string]any{
 					"expected_generation": c.Generation,
 					"edits":               []map[string]any{{"object": "backend/edited", "field": "connectTimeout", "value": fmt.Sprintf("%dms", 1000+l.t-i)}},
 				}, &r)
@@ -330,7 +330,7 @@ func (l *durableLab) canary() error {
 	eventually(time.Second, func() bool { return w.answers.Load() > 200 }) // what it is compared with
 	text := strings.Replace(l.node.filled(l.text(l.n+1, durablePort, l.dir)), durableServer, "127.0.30.1:7001", 1)
 	var r changeReport
-	if err := l.node.rpc(l.ctx, "Apply", map[string]any{"source": text, "canary": "30s", "abort_on": "errors>5%", "wait_durable": true}, &r); err != nil {
+	if err := l.node.call(l.ctx, "Apply", map[string]any{"source": text, "canary": "30s", "abort_on": "errors>5%", "wait_durable": true}, &r); err != nil {
 		return err
 	}
 	began := time.Now()
@@ -348,7 +348,7 @@ func (l *durableLab) canary() error {
 			Kind string `json:"kind"`
 		} `json:"generations"`
 	}
-	if err := l.node.rpc(l.ctx, "History", map[string]any{"max": 1}, &h); err != nil {
+	if err := l.node.call(l.ctx, "History", map[string]any{"max": 1}, &h); err != nil {
 		return err
 	}
 	kind := ""

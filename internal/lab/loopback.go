@@ -118,12 +118,23 @@ func (n *shopNode) call(ctx context.Context, method string, q, into any) error {
 		return err
 	}
 	if res.StatusCode != http.StatusOK {
-		return fmt.Errorf("lab: %s: status %d: %s", method, res.StatusCode, text)
+		return &refusal{method, res.StatusCode, string(text)}
 	}
 	if into == nil {
 		return nil
 	}
 	return json.Unmarshal(text, into)
+}
+
+// refusal is an answer of the API that is not the wanted one.
+type refusal struct {
+	method string
+	status int
+	text   string
+}
+
+func (r *refusal) Error() string {
+	return fmt.Sprintf("lab: %s: status %d: %s", r.method, r.status, r.text)
 }
 
 // apply has the node go over to another configuration.
