@@ -23,6 +23,7 @@ func (f *Flow) Ask(a *ledger.Asking) {
 		a.Key, a.Hashed = keyOf(f.backend, nil, f.behind()), unlisted(f.backend, nil)
 		return
 	}
+	a.Again = f.x.flags&fresh != 0
 	a.Key, a.Stuck, a.Hashed = f.x.key, int(f.x.stuck), f.x.flags&stray != 0
 	if rt := f.ruling(); rt != nil {
 		a.Class = rt.Priority

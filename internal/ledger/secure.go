@@ -18,6 +18,9 @@ type Asking struct {
 	Stuck int    // 1 + the index of the endpoint that a valid cookie names; 0 is none
 	Class config.Priority
 	Retry bool // a further attempt: it counts against the budget
+	// Again: it had an endpoint already, and comes back for no fault of that one or
+	// of its own, as when a pooled leg was dead. It is counted, and not shed.
+	Again bool
 	// Hashed: Key is Maglev's alone, and no sticky table has it.
 	Hashed bool
 	Loop   int
@@ -163,7 +166,7 @@ func bit(i int) uint64 { return 1 << (i % 64) }
 // Options.Ring(loop, token) and fetched with [Backend.Collect]. Nothing of a is
 // kept but a copy.
 func (b *Backend) Secure(c *config.Backend, a *Asking) (Grant, *Waiter, Answer) {
-	if order := b.shed.Load(); order != 0 && (a.Place == 0 && a.Tried == 0 && !a.Retry || planted.Bug(78)) {
+	if order := b.shed.Load(); order != 0 && (a.Place == 0 && a.Tried == 0 && !a.Retry && !a.Again || planted.Bug(78)) {
 		if how, yes := b.sheds(order); yes {
 			return Grant{Drop: how}, nil, Shed
 		}
@@ -173,7 +176,7 @@ func (b *Backend) Secure(c *config.Backend, a *Asking) (Grant, *Waiter, Answer) 
 		if c.Retry.Budget > 0 && !b.budget.spend(a.Now, c.Retry.Budget, b.requests()) {
 			return Grant{}, nil, Spent
 		}
-	case a.Place == 0 && a.Tried == 0: // else it is counted, or AllowRetry has counted it
+	case a.Place == 0 && a.Tried == 0 && !a.Again: // else it is counted, or AllowRetry has counted it
 		if n := b.stripes[a.Loop%stripes].requests.Add(1); c.Retry.Budget > 0 && n%budgetLook == 1 {
 			b.budget.look(a.Now, b.requests())
 		}

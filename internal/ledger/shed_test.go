@@ -50,7 +50,7 @@ func shareIsShed(seed uint64) (wrong string) {
 		total += uint64(n)
 	}
 	b.Shed(1000, config.Drop503)
-	for _, a := range []ledger.Asking{{Place: 7}, {Tried: 1}, {Retry: true, Tried: 1}} {
+	for _, a := range []ledger.Asking{{Place: 7}, {Tried: 1}, {Retry: true, Tried: 1}, {Again: true}} {
 		if n := turned(10, a); n != 0 {
 			return fmt.Sprintf("of who has place %d and has tried %b, %d of 10 were turned away", a.Place, a.Tried, n)
 		}

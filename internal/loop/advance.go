@@ -158,11 +158,12 @@ func (l *Loop) Advance(c *Change) {
 		l.numberListener(x)
 	}
 	if l.open && !l.paused {
-		for _, x := range c.renewed {
-			l.watchListener(x)
-		}
-		for _, x := range c.opened {
-			l.watchListener(x)
+		for _, all := range [][]*Listening{c.renewed, c.opened} {
+			for _, x := range all {
+				if !l.paused { // as it is since the kernel would not watch one
+					l.watchListener(x)
+				}
+			}
 		}
 	}
 	l.relodge(c)

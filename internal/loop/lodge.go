@@ -148,17 +148,21 @@ func (l *Loop) moveIn(s *slot) {
 	from, to := l.under(was), l.under(is)
 	from.flows--
 	to.flows++
-	if was.Ref.Name == is.Ref.Name || planted.Bug(72) {
+	if planted.Bug(72) {
 		return
 	}
-	// The listener has another name now: so have its limits.
-	to.gate.Admit()
-	from.gate.Leave()
-	if s.sourced {
-		l.shared.Ledger.LeaveSource(was, s.flow.Client().Addr())
+	if was.Ref.Name != is.Ref.Name { // so have its limits
+		to.gate.Admit()
+		from.gate.Leave()
 	}
+	// Whether sources are limited, and how they are told apart, may be another thing
+	// in each version.
+	sourced := s.sourced
 	if s.sourced = limitsSources(is); s.sourced {
 		l.shared.Ledger.AdmitSource(is, s.flow.Client().Addr())
+	}
+	if sourced {
+		l.shared.Ledger.LeaveSource(was, s.flow.Client().Addr())
 	}
 }
 

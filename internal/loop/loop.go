@@ -427,8 +427,12 @@ func (l *Loop) survive() {
 		return
 	}
 	l.Count.Panics++
-	l.desk.Outcome.Set, l.desk.From = false, nil
+	l.desk.Outcome.Set = false
 	i := l.current
+	if l.desk.From != nil && i != none {
+		l.moveIn(l.at(i)) // it leaves what it is under now
+	}
+	l.desk.From = nil
 	l.current = none
 	l.shared.Log.Error("a flow broke an invariant and was reset", "panic", fmt.Sprint(r), "stack", string(debug.Stack()))
 	if i != none && l.at(i).live {
