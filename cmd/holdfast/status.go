@@ -17,8 +17,8 @@ import (
 	"github.com/holdfast-lb/holdfast/internal/node"
 )
 
-// rowsMax is how many endpoints `status` lists unless it is told to list all;
-// those that do not serve come first.
+// rowsMax is how many listeners, backends and endpoints each `status` lists unless
+// it is told to list all; those come first of which there is most to say.
 const rowsMax = 20
 
 func statusCommand() *cobra.Command {
@@ -27,7 +27,7 @@ func statusCommand() *cobra.Command {
 		Use:   "status",
 		Short: "Show what the running holdfast is doing",
 		Long: "One line says how it is; then listeners, backends and endpoints, and the sums that must\n" +
-			"balance. Of many endpoints those that do not serve are listed; --verbose lists all.",
+			"balance. Of many those are listed of which there is most to say; --verbose lists all.",
 		Args: wants(0, 0, "no argument"),
 		RunE: func(c *cobra.Command, _ []string) error {
 			client, err := newClient(c)
@@ -47,7 +47,7 @@ func statusCommand() *cobra.Command {
 			return nil
 		},
 	}
-	x.Flags().BoolVar(&verbose, "verbose", false, "list all endpoints, however many")
+	x.Flags().BoolVar(&verbose, "verbose", false, "list all, however many")
 	return x
 }
 
@@ -150,24 +150,26 @@ func statusText(s *node.Status, endpoints []node.EndpointState, verbose bool) st
 		nodeWords(s.Node), s.Generation, count(len(s.Listeners), "listener"), what, count(s.Flows, "flow"), s.Lost, s.Release, s.PID, short(time.Duration(s.UpSeconds*1e9)))
 
 	listeners := table{head: []string{"LISTENER", "VIP", ">CONNECTIONS"}}
-	for _, l := range s.Listeners {
+	busiest := func(a, b node.ListenerStatus) int { return cmp.Compare(b.Connections, a.Connections) }
+	for _, l := range first(s.Listeners, verbose, busiest) {
 		listeners.add(l.Name, l.VIP, thousands(l.Connections))
 	}
-	out.WriteString(listeners.String() + "\n")
+	out.WriteString(listeners.String() + more(len(s.Listeners), verbose) + "\n")
 
 	if backends := backendTable(s, endpoints, nil); len(backends.rows) > 0 {
-		out.WriteString(backends.String() + "\n")
+		worst := map[string]int{} // how many endpoints of each do not serve
+		for i := range endpoints {
+			worst[endpoints[i].Backend] += boolInt(!endpoints[i].Serves)
+		}
+		all := len(backends.rows)
+		backends.rows = first(backends.rows, verbose, func(a, b []string) int { return cmp.Compare(worst[b[0]], worst[a[0]]) })
+		out.WriteString(backends.String() + more(all, verbose) + "\n")
 	}
-	listed := endpoints
-	if len(listed) > rowsMax && !verbose {
-		listed = worstFirst(listed)[:rowsMax]
-	}
+	listed := first(endpoints, verbose, func(a, b node.EndpointState) int { return cmp.Compare(boolInt(a.Serves), boolInt(b.Serves)) })
 	if len(listed) > 0 {
 		out.WriteString(endpointTable(listed, nil).String())
 	}
-	if more := len(endpoints) - len(listed); more > 0 {
-		fmt.Fprintf(&out, "... and %s more; --verbose lists all\n", thousands(more))
-	}
+	out.WriteString(more(len(endpoints), verbose))
 	for _, e := range s.Endpoints {
 		if e.Removed {
 			fmt.Fprintf(&out, "%s (%s) is in no configuration any more and has %d in use\n", e.Name, e.Address, e.InUse)
@@ -246,6 +248,24 @@ func desired(out *strings.Builder, s *node.Status) {
 	if lost := lossWords(s.Kernel); lost != "" {
 		fmt.Fprintf(out, "kernel    around changes it dropped who came to a listener of this machine: %s\n", lost)
 	}
+}
+
+// first gives the rows to list of many.
+func first[T any](all []T, verbose bool, order func(a, b T) int) []T {
+	if verbose || len(all) <= rowsMax {
+		return all
+	}
+	all = slices.Clone(all)
+	slices.SortStableFunc(all, order)
+	return all[:rowsMax]
+}
+
+// more says how many rows first has left out.
+func more(all int, verbose bool) string {
+	if verbose || all <= rowsMax {
+		return ""
+	}
+	return fmt.Sprintf("... and %s more; --verbose lists all\n", thousands(all-rowsMax))
 }
 
 // worstFirst has those first that do not serve.
