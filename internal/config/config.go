@@ -138,14 +138,20 @@ func (b *Backend) reuse(old *Backend) *Backend {
 	if old.Ref == b.Ref {
 		return old
 	}
-	next := *b
-	next.Endpoints = slices.Clone(b.Endpoints)
-	for i, e := range next.Endpoints {
-		if was := old.Endpoint(e.Name); was != nil && was.Ref == e.Ref {
+	// Who has old's endpoints already stays itself: else a node and its document
+	// would have two of each backend that was ever changed.
+	next := b
+	for i, e := range b.Endpoints {
+		if was := old.Endpoint(e.Name); was != nil && was != e && was.Ref == e.Ref {
+			if next == b {
+				own := *b
+				own.Endpoints = slices.Clone(b.Endpoints)
+				next = &own
+			}
 			next.Endpoints[i] = was
 		}
 	}
-	return &next
+	return next
 }
 
 func (c *Cluster) equal(o *Cluster) bool {

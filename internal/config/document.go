@@ -202,8 +202,11 @@ type recall struct {
 	lookup func(string) (string, bool)
 	chunks []chunk
 	next   int
-	byText map[string]int
+	byText map[wording]int
 }
+
+// wording is what a chunk says, and where.
+type wording struct{ group, text string }
 
 // piece gives what c was read as, or nil.
 func (r *recall) piece(c *chunk) *piece {
@@ -235,14 +238,14 @@ func (r *recall) find(c *chunk) int {
 		}
 	}
 	if r.byText == nil {
-		r.byText = make(map[string]int, len(r.chunks))
+		r.byText = make(map[wording]int, len(r.chunks))
 		for i := range r.chunks {
 			if c := &r.chunks[i]; c.lasting() {
-				r.byText[c.group()+":"+c.text] = i
+				r.byText[wording{c.group(), c.text}] = i
 			}
 		}
 	}
-	if i, found := r.byText[c.group()+":"+c.text]; found {
+	if i, found := r.byText[wording{c.group(), c.text}]; found {
 		return i
 	}
 	return -1

@@ -571,8 +571,14 @@ func (n *Node) lockChange(ctx context.Context) error {
 func (n *Node) reuse(c, old *config.Config) *config.Config {
 	fresh := &config.Config{Listeners: map[string]*config.Listener{}, Backends: map[string]*config.Backend{}}
 	was := &config.Config{Cluster: old.Cluster, AccessLog: old.AccessLog, Listeners: map[string]*config.Listener{}, Backends: map[string]*config.Backend{}}
+	// What came back once is another copy in the document since.
+	again := &config.Config{Listeners: map[string]*config.Listener{}, Backends: map[string]*config.Backend{}}
 	for name, l := range c.Listeners {
-		if o := old.Listeners[name]; o != l {
+		switch o := old.Listeners[name]; {
+		case o == l:
+		case o != nil && o.Ref == l.Ref:
+			again.Listeners[name] = o
+		default:
 			fresh.Listeners[name] = l
 			if o != nil {
 				was.Listeners[name] = o
@@ -580,7 +586,11 @@ func (n *Node) reuse(c, old *config.Config) *config.Config {
 		}
 	}
 	for name, b := range c.Backends {
-		if o := old.Backends[name]; o != b {
+		switch o := old.Backends[name]; {
+		case o == b:
+		case o != nil && o.Ref == b.Ref:
+			again.Backends[name] = o
+		default:
 			fresh.Backends[name] = b
 			if o != nil {
 				was.Backends[name] = o
@@ -593,13 +603,15 @@ func (n *Node) reuse(c, old *config.Config) *config.Config {
 	known := n.registry.reuse(fresh.Reuse(was))
 	next := *c
 	next.Cluster, next.AccessLog = known.Cluster, known.AccessLog
-	if len(fresh.Listeners) > 0 {
+	if len(fresh.Listeners)+len(again.Listeners) > 0 {
 		next.Listeners = maps.Clone(c.Listeners)
 		maps.Copy(next.Listeners, known.Listeners)
+		maps.Copy(next.Listeners, again.Listeners)
 	}
-	if len(fresh.Backends) > 0 {
+	if len(fresh.Backends)+len(again.Backends) > 0 {
 		next.Backends = maps.Clone(c.Backends)
 		maps.Copy(next.Backends, known.Backends)
+		maps.Copy(next.Backends, again.Backends)
 	}
 	return &next
 }
