@@ -179,6 +179,21 @@ func (n *Node) revive(key string) *loop.Listening {
 	return v.x
 }
 
+// under is how many are under way.
+func (s *retirements) under() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.by)
+}
+
+// awaitRetired waits until no listener is about to be closed. What such a one still
+// accepts would come to this process after its flows have left it.
+func (n *Node) awaitRetired() {
+	for n.retiring.under() > 0 {
+		time.Sleep(time.Millisecond)
+	}
+}
+
 // endRetiring closes what is still to be closed, and waits for it.
 func (n *Node) endRetiring() {
 	s := &n.retiring

@@ -42,7 +42,7 @@ func (n *Node) Drain(d time.Duration, hurry <-chan struct{}, tell func(left int)
 	for {
 		n.closeIdle()
 		left := n.flows()
-		if left == 0 {
+		if left == 0 && n.retiring.under() == 0 { // nor is anybody in a handshake
 			return 0
 		}
 		if tell != nil && time.Since(told) >= time.Second {

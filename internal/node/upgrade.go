@@ -58,6 +58,7 @@ func (n *Node) Upgrade(binary string) (*Report, error) {
 		return nil, errors.New("node: as process 1 of a container it cannot be replaced: everything would end with it; start it under an init")
 	}
 	began := time.Now()
+	n.awaitRetired()
 	if binary == "" {
 		// The path as it is now, not /proc/self/exe: a new file may have been
 		// put in its place.
