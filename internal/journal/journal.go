@@ -110,6 +110,9 @@ type Status struct {
 	Syncs    uint64
 	// Quantiles of the last 512 writes with their fsync; 0 before the first one.
 	SyncP50, SyncP99 time.Duration
+	// Ended: whoever had the journal before closed it with nothing left to write. Else
+	// there may have been later generations, which others have seen.
+	Ended bool
 	// Cut says what Open found unfinished at the end and cut off; "" is nothing.
 	Cut string
 	// Lost names older parts of the history that cannot be read. The state itself
@@ -143,6 +146,7 @@ type Journal struct {
 	took     [512]time.Duration // a ring, and its quantiles
 	p50, p99 time.Duration
 	cut      string
+	ended    bool
 	lost     []string
 	closed   bool
 
@@ -189,7 +193,7 @@ func open(o Options) (*Journal, error) {
 	}
 	j := &Journal{
 		log: l, lock: lock,
-		last: r.last, any: r.any, index: r.index, segments: r.segments, cut: r.cut, lost: r.lost,
+		last: r.last, any: r.any, index: r.index, segments: r.segments, cut: r.cut, ended: r.ended, lost: r.lost,
 		wake: make(chan struct{}, 1), stop: make(chan struct{}), done: make(chan struct{}),
 	}
 	switch {
@@ -429,7 +433,7 @@ func (j *Journal) State() Status {
 	defer j.mu.Unlock()
 	s := Status{
 		Durable: j.durable, Waiting: len(j.waiting), Err: j.err, Failures: j.failures,
-		Segments: len(j.segments), Entries: len(j.index), Syncs: j.syncs, SyncP50: j.p50, SyncP99: j.p99, Cut: j.cut, Lost: slices.Clone(j.lost),
+		Segments: len(j.segments), Entries: len(j.index), Syncs: j.syncs, SyncP50: j.p50, SyncP99: j.p99, Ended: j.ended, Cut: j.cut, Lost: slices.Clone(j.lost),
 	}
 	if j.any {
 		s.Appended = j.last.Generation
@@ -458,11 +462,12 @@ func (j *Journal) Close() error {
 // end is what is left of Close once nobody else writes.
 func (j *Journal) end() error {
 	var err error
-	if !j.step() {
+	all := j.step()
+	if !all {
 		s := j.State()
 		err = fmt.Errorf("journal: generations after %d are not durable: %w", s.Durable, s.Err)
 	}
-	j.log.close()
+	j.log.close(all)
 	return errors.Join(err, j.lock.Close())
 }
 

@@ -37,6 +37,7 @@ type recovered struct {
 	cut      string
 	lost     []string
 	unsure   error // the disk did not take what was read as durable
+	ended    bool  // who wrote it had nothing left to write
 }
 
 // recover reads what there is and makes it durable.
@@ -88,7 +89,7 @@ func (l *log) recoverLast(r *recovered) error {
 	if planted.Bug(65) {
 		c.bad, c.good = nil, int64(len(all))
 	}
-	r.last, r.any, r.index = c.last, true, c.places
+	r.last, r.any, r.index, r.ended = c.last, true, c.places, c.ended
 	// The state is a part of what was read, of which nothing else is to stay.
 	r.last.Meta, r.last.State = slices.Clone(r.last.Meta), slices.Clone(r.last.State)
 	r.segments = []segment{c.before, {l.number, c.good}}
@@ -326,9 +327,13 @@ func (l *log) remove(gone []segment) {
 }
 
 // close says that nothing follows, so that damage to the last records is told
-// from a torn tail, and lets go of the file.
-func (l *log) close() {
+// from a torn tail, unless something could not be written, and lets go of the file.
+func (l *log) close(all bool) {
 	if l.file == nil {
+		return
+	}
+	if !all {
+		l.distrust()
 		return
 	}
 	t := l.tail()

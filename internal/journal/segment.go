@@ -57,6 +57,7 @@ type contents struct {
 	sure   int64 // of them, that the last record says were durable before it
 	bad    error // what is at good; nil: the end
 	known  int64 // what records at and after good say was durable
+	ended  bool  // the last record says that nothing follows
 }
 
 func beginRecord(number uint64, before segment) record {
@@ -83,7 +84,7 @@ func readSegment(all []byte, number uint64, states bool) contents {
 			switch {
 			case c.good == 0:
 				err = c.begin(r, number)
-			case r.kind == kindEnd:
+			case r.kind == kindEnd: // noted below
 			case r.kind == kindSegment || len(c.places) > 0 && r.generation <= c.places[len(c.places)-1].generation:
 				err = errBase
 			case r.kind == kindBare:
@@ -106,6 +107,7 @@ func readSegment(all []byte, number uint64, states bool) contents {
 		}
 		c.good += length
 		c.sure = r.known
+		c.ended = r.kind == kindEnd
 	}
 	// What has no state counts only with the one that follows it in its group.
 	for n := len(c.places); n > 0 && c.places[n-1].bare; n = len(c.places) {
@@ -115,6 +117,7 @@ func readSegment(all []byte, number uint64, states bool) contents {
 			c.bad = errShort
 		}
 	}
+	c.ended = c.ended && c.bad == nil
 	if c.bad != nil && !planted.Bug(68) {
 		c.known = knownAfter(all, number, c.good)
 	}

@@ -42,6 +42,9 @@ func (s *stateSide) begin(o *Options) (*became, error) {
 	var kept *desired
 	if s.journal != nil {
 		if e, any := s.journal.Last(); any {
+			if !s.journal.State().Ended {
+				s.skipNumbers(e.Generation)
+			}
 			var warnings []string
 			if kept, warnings, err = s.keptState(e); err != nil {
 				return s.salvage(o, e, err)
@@ -73,7 +76,7 @@ func (s *stateSide) begin(o *Options) (*became, error) {
 	if b.same && config.Diff(kept.doc.Config(), b.next.doc.Config()).Empty() {
 		b.next.Generation, b.next.By, b.next.At, b.next.Kind = kept.Generation, kept.By, kept.At, kept.Kind
 	} else {
-		b.next.Generation = kept.Generation + 1
+		b.next.Generation = s.number(kept.Generation)
 	}
 	return b, nil
 }
@@ -150,7 +153,7 @@ func (s *stateSide) salvage(o *Options, e journal.Entry, why error) (*became, er
 	}
 	d.forget()
 	b.edits = append(b.edits, d.keepOrders(doc.Config())...)
-	d.Generation = e.Generation + 1
+	d.Generation = s.number(e.Generation)
 	o.Log.Error("the state of the last generation cannot be read any more; the node begins with the file, and what was edited at run time over it", "generation", e.Generation, "error", why)
 	s.tellEdits(o, b)
 	return b, nil
@@ -191,6 +194,7 @@ func (s *stateSide) start(b *became, last uint64) {
 type portableDesired struct {
 	State      []byte            `json:"state"`
 	Generation uint64            `json:"generation"`
+	Least      uint64            `json:"least,omitempty"` // the number of the next one
 	By         Author            `json:"by"`
 	At         time.Time         `json:"at"`
 	Kind       string            `json:"kind"`
@@ -221,7 +225,7 @@ func (n *Node) portableState() json.RawMessage {
 	defer s.mu.Unlock()
 	d := s.now
 	p := portableDesired{
-		State: d.encode(), Generation: d.Generation, By: d.By, At: d.At, Kind: d.Kind, Settled: s.settled, Canary: s.canary, Shifts: slices.Collect(maps.Values(s.shifts)),
+		State: d.encode(), Generation: d.Generation, Least: s.least, By: d.By, At: d.At, Kind: d.Kind, Settled: s.settled, Canary: s.canary, Shifts: slices.Collect(maps.Values(s.shifts)),
 		Keys: map[string]*keyed{}, LastEvent: last,
 	}
 	for _, key := range s.keys.order {
@@ -259,7 +263,7 @@ func (s *stateSide) inherit(text json.RawMessage) (*became, error) {
 	d.Generation, d.By, d.At, d.Kind = p.Generation, p.By, p.At, p.Kind
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.settled, s.canary = p.Settled, p.Canary
+	s.settled, s.canary, s.least = p.Settled, p.Canary, p.Least
 	if s.canary != nil {
 		if s.canary.abort, err = parseAbort(s.canary.AbortOn); err != nil {
 			return nil, err

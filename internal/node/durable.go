@@ -254,7 +254,7 @@ func (n *Node) reopenJournal() error {
 		// It has what another process wrote that was not our predecessor in all: a
 		// release that knew no journal was between. Numbers are never used twice.
 		next := *d
-		next.Generation, next.Kind = last+1, "start"
+		next.Generation, next.Kind = s.number(last), "start"
 		d = &next
 		s.mu.Lock()
 		s.now = d

@@ -38,6 +38,7 @@ func talkers(t *testing.T, vip string, n int) (all []net.Conn) {
 		c := dial(t, vip)
 		says(t, c, fmt.Sprint("hello ", i))
 		all = append(all, c)
+		time.Sleep(5 * time.Millisecond) // for their order is that of their ages, which move in milliseconds
 	}
 	return all
 }

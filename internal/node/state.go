@@ -41,6 +41,7 @@ type stateSide struct {
 	// mu guards what follows.
 	mu        sync.Mutex
 	now       *desired
+	least     uint64 // the number of the next generation at least
 	history   generations
 	journal   *journal.Journal
 	dir       string // of the journal; "": there is none
@@ -488,7 +489,7 @@ func (n *Node) enact(ctx context.Context, began time.Time, d *desired, b *became
 // swap, and next rules every loop, or its orders the ledger.
 func (n *Node) commit(next, from *desired, plan string, impact Impact) (GenerationInfo, *journal.Pending) {
 	s := &n.state
-	next.Generation = from.Generation + 1
+	next.Generation = s.number(from.Generation)
 	info := next.info()
 	info.Plan, info.Impact = cutPlan(plan), impact
 	pending := s.write(next, info)
@@ -496,6 +497,25 @@ func (n *Node) commit(next, from *desired, plan string, impact Impact) (Generati
 	s.now = next
 	s.mu.Unlock()
 	return info, pending
+}
+
+// number is that of the generation after one.
+func (s *stateSide) number(after uint64) uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return max(after+1, s.least)
+}
+
+// numbersSkipped is to what the first number is rounded up after a process that
+// ended without having written all: what it did not write others may have seen,
+// under numbers that mean nothing else from then on.
+const numbersSkipped = 10_000
+
+// skipNumbers leaves out numbers that may have been seen after one.
+func (s *stateSide) skipNumbers(after uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.least = (after/numbersSkipped + 1) * numbersSkipped
 }
 
 // tellChange tells those who watch of a generation.

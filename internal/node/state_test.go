@@ -875,3 +875,62 @@ func TestJoinedReloadIsMade(t *testing.T) {
 		t.Errorf("weight %d", w)
 	}
 }
+
+// Generations that were in force and did not come to the disk before the process
+// was killed are gone, and so are their numbers: who has seen one must not take
+// another state for it.
+func TestNumbersThatWereSeenAreNotUsedAgain(t *testing.T) {
+	text, _ := shop(t, 1)
+	file, dir, copied := filepath.Join(t.TempDir(), "holdfast.yaml"), t.TempDir(), t.TempDir()
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	n, err := startIn(t, file, dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	change := func(n *Node, weight string) *ChangeReport {
+		t.Helper()
+		q := edited("endpoint/s0/a", "weight", weight)
+		q.WaitDurable = true
+		r, err := n.Change(t.Context(), q)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r
+	}
+	kept := change(n, "7")
+	// As a kill leaves it: all but what was to be written next.
+	if err := os.CopyFS(copied, os.DirFS(dir)); err != nil {
+		t.Fatal(err)
+	}
+	seen := change(n, "8")
+	n.Stop()
+	m, err := startIn(t, file, copied)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m.Generation() != kept.Generation {
+		t.Fatalf("it begins with %d, not %d", m.Generation(), kept.Generation)
+	}
+	_, err = m.Change(t.Context(), ChangeRequest{Guard: Guard{Expect: seen.Generation}, Edits: edited("endpoint/s0/a", "weight", "9").Edits})
+	if !errors.Is(err, ErrChanged) {
+		t.Errorf("who has seen what is gone: %v", err)
+	}
+	next := change(m, "9")
+	if next.Generation <= seen.Generation || next.Generation != numbersSkipped {
+		t.Errorf("number %d after %d had been seen", next.Generation, seen.Generation)
+	}
+	if again := change(m, "10"); again.Generation != next.Generation+1 {
+		t.Errorf("number %d after %d", again.Generation, next.Generation)
+	}
+	m.Stop()
+	// Who ended in order had written all, and nothing is left out.
+	o, err := startIn(t, file, copied)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if last := change(o, "11"); last.Generation != next.Generation+2 {
+		t.Errorf("number %d after an orderly end at %d", last.Generation, next.Generation+1)
+	}
+}
