@@ -15,6 +15,7 @@ import (
 	"connectrpc.com/grpchealth"
 	"connectrpc.com/grpcreflect"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
 
 	api "github.com/holdfast-lb/holdfast/api/holdfast/v1"
 	"github.com/holdfast-lb/holdfast/api/holdfast/v1/holdfastv1connect"
@@ -83,7 +84,21 @@ func guarded[Q any](ctx context.Context, m proto.Message, g func(*Q) *node.Guard
 			return q, connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("admin: If-Match: %q is no generation", seen))
 		}
 	}
+	noteGuard(m.ProtoReflect(), guard)
 	return q, nil
+}
+
+// noteGuard puts what came by headers into the message: what is kept of a write is
+// read from there.
+func noteGuard(m protoreflect.Message, g *node.Guard) {
+	fields := m.Descriptor().Fields()
+	for name, value := range map[protoreflect.Name]protoreflect.Value{
+		"reason": protoreflect.ValueOfString(g.Reason), "idempotency_key": protoreflect.ValueOfString(g.Key), "expected_generation": protoreflect.ValueOfUint64(g.Expect),
+	} {
+		if d := fields.ByName(name); d != nil {
+			m.Set(d, value)
+		}
+	}
 }
 
 // keyless refuses a key for what cannot be done once only: it would promise that.

@@ -98,14 +98,20 @@ func TestAuditLog(t *testing.T) {
 		}
 	}
 	all, text := audited(t, path)
+	was := s.Generation()
+	s.send("Apply", weigh(22, ""), "X-Reason", "less room", "Idempotency-Key", "k-8", "If-Match", fmt.Sprint(was))
+	byHeaders, _ := audited(t, path)
+	if l := byHeaders[len(byHeaders)-1]; l.Reason != "less room" || l.Key != "k-8" || l.Expected != was || l.Result != "ok" {
+		t.Errorf("what headers say: %+v", l)
+	}
 	if l := all[writes]; l.Reason != "more room" || l.Key != "k-7" || l.Generation == 0 {
 		t.Errorf("%+v", l)
 	}
 	if strings.Contains(text, secret) || strings.Contains(log.String(), secret) {
 		t.Errorf("a secret is told:\n%s\n%s", text, log)
 	}
-	if n := strings.Count(log.String(), "msg=audit"); n != len(all) {
-		t.Errorf("%d lines in the log, %d on disk", n, len(all))
+	if n := strings.Count(log.String(), "msg=audit"); n != len(byHeaders) {
+		t.Errorf("%d lines in the log, %d on disk", n, len(byHeaders))
 	}
 	if st, err := os.Stat(path); err != nil || st.Mode().Perm() != 0o600 {
 		t.Errorf("%v, %v", st.Mode(), err)
