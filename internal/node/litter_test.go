@@ -8,6 +8,9 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/holdfast-lb/holdfast/internal/config"
 )
 
 // What changes leave behind is bounded: the configuration in force and its document
@@ -55,4 +58,37 @@ func TestChangesShareObjects(t *testing.T) {
 		t.Errorf("an apply of one weight among 200 services, %d octets, allocates %d octets, at most %d", len(text), least, most)
 	}
 	t.Logf("%d octets for a file of %d", least, len(text))
+}
+
+// Objects that nobody names any more are forgotten within three looks, those that
+// came later stay; while flows are between two processes nothing is forgotten.
+func TestForgetsWhatNobodyNames(t *testing.T) {
+	r := start(t, yaml(free(t), echo(t), "", ""))
+	add := func(at time.Time, version uint64) {
+		r.registry.add(at, &config.Endpoint{Ref: config.Ref{Kind: config.EndpointKind, Name: "app/gone", Version: version}})
+	}
+	has := func(version uint64) bool { return r.registry.Endpoint("app/gone", version) != nil }
+	now := time.Now()
+	for version := range uint64(500) {
+		add(now, version)
+	}
+	add(now.Add(2*sweepEvery), 500)
+	in := len(r.registry.objects) - 501
+	r.heir.Store(true)
+	r.sweep(now.Add(3 * sweepEvery))
+	if !has(1) {
+		t.Fatal("it is forgotten while flows are on their way")
+	}
+	r.heir.Store(false)
+	r.sweep(now.Add(2 * sweepEvery))
+	if !has(1) {
+		t.Error("it is forgotten at the second look: a flow may be between two loops")
+	}
+	r.sweep(now.Add(3 * sweepEvery))
+	r.registry.mu.RLock()
+	left := len(r.registry.objects)
+	r.registry.mu.RUnlock()
+	if left != in+1 || !has(500) {
+		t.Errorf("%d objects are left of 501 that nobody names, want the last, %t", left-in, has(500))
+	}
 }

@@ -667,7 +667,7 @@ func (n *Node) tend() {
 	end := make(chan struct{})
 	n.background = append(n.background, func() { close(end) })
 	go func() { // ended by Stop
-		t := time.NewTicker(10 * time.Second)
+		t := time.NewTicker(sweepEvery)
 		defer t.Stop()
 		for {
 			select {
@@ -708,8 +708,15 @@ func every(d time.Duration, do func(now time.Time)) (end func()) {
 	return func() { close(over); <-done }
 }
 
-// sweep notes which objects flows still name, and forgets the others.
+// sweepEvery is how often all flows are looked at for the objects that they name.
+const sweepEvery = 10 * time.Second
+
+// sweep notes which objects flows still name, and forgets the others. While flows
+// go from one process to another they may be in no table, and come back.
 func (n *Node) sweep(now time.Time) {
+	if n.handingOver() {
+		return
+	}
 	n.mu.Lock()
 	c := n.gen.Config
 	n.mu.Unlock()

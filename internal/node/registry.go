@@ -26,9 +26,11 @@ type registered struct {
 }
 
 // unseenMax is how long an object stays that neither the generation nor any
-// flow in a table names. A flow that is between two tables is in none, but
-// never for so long.
-const unseenMax = time.Minute
+// flow in a table names: at least two looks at all flows (sweepEvery) pass. A flow
+// that is between two tables is in none, but no host is waited for that long
+// (answerTime), and between two processes nothing is forgotten. What ten changes a
+// second leave behind in this time is a good part of what they cost.
+const unseenMax = 25 * time.Second
 
 func newRegistry() *registry { return &registry{objects: map[config.Ref]*registered{}} }
 
