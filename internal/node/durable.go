@@ -141,6 +141,9 @@ func (s *stateSide) stateAt(number uint64) ([]byte, error) {
 		return e.State, nil
 	}
 	if j == nil {
+		j = s.awaitJournal()
+	}
+	if j == nil {
 		return nil, fmt.Errorf("node: generation %d is not kept; without a journal (%s) there are those from %d on", number, s.why(), oldest)
 	}
 	e, err := j.At(number)
@@ -148,6 +151,22 @@ func (s *stateSide) stateAt(number uint64) ([]byte, error) {
 		return nil, fmt.Errorf("node: generation %d: %w", number, err)
 	}
 	return e.State, nil
+}
+
+// journalWait is how long is waited for a journal that a predecessor may still have.
+const journalWait = 3 * time.Second
+
+// awaitJournal waits for a journal that there should be, for a while. The caller
+// does not hold swap, so orders do not wait.
+func (s *stateSide) awaitJournal() *journal.Journal {
+	for end := time.Now().Add(journalWait); ; time.Sleep(changeLook) {
+		s.mu.Lock()
+		j, dir := s.journal, s.dir
+		s.mu.Unlock()
+		if j != nil || dir == "" || time.Now().After(end) {
+			return j
+		}
+	}
 }
 
 // why tells why there is no journal.

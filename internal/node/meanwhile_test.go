@@ -247,3 +247,31 @@ func TestFileStandsInForWhatCannotBeRead(t *testing.T) {
 		t.Errorf("weight %d, b is %s, generation %d after %d", w, r.is(), n.Generation(), was)
 	}
 }
+
+// Just after an upgrade, when a predecessor has the journal still, who goes back to
+// a generation that only the journal has waits for it.
+func TestRollbackWaitsForTheJournal(t *testing.T) {
+	text, _ := shop(t, 1)
+	r := start(t, text)
+	dir := t.TempDir()
+	j, err := journal.Open(journal.Options{Dir: dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	j.Append(journal.Entry{Generation: 1, State: r.state.current().encode()})
+	r.asks(edited("endpoint/s0/a", "weight", "7"))
+	r.state.mu.Lock()
+	r.state.dir, r.state.history.kept = dir, nil
+	r.state.mu.Unlock()
+	r.meanwhile(func() error {
+		_, err := r.Change(context.Background(), ChangeRequest{Guard: anna, Rollback: 1})
+		return err
+	}, func() {
+		if err := j.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	if w := r.Config().Backends["s0"].Endpoint("a").Weight; w != 100 {
+		t.Errorf("weight %d", w)
+	}
+}
