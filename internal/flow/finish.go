@@ -11,8 +11,8 @@ import (
 // socket that is closed while octets are unread answers by RST, which may take from
 // its peer what it has not read yet. With HTTP a request that was not answered yet
 // is answered 503, and a response that has begun ends where it is, which its
-// length or its chunks tell the client; one that only its end frames is reset, for
-// FIN would say that it is whole.
+// length or its chunks tell the client; one that only its end frames is reset unless
+// all of it is here, for FIN would say that it is whole.
 
 // finishing tells whether the flow is one of octets that ends so.
 func (f *Flow) finishing() bool {
@@ -49,7 +49,7 @@ func (f *Flow) finishUp(now Instant, e *Event) {
 		case f.x.status == 0:
 			f.x.flags |= last | halted
 			f.answer(now, e.Desk, 503, Killed)
-		case f.x.body[Backend].Framing() == h1.UntilClose || f.x.flags&dechunked != 0:
+		case !f.x.body[Backend].Done() && (f.x.body[Backend].Framing() == h1.UntilClose || f.x.flags&dechunked != 0):
 			f.end(Killed)
 		default:
 			f.finishHTTP(now, e.Desk)

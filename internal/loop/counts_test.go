@@ -17,9 +17,10 @@ func TestDeadPooledLegIsNotShedTwice(t *testing.T) {
 	book.Shed(500, config.Drop503) // the first, not the second, the third
 	w.says(near, plainGet)
 	w.hears(near, "no server is ready\n")
+	w.says(near, plainGet)
+	w.hears(far, "\r\n\r\n")
 	delete(w.open, far)
 	far.CloseReset()
-	w.says(near, plainGet) // at once, so that the leg is not known to be dead
 	far = w.accept()
 	w.hears(far, "\r\n\r\n")
 	w.says(far, plainAnswer)
