@@ -49,6 +49,14 @@ func (s *stateSide) begin(o *Options) (*became, error) {
 			if kept, warnings, err = s.keptState(e); err != nil {
 				return s.salvage(o, e, err)
 			}
+			switch back, err := s.unwatched(kept); {
+			case err != nil:
+				o.Log.Error("a canary that nobody watches any more could not be rolled back, and goes on", "generation", kept.trial.Generation, "error", err)
+				kept.trial = nil
+			case back != nil:
+				o.Log.Warn("a canary is rolled back: the process ended while it was watched", "generation", kept.trial.Generation, "to", kept.trial.Back)
+				kept = back
+			}
 			if text, err = os.ReadFile(o.File); errors.Is(err, os.ErrNotExist) {
 				o.Log.Error("the file is gone; the node begins with what was in force last", "file", o.File, "generation", e.Generation)
 				return &became{next: kept, same: true, warnings: warnings}, nil

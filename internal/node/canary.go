@@ -5,6 +5,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
 	"time"
 
 	"github.com/holdfast-lb/holdfast/internal/config"
@@ -145,6 +148,7 @@ func (n *Node) endCanary(ctx context.Context, c *canary, by Author, keep bool, s
 		n.log.Info("canary settled", "generation", c.Generation, "kept", keep, "by", by.Name, "outcome", text)
 	}
 	if keep {
+		n.keepTrial(c.Generation)
 		text := fmt.Sprintf("generation %d stays: %s", c.Generation, seen)
 		over(text)
 		return &ChangeReport{Generation: d.Generation, Was: d.Generation, Unchanged: true, Loops: len(n.shared.Loops), Durable: s.durable(d.Generation), Canary: text, Millis: millis(time.Since(began))}, nil
@@ -166,6 +170,85 @@ func (n *Node) endCanary(ctx context.Context, c *canary, by Author, keep bool, s
 	over(text)
 	r.Canary = text
 	return r, nil
+}
+
+// keptFile has the number of the last canary that stayed, beside the journal, for
+// that something stays is no generation.
+const keptFile = "canary-kept"
+
+// keptWait is how long is waited for the disk to have it: a process that is killed
+// before that goes back once more.
+const keptWait = time.Second
+
+// keepTrial notes that a canary stays.
+func (n *Node) keepTrial(generation uint64) {
+	s := &n.state
+	s.swap.Lock()
+	s.mu.Lock()
+	next := *s.now
+	next.trial = nil
+	s.now = &next
+	dir := s.dir
+	s.mu.Unlock()
+	s.swap.Unlock()
+	if dir == "" {
+		return
+	}
+	done := make(chan error, 1)
+	go func() { done <- writeKept(dir, generation) }() // ends with the disk's answer
+	select {
+	case err := <-done:
+		if err != nil {
+			n.log.Error("that a canary stays is not on the disk; a process that is killed before another change goes back", "generation", generation, "error", err)
+		}
+	case <-time.After(keptWait):
+	}
+}
+
+func writeKept(dir string, generation uint64) error {
+	path := filepath.Join(dir, keptFile)
+	f, err := os.OpenFile(path+".tmp", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return fmt.Errorf("node: %w", err)
+	}
+	_, err = f.WriteString(strconv.FormatUint(generation, 10))
+	if err == nil {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err == nil {
+		err = os.Rename(path+".tmp", path)
+	}
+	if err != nil {
+		return fmt.Errorf("node: %w", err)
+	}
+	return nil
+}
+
+// unwatched takes a canary back that was watched by a process that was killed; nil:
+// there is none.
+func (s *stateSide) unwatched(kept *desired) (*desired, error) {
+	x := kept.trial
+	if x == nil {
+		return nil, nil
+	}
+	if text, err := os.ReadFile(filepath.Join(s.dir, keptFile)); err == nil && string(text) == strconv.FormatUint(x.Generation, 10) {
+		kept.trial = nil
+		return nil, nil
+	}
+	by := Author{Name: "canary", Reason: "the process ended while it was watched"}
+	e, err := s.journal.At(x.Back)
+	if err != nil {
+		return nil, fmt.Errorf("node: %w", err)
+	}
+	b, err := kept.back(s.reader, e.State, asked{by: by, at: time.Now(), kind: "canary-rollback"})
+	if err != nil {
+		return nil, err
+	}
+	b.next.orders = kept.orders // which stay
+	b.next.keepOrders(kept.doc.Config())
+	b.next.Generation = s.number(kept.Generation)
+	s.settled = fmt.Sprintf("generation %d was rolled back to what %d said: %s", x.Generation, x.Back, by.Reason)
+	return b.next, nil
 }
 
 // handingOver tells that another process has, or is being given, the flows.

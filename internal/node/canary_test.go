@@ -318,3 +318,60 @@ func TestNamesHoldNobodyUp(t *testing.T) {
 		t.Errorf("%d edits", n)
 	}
 }
+
+// A process that is killed while it watches a canary does not leave it to itself:
+// the next one goes back, with the orders that were given meanwhile. What stays,
+// stays.
+func TestCanaryOfAProcessThatWasKilled(t *testing.T) {
+	text, _ := shop(t, 1)
+	for _, keep := range []bool{false, true} {
+		file, dir, copied := filepath.Join(t.TempDir(), "holdfast.yaml"), t.TempDir(), t.TempDir()
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		n, err := startIn(t, file, dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		q := edited("endpoint/s0/a", "weight", "7")
+		q.Canary = time.Hour
+		if _, err := n.Change(t.Context(), q); err != nil {
+			t.Fatal(err)
+		}
+		if keep {
+			if _, err := n.Settle(t.Context(), SettleRequest{Guard: anna, Keep: true}); err != nil {
+				t.Fatal(err)
+			}
+		} else if _, err := n.SetEndpoint(EndpointRequest{Guard: anna, Backend: "s0", Endpoint: "b", Do: "quiesce"}); err != nil {
+			t.Fatal(err)
+		}
+		await(t, "all to be written", func() bool { return n.ConfigState().Durable == durableYes })
+		if err := os.CopyFS(copied, os.DirFS(dir)); err != nil { // as a kill leaves it
+			t.Fatal(err)
+		}
+		was := n.Generation()
+		n.Stop()
+		m, err := startIn(t, file, copied)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s, weight := m.ConfigState(), m.Config().Backends["s0"].Endpoint("a").Weight
+		first := m.Generations(1)[0]
+		switch {
+		case keep && (weight != 7 || s.Generation != was):
+			t.Errorf("it was kept: weight %d, %+v", weight, first)
+		case !keep && (weight != 100 || s.Generation <= was || first.Kind != "canary-rollback" || m.state.current().orderOf("s0/b").Admin != "quiescing"):
+			t.Errorf("nobody watches it: weight %d, %+v, %s", weight, first, m.state.current().orderOf("s0/b").Admin)
+		}
+		await(t, "the start to be written", func() bool { return m.ConfigState().Durable == durableYes })
+		m.Stop()
+		again, err := startIn(t, file, copied)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if again.Generation() != s.Generation || again.Config().Backends["s0"].Endpoint("a").Weight != weight {
+			t.Errorf("once more: generation %d after %d", again.Generation(), s.Generation)
+		}
+		again.Stop()
+	}
+}

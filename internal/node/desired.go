@@ -35,6 +35,14 @@ type desired struct {
 	doc     *config.Document
 	edited  map[place]stamp    // of the document's patches
 	orders  map[string]ordered // by "backend/endpoint"
+	trial   *trial             // nil: no canary is watched
+}
+
+// trial notes that a state is watched as a canary: a process that begins with it
+// goes back, for nobody has watched it to its end.
+type trial struct {
+	Generation uint64 `json:"generation"`
+	Back       uint64 `json:"back"` // to this one
 }
 
 // place is what a patch is of.
@@ -300,7 +308,7 @@ func (d *desired) back(r reader, state []byte, q asked) (*became, error) {
 		return nil, err
 	}
 	next.By, next.At, next.Kind = q.by, q.at, q.kind
-	next.fileSum = d.fileSum
+	next.fileSum, next.trial = d.fileSum, nil
 	if textSum(next.text) == d.fileSum {
 		next.applied = false
 	} else {
@@ -474,6 +482,7 @@ type portableState struct {
 	FileSum string             `json:"file_sum"`
 	Edits   []edit             `json:"edits,omitempty"`
 	Orders  map[string]ordered `json:"orders,omitempty"`
+	Trial   *trial             `json:"trial,omitempty"`
 }
 
 // stateFormat is the number of the form of a state on disk.
@@ -481,7 +490,7 @@ const stateFormat = 1
 
 // encode is the state as the journal and a successor have it.
 func (d *desired) encode() []byte {
-	p := portableState{Format: stateFormat, Applied: d.applied, FileSum: d.fileSum, Orders: d.orders}
+	p := portableState{Format: stateFormat, Applied: d.applied, FileSum: d.fileSum, Orders: d.orders, Trial: d.trial}
 	for _, x := range d.doc.Patches() {
 		p.Edits = append(p.Edits, edit{x, d.edited[placeOf(x)]})
 	}
@@ -517,7 +526,7 @@ func decode(r reader, state []byte, was *desired) (*desired, []string, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	d := &desired{applied: p.Applied, fileSum: p.FileSum, orders: p.Orders, edited: map[place]stamp{}}
+	d := &desired{applied: p.Applied, fileSum: p.FileSum, orders: p.Orders, trial: p.Trial, edited: map[place]stamp{}}
 	var before *config.Document
 	if was != nil {
 		before = was.doc

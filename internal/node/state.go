@@ -447,6 +447,9 @@ func (n *Node) enact(ctx context.Context, began time.Time, d *desired, b *became
 			next.orders = ordersWithout(from.orders, q.Revert, make([]bool, len(q.Revert)))
 			next.keepOrders(d.doc.Config())
 		}
+		if q.Canary > 0 {
+			next.trial = &trial{s.number(from.Generation), d.Generation}
+		}
 		info, pending = n.commit(next, from, r.Plan, r.Impact)
 		r.Generation, r.Was = info.Generation, from.Generation
 	}
