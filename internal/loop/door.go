@@ -1,6 +1,8 @@
 package loop
 
 import (
+	"time"
+
 	"github.com/holdfast-lb/holdfast/internal/config"
 	"github.com/holdfast-lb/holdfast/internal/flow"
 )
@@ -18,14 +20,24 @@ const doorsMax = 4096
 
 // doors are those of a loop, by the listener's name, so that they outlive changes
 // of the configuration.
-type doors struct{ all map[string]*Door }
+type doors struct {
+	all  map[string]*Door
+	shut flow.Instant // when those that nobody uses were made one
+}
+
+// shutEvery is how often at most it is looked which doors nobody uses.
+const shutEvery = flow.Instant(time.Second)
 
 // named is the door of the listener of that name.
-func (d *doors) named(name string) *Door {
+func (l *Loop) named(name string) *Door {
+	d := &l.doors
 	at := d.all[name]
 	if at == nil {
 		if d.all == nil {
 			d.all = map[string]*Door{}
+		}
+		if len(d.all) >= doorsMax && (d.shut == 0 || l.now-d.shut >= shutEvery) {
+			l.shutDoors()
 		}
 		if len(d.all) >= doorsMax {
 			name = ""
@@ -36,6 +48,39 @@ func (d *doors) named(name string) *Door {
 		}
 	}
 	return at
+}
+
+// shutDoors makes the doors of listeners that are neither in force nor named by a flow
+// one, that of no name: sums never fall.
+func (l *Loop) shutDoors() {
+	d := &l.doors
+	d.shut = l.now
+	used := make(map[string]bool, len(l.lodges.listeners))
+	for x := range l.lodges.listeners {
+		used[x.Ref.Name] = true
+	}
+	rest := d.all[""]
+	if rest == nil {
+		rest = &Door{}
+	}
+	for name, at := range d.all {
+		if name == "" || used[name] || l.gen != nil && l.gen.Config.Listeners[name] != nil {
+			continue
+		}
+		rest.add(at)
+		delete(d.all, name)
+	}
+	d.all[""] = rest
+}
+
+func (d *Door) add(o *Door) {
+	d.Accepted += o.Accepted
+	for i, k := range o.Refused {
+		d.Refused[i] += k
+	}
+	for i, k := range o.Ended {
+		d.Ended[i] += k
+	}
 }
 
 // door is that of a listener.

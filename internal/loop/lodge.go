@@ -42,7 +42,7 @@ func (l *Loop) under(x *config.Listener) *lodge {
 	}
 	at := d.listeners[x]
 	if at == nil {
-		at = &lodge{listener: x, gate: l.shared.Ledger.Listener(x.Ref.Name), door: l.doors.named(x.Ref.Name)}
+		at = &lodge{listener: x, gate: l.shared.Ledger.Listener(x.Ref.Name), door: l.named(x.Ref.Name)}
 		d.listeners[x] = at
 		if l.gen != nil {
 			if now := l.gen.Config.Listeners[x.Ref.Name]; now != x && (now == nil || now.Ref != x.Ref) {
