@@ -90,7 +90,6 @@ func TestPruneVersions(t *testing.T) {
 	c := &config.Config{Backends: map[string]*config.Backend{"b": rules}}
 	l.Prune(c)
 	runtime.KeepAlive(asks)
-	asks = nil
 	if n := alive(); n != 2 {
 		t.Errorf("%d versions are kept, want the one in force and the one that was asked for", n)
 	}
