@@ -66,7 +66,7 @@ test: ## all of the stages, with a summary; what CI runs
 		case $$stage in
 			labs) args="SHORT=1 LABFLAGS=-figures-only" ;;
 			bench) args="SHORT=1 BENCH=tcp-echo,http-small" ;;
-			fuzz) args="FUZZTIME=5s" ;;
+			fuzz) args="FUZZTIME=4s" ;;
 			*) args="" ;;
 		esac
 		$(MAKE) --no-print-directory "$$stage" $$args || { verdict=FAILED; failed=1; }
