@@ -39,3 +39,31 @@ func TestDoorsOfNamesThatAreGone(t *testing.T) {
 		}
 	}
 }
+
+// What finds series without their names keeps no object that has left, for longer
+// than until the next look.
+func TestSeriesKeepNoObjects(t *testing.T) {
+	w := newWeb(t, "")
+	near := w.client()
+	far := w.exchange(near)
+	was := w.l.gen.Config.Listeners["e"]
+	known := func() (n int) {
+		for i := range w.l.series.known {
+			if w.l.series.known[i].listener == was {
+				n++
+			}
+		}
+		return n
+	}
+	if known() == 0 {
+		t.Fatal("what was served has no series")
+	}
+	is := *was
+	is.Ref.Version++
+	w.force(&is)
+	w.says(near, plainGet)
+	w.hears(far, "\r\n\r\n")
+	w.says(far, plainAnswer)
+	w.hears(near, "hello")
+	w.until("nothing knows the old version", func() bool { return known() == 0 })
+}

@@ -229,7 +229,7 @@ func (l *Loop) Turn(wait bool) bool {
 		if len(l.shared.Loops) > 1 && l.load.Load() > evenLeast && (d < 0 || d > evenEvery) {
 			d = evenEvery
 		}
-		if (l.idle.n > 0 || len(l.lodges.old) > 0) && (d < 0 || d > sweepEvery) {
+		if (l.idle.n > 0 || len(l.lodges.old) > 0 || l.series.stale) && (d < 0 || d > sweepEvery) {
 			d = sweepEvery
 		}
 		if len(l.simmers) > 0 && (d < 0 || d > simmerTime) {

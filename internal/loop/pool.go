@@ -289,6 +289,7 @@ const sweepMost = 256
 func (l *Loop) sweep() {
 	l.idle.sweepAt = l.now.Add(sweepEvery)
 	l.unlodge()
+	l.series.forget()
 	closed := 0
 	kept := l.idle.all[:0]
 	for _, at := range l.idle.all {

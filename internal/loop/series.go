@@ -59,6 +59,7 @@ type seriesBook struct {
 	// known are the latest by the objects that name them. Objects are immutable
 	// and compared by their pointers, which is cheaper than three strings.
 	known [familiar]knownSeries
+	stale bool // they may name objects that nobody else does any more
 }
 
 type namedSeries struct {
@@ -126,6 +127,7 @@ const pruneAtOnce = 256
 // prune looks, when there are many series, at some of them: those of endpoints that
 // have left c become one for each backend. Sums never fall.
 func (b *seriesBook) prune(c *config.Config) {
+	b.stale = true
 	if len(b.all) < seriesMax/2 {
 		return
 	}
@@ -150,6 +152,15 @@ func (b *seriesBook) prune(c *config.Config) {
 	}
 	if merged {
 		clear(b.known[:]) // what was merged is not to be found any more
+	}
+}
+
+// forget forgets what names objects of earlier generations: a large one for each
+// place would be much memory.
+func (b *seriesBook) forget() {
+	if b.stale {
+		clear(b.known[:])
+		b.stale = false
 	}
 }
 
