@@ -185,7 +185,6 @@ func (n *Node) setEndpoint(q EndpointRequest, kind string) (*EndpointReport, err
 // commitOrder makes an order that is in force in the ledger part of the desired
 // state. The caller holds swap.
 func (n *Node) commitOrder(q EndpointRequest, o health.Order, d *desired, r *EndpointReport, kind string) {
-	text := fmt.Sprintf("~ endpoint %s: %s -> %s\n", r.Endpoint, r.Was, r.Is)
 	admin, kept := adminWord(o.Admin)
 	if !kept {
 		admin = readyWord // which it will be when the hold is over
@@ -202,7 +201,8 @@ func (n *Node) commitOrder(q EndpointRequest, o health.Order, d *desired, r *End
 	next := d.order(names, o.Weigh, o.Weight, admin, q.Author, time.Now())
 	next.Kind = kind
 	if r.Generation = d.Generation; !d.says(next) {
-		i, _ := n.commit(next, d, text, Impact{})
+		// In the words of what is desired: a state that checks see is none of it.
+		i, _ := n.commit(next, d, ordersText(d.orders, next.orders), Impact{})
 		r.Generation = i.Generation
 		n.noteApply(kind, "applied")
 	}
@@ -214,7 +214,7 @@ func (n *Node) commitOrder(q EndpointRequest, o health.Order, d *desired, r *End
 func (w *watch) order(q EndpointRequest, o health.Order) (r *EndpointReport, closing []string, err error) {
 	j := w.judges[q.Backend]
 	if j == nil {
-		return nil, nil, fmt.Errorf("node: no backend %q; there are: %s", q.Backend, some(slices.Sorted(maps.Keys(w.judges))))
+		return nil, nil, missingf("node: no backend %q; there are: %s", q.Backend, some(slices.Sorted(maps.Keys(w.judges))))
 	}
 	now := w.now()
 	r = &EndpointReport{Endpoint: q.Backend + "/" + q.Endpoint}
@@ -230,7 +230,7 @@ func (w *watch) order(q EndpointRequest, o health.Order) (r *EndpointReport, clo
 		for _, full := range j.Names() {
 			names = append(names, strings.TrimPrefix(full, q.Backend+"/"))
 		}
-		return nil, nil, fmt.Errorf("node: backend %s has no endpoint %q; there are: %s", q.Backend, q.Endpoint, some(names))
+		return nil, nil, missingf("node: backend %s has no endpoint %q; there are: %s", q.Backend, q.Endpoint, some(names))
 	}
 	if err := w.lastOnes(j, before, q, o, now); err != nil {
 		return nil, nil, err

@@ -275,3 +275,42 @@ func TestRollbackWaitsForTheJournal(t *testing.T) {
 		t.Errorf("weight %d", w)
 	}
 }
+
+// The history says of an order what is ordered otherwise: a weight is no state.
+func TestHistoryOfOrders(t *testing.T) {
+	text, _ := shop(t, 1)
+	r := start(t, text)
+	r.ordered("quiesce", 0)
+	r.ordered("weight", 20)
+	all := r.Generations(2)
+	if a, b := all[1].Plan, all[0].Plan; a != "~ endpoint s0/b: ready -> quiescing\n" || b != "~ endpoint s0/b: ordered the file's weight -> weight 20\n" {
+		t.Errorf("%q, %q", a, b)
+	}
+}
+
+// A removal that is given up and cannot bring its endpoint back, for another process
+// has taken over, says how it stays.
+func TestRemovalThatCannotBeTakenBack(t *testing.T) {
+	text, vips := shop(t, 1)
+	r := start(t, text)
+	for range 12 { // both endpoints have some
+		says(t, dial(t, vips[0]), "hello")
+	}
+	ctx, give := context.WithCancel(t.Context())
+	defer give()
+	err := r.Remove(ctx, RemoveRequest{Guard: anna, Object: "endpoint/s0/b", Drain: true}, func(p Progress) {
+		if p.Phase != "quiescing" {
+			return
+		}
+		r.watch.mu.Lock()
+		r.watch.given = true // as after an upgrade
+		r.watch.mu.Unlock()
+		r.mu.Lock()
+		r.successor = pid + 1
+		r.mu.Unlock()
+		give()
+	})
+	if err == nil || !strings.Contains(err.Error(), "stays in maintenance") || !strings.Contains(err.Error(), "holdfast endpoint ready s0/b") {
+		t.Errorf("%v", err)
+	}
+}

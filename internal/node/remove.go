@@ -107,7 +107,7 @@ func (x *removal) check() error {
 		return fmt.Errorf("node: a %s cannot be removed so: want endpoint/BACKEND/NAME, backend/NAME or listener/NAME", x.kind)
 	}
 	if !ok {
-		return fmt.Errorf("node: there is no %s", q.Object)
+		return missingf("node: there is no %s", q.Object)
 	}
 	if q.Deadline < 0 {
 		return fmt.Errorf("node: a deadline of %v: want 0, which is none, or more", q.Deadline)
@@ -174,10 +174,16 @@ func (x *removal) endpoint(ctx context.Context) error {
 	if _, err := n.SetEndpoint(EndpointRequest{Guard: Guard{Author: x.q.Author}, Backend: backend, Endpoint: name, Do: "maint", Force: x.q.Force}); err != nil {
 		return err
 	}
-	back := func() {
-		if was != "" {
-			_, _ = n.SetEndpoint(EndpointRequest{Guard: Guard{Author: x.q.Author}, Backend: backend, Endpoint: name, Do: was, Force: true}) // it may have left meanwhile
+	// What cannot be brought back is told: nobody should take it for being in service.
+	back := func(why error) error {
+		if was == "" {
+			return fmt.Errorf("%w; it stays in maintenance: holdfast endpoint ready %s/%s", why, backend, name)
 		}
+		_, err := n.SetEndpoint(EndpointRequest{Guard: Guard{Author: x.q.Author}, Backend: backend, Endpoint: name, Do: was, Force: true})
+		if err != nil {
+			return fmt.Errorf("%w; it stays in maintenance (%w): holdfast endpoint ready %s/%s", why, err, backend, name)
+		}
+		return why
 	}
 	inFlight := func() (sum int64) {
 		for _, name := range full {
@@ -191,18 +197,15 @@ func (x *removal) endpoint(ctx context.Context) error {
 	}
 	if x.q.Drain {
 		if err := x.drain(ctx, "quiescing", inFlight); err != nil {
-			back()
-			return err
+			return back(err)
 		}
 	}
 	if err := x.cut(ctx, inFlight, mine); err != nil {
-		back()
-		return err
+		return back(err)
 	}
 	r, err := x.leave(ctx)
 	if err != nil {
-		back()
-		return err
+		return back(err)
 	}
 	x.done(inFlight(), r)
 	return nil
@@ -255,12 +258,15 @@ func (x *removal) under(f *flow.Flow) bool {
 // alone is an error.
 func (x *removal) drain(ctx context.Context, phase string, inFlight func() int64) error {
 	for {
+		began := time.Now()
 		k := inFlight()
+		// Of a listener or a backend all flows are looked at: that takes a tenth of
+		// the time at most.
+		wait := min(max(removeLook, 9*time.Since(began)), removeTell)
 		x.say(Progress{Phase: phase, InFlight: k, Text: fmt.Sprintf("%d in flight", k)})
 		if k == 0 || x.q.Deadline > 0 && time.Since(x.began) >= x.q.Deadline {
 			return nil
 		}
-		wait := removeLook
 		if x.q.Deadline > 0 {
 			wait = min(wait, time.Until(x.began.Add(x.q.Deadline)))
 		}
