@@ -128,9 +128,7 @@ func (e *edition) make(all []Patch, lenient bool) ([]Patch, error) {
 	if e.was.chunks != nil && e.was.base == e.base && !lenient {
 		var had []object
 		before, had = byObject(e.was.patches, e.fail)
-		if sameObjects(had, order) {
-			e.chunks = slices.Clone(e.was.chunks)
-		} else {
+		if e.chunks = e.without(had, order, before); e.chunks == nil {
 			before = nil
 		}
 	}
@@ -158,6 +156,31 @@ func (e *edition) make(all []Patch, lenient bool) ([]Patch, error) {
 		return nil, &Errors{e.bad}
 	}
 	return slices.DeleteFunc(slices.Clone(all), func(p Patch) bool { return !left[p] }), nil
+}
+
+// without gives the chunks of the document before, in which objects that have no
+// patches any more, or have them later, are as the file has them, and takes those
+// out of before. Else taking back one patch of many would make all of them again.
+// Nil: one of them came or went by its patches.
+func (e *edition) without(had, order []object, before map[object][]Patch) []chunk {
+	const few = 16
+	if len(had) > len(order)+few {
+		return nil
+	}
+	chunks := slices.Clone(e.was.chunks)
+	for _, o := range had {
+		if len(order) > 0 && order[0] == o {
+			order = order[1:]
+			continue
+		}
+		from, at := find(e.lines.chunks, o.group, o.name), find(chunks, o.group, o.name)
+		if from < 0 || at < 0 {
+			return nil
+		}
+		chunks[at] = e.lines.chunks[from]
+		delete(before, o)
+	}
+	return chunks
 }
 
 func (e *edition) fail(p *Patch, err error) {

@@ -3,7 +3,6 @@ package config
 import (
 	"fmt"
 	"maps"
-	"slices"
 	"strings"
 )
 
@@ -95,7 +94,3 @@ func (d *Document) likewise(chunks []chunk, was *Document) *Config {
 	}
 	return &next
 }
-
-// sameObjects tells whether a and b are patches of the same objects in the same
-// order, b perhaps of further ones.
-func sameObjects(a, b []object) bool { return len(a) <= len(b) && slices.Equal(a, b[:len(a)]) }
