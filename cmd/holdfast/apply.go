@@ -104,6 +104,9 @@ func (c *client) tellChange(method func(context.Context, *api.ChangeRequest) (*a
 		return nil, err
 	}
 	if told {
+		for i, w := range r.Warnings {
+			r.Warnings[i] = c.named(w)
+		}
 		sayBeside(&r)
 		line := changeLine(&r)
 		if head != nil && !r.Unchanged && !r.DryRun {
@@ -291,7 +294,7 @@ func applyCommand() *cobra.Command {
 		Example: "  holdfast apply holdfast.yaml\n  holdfast apply holdfast.yaml --canary 30s --abort-on 'errors>1%,p99>250ms'",
 		Args:    wants(1, 1, "one FILE, or - for standard input"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			_, source, err := readSource(args[0])
+			name, source, err := readSource(args[0])
 			if err != nil {
 				return &exit{exitFailed, err}
 			}
@@ -302,6 +305,7 @@ func applyCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			c.sent = name
 			return c.change(&f, "apply", node.ChangeRequest{Source: source}, nil)
 		},
 	}

@@ -56,6 +56,14 @@ func TestApplyAndHistory(t *testing.T) {
 		t.Errorf("more than a line:\n%s", out)
 	}
 	must(exitRefused, "apply "+file+" --expect 1", "generation 2 is in force", "1 was expected", "holdfast config diff --since")
+	must(0, "config diff", file+" is not what was applied last; applied, it would do this:\n", "weight 50 -> 100")
+	must(0, "reload", "what was applied in its place since stays in force", "nothing to do: generation 2 says the same")
+	wrong := filepath.Join(filepath.Dir(next), "wrong.yaml")
+	if err := os.WriteFile(wrong, []byte(strings.Replace(twoServers, "loops: 2", "loops: two", 1)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	must(exitRefused, "apply "+wrong, "refused: "+wrong+":2:16: node.loops: ")
+	must(exitRefused, "config diff "+wrong, "refused: "+wrong+":2:16: node.loops: ")
 	must(0, "apply "+file+" --dry-run", "weight 50 -> 100", "nothing was changed, generation 2 goes on")
 	must(0, "apply "+file+" --idempotency-key k1 --wait effective", "generation 3 effective")
 	must(0, "config rollback 2", "generation 4 = 2, effective on 2 loops in ")
@@ -109,7 +117,7 @@ func TestApplyAndHistory(t *testing.T) {
 		{"apply", "wants one FILE"}, {"apply a b", "wants one FILE"}, {"apply " + next + " --flows kep", `"kep" is none of keep, adopt, close; did you mean "keep"?`},
 		{"apply " + next + " --abort-on p99>2s", "add --canary 30s"}, {"apply " + next + " --wait for", "none of durable, effective"},
 		{"reload x.yaml", "holdfast apply x.yaml"}, {"config rollback last", "is no generation"}, {"config histry", `did you mean "history"?`},
-		{"canary kep", `did you mean "keep"?`}, {"config set webb.x 1", "is no object"}, {"config unset listener/web", "holdfast config delete listener/web takes it away"},
+		{"canary kep", `did you mean "keep"?`}, {"events --kind shft", `no kind "shft"; did you mean "shift"?`}, {"config set webb.x 1", "is no object"}, {"config unset listener/web", "holdfast config delete listener/web takes it away"},
 		{"config delete listener/web.vip", "holdfast config unset listener/web.vip"}, {"config revert", "or --all"}, {"status --server 127.0.0.1:1 --cert x", "--key is missing"},
 	} {
 		// On the last one the socket is not asked.
@@ -166,6 +174,9 @@ func TestEditsAtRunTime(t *testing.T) {
 	// Endpoints come and go in the open.
 	again.must(0, []string{"endpoint", "add", "web", a[2].address, "--name", "a3"}, "web/a3 in rotation on 2 loops after ", ", 0 lost")
 	again.must(exitRefused, []string{"endpoint", "add", "web", a[2].address, "--name", "a3"}, "there is an endpoint web/a3 already, it is ready")
+	again.must(0, []string{"endpoint", "add", "web", a[2].address, "--name", "a4", "--canary", "100ms"},
+		"web/a4 in rotation on 2 loops after ", "canary: generation ", " is watched until ", " stays: ")
+	again.must(0, []string{"config", "revert", "endpoint/web/a4"}, "1 endpoint removed")
 	eventually(t, "a3 serves", func() bool { _, server, _, _ := get(t, "http://"+vip+"/"); return server == "a3" })
 	again.must(0, []string{"endpoint", "remove", "web/a3", "--drain", "--deadline", "10s"}, "web/a3: done after ", "1 endpoint removed")
 	again.must(0, []string{"listener", "remove", "old", "--drain"}, "old: done after ", "1 listener removed")
@@ -290,6 +301,10 @@ func TestWordsOfChanges(t *testing.T) {
 	at := time.Now().Add(-2 * time.Hour)
 	d := node.Drift{Object: "endpoint/web/a2", Field: "weight", File: "50", Runtime: "80", By: node.Author{Name: "anna", Reason: "hot"}, At: at}
 	if got := driftLine(&d); got != `endpoint/web/a2.weight: file 50, here 80; by anna 2h00m ago, "hot"` {
+		t.Error(got)
+	}
+	e := node.Event{Seq: 7, Kind: "shift", Object: "endpoint/web/a2", Text: "weight 20 after 10s", By: "anna"}
+	if got := eventLine(&e); !strings.HasSuffix(got, "  shift       web/a2: weight 20 after 10s (anna)") {
 		t.Error(got)
 	}
 	d.Became = "absorbed"

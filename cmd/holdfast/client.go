@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"regexp"
+	"strings"
 	"time"
 
 	"connectrpc.com/connect"
@@ -31,6 +32,7 @@ type client struct {
 	base string // of URLs
 	at   string // socket or server, for messages
 	json bool
+	sent string // name of the file that is sent, in whose place messages name the node's own
 }
 
 // serverEnv names a node elsewhere for a whole session of a shell.
@@ -72,7 +74,7 @@ func newClient(c *cobra.Command) (*client, error) {
 	}
 	pair, err := tls.LoadX509KeyPair(text("cert"), text("key"))
 	if err != nil {
-		return nil, &exit{exitFailed, err}
+		return nil, &exit{exitFailed, fmt.Errorf("--cert %s, --key %s: %w", text("cert"), text("key"), err)}
 	}
 	pem, err := os.ReadFile(text("ca"))
 	if err != nil {
@@ -164,6 +166,8 @@ func (c *client) refusal(err error) error {
 	}
 	code, text := exitRefused, "refused: "
 	switch said.Code() {
+	case connect.CodeInvalidArgument:
+		return &exit{code, errors.New(text + c.named(plainly(said)))}
 	case connect.CodeUnknown, connect.CodeInternal, connect.CodeDataLoss, connect.CodeDeadlineExceeded, connect.CodeCanceled, connect.CodeUnavailable:
 		code, text = exitFailed, ""
 	case connect.CodeUnimplemented:
@@ -180,6 +184,20 @@ func (c *client) refusal(err error) error {
 
 // inside are the names of packages that errors begin with; they tell people nothing.
 var inside = regexp.MustCompile(`^((admin|node|config|journal|loop|sock): )+`)
+
+// placed is how a line about a file begins: with the file's name and a place in it.
+var placed = regexp.MustCompile(`(?m)^(/.*?):(\d+:\d+: )`)
+
+// named gives lines about the file that was sent its name. The node knows its
+// text alone, and calls it by the name of its own.
+func (c *client) named(text string) string {
+	if c.sent == "" {
+		return text
+	}
+	return placed.ReplaceAllStringFunc(text, func(head string) string {
+		return c.sent + ":" + placed.FindStringSubmatch(head)[2]
+	})
+}
 
 // plainly is what an error says.
 func plainly(err *connect.Error) string { return inside.ReplaceAllString(err.Message(), "") }
@@ -201,6 +219,8 @@ func (c *client) silent(err error) error {
 	switch {
 	case errors.Is(err, os.ErrPermission):
 		return fmt.Errorf("%s: %w: it answers only its owner; ask as the user that runs holdfast", c.at, err)
+	case unreached && strings.HasPrefix(c.base, "https:"):
+		return fmt.Errorf("no holdfast answers at %s: %w\n--server wants what node.admin.api.listen says there", c.at, err)
 	case unreached:
 		return fmt.Errorf("no holdfast answers at %s: %w\nstart one with: holdfast run -c FILE; name another socket with --socket or $%s",
 			c.at, err, socketEnv)

@@ -20,6 +20,9 @@ import (
 	"github.com/holdfast-lb/holdfast/internal/node"
 )
 
+// eventKinds are the kinds of events, as the API names them.
+var eventKinds = []string{"generation", "endpoint", "listener", "canary", "shift", "follow", "remove", "shed", "kill", "move", "upgrade", "log", "missed"}
+
 func eventsCommand() *cobra.Command {
 	var from uint64
 	var forever bool
@@ -29,10 +32,17 @@ func eventsCommand() *cobra.Command {
 		Short: "What has happened: changes, endpoints, canaries, moves; -f goes on with what happens",
 		Long: "Prints the events that are kept, the oldest first, and ends; with -f it goes on with what happens,\n" +
 			"over upgrades too. Each has a number: --from N begins there, so nothing is missed between two calls.\n" +
-			"With -f and without --from it begins now.",
+			"With -f and without --from it begins now.\n\n" +
+			"After an upgrade the numbers go on and what is kept begins anew: a reader that is not there then (-f is)\n" +
+			"gets an event of kind missed for those before. After a restart the numbers begin at 1.",
 		Example: "  holdfast events\n  holdfast events -f --kind generation,endpoint\n  holdfast events -f --from 1205 --json",
 		Args:    wants(0, 0, "no argument"),
 		RunE: asking(func(c *client, _ []string) error {
+			for _, k := range kinds {
+				if !slices.Contains(eventKinds, k) {
+					return &exit{exitUsage, fmt.Errorf("events: no kind %q%s; there are: %s", k, meant(k, eventKinds), strings.Join(eventKinds, ", "))}
+				}
+			}
 			after := max(from, 1) - 1
 			if after == 0 && (!forever || from > 0) {
 				after = math.MaxUint64 // all that are kept; 0 is what is to come
@@ -42,7 +52,7 @@ func eventsCommand() *cobra.Command {
 	}
 	x.Flags().BoolVarP(&forever, "follow", "f", false, "go on with what happens")
 	x.Flags().Uint64Var(&from, "from", 0, "the number of the first event that is wanted")
-	x.Flags().StringSliceVar(&kinds, "kind", nil, "only of these kinds: generation, endpoint, listener, canary, shift, remove, shed, kill, move, upgrade, log")
+	x.Flags().StringSliceVar(&kinds, "kind", nil, "only of these kinds: "+strings.Join(eventKinds, ", "))
 	return x
 }
 
@@ -129,7 +139,11 @@ func (c *client) tellEvent(m *api.Event) error {
 // eventLine is one event in words. Most say themselves at which generation, and
 // who did it.
 func eventLine(e *node.Event) string {
-	text := fmt.Sprintf("%d  %s  %-10s  %s", e.Seq, e.At.Local().Format("15:04:05.000"), e.Kind, e.Text)
+	what := e.Text
+	if _, name, is := strings.Cut(e.Object, "/"); is && !strings.Contains(what, name) {
+		what = name + ": " + what
+	}
+	text := fmt.Sprintf("%d  %s  %-10s  %s", e.Seq, e.At.Local().Format("15:04:05.000"), e.Kind, what)
 	if e.By != "" && !strings.Contains(e.Text, e.By) {
 		text += " (" + e.By + ")"
 	}

@@ -125,4 +125,8 @@ func TestNobodyAnswers(t *testing.T) {
 		strings.Contains(text, "start one") {
 		t.Error(text)
 	}
+	out, err = holdfast(t, "status", "--server", "127.0.0.1:1", "--cert", "no.crt", "--key", "no.key", "--ca", "no.ca").CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "--cert no.crt, --key no.key: ") {
+		t.Errorf("%v\n%s", err, out)
+	}
 }

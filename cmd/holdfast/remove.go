@@ -172,7 +172,8 @@ func endpointAddCommand() *cobra.Command {
 		Short: "Add an endpoint; it returns when its check has found it up and it is in rotation",
 		Long: "Adds an endpoint to a backend of the running holdfast. It gets nothing until its first checks are\n" +
 			"done; the command returns when it serves. It stays over reloads and restarts until the file says the\n" +
-			"same, or config revert. The name is its address unless --name gives one.",
+			"same, or config revert. The name is its address unless --name gives one. With --canary it returns when\n" +
+			"that has ended, and fails if it was taken back.",
 		Example: "  holdfast endpoint add web 10.0.0.14:8080\n  holdfast endpoint add web 10.0.0.14:8080 --name a4 --weight 50",
 		Args:    wants(2, 2, "BACKEND and ADDRESS, as web 10.0.0.14:8080"),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -234,7 +235,7 @@ func (c *client) addEndpoint(f *changeFlags, backend, name, value string, wait t
 	}
 	sayBeside(&r)
 	if wait == 0 {
-		return c.added(&r, full, nil, began)
+		return c.added(f, &r, full, nil, began)
 	}
 	for heard := time.Now(); ; time.Sleep(waitPoll / 10) {
 		all, err := c.endpoints()
@@ -258,7 +259,7 @@ func (c *client) addEndpoint(f *changeFlags, backend, name, value string, wait t
 		case here == 0:
 			return &exit{exitFailed, fmt.Errorf("%s is in no configuration any more: somebody took it back meanwhile", full)}
 		case idle == nil:
-			return c.added(&r, full, &all[0], began)
+			return c.added(f, &r, full, &all[0], began)
 		case time.Since(began) > wait:
 			return &exit{exitFailed, fmt.Errorf("%s was added by generation %d and does not serve after %s: %s\nit serves when it is up; holdfast endpoint remove %s takes it away",
 				full, r.Generation, short(wait), unready(idle.State, idle.Ejected, idle.SinceSeconds, idle.Why), full)}
@@ -277,17 +278,25 @@ type addedLine struct {
 	Millis          float64 `json:"millis"`
 }
 
-func (c *client) added(r *node.ChangeReport, full string, serves *node.EndpointState, began time.Time) error {
+// added tells that it is there, and waits for the end of its canary as apply does.
+func (c *client) added(f *changeFlags, r *node.ChangeReport, full string, serves *node.EndpointState, began time.Time) error {
 	took := time.Since(began)
 	if c.json {
-		return printJSON(addedLine{full, r.Generation, serves != nil, r.Loops, r.EffectiveMillis, r.Durable, float64(took.Microseconds()) / 1000})
+		if err := printJSON(addedLine{full, r.Generation, serves != nil, r.Loops, r.EffectiveMillis, r.Durable, float64(took.Microseconds()) / 1000}); err != nil || f.canary == 0 {
+			return err
+		}
+		return c.awaitCanary(r.Generation)
 	}
 	what := "added; it serves when its check has found it up,"
 	if serves != nil {
 		what = "in rotation"
 	}
 	fmt.Printf("%s %s on %s after %s: generation %d, 0 lost\n", full, what, count(r.Loops, "loop"), short(took), r.Generation)
-	return nil
+	if f.canary == 0 {
+		return nil
+	}
+	fmt.Println("canary: " + r.Canary + "; end it early: holdfast canary keep, or rollback")
+	return c.awaitCanary(r.Generation)
 }
 
 func listenerCommand() *cobra.Command {
@@ -322,7 +331,7 @@ func shedCommand() *cobra.Command {
 		Short: "Turn away a share of what is new at a backend, for a while; 0% ends it",
 		Long: "Turns away an exact share of the new requests or connections of a backend, before any endpoint is\n" +
 			"chosen. What is open goes on.\n\n" +
-			"  --as reset   the connection is reset\n  --as 503     it is answered 503; only for HTTP\n  --as hold    it is not answered at all",
+			"  --as reset   the connection is reset\n  --as 503     it is answered 503, or closed where it is not HTTP; so it is without --as\n  --as hold    it is not answered at all",
 		Example: "  holdfast backend shed web 20% --as reset --for 10m\n  holdfast backend shed web 0%",
 		Args:    wants(2, 2, "a BACKEND and a share, as web 20%"),
 		RunE: func(cmd *cobra.Command, args []string) error {

@@ -64,11 +64,11 @@ func configDiffCommand() *cobra.Command {
 			case len(args) == 0:
 				return c.drift()
 			}
-			_, source, err := readSource(args[0])
+			name, source, err := readSource(args[0])
 			if err != nil {
 				return &exit{exitFailed, err}
 			}
-			f.dryRun, f.wait = true, waitEffective
+			f.dryRun, f.wait, c.sent = true, waitEffective, name
 			return c.change(&f, "diff", node.ChangeRequest{Source: source}, nil)
 		},
 	}
@@ -90,7 +90,7 @@ func (c *client) drift() error {
 	}
 	switch {
 	case s.FileDiffers:
-		fmt.Printf("%s is not what was applied last; a reload would do this:\n", s.File)
+		fmt.Printf("%s is not what was applied last; applied, it would do this:\n", s.File)
 		_, err := c.tellChange(c.api.Diff, node.ChangeRequest{Reread: true, DryRun: true}, nil)
 		return err
 	case len(s.Edits) == 0:
