@@ -34,7 +34,8 @@ type canary struct {
 	// Before is what was counted until the change, From where counting begins.
 	Before *figures `json:"before"`
 
-	abort []threshold
+	abort  []threshold
+	failed string // why it could not be rolled back, as the log was told
 }
 
 // ErrCanary: a change is watched, and no other is made meanwhile.
@@ -95,8 +96,9 @@ func (n *Node) lookAtCanary(ctx context.Context, now time.Time) {
 	}
 	seen := n.figuresOf(c.Scope).since(c.Before)
 	if why := judgeBy(c.abort, seen, c.Before); why != "" {
-		if _, err := n.endCanary(ctx, c, Author{Name: "canary", Reason: why}, false, seen); err != nil {
-			n.log.Error("a canary could not be rolled back", "generation", c.Generation, "why", why, "error", err)
+		if _, err := n.endCanary(ctx, c, Author{Name: "canary", Reason: why}, false, seen); err != nil && err.Error() != c.failed {
+			c.failed = err.Error() // once: it is tried again at each look
+			n.log.Error("a canary could not be rolled back; it is tried again and again, holdfast canary keep ends it", "generation", c.Generation, "why", why, "error", err)
 		}
 		return
 	}

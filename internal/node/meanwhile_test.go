@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -312,5 +313,21 @@ func TestRemovalThatCannotBeTakenBack(t *testing.T) {
 	})
 	if err == nil || !strings.Contains(err.Error(), "stays in maintenance") || !strings.Contains(err.Error(), "holdfast endpoint ready s0/b") {
 		t.Errorf("%v", err)
+	}
+}
+
+// A text that differs from what was applied in its words only is no generation, and
+// who has applied it is told that the disk has it later.
+func TestWordsComeToTheDiskLater(t *testing.T) {
+	text, _ := shop(t, 1)
+	r := start(t, text)
+	for i, x := range []struct {
+		words           string
+		unchanged, told bool
+	}{{"# one\n", false, false}, {"# two\n", true, true}, {"# two\n", true, false}} {
+		s := r.asks(ChangeRequest{Guard: anna, Source: []byte(x.words + text)})
+		if s.Unchanged != x.unchanged || slices.Contains(s.Warnings, wordsLater) != x.told {
+			t.Errorf("%d: %+v", i, s)
+		}
 	}
 }

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -320,6 +321,9 @@ func (n *Node) next(d *desired, q ChangeRequest) (*became, error) {
 // fileOld is why a reload changes nothing.
 const fileOld = "the file is as it was when it was read last; what was applied in its place since stays in force"
 
+// wordsLater is what is to be known of a text that means what the one before did.
+const wordsLater = "the text differs in nothing but comments and form: it is no generation, and comes to the disk with the next one"
+
 // sourceMax bounds a configuration in octets.
 const sourceMax = 16 << 20
 
@@ -421,6 +425,9 @@ func (n *Node) enact(ctx context.Context, began time.Time, d *desired, b *became
 			s.now = &same
 		}
 		s.mu.Unlock()
+		if b.next.applied && !bytes.Equal(b.next.text, d.text) {
+			r.Warnings = append(r.Warnings, wordsLater)
+		}
 		r.Durable = s.durable(r.Generation)
 		r.EffectiveMillis, r.Millis = millis(time.Since(began)), millis(time.Since(began))
 		n.log.Debug("configuration unchanged", "generation", r.Generation)
