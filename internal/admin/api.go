@@ -132,6 +132,10 @@ func codeOf(ctx context.Context, n *node.Node, err error) connect.Code {
 		return connect.CodeAborted
 	case errors.Is(err, node.ErrBusy):
 		return connect.CodeResourceExhausted
+	case errors.Is(err, node.ErrNone):
+		return connect.CodeNotFound
+	case errors.Is(err, node.ErrCanary): // until it is settled
+		return connect.CodeFailedPrecondition
 	case errors.Is(err, node.ErrKey):
 		return connect.CodeAlreadyExists
 	case errors.Is(err, context.DeadlineExceeded):

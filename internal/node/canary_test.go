@@ -375,3 +375,35 @@ func TestCanaryOfAProcessThatWasKilled(t *testing.T) {
 		again.Stop()
 	}
 }
+
+// What is not there is told apart from what is refused.
+func TestWhatThereIsNot(t *testing.T) {
+	text, _, _, _ := pair(t)
+	r := start(t, text)
+	_, endpoint := r.SetEndpoint(EndpointRequest{Guard: anna, Backend: "app", Endpoint: "nobody", Do: "quiesce"})
+	_, backend := r.SetEndpoint(EndpointRequest{Guard: anna, Backend: "nothing", Endpoint: "a", Do: "quiesce"})
+	for _, err := range []error{endpoint, backend, r.Remove(t.Context(), RemoveRequest{Object: "listener/none"}, nil)} {
+		if !errors.Is(err, ErrNone) {
+			t.Errorf("%v", err)
+		}
+	}
+	if err := r.Remove(t.Context(), RemoveRequest{Object: "listener"}, nil); err == nil || errors.Is(err, ErrNone) {
+		t.Errorf("what is no object: %v", err)
+	}
+}
+
+// Where the journal is takes effect with the next upgrade, and that is said.
+func TestStateTakesUpgrade(t *testing.T) {
+	text, _, _, _ := pair(t)
+	parse := func(more string) *config.Config {
+		c, _, err := config.Parse("f", []byte(strings.Replace(text, "loops: 2", "loops: 2"+more, 1)), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	p := config.Diff(parse(""), parse(", state: none"))
+	if what := takesUpgrade(p, p); what != "node.state" {
+		t.Errorf("%q", what)
+	}
+}

@@ -2,6 +2,7 @@ package node
 
 import (
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/holdfast-lb/holdfast/internal/config"
@@ -70,6 +71,18 @@ var ErrBusy = errors.New("too many changes wait")
 
 // ErrKey: an idempotency key came with another request than before.
 var ErrKey = errors.New("another request had this key")
+
+// ErrNone: what a request names is not there.
+var ErrNone = errors.New("there is none of this name")
+
+// missing is an [ErrNone] that says in its own words what there is not.
+type missing string
+
+func (m missing) Error() string { return string(m) }
+
+func (m missing) Is(target error) bool { return target == ErrNone }
+
+func missingf(format string, args ...any) error { return missing(fmt.Sprintf(format, args...)) }
 
 // Impact is what a plan does to what is open now.
 type Impact struct {

@@ -563,6 +563,9 @@ func takesUpgrade(p, whole config.Plan) string {
 		if a, b, c := apiAddr(&old), apiAddr(&is), apiAddr(&began); a != b && b != c {
 			what = append(what, "node.admin.api.listen")
 		}
+		if old.State != is.State && is.State != began.State {
+			what = append(what, "node.state")
+		}
 		if old.Zone != is.Zone && is.Zone != began.Zone {
 			what = append(what, "node.zone")
 		}

@@ -69,7 +69,7 @@ func (n *Node) shed(q ShedRequest) (*ShedReport, error) {
 	}
 	c := n.Config()
 	if c.Backends[q.Backend] == nil {
-		return nil, fmt.Errorf("node: no backend %q; there are: %s", q.Backend, some(slices.Sorted(maps.Keys(c.Backends))))
+		return nil, missingf("node: no backend %q; there are: %s", q.Backend, some(slices.Sorted(maps.Keys(c.Backends))))
 	}
 	r := &ShedReport{Backend: q.Backend, Percent: float64(permilleOf(q.Percent)) / 10, Loops: len(n.shared.Loops)}
 	book := n.shared.Ledger.Backend(q.Backend)

@@ -128,7 +128,7 @@ func (n *Node) beginShift(q ShiftRequest, abort []threshold) (*shift, *ShiftStat
 		e = endpointOf(d.doc.Config(), name)
 	}
 	if e == nil {
-		return nil, nil, fmt.Errorf("node: there is no endpoint %s", name)
+		return nil, nil, missingf("node: there is no endpoint %s", name)
 	}
 	was := d.orderOf(name).Weight
 	from := was
