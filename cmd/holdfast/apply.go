@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"regexp"
 	"strings"
 	"time"
 
@@ -223,7 +224,7 @@ func changeLine(r *node.ChangeReport) string {
 		return fmt.Sprintf("nothing to do: generation %d says the same, 0 flows touched (%s)", r.Generation, short(millisOf(r.Millis)))
 	case r.DryRun:
 		return fmt.Sprintf("would be: %s; flows: %s to close, %s to adopt it, %s drain, %s untouched; nothing was changed, generation %d goes on",
-			objectWords(i), thousands(i.FlowsClosed), thousands(i.FlowsAdopt), thousands(i.FlowsDrain), thousands(i.FlowsUntouched), r.Generation)
+			objectWords(i, r.Plan), thousands(i.FlowsClosed), thousands(i.FlowsAdopt), thousands(i.FlowsDrain), thousands(i.FlowsUntouched), r.Generation)
 	}
 	line := fmt.Sprintf("generation %d effective on %s in %s", r.Generation, count(r.Loops, "loop"), short(millisOf(r.EffectiveMillis)))
 	if r.Superseded {
@@ -235,7 +236,7 @@ func changeLine(r *node.ChangeReport) string {
 	case r.Durable == "yes":
 		line += " and durable"
 	}
-	line += ": " + objectWords(i) + "; flows: "
+	line += ": " + objectWords(i, r.Plan) + "; flows: "
 	for _, x := range []struct {
 		n    int
 		what string
@@ -255,8 +256,15 @@ func changeLine(r *node.ChangeReport) string {
 
 func millisOf(n float64) time.Duration { return time.Duration(n * float64(time.Millisecond)) }
 
-// objectWords says what a plan does to objects.
-func objectWords(i *node.Impact) string {
+// ordersNamed is how many orders a line names; more are counted.
+const ordersNamed = 3
+
+// orderSaid is a line of a plan that says another order: a server that somebody
+// has taken out may be back by it.
+var orderSaid = regexp.MustCompile(`(?m)^~ endpoint (\S+: (?:ready|quiescing|held|maintenance|ordered .+) -> (?:ready|quiescing|held|maintenance|weight \d+|the file's weight))$`)
+
+// objectWords says what a plan does to objects, and to what was ordered of endpoints.
+func objectWords(i *node.Impact, plan string) string {
 	var all []string
 	say := func(n int, what string) {
 		if n > 0 {
@@ -275,6 +283,13 @@ func objectWords(i *node.Impact) string {
 		say(x.changed, count(x.changed, x.noun)+" changed")
 	}
 	say(i.WeightsChanged, count(i.WeightsChanged, "weight"))
+	orders := orderSaid.FindAllStringSubmatch(plan, -1)
+	for _, o := range orders[:min(ordersNamed, len(orders))] {
+		all = append(all, o[1])
+	}
+	if more := len(orders) - ordersNamed; more > 0 {
+		all = append(all, count(more, "more order"))
+	}
 	if all == nil {
 		return "no listener, backend or endpoint"
 	}

@@ -303,6 +303,10 @@ func TestWordsOfChanges(t *testing.T) {
 	if got := driftLine(&d); got != `endpoint/web/a2.weight: file 50, here 80; by anna 2h00m ago, "hot"` {
 		t.Error(got)
 	}
+	r = node.ChangeReport{Generation: 7, Loops: 2, Plan: "~ endpoint web/a2: weight 9 -> 8\n~ endpoint web/a1: maintenance -> ready\n~ endpoint web/a2: ordered weight 20 -> the file's weight\n"}
+	if got := changeLine(&r); !strings.Contains(got, ": web/a1: maintenance -> ready, web/a2: ordered weight 20 -> the file's weight; flows: ") {
+		t.Error(got)
+	}
 	e := node.Event{Seq: 7, Kind: "shift", Object: "endpoint/web/a2", Text: "weight 20 after 10s", By: "anna"}
 	if got := eventLine(&e); !strings.HasSuffix(got, "  shift       web/a2: weight 20 after 10s (anna)") {
 		t.Error(got)

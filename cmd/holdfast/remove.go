@@ -127,13 +127,13 @@ func follow(c *client, stream *connect.ServerStreamForClient[api.Progress], err 
 		before = line
 	}
 	newline()
-	if err := stream.Err(); err != nil {
+	switch err := stream.Err(); {
+	case err != nil && connect.IsWireError(err):
 		return c.refusal(err)
-	}
-	if c.json {
+	case err == nil && c.json:
 		return nil
 	}
-	return &exit{exitFailed, fmt.Errorf("%s: the answer ended before it was done; it goes on in holdfast, see: holdfast status", name)}
+	return &exit{exitFailed, fmt.Errorf("%s: the answer ended before it was done, as in an upgrade; what was begun goes on, see: holdfast status", name)}
 }
 
 // progressLine is one step in words.

@@ -197,7 +197,7 @@ func whatChanged(g *node.GenerationInfo) string {
 	if g.Impact == (node.Impact{}) {
 		return fmt.Sprintf("%s; and %d more", oneLine(first), strings.Count(plan, "\n"))
 	}
-	return objectWords(&g.Impact)
+	return objectWords(&g.Impact, g.Plan)
 }
 
 func configRollbackCommand() *cobra.Command {
@@ -206,7 +206,9 @@ func configRollbackCommand() *cobra.Command {
 		Use:   "rollback GENERATION",
 		Short: "Bring back what an earlier generation desired; that is a generation of its own",
 		Long: "Brings back the whole desired state of an earlier generation: the file as it was applied then, and what\n" +
-			"had been changed at run time. The file on disk stays as it is: a later reload applies it again.",
+			"had been changed at run time, and what was ordered of endpoints: one that is in maintenance now and was\n" +
+			"not then serves again, and the answer says so. The file on disk stays as it is; once it is edited, a\n" +
+			"reload applies it again.",
 		Example: "  holdfast config history\n  holdfast config rollback 41",
 		Args:    wants(1, 1, "a GENERATION, as config history lists them"),
 		RunE: func(cmd *cobra.Command, args []string) error {
