@@ -41,8 +41,8 @@ var questions = map[string]question{
 	"Settle":    {ask: &api.SettleRequest{Keep: true}, code: "failed_precondition", has: "no canary"},
 	"SetEndpoint": {ask: &api.EndpointRequest{Backend: "app", Endpoint: "a", Do: "ready"},
 		has: `"endpoint":"app/a"`},
-	"Remove":    {ask: &api.RemoveRequest{Object: "endpoint/app/none"}, code: "failed_precondition", has: "none"},
-	"Shift":     {ask: &api.ShiftRequest{Backend: "app", Endpoint: "none", Over: durationpb.New(time.Minute)}, code: "failed_precondition", has: "none"},
+	"Remove":    {ask: &api.RemoveRequest{Object: "endpoint/app/none"}, code: "not_found", has: "none"},
+	"Shift":     {ask: &api.ShiftRequest{Backend: "app", Endpoint: "none", Over: durationpb.New(time.Minute)}, code: "not_found", has: "none"},
 	"Kill":      {ask: &api.KillRequest{Filter: &api.FlowsRequest{Listener: "raw"}}, has: `"killed":0`},
 	"Shed":      {ask: &api.ShedRequest{Backend: "app", Percent: 0}, has: `"backend":"app"`},
 	"Rebalance": {ask: &api.RebalanceRequest{}, has: `"distance":"loop"`},
@@ -81,7 +81,11 @@ func TestEachMethodInPlainJSON(t *testing.T) {
 		}
 		status, text := s.line(name, jsonOf(t, q.ask))
 		want := http.StatusOK
-		if q.code != "" {
+		switch q.code {
+		case "":
+		case "not_found":
+			want = http.StatusNotFound
+		default:
 			want = http.StatusBadRequest
 		}
 		if status != want || !strings.Contains(text, q.has) || q.code != "" && !strings.Contains(text, `"code":"`+q.code+`"`) {
@@ -94,6 +98,26 @@ func TestEachMethodInPlainJSON(t *testing.T) {
 		} else if status, _ := s.ask("/holdfast.v1.Node/"+name, ""); status != http.StatusMethodNotAllowed {
 			t.Errorf("GET %s, which writes: %d", name, status)
 		}
+	}
+}
+
+// What is short is not compressed, though the client would take it: a compressor is
+// more than the answer.
+func TestShortAnswersAreNotCompressed(t *testing.T) {
+	s := serving(t, "")
+	r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://localhost/holdfast.v1.Node/Status", strings.NewReader("{}"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Header.Set("Content-Type", "application/json")
+	r.Header.Set("Accept-Encoding", "gzip")
+	a, err := s.http.Do(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = a.Body.Close() }()
+	if a.StatusCode != http.StatusOK || a.Header.Get("Content-Encoding") != "" {
+		t.Errorf("%s, encoded as %q", a.Status, a.Header.Get("Content-Encoding"))
 	}
 }
 

@@ -89,7 +89,7 @@ func TestAuditLog(t *testing.T) {
 		{"Apply", fmt.Sprintf(`{"source":"listeners: { password: %s }"}`, secret), "a configuration of 40 octets", "invalid_argument"},
 		{"SetEndpoint", `{"backend":"app","endpoint":"a","do":"ready"}`, "endpoint/app/a do ready", "ok"},
 		{"Kill", `{"id":"f-1"}`, "id f-1", "ok"},
-		{"Remove", `{"object":"endpoint/app/none"}`, "endpoint/app/none", "failed_precondition"},
+		{"Remove", `{"object":"endpoint/app/none"}`, "endpoint/app/none", "not_found"},
 	} {
 		s.send(x.name, x.body)
 		all, _ := audited(t, path)
