@@ -32,6 +32,11 @@ type methods struct {
 
 var _ holdfastv1connect.NodeHandler = methods{}
 
+// compressMin is from how many octets on an answer is compressed, for who takes
+// that. The state of a compressor is a megabyte: for the report of a change that was
+// the most of what the change cost in memory.
+const compressMin = 256 << 10
+
 // apiHandler is all that the API serves.
 func (s *Server) apiHandler() http.Handler {
 	options := connect.WithHandlerOptions(
@@ -39,6 +44,7 @@ func (s *Server) apiHandler() http.Handler {
 		connect.WithCodec(wire.JSON{Subtype: "json; charset=utf-8"}),
 		connect.WithCodec(wire.YAML{JSON: wire.JSON{Subtype: "yaml"}}),
 		connect.WithReadMaxBytes(bodyMax),
+		connect.WithCompressMinBytes(compressMin),
 		connect.WithRequestGate(s.admit),
 	)
 	mux := http.NewServeMux()
