@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"os"
 	"path"
 	"strconv"
 	"strings"
@@ -217,7 +218,16 @@ func (s methods) Endpoints(context.Context, *api.EndpointsRequest) (*api.Endpoin
 }
 
 func (s methods) GetConfig(ctx context.Context, _ *api.GetConfigRequest) (*api.ConfigState, error) {
-	return shown[api.ConfigState](ctx, s, s.node.ConfigState(), nil)
+	state := s.node.ConfigState()
+	if callOf(ctx).role < config.AdminRole {
+		// The text of the file has secrets; who may look only sees what it comes to.
+		text, _, err := config.Show(state.File, state.Source, os.LookupEnv)
+		if err != nil {
+			text = "# it cannot be shown without secrets\n"
+		}
+		state.Source = []byte(text)
+	}
+	return shown[api.ConfigState](ctx, s, state, nil)
 }
 
 func (s methods) History(_ context.Context, m *api.HistoryRequest) (*api.HistoryResponse, error) {

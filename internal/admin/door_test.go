@@ -223,6 +223,26 @@ func TestRolesOverTCP(t *testing.T) {
 	if by := s.Generations(1)[0].By; by != (node.Author{Name: "deploy", Reason: "more room"}) {
 		t.Errorf("%+v", by)
 	}
+	// Who may only look sees no secret.
+	key := "a key of sixteen octets or more"
+	if _, err := s.Change(t.Context(), node.ChangeRequest{Edits: []config.Patch{{Object: "backend/shop", Value: fmt.Sprintf("{ sticky: { cookie: { name: c, key: %q } }, endpoints: [ { address: 127.0.0.1:9 } ] }", key)}}}); err != nil {
+		t.Fatal(err)
+	}
+	viewer := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: a.pool, Certificates: []tls.Certificate{a.client("viewer", "spiffe://example.org/viewer")}}}}
+	for who, h := range map[string]*http.Client{"read": viewer, "admin": h} {
+		c, err := once[api.GetConfigRequest, api.ConfigState](t.Context(), h, "https://"+addr+holdfastv1connect.NodeGetConfigProcedure, &api.GetConfigRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		text := fmt.Sprint(c)
+		if told := strings.Contains(text, key); told != (who == "admin") || !strings.Contains(text, "sticky") {
+			t.Errorf("role %s: %s", who, text)
+		}
+		past, err := once[api.HistoryRequest, api.HistoryResponse](t.Context(), h, "https://"+addr+holdfastv1connect.NodeHistoryProcedure, &api.HistoryRequest{})
+		if err != nil || strings.Contains(fmt.Sprint(past), key) {
+			t.Errorf("role %s: %v, %s", who, err, past)
+		}
+	}
 	// A role that is taken away is gone at the next request, on a connection that
 	// is open, too.
 	if _, err := s.Change(t.Context(), node.ChangeRequest{Edits: []config.Patch{{Object: "node", Field: "admin.api.roles", Value: "{ somebody: read }"}}}); err != nil {

@@ -90,7 +90,8 @@ type NodeClient interface {
 	Flows(context.Context, *v1.FlowsRequest) (*v1.FlowsResponse, error)
 	// Endpoints tells of every endpoint how it is. Role read.
 	Endpoints(context.Context, *v1.EndpointsRequest) (*v1.EndpointsResponse, error)
-	// GetConfig is the desired state in force, as a file that says all of it. Role read.
+	// GetConfig is the desired state in force, as a file that says all of it. Who is
+	// not admin sees it as `holdfast config show` tells it, without secrets. Role read.
 	GetConfig(context.Context, *v1.GetConfigRequest) (*v1.ConfigState, error)
 	// History lists the generations that are kept, the newest first. Role read.
 	History(context.Context, *v1.HistoryRequest) (*v1.HistoryResponse, error)
@@ -458,7 +459,8 @@ type NodeHandler interface {
 	Flows(context.Context, *v1.FlowsRequest) (*v1.FlowsResponse, error)
 	// Endpoints tells of every endpoint how it is. Role read.
 	Endpoints(context.Context, *v1.EndpointsRequest) (*v1.EndpointsResponse, error)
-	// GetConfig is the desired state in force, as a file that says all of it. Role read.
+	// GetConfig is the desired state in force, as a file that says all of it. Who is
+	// not admin sees it as `holdfast config show` tells it, without secrets. Role read.
 	GetConfig(context.Context, *v1.GetConfigRequest) (*v1.ConfigState, error)
 	// History lists the generations that are kept, the newest first. Role read.
 	History(context.Context, *v1.HistoryRequest) (*v1.HistoryResponse, error)
