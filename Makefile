@@ -163,7 +163,7 @@ sim: ## SEEDS=200: the deterministic world, one history for each seed
 	@go test -count=1 -json -run '^TestSeeds$$' ./internal/sim -seeds $(SEEDS) | $(tests)
 
 planted: ## the tests find each bug that was put in on purpose, see docs/planted-bugs.md
-	@go test -timeout 300s -count=1 -tags planted -run '^TestPlanted$$' -json ./internal/sim ./internal/flow ./internal/ledger ./internal/journal | $(tests)
+	@go test -timeout 300s -count=1 -tags planted -run '^TestPlanted' -json ./internal/sim ./internal/flow ./internal/ledger ./internal/journal ./internal/loop ./internal/node | $(tests)
 
 labs: ## LABS="...": every lab in turn
 	@bad=0
