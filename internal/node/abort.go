@@ -217,11 +217,17 @@ func (s *scope) has(key loop.SeriesKey) bool {
 
 // figuresOf sums what was served in a scope, by all processes of this node.
 func (n *Node) figuresOf(s scope) *figures {
-	c := n.Config()
 	sum := &figures{}
+	n.eachFigures(s, func(_ loop.SeriesKey, x *loop.Series, http bool) { sum.add(x, http) })
+	return sum
+}
+
+// eachFigures calls do for the series of a scope, in the turns of their loops.
+func (n *Node) eachFigures(s scope, do func(key loop.SeriesKey, x *loop.Series, http bool)) {
+	c := n.Config()
 	add := func(key loop.SeriesKey, x *loop.Series) {
 		l := c.Listeners[key.Listener]
-		sum.add(x, l != nil && l.Protocol == config.HTTP)
+		do(key, x, l != nil && l.Protocol == config.HTTP)
 	}
 	n.past.mu.Lock()
 	for key, x := range n.past.series {
@@ -241,5 +247,95 @@ func (n *Node) figuresOf(s scope) *figures {
 			})
 		}
 	}
-	return sum
+}
+
+const (
+	// markEvery is the time between two marks, marksMost how many are kept: the
+	// oldest is of about five minutes ago.
+	markEvery = time.Minute
+	marksMost = 6
+)
+
+// mark is what was counted until a time. Endpoints are not told apart, for no
+// baseline is of one alone: so it stays small.
+type mark struct {
+	at  time.Time
+	sum map[loop.SeriesKey]*figures
+}
+
+// baseline is what was served in the last minutes before a change: what was long
+// ago says little of now.
+type baseline struct {
+	Figures *figures      `json:"figures"`
+	Over    time.Duration `json:"over"`
+}
+
+// or gives the figures to compare with; old are those of a change that was begun
+// by a release that took no marks.
+func (b *baseline) or(old *figures) *figures {
+	if b == nil || b.Figures == nil {
+		return old
+	}
+	return b.Figures
+}
+
+// String tells what is compared with.
+func (b *baseline) String() string {
+	switch {
+	case b == nil || b.Figures == nil:
+		return "before: all that was counted"
+	case b.Figures.Requests < judgedLeast:
+		return "before: too few requests to compare with"
+	}
+	f := b.Figures
+	return fmt.Sprintf("before: %d requests in %v, errors %.2f%%, p99 %v", f.Requests, b.Over.Round(time.Second), 100*f.errorShare(), round(f.Took.Quantile(0.99)))
+}
+
+// baselineOf is what was served in s since the oldest mark; is is what was counted
+// until now. Without a mark nothing is known.
+func (s *stateSide) baselineOf(of scope, is *figures, now time.Time) *baseline {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, m := range s.marks {
+		if now.Sub(m.at) > marksMost*markEvery {
+			continue // none was taken for a while
+		}
+		from := &figures{}
+		for key, f := range m.sum {
+			if of.has(key) {
+				from.Requests += f.Requests
+				from.Errors += f.Errors
+				from.Took.Add(&f.Took)
+			}
+		}
+		return &baseline{is.since(from), now.Sub(m.at)}
+	}
+	return &baseline{Figures: &figures{}}
+}
+
+// markFigures takes a mark when it is time to.
+func (n *Node) markFigures(now time.Time) {
+	s := &n.state
+	s.mu.Lock()
+	due := len(s.marks) == 0 || now.Sub(s.marks[len(s.marks)-1].at) >= markEvery
+	s.mu.Unlock()
+	if !due || n.handingOver() {
+		return
+	}
+	m := mark{now, map[loop.SeriesKey]*figures{}}
+	n.eachFigures(scope{All: true}, func(key loop.SeriesKey, x *loop.Series, http bool) {
+		key = loop.SeriesKey{Listener: key.Listener, Backend: key.Backend}
+		f := m.sum[key]
+		if f == nil {
+			f = &figures{}
+			m.sum[key] = f
+		}
+		f.add(x, http)
+	})
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.marks) == marksMost {
+		s.marks = append([]mark(nil), s.marks[1:]...)
+	}
+	s.marks = append(s.marks, m)
 }

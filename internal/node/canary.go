@@ -33,6 +33,8 @@ type canary struct {
 	Scope      scope     `json:"scope"`
 	// Before is what was counted until the change, From where counting begins.
 	Before *figures `json:"before"`
+	// Baseline is what the change is compared with.
+	Baseline *baseline `json:"baseline,omitempty"`
 
 	abort  []threshold
 	failed string // why it could not be rolled back, as the log was told
@@ -64,19 +66,20 @@ func (s *stateSide) canaryText() (text string, ends time.Time) {
 }
 
 func (c *canary) String() string {
-	return fmt.Sprintf("generation %d is watched until %s; %s takes it back", c.Generation, c.Ends.Format(time.TimeOnly), c.AbortOn)
+	return fmt.Sprintf("generation %d is watched until %s; %s takes it back; %s", c.Generation, c.Ends.Format(time.TimeOnly), c.AbortOn, c.Baseline)
 }
 
 // canaryBaseline counts what was before a change that is going to be watched.
-func (n *Node) canaryBaseline(plan config.Plan) (scope, *figures) {
-	s := scopeOf(plan)
-	return s, n.figuresOf(s)
+func (n *Node) canaryBaseline(plan config.Plan) (s scope, before *figures, compared *baseline) {
+	s = scopeOf(plan)
+	before = n.figuresOf(s)
+	return s, before, n.state.baselineOf(s, before, time.Now())
 }
 
 // beginCanary watches the change that was just made.
-func (n *Node) beginCanary(q ChangeRequest, was *desired, i GenerationInfo, s scope, before *figures) string {
+func (n *Node) beginCanary(q ChangeRequest, was *desired, i GenerationInfo, s scope, before *figures, compared *baseline) string {
 	now := time.Now()
-	c := &canary{Generation: i.Generation, Back: was.Generation, State: was.encode(), By: i.By, Began: now, Ends: now.Add(q.Canary), AbortOn: cmp.Or(q.AbortOn, canaryAbort), Scope: s, Before: before}
+	c := &canary{Generation: i.Generation, Back: was.Generation, State: was.encode(), By: i.By, Began: now, Ends: now.Add(q.Canary), AbortOn: cmp.Or(q.AbortOn, canaryAbort), Scope: s, Before: before, Baseline: compared}
 	c.abort, _ = parseAbort(c.AbortOn) // was read when the change was asked for
 	n.state.mu.Lock()
 	n.state.canary, n.state.settled = c, ""
@@ -95,7 +98,7 @@ func (n *Node) lookAtCanary(ctx context.Context, now time.Time) {
 		return
 	}
 	seen := n.figuresOf(c.Scope).since(c.Before)
-	if why := judgeBy(c.abort, seen, c.Before); why != "" {
+	if why := judgeBy(c.abort, seen, c.Baseline.or(c.Before)); why != "" {
 		if _, err := n.endCanary(ctx, c, Author{Name: "canary", Reason: why}, false, seen); err != nil && err.Error() != c.failed {
 			c.failed = err.Error() // once: it is tried again at each look
 			n.log.Error("a canary could not be rolled back; it is tried again and again, holdfast canary keep ends it", "generation", c.Generation, "why", why, "error", err)
@@ -151,11 +154,11 @@ func (n *Node) endCanary(ctx context.Context, c *canary, by Author, keep bool, s
 	}
 	if keep {
 		n.keepTrial(c.Generation)
-		text := fmt.Sprintf("generation %d stays: %s", c.Generation, seen)
+		text := fmt.Sprintf("generation %d stays: %s; %s", c.Generation, seen, c.Baseline)
 		over(text)
 		return &ChangeReport{Generation: d.Generation, Was: d.Generation, Unchanged: true, Loops: len(n.shared.Loops), Durable: s.durable(d.Generation), Canary: text, Millis: millis(time.Since(began))}, nil
 	}
-	by.Reason = cmp.Or(by.Reason, "asked for") + "; " + seen.String()
+	by.Reason = cmp.Or(by.Reason, "asked for") + "; " + seen.String() + "; " + c.Baseline.String()
 	b, err := d.back(s.reader, c.State, asked{by: by, at: time.Now(), kind: "canary-rollback"})
 	if err != nil {
 		return nil, err

@@ -8,11 +8,13 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/holdfast-lb/holdfast/internal/config"
+	"github.com/holdfast-lb/holdfast/internal/loop"
 )
 
 // browse asks again and again until the test ends, and counts answers by status.
@@ -405,5 +407,66 @@ func TestStateTakesUpgrade(t *testing.T) {
 	p := config.Diff(parse(""), parse(", state: none"))
 	if what := takesUpgrade(p, p); what != "node.state" {
 		t.Errorf("%q", what)
+	}
+}
+
+// What is compared with is what was in the last minutes, not all that ever was.
+func TestBaselineIsOfLately(t *testing.T) {
+	of := func(requests, errors uint64) *figures { return &figures{Requests: requests, Errors: errors} }
+	key, all, now := loop.SeriesKey{Listener: "web", Backend: "app"}, scope{All: true}, time.Now()
+	s := &stateSide{marks: []mark{
+		{now.Add(-time.Hour), map[loop.SeriesKey]*figures{key: of(10, 10)}},
+		{now.Add(-5 * time.Minute), map[loop.SeriesKey]*figures{key: of(1000, 500)}},
+		{now.Add(-time.Minute), map[loop.SeriesKey]*figures{key: of(1900, 500)}},
+	}}
+	b := s.baselineOf(all, of(2000, 501), now)
+	if b.Figures.Requests != 1000 || b.Figures.Errors != 1 || !strings.Contains(b.String(), "before: 1000 requests in 5m0s, errors 0.10%") {
+		t.Errorf("%s", b)
+	}
+	if b := s.baselineOf(all, of(1000+judgedLeast-1, 500), now); b.String() != "before: too few requests to compare with" {
+		t.Errorf("%s", b)
+	}
+	// A canary says what it is compared with.
+	text, _, ill, vip := pair(t)
+	r := start(t, text)
+	browse(t, vip)
+	q := edited("endpoint/app/a", "address", ill)
+	q.Canary, q.AbortOn = time.Hour, "p99>1h"
+	if c := r.asks(q); !strings.Contains(c.Canary, "before: ") {
+		t.Errorf("%q", c.Canary)
+	}
+}
+
+// A canary that waits for its turn holds no shift up.
+func TestShiftsDoNotWaitForCanary(t *testing.T) {
+	text, _ := shop(t, 1)
+	r := start(t, text)
+	q := edited("endpoint/s0/a", "weight", "7")
+	q.Canary = time.Second
+	r.asks(q)
+	if err := r.state.take(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	give := sync.OnceFunc(r.state.give)
+	defer give()
+	await(t, "the canary does not wait", func() bool { return r.state.waiting.Load() == 1 })
+	ctx, away := context.WithCancel(t.Context())
+	err := r.Shift(ctx, ShiftRequest{Guard: anna, Backend: "s0", Endpoint: "b", Weight: 0, Over: 10 * time.Second}, func(Progress) { away() })
+	if !errors.Is(err, context.Canceled) {
+		t.Fatal(err)
+	}
+	await(t, "the shift waits with the canary", func() bool { s := r.Shifts(); return len(s) == 1 && s[0].Weight < s[0].From })
+}
+
+// Orders of what a plan removes are no part of it.
+func TestPlanLeavesOutOrdersOfWhatGoes(t *testing.T) {
+	text, _ := shop(t, 1)
+	r := start(t, text)
+	if _, err := r.SetEndpoint(EndpointRequest{Guard: anna, Backend: "s0", Endpoint: "b", Do: "maint"}); err != nil {
+		t.Fatal(err)
+	}
+	q := ChangeRequest{Guard: anna, Edits: []config.Patch{{Object: "endpoint/s0/b", Delete: true}}}
+	if c := r.asks(q); strings.Contains(c.Plan, "-> ready") || c.Plan == "" {
+		t.Errorf("%s", c.Plan)
 	}
 }

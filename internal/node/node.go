@@ -685,9 +685,11 @@ func (n *Node) tend() {
 	n.background = append(n.background, n.remember())
 	n.background = append(n.background, every(memoryEvery, n.watchMemory))
 	n.background = append(n.background, every(canaryLook, func(now time.Time) {
+		n.markFigures(now)
 		n.lookAtCanary(ctx, now)
-		n.stepShifts(now)
 	}))
+	// A canary may wait for its turn; shifts do not wait with it.
+	n.background = append(n.background, every(shiftEvery, n.stepShifts))
 	n.background = append(n.background, n.watchFile(ctx))
 	n.background = append(n.background, every(journalRetry, func(time.Time) { n.keepJournal() }))
 }

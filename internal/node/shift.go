@@ -39,6 +39,7 @@ type shift struct {
 	By       Author        `json:"by"`
 	Before   *figures      `json:"before"`  // what was counted of its backend until it began
 	Counted  *figures      `json:"counted"` // and of the endpoint
+	Baseline *baseline     `json:"baseline,omitempty"`
 	abort    []threshold
 	stepped  time.Time
 	progress Progress
@@ -136,9 +137,10 @@ func (n *Node) beginShift(q ShiftRequest, abort []threshold) (*shift, *ShiftStat
 		from = e.Weight
 	}
 	backend := scope{Backends: map[string]bool{q.Backend: true}}
+	before := n.figuresOf(backend)
 	x := &shift{
 		Object: name, From: from, Was: was, To: q.Weight, Weight: from, Began: time.Now(), Over: q.Over, AbortOn: q.AbortOn, By: q.Author, abort: abort,
-		Before: n.figuresOf(backend), Counted: n.figuresOf(scope{Endpoint: name}), more: make(chan struct{}),
+		Before: before, Baseline: s.baselineOf(backend, before, time.Now()), Counted: n.figuresOf(scope{Endpoint: name}), more: make(chan struct{}),
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -195,8 +197,8 @@ func (n *Node) stepShift(x *shift, now time.Time) {
 	s := &n.state
 	if len(x.abort) > 0 {
 		seen := n.figuresOf(scope{Endpoint: x.Object}).since(x.Counted)
-		if why := judgeBy(x.abort, seen, x.Before); why != "" {
-			n.endShift(x, now, why)
+		if why := judgeBy(x.abort, seen, x.Baseline.or(x.Before)); why != "" {
+			n.endShift(x, now, why+"; "+x.Baseline.String())
 			return
 		}
 	}

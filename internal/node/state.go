@@ -49,6 +49,7 @@ type stateSide struct {
 	unwritten string // why there is no journal
 	reread    *reread
 	canary    *canary
+	marks     []mark            // the oldest first
 	settled   string            // what came of the last one
 	shifts    map[string]*shift // by full name of the endpoint
 	keys      keys
@@ -347,7 +348,7 @@ func (n *Node) dryRun(q ChangeRequest) (*ChangeReport, error) {
 		Generation: d.Generation, Was: d.Generation, DryRun: true, Plan: n.planText(plan, c), Warnings: b.warnings, Edits: b.edits, Loops: len(n.shared.Loops),
 		Impact: n.impactOf(plan, old.Config, c, q.Flows), Durable: n.state.durable(d.Generation),
 	}
-	r.Plan += ordersText(d.orders, b.next.orders)
+	r.Plan += ordersText(ordersOf(d.orders, b.next.doc.Config()), b.next.orders)
 	r.Unchanged = r.Plan == "" && b.same
 	r.Millis = millis(time.Since(began))
 	return r, nil
@@ -363,6 +364,14 @@ func (n *Node) planText(plan config.Plan, c *config.Config) string {
 		text += "! " + later + ": takes effect with the next upgrade\n"
 	}
 	return text
+}
+
+// ordersOf leaves out the orders of endpoints that c has not: these go with them,
+// and the plan says so.
+func ordersOf(all map[string]ordered, c *config.Config) map[string]ordered {
+	out := maps.Clone(all)
+	maps.DeleteFunc(out, func(name string, _ ordered) bool { return endpointOf(c, name) == nil })
+	return out
 }
 
 // ordersText tells by what orders differ, as plans do.
@@ -413,7 +422,7 @@ func (n *Node) enact(ctx context.Context, began time.Time, d *desired, b *became
 	plan := config.Diff(old.Config, c)
 	s := &n.state
 	r := &ChangeReport{Was: d.Generation, Plan: n.planText(plan, c), Warnings: b.warnings, Edits: b.edits, Loops: len(n.shared.Loops)}
-	r.Plan += ordersText(d.orders, b.next.orders)
+	r.Plan += ordersText(ordersOf(d.orders, b.next.doc.Config()), b.next.orders)
 	if plan.Empty() && b.same {
 		named.keep()
 		s.mu.Lock()
@@ -438,8 +447,9 @@ func (n *Node) enact(ctx context.Context, began time.Time, d *desired, b *became
 	kernel := n.kernelBefore()
 	var watched scope
 	var before *figures
+	var compared *baseline
 	if q.Canary > 0 {
-		watched, before = n.canaryBaseline(plan)
+		watched, before, compared = n.canaryBaseline(plan)
 	}
 	moved := newReport("config")
 	var pending *journal.Pending
@@ -475,7 +485,7 @@ func (n *Node) enact(ctx context.Context, began time.Time, d *desired, b *became
 	r.Octets, r.WithOctets, r.States, r.Refused, r.Reasons = moved.Octets, moved.WithOctets, moved.States, moved.Refused, moved.Reasons
 	r.Kernel = n.kernelAfter(kernel)
 	if q.Canary > 0 {
-		r.Canary = n.beginCanary(q, d, info, watched, before)
+		r.Canary = n.beginCanary(q, d, info, watched, before, compared)
 	}
 	n.tellChange(info, r)
 	n.tellListeners(plan, info.By)
