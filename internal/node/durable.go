@@ -248,37 +248,33 @@ func (n *Node) reopenJournal() error {
 	}
 	s.swap.Lock()
 	defer s.swap.Unlock()
+	// In one step: what is in force is not durable for being older than what the
+	// journal has.
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.journal, s.unwritten = j, ""
 	d := s.now
 	// What was changed while it was closed comes after what it has.
 	own := s.history.infos
 	s.history.infos = infos // states that it does not have are kept
-	last := uint64(0)
-	if e, any := j.Last(); any {
-		last = e.Generation
-	}
+	e, any := j.Last()
 	for _, i := range own {
-		if i.Generation > last {
+		if !any || i.Generation > e.Generation {
 			s.history.add(i)
 		}
 	}
-	s.mu.Unlock()
-	e, any := j.Last()
 	switch {
-	case !any || d.Generation > last:
+	case !any || d.Generation > e.Generation:
 	case bytes.Equal(e.State, d.encode()):
 		return nil
 	default:
 		// It has what another process wrote that was not our predecessor in all: a
 		// release that knew no journal was between. Numbers are never used twice.
 		next := *d
-		next.Generation, next.Kind = s.number(last), "start"
+		next.Generation, next.Kind = max(e.Generation+1, s.least), "start"
 		d = &next
-		s.mu.Lock()
 		s.now = d
 		s.history.add(d.info())
-		s.mu.Unlock()
 	}
 	meta, _ := json.Marshal(d.info()) // words, numbers and times cannot fail
 	j.Append(journal.Entry{Generation: d.Generation, Meta: meta, State: d.encode()})

@@ -247,8 +247,11 @@ func (x *naming) stop() {
 		if x.ended != nil {
 			<-x.ended
 		}
-		if x.resolver != nil {
-			x.resolver.Stop()
+		x.mu.Lock() // a change may be under way
+		r := x.resolver
+		x.mu.Unlock()
+		if r != nil {
+			r.Stop()
 		}
 	})
 }
