@@ -452,7 +452,7 @@ func (d *reloadDriver) Strike(how string, done *bool) error {
 	defer d.mu.Unlock()
 	for _, f := range d.flows {
 		c := f.server.Load()
-		if c == nil || f.fault != nil {
+		if c == nil || f.broken() != nil {
 			continue
 		}
 		if how == DropOctet {
