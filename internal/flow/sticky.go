@@ -242,7 +242,8 @@ func (j *jar) next(name string) []byte {
 			var one []byte
 			one, j.rest, _ = bytes.Cut(j.rest, semicolon)
 			k, v, ok := bytes.Cut(bytes.Trim(one, " \t"), equals)
-			if !ok || string(k) != name {
+			// A name may have room behind it (section 5.2).
+			if !ok || string(bytes.TrimRight(k, " \t")) != name {
 				continue
 			}
 			if n := len(v); n >= 2 && v[0] == '"' && v[n-1] == '"' {
