@@ -22,8 +22,9 @@ const (
 	// retireQuiet is how long is waited where the kernel does not tell of them.
 	retireQuiet = 200 * time.Millisecond
 	// retireWait is how long a change waits for the end, so that who connects after
-	// it is refused rather than left without an answer.
-	retireWait = 5 * time.Millisecond
+	// it is refused rather than left without an answer, which costs it a second. To
+	// look for handshakes the kernel walks all sockets there are.
+	retireWait = 50 * time.Millisecond
 )
 
 // retirements are those that are under way.
