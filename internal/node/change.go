@@ -211,7 +211,9 @@ type RemoveRequest struct {
 
 // Progress is one step of something that takes a while.
 type Progress struct {
-	Phase    string        `json:"phase"` // quiescing, draining, cutting, watching, shifting, done, aborted
+	// Phase is quiescing, draining, cutting, watching, shifting; of an upgrade starting,
+	// greeting, copying, canary, switching, flows; of all done, aborted.
+	Phase    string        `json:"phase"`
 	InFlight int64         `json:"in_flight"`
 	Text     string        `json:"text"`
 	Seconds  float64       `json:"seconds"` // since it began
@@ -220,6 +222,27 @@ type Progress struct {
 	Cut      int           `json:"cut,omitempty"`    // flows that Then dealt with
 	Weight   int           `json:"weight,omitempty"` // of a shift, now
 	Report   *ChangeReport `json:"report,omitempty"` // of the last step
+	// Of an upgrade: how many flows have moved, of how many, and to which process.
+	Flows      int     `json:"flows,omitempty"`
+	FlowsTotal int     `json:"flows_total,omitempty"`
+	PID        int     `json:"pid,omitempty"`
+	Release    string  `json:"release,omitempty"`
+	Move       *Report `json:"move,omitempty"` // of the last step
+}
+
+// UpgradeRequest hands everything over to a new process.
+type UpgradeRequest struct {
+	Guard
+	Binary string `json:"binary,omitempty"` // "": the file this process was started from
+	// File is another configuration, which the successor applies before it serves;
+	// "": the one in force.
+	File string `json:"file,omitempty"`
+	// Canary is how long the first flows are watched before the others follow; 0 is
+	// a default, below 0 not at all.
+	Canary time.Duration `json:"canary,omitempty"`
+	// Drain is how long flows that the successor refuses may go on in the old
+	// process; 0 is a default.
+	Drain time.Duration `json:"drain,omitempty"`
 }
 
 // ShiftRequest moves an endpoint's weight gradually.

@@ -35,10 +35,29 @@ type Report struct {
 	Unchanged  bool           `json:"unchanged,omitempty"` // the configuration is the one in force
 	Millis     float64        `json:"millis"`
 
+	// Of an upgrade alone.
+	Kinds       map[string]KindReport `json:"kinds,omitempty"`   // what moved, by what it was doing
+	Residue     int                   `json:"residue,omitempty"` // refused flows that drain in the old process
+	CanaryFlows int                   `json:"canary_flows,omitempty"`
+	LostFlows   []string              `json:"lost_flows,omitempty"` // who was lost, as far as they are named
+	Listeners   int                   `json:"listeners,omitempty"`
+	IdleLegs    int                   `json:"idle_legs,omitempty"` // pooled backend legs that went along
+	Copied      int                   `json:"copied,omitempty"`    // descriptors that went over before anything stopped
+	From        string                `json:"from_release,omitempty"`
+	To          string                `json:"to_release,omitempty"`
+	Phases      map[string]float64    `json:"phases_ms,omitempty"`
+
 	// mu guards all above while a move runs: loops report from their threads.
 	mu     sync.Mutex
 	pauses []int64
 	given  int // flows that the other owner serves, or did until it died
+}
+
+// KindReport is what moved of one kind of flow.
+type KindReport struct {
+	Flows  int    `json:"flows"`
+	Octets uint64 `json:"octets"` // under way in them
+	Frozen uint64 `json:"frozen"` // octets of their frozen forms
 }
 
 func newReport(distance string) *Report {

@@ -2562,16 +2562,24 @@ func (x *RemoveRequest) GetForce() bool {
 
 // Progress is one step of something that takes a while.
 type Progress struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Phase         string                 `protobuf:"bytes,1,opt,name=phase,proto3" json:"phase,omitempty"` // quiescing, draining, cutting, watching, shifting, done, aborted
-	InFlight      int64                  `protobuf:"varint,2,opt,name=in_flight,json=inFlight,proto3" json:"in_flight,omitempty"`
-	Text          string                 `protobuf:"bytes,3,opt,name=text,proto3" json:"text,omitempty"`         // one line for a person
-	Seconds       float64                `protobuf:"fixed64,4,opt,name=seconds,proto3" json:"seconds,omitempty"` // since it began
-	Done          bool                   `protobuf:"varint,5,opt,name=done,proto3" json:"done,omitempty"`
-	Failed        string                 `protobuf:"bytes,6,opt,name=failed,proto3" json:"failed,omitempty"`
-	Cut           int64                  `protobuf:"varint,7,opt,name=cut,proto3" json:"cut,omitempty"`       // flows that "then" dealt with
-	Weight        int64                  `protobuf:"varint,8,opt,name=weight,proto3" json:"weight,omitempty"` // of a shift, now
-	Report        *ChangeReport          `protobuf:"bytes,9,opt,name=report,proto3" json:"report,omitempty"`  // of the last step
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// quiescing, draining, cutting, watching, shifting; of an upgrade starting,
+	// greeting, copying, canary, switching, flows; of all done, aborted
+	Phase    string        `protobuf:"bytes,1,opt,name=phase,proto3" json:"phase,omitempty"`
+	InFlight int64         `protobuf:"varint,2,opt,name=in_flight,json=inFlight,proto3" json:"in_flight,omitempty"`
+	Text     string        `protobuf:"bytes,3,opt,name=text,proto3" json:"text,omitempty"`         // one line for a person
+	Seconds  float64       `protobuf:"fixed64,4,opt,name=seconds,proto3" json:"seconds,omitempty"` // since it began
+	Done     bool          `protobuf:"varint,5,opt,name=done,proto3" json:"done,omitempty"`
+	Failed   string        `protobuf:"bytes,6,opt,name=failed,proto3" json:"failed,omitempty"`
+	Cut      int64         `protobuf:"varint,7,opt,name=cut,proto3" json:"cut,omitempty"`       // flows that "then" dealt with
+	Weight   int64         `protobuf:"varint,8,opt,name=weight,proto3" json:"weight,omitempty"` // of a shift, now
+	Report   *ChangeReport `protobuf:"bytes,9,opt,name=report,proto3" json:"report,omitempty"`  // of the last step
+	// Of an upgrade: how many flows have moved, of how many, and to which process.
+	Flows         int64   `protobuf:"varint,10,opt,name=flows,proto3" json:"flows,omitempty"`
+	FlowsTotal    int64   `protobuf:"varint,11,opt,name=flows_total,json=flowsTotal,proto3" json:"flows_total,omitempty"`
+	Pid           int64   `protobuf:"varint,12,opt,name=pid,proto3" json:"pid,omitempty"`
+	Release       string  `protobuf:"bytes,13,opt,name=release,proto3" json:"release,omitempty"`
+	Move          *Report `protobuf:"bytes,14,opt,name=move,proto3" json:"move,omitempty"` // of the last step
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2665,6 +2673,41 @@ func (x *Progress) GetWeight() int64 {
 func (x *Progress) GetReport() *ChangeReport {
 	if x != nil {
 		return x.Report
+	}
+	return nil
+}
+
+func (x *Progress) GetFlows() int64 {
+	if x != nil {
+		return x.Flows
+	}
+	return 0
+}
+
+func (x *Progress) GetFlowsTotal() int64 {
+	if x != nil {
+		return x.FlowsTotal
+	}
+	return 0
+}
+
+func (x *Progress) GetPid() int64 {
+	if x != nil {
+		return x.Pid
+	}
+	return 0
+}
+
+func (x *Progress) GetRelease() string {
+	if x != nil {
+		return x.Release
+	}
+	return ""
+}
+
+func (x *Progress) GetMove() *Report {
+	if x != nil {
+		return x.Move
 	}
 	return nil
 }
@@ -4892,22 +4935,33 @@ func (x *FlowStatus) GetLoop() int64 {
 
 // Report tells what a move, at any of the four distances, has done.
 type Report struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Distance      string                 `protobuf:"bytes,1,opt,name=distance,proto3" json:"distance,omitempty"`
-	Flows         int64                  `protobuf:"varint,2,opt,name=flows,proto3" json:"flows,omitempty"`
-	Octets        uint64                 `protobuf:"varint,3,opt,name=octets,proto3" json:"octets,omitempty"` // that the flows carried
-	WithOctets    int64                  `protobuf:"varint,4,opt,name=with_octets,json=withOctets,proto3" json:"with_octets,omitempty"`
-	Refused       int64                  `protobuf:"varint,5,opt,name=refused,proto3" json:"refused,omitempty"`
-	Reasons       map[string]int64       `protobuf:"bytes,6,rep,name=reasons,proto3" json:"reasons,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
-	Lost          int64                  `protobuf:"varint,7,opt,name=lost,proto3" json:"lost,omitempty"`
-	Closed        int64                  `protobuf:"varint,8,opt,name=closed,proto3" json:"closed,omitempty"` // as the configuration asked
-	PauseUs       *Pause                 `protobuf:"bytes,9,opt,name=pause_us,json=pauseUs,proto3" json:"pause_us,omitempty"`
-	States        map[string]int64       `protobuf:"bytes,10,rep,name=states,proto3" json:"states,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
-	Pid           int64                  `protobuf:"varint,11,opt,name=pid,proto3" json:"pid,omitempty"`
-	Generation    uint64                 `protobuf:"varint,12,opt,name=generation,proto3" json:"generation,omitempty"`
-	Plan          string                 `protobuf:"bytes,13,opt,name=plan,proto3" json:"plan,omitempty"`
-	Unchanged     bool                   `protobuf:"varint,14,opt,name=unchanged,proto3" json:"unchanged,omitempty"`
-	Millis        float64                `protobuf:"fixed64,15,opt,name=millis,proto3" json:"millis,omitempty"`
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Distance   string                 `protobuf:"bytes,1,opt,name=distance,proto3" json:"distance,omitempty"`
+	Flows      int64                  `protobuf:"varint,2,opt,name=flows,proto3" json:"flows,omitempty"`
+	Octets     uint64                 `protobuf:"varint,3,opt,name=octets,proto3" json:"octets,omitempty"` // that the flows carried
+	WithOctets int64                  `protobuf:"varint,4,opt,name=with_octets,json=withOctets,proto3" json:"with_octets,omitempty"`
+	Refused    int64                  `protobuf:"varint,5,opt,name=refused,proto3" json:"refused,omitempty"`
+	Reasons    map[string]int64       `protobuf:"bytes,6,rep,name=reasons,proto3" json:"reasons,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	Lost       int64                  `protobuf:"varint,7,opt,name=lost,proto3" json:"lost,omitempty"`
+	Closed     int64                  `protobuf:"varint,8,opt,name=closed,proto3" json:"closed,omitempty"` // as the configuration asked
+	PauseUs    *Pause                 `protobuf:"bytes,9,opt,name=pause_us,json=pauseUs,proto3" json:"pause_us,omitempty"`
+	States     map[string]int64       `protobuf:"bytes,10,rep,name=states,proto3" json:"states,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	Pid        int64                  `protobuf:"varint,11,opt,name=pid,proto3" json:"pid,omitempty"`
+	Generation uint64                 `protobuf:"varint,12,opt,name=generation,proto3" json:"generation,omitempty"`
+	Plan       string                 `protobuf:"bytes,13,opt,name=plan,proto3" json:"plan,omitempty"`
+	Unchanged  bool                   `protobuf:"varint,14,opt,name=unchanged,proto3" json:"unchanged,omitempty"`
+	Millis     float64                `protobuf:"fixed64,15,opt,name=millis,proto3" json:"millis,omitempty"`
+	// Of an upgrade alone.
+	Kinds         map[string]*KindReport `protobuf:"bytes,16,rep,name=kinds,proto3" json:"kinds,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // what moved, by what it was doing
+	Residue       int64                  `protobuf:"varint,17,opt,name=residue,proto3" json:"residue,omitempty"`                                                                      // refused flows that drain in the old process
+	CanaryFlows   int64                  `protobuf:"varint,18,opt,name=canary_flows,json=canaryFlows,proto3" json:"canary_flows,omitempty"`
+	LostFlows     []string               `protobuf:"bytes,19,rep,name=lost_flows,json=lostFlows,proto3" json:"lost_flows,omitempty"` // who was lost, as far as they are named
+	Listeners     int64                  `protobuf:"varint,20,opt,name=listeners,proto3" json:"listeners,omitempty"`
+	IdleLegs      int64                  `protobuf:"varint,21,opt,name=idle_legs,json=idleLegs,proto3" json:"idle_legs,omitempty"` // pooled backend legs that went along
+	Copied        int64                  `protobuf:"varint,22,opt,name=copied,proto3" json:"copied,omitempty"`                     // descriptors that went over before anything stopped
+	FromRelease   string                 `protobuf:"bytes,23,opt,name=from_release,json=fromRelease,proto3" json:"from_release,omitempty"`
+	ToRelease     string                 `protobuf:"bytes,24,opt,name=to_release,json=toRelease,proto3" json:"to_release,omitempty"`
+	PhasesMs      map[string]float64     `protobuf:"bytes,25,rep,name=phases_ms,json=phasesMs,proto3" json:"phases_ms,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"fixed64,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -5043,6 +5097,137 @@ func (x *Report) GetUnchanged() bool {
 func (x *Report) GetMillis() float64 {
 	if x != nil {
 		return x.Millis
+	}
+	return 0
+}
+
+func (x *Report) GetKinds() map[string]*KindReport {
+	if x != nil {
+		return x.Kinds
+	}
+	return nil
+}
+
+func (x *Report) GetResidue() int64 {
+	if x != nil {
+		return x.Residue
+	}
+	return 0
+}
+
+func (x *Report) GetCanaryFlows() int64 {
+	if x != nil {
+		return x.CanaryFlows
+	}
+	return 0
+}
+
+func (x *Report) GetLostFlows() []string {
+	if x != nil {
+		return x.LostFlows
+	}
+	return nil
+}
+
+func (x *Report) GetListeners() int64 {
+	if x != nil {
+		return x.Listeners
+	}
+	return 0
+}
+
+func (x *Report) GetIdleLegs() int64 {
+	if x != nil {
+		return x.IdleLegs
+	}
+	return 0
+}
+
+func (x *Report) GetCopied() int64 {
+	if x != nil {
+		return x.Copied
+	}
+	return 0
+}
+
+func (x *Report) GetFromRelease() string {
+	if x != nil {
+		return x.FromRelease
+	}
+	return ""
+}
+
+func (x *Report) GetToRelease() string {
+	if x != nil {
+		return x.ToRelease
+	}
+	return ""
+}
+
+func (x *Report) GetPhasesMs() map[string]float64 {
+	if x != nil {
+		return x.PhasesMs
+	}
+	return nil
+}
+
+// KindReport is what moved of one kind of flow.
+type KindReport struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Flows         int64                  `protobuf:"varint,1,opt,name=flows,proto3" json:"flows,omitempty"`
+	Octets        uint64                 `protobuf:"varint,2,opt,name=octets,proto3" json:"octets,omitempty"` // under way in them
+	Frozen        uint64                 `protobuf:"varint,3,opt,name=frozen,proto3" json:"frozen,omitempty"` // octets of their frozen forms
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KindReport) Reset() {
+	*x = KindReport{}
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[50]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KindReport) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KindReport) ProtoMessage() {}
+
+func (x *KindReport) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[50]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KindReport.ProtoReflect.Descriptor instead.
+func (*KindReport) Descriptor() ([]byte, []int) {
+	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{50}
+}
+
+func (x *KindReport) GetFlows() int64 {
+	if x != nil {
+		return x.Flows
+	}
+	return 0
+}
+
+func (x *KindReport) GetOctets() uint64 {
+	if x != nil {
+		return x.Octets
+	}
+	return 0
+}
+
+func (x *KindReport) GetFrozen() uint64 {
+	if x != nil {
+		return x.Frozen
 	}
 	return 0
 }
@@ -5288,7 +5473,7 @@ const file_holdfast_v1_holdfast_proto_rawDesc = "" +
 	"\bdeadline\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\bdeadline\x12\x12\n" +
 	"\x04then\x18\a \x01(\tR\x04then\x12\x0e\n" +
 	"\x02to\x18\b \x01(\tR\x02to\x12\x14\n" +
-	"\x05force\x18\t \x01(\bR\x05force\"\xf4\x01\n" +
+	"\x05force\x18\t \x01(\bR\x05force\"\x80\x03\n" +
 	"\bProgress\x12\x14\n" +
 	"\x05phase\x18\x01 \x01(\tR\x05phase\x12\x1b\n" +
 	"\tin_flight\x18\x02 \x01(\x03R\binFlight\x12\x12\n" +
@@ -5298,7 +5483,14 @@ const file_holdfast_v1_holdfast_proto_rawDesc = "" +
 	"\x06failed\x18\x06 \x01(\tR\x06failed\x12\x10\n" +
 	"\x03cut\x18\a \x01(\x03R\x03cut\x12\x16\n" +
 	"\x06weight\x18\b \x01(\x03R\x06weight\x121\n" +
-	"\x06report\x18\t \x01(\v2\x19.holdfast.v1.ChangeReportR\x06report\"\x98\x02\n" +
+	"\x06report\x18\t \x01(\v2\x19.holdfast.v1.ChangeReportR\x06report\x12\x14\n" +
+	"\x05flows\x18\n" +
+	" \x01(\x03R\x05flows\x12\x1f\n" +
+	"\vflows_total\x18\v \x01(\x03R\n" +
+	"flowsTotal\x12\x10\n" +
+	"\x03pid\x18\f \x01(\x03R\x03pid\x12\x18\n" +
+	"\arelease\x18\r \x01(\tR\arelease\x12'\n" +
+	"\x04move\x18\x0e \x01(\v2\x13.holdfast.v1.ReportR\x04move\"\x98\x02\n" +
 	"\fShiftRequest\x12\x16\n" +
 	"\x06reason\x18\x01 \x01(\tR\x06reason\x12/\n" +
 	"\x13expected_generation\x18\x02 \x01(\x04R\x12expectedGeneration\x12'\n" +
@@ -5585,7 +5777,7 @@ const file_holdfast_v1_holdfast_proto_rawDesc = "" +
 	" \x01(\x03R\foctetsUnsent\x12\x1a\n" +
 	"\brequests\x18\v \x01(\x03R\brequests\x12\x14\n" +
 	"\x05moves\x18\f \x01(\x03R\x05moves\x12\x12\n" +
-	"\x04loop\x18\r \x01(\x03R\x04loop\"\xd0\x04\n" +
+	"\x04loop\x18\r \x01(\x03R\x04loop\"\xc7\b\n" +
 	"\x06Report\x12\x1a\n" +
 	"\bdistance\x18\x01 \x01(\tR\bdistance\x12\x14\n" +
 	"\x05flows\x18\x02 \x01(\x03R\x05flows\x12\x16\n" +
@@ -5605,13 +5797,37 @@ const file_holdfast_v1_holdfast_proto_rawDesc = "" +
 	"generation\x12\x12\n" +
 	"\x04plan\x18\r \x01(\tR\x04plan\x12\x1c\n" +
 	"\tunchanged\x18\x0e \x01(\bR\tunchanged\x12\x16\n" +
-	"\x06millis\x18\x0f \x01(\x01R\x06millis\x1a:\n" +
+	"\x06millis\x18\x0f \x01(\x01R\x06millis\x124\n" +
+	"\x05kinds\x18\x10 \x03(\v2\x1e.holdfast.v1.Report.KindsEntryR\x05kinds\x12\x18\n" +
+	"\aresidue\x18\x11 \x01(\x03R\aresidue\x12!\n" +
+	"\fcanary_flows\x18\x12 \x01(\x03R\vcanaryFlows\x12\x1d\n" +
+	"\n" +
+	"lost_flows\x18\x13 \x03(\tR\tlostFlows\x12\x1c\n" +
+	"\tlisteners\x18\x14 \x01(\x03R\tlisteners\x12\x1b\n" +
+	"\tidle_legs\x18\x15 \x01(\x03R\bidleLegs\x12\x16\n" +
+	"\x06copied\x18\x16 \x01(\x03R\x06copied\x12!\n" +
+	"\ffrom_release\x18\x17 \x01(\tR\vfromRelease\x12\x1d\n" +
+	"\n" +
+	"to_release\x18\x18 \x01(\tR\ttoRelease\x12>\n" +
+	"\tphases_ms\x18\x19 \x03(\v2!.holdfast.v1.Report.PhasesMsEntryR\bphasesMs\x1a:\n" +
 	"\fReasonsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\x1a9\n" +
 	"\vStatesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x012\xe3\t\n" +
+	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\x1aQ\n" +
+	"\n" +
+	"KindsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12-\n" +
+	"\x05value\x18\x02 \x01(\v2\x17.holdfast.v1.KindReportR\x05value:\x028\x01\x1a;\n" +
+	"\rPhasesMsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x01R\x05value:\x028\x01\"R\n" +
+	"\n" +
+	"KindReport\x12\x14\n" +
+	"\x05flows\x18\x01 \x01(\x03R\x05flows\x12\x16\n" +
+	"\x06octets\x18\x02 \x01(\x04R\x06octets\x12\x16\n" +
+	"\x06frozen\x18\x03 \x01(\x04R\x06frozen2\xe3\t\n" +
 	"\x04Node\x12>\n" +
 	"\x06Status\x12\x1a.holdfast.v1.StatusRequest\x1a\x13.holdfast.v1.Status\"\x03\x90\x02\x01\x12C\n" +
 	"\x05Flows\x12\x19.holdfast.v1.FlowsRequest\x1a\x1a.holdfast.v1.FlowsResponse\"\x03\x90\x02\x01\x12O\n" +
@@ -5645,7 +5861,7 @@ func file_holdfast_v1_holdfast_proto_rawDescGZIP() []byte {
 	return file_holdfast_v1_holdfast_proto_rawDescData
 }
 
-var file_holdfast_v1_holdfast_proto_msgTypes = make([]protoimpl.MessageInfo, 68)
+var file_holdfast_v1_holdfast_proto_msgTypes = make([]protoimpl.MessageInfo, 71)
 var file_holdfast_v1_holdfast_proto_goTypes = []any{
 	(*StatusRequest)(nil),         // 0: holdfast.v1.StatusRequest
 	(*EndpointsRequest)(nil),      // 1: holdfast.v1.EndpointsRequest
@@ -5697,135 +5913,142 @@ var file_holdfast_v1_holdfast_proto_goTypes = []any{
 	(*EndpointState)(nil),         // 47: holdfast.v1.EndpointState
 	(*FlowStatus)(nil),            // 48: holdfast.v1.FlowStatus
 	(*Report)(nil),                // 49: holdfast.v1.Report
-	nil,                           // 50: holdfast.v1.ChangeReport.KernelEntry
-	nil,                           // 51: holdfast.v1.ChangeReport.StatesEntry
-	nil,                           // 52: holdfast.v1.ChangeReport.ReasonsEntry
-	nil,                           // 53: holdfast.v1.Event.FieldsEntry
-	nil,                           // 54: holdfast.v1.Status.FlowsByStateEntry
-	nil,                           // 55: holdfast.v1.Status.QueuedEntry
-	nil,                           // 56: holdfast.v1.Status.HostEntry
-	nil,                           // 57: holdfast.v1.Status.EndedEntry
-	nil,                           // 58: holdfast.v1.Status.MovesEntry
-	nil,                           // 59: holdfast.v1.Status.MovedFlowsEntry
-	nil,                           // 60: holdfast.v1.Status.ResponsesEntry
-	nil,                           // 61: holdfast.v1.Status.KernelEntry
-	nil,                           // 62: holdfast.v1.ListenerStatus.CodesEntry
-	nil,                           // 63: holdfast.v1.ListenerStatus.CausesEntry
-	nil,                           // 64: holdfast.v1.BackendStatus.CodesEntry
-	nil,                           // 65: holdfast.v1.BackendStatus.CausesEntry
-	nil,                           // 66: holdfast.v1.Report.ReasonsEntry
-	nil,                           // 67: holdfast.v1.Report.StatesEntry
-	(*durationpb.Duration)(nil),   // 68: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 69: google.protobuf.Timestamp
+	(*KindReport)(nil),            // 50: holdfast.v1.KindReport
+	nil,                           // 51: holdfast.v1.ChangeReport.KernelEntry
+	nil,                           // 52: holdfast.v1.ChangeReport.StatesEntry
+	nil,                           // 53: holdfast.v1.ChangeReport.ReasonsEntry
+	nil,                           // 54: holdfast.v1.Event.FieldsEntry
+	nil,                           // 55: holdfast.v1.Status.FlowsByStateEntry
+	nil,                           // 56: holdfast.v1.Status.QueuedEntry
+	nil,                           // 57: holdfast.v1.Status.HostEntry
+	nil,                           // 58: holdfast.v1.Status.EndedEntry
+	nil,                           // 59: holdfast.v1.Status.MovesEntry
+	nil,                           // 60: holdfast.v1.Status.MovedFlowsEntry
+	nil,                           // 61: holdfast.v1.Status.ResponsesEntry
+	nil,                           // 62: holdfast.v1.Status.KernelEntry
+	nil,                           // 63: holdfast.v1.ListenerStatus.CodesEntry
+	nil,                           // 64: holdfast.v1.ListenerStatus.CausesEntry
+	nil,                           // 65: holdfast.v1.BackendStatus.CodesEntry
+	nil,                           // 66: holdfast.v1.BackendStatus.CausesEntry
+	nil,                           // 67: holdfast.v1.Report.ReasonsEntry
+	nil,                           // 68: holdfast.v1.Report.StatesEntry
+	nil,                           // 69: holdfast.v1.Report.KindsEntry
+	nil,                           // 70: holdfast.v1.Report.PhasesMsEntry
+	(*durationpb.Duration)(nil),   // 71: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 72: google.protobuf.Timestamp
 }
 var file_holdfast_v1_holdfast_proto_depIdxs = []int32{
-	68, // 0: holdfast.v1.FlowsRequest.older:type_name -> google.protobuf.Duration
+	71, // 0: holdfast.v1.FlowsRequest.older:type_name -> google.protobuf.Duration
 	48, // 1: holdfast.v1.FlowsResponse.flows:type_name -> holdfast.v1.FlowStatus
 	47, // 2: holdfast.v1.EndpointsResponse.endpoints:type_name -> holdfast.v1.EndpointState
 	25, // 3: holdfast.v1.HistoryResponse.generations:type_name -> holdfast.v1.GenerationInfo
-	68, // 4: holdfast.v1.WatchRequest.status_every:type_name -> google.protobuf.Duration
+	71, // 4: holdfast.v1.WatchRequest.status_every:type_name -> google.protobuf.Duration
 	19, // 5: holdfast.v1.ChangeRequest.edits:type_name -> holdfast.v1.Patch
 	18, // 6: holdfast.v1.ChangeRequest.flows:type_name -> holdfast.v1.FlowsPolicy
-	68, // 7: holdfast.v1.ChangeRequest.canary:type_name -> google.protobuf.Duration
+	71, // 7: holdfast.v1.ChangeRequest.canary:type_name -> google.protobuf.Duration
 	19, // 8: holdfast.v1.ChangeRequest.revert:type_name -> holdfast.v1.Patch
 	17, // 9: holdfast.v1.Drift.by:type_name -> holdfast.v1.Author
-	69, // 10: holdfast.v1.Drift.at:type_name -> google.protobuf.Timestamp
+	72, // 10: holdfast.v1.Drift.at:type_name -> google.protobuf.Timestamp
 	21, // 11: holdfast.v1.ChangeReport.impact:type_name -> holdfast.v1.Impact
 	22, // 12: holdfast.v1.ChangeReport.edits:type_name -> holdfast.v1.Drift
 	23, // 13: holdfast.v1.ChangeReport.pause_us:type_name -> holdfast.v1.Pause
-	50, // 14: holdfast.v1.ChangeReport.kernel:type_name -> holdfast.v1.ChangeReport.KernelEntry
-	51, // 15: holdfast.v1.ChangeReport.states:type_name -> holdfast.v1.ChangeReport.StatesEntry
-	52, // 16: holdfast.v1.ChangeReport.reasons:type_name -> holdfast.v1.ChangeReport.ReasonsEntry
-	69, // 17: holdfast.v1.GenerationInfo.at:type_name -> google.protobuf.Timestamp
+	51, // 14: holdfast.v1.ChangeReport.kernel:type_name -> holdfast.v1.ChangeReport.KernelEntry
+	52, // 15: holdfast.v1.ChangeReport.states:type_name -> holdfast.v1.ChangeReport.StatesEntry
+	53, // 16: holdfast.v1.ChangeReport.reasons:type_name -> holdfast.v1.ChangeReport.ReasonsEntry
+	72, // 17: holdfast.v1.GenerationInfo.at:type_name -> google.protobuf.Timestamp
 	17, // 18: holdfast.v1.GenerationInfo.by:type_name -> holdfast.v1.Author
 	21, // 19: holdfast.v1.GenerationInfo.impact:type_name -> holdfast.v1.Impact
 	22, // 20: holdfast.v1.ConfigState.edits:type_name -> holdfast.v1.Drift
 	17, // 21: holdfast.v1.ConfigState.by:type_name -> holdfast.v1.Author
-	69, // 22: holdfast.v1.ConfigState.at:type_name -> google.protobuf.Timestamp
-	69, // 23: holdfast.v1.ConfigState.canary_ends:type_name -> google.protobuf.Timestamp
+	72, // 22: holdfast.v1.ConfigState.at:type_name -> google.protobuf.Timestamp
+	72, // 23: holdfast.v1.ConfigState.canary_ends:type_name -> google.protobuf.Timestamp
 	33, // 24: holdfast.v1.ConfigState.shifts:type_name -> holdfast.v1.ShiftState
 	29, // 25: holdfast.v1.EndpointReport.each:type_name -> holdfast.v1.EndpointChange
-	68, // 26: holdfast.v1.RemoveRequest.deadline:type_name -> google.protobuf.Duration
+	71, // 26: holdfast.v1.RemoveRequest.deadline:type_name -> google.protobuf.Duration
 	24, // 27: holdfast.v1.Progress.report:type_name -> holdfast.v1.ChangeReport
-	68, // 28: holdfast.v1.ShiftRequest.over:type_name -> google.protobuf.Duration
-	69, // 29: holdfast.v1.ShiftState.ends:type_name -> google.protobuf.Timestamp
-	17, // 30: holdfast.v1.ShiftState.by:type_name -> holdfast.v1.Author
-	3,  // 31: holdfast.v1.KillRequest.filter:type_name -> holdfast.v1.FlowsRequest
-	68, // 32: holdfast.v1.ShedRequest.for:type_name -> google.protobuf.Duration
-	69, // 33: holdfast.v1.ShedReport.until:type_name -> google.protobuf.Timestamp
-	69, // 34: holdfast.v1.Event.at:type_name -> google.protobuf.Timestamp
-	53, // 35: holdfast.v1.Event.fields:type_name -> holdfast.v1.Event.FieldsEntry
-	39, // 36: holdfast.v1.Event.status:type_name -> holdfast.v1.Status
-	54, // 37: holdfast.v1.Status.flows_by_state:type_name -> holdfast.v1.Status.FlowsByStateEntry
-	44, // 38: holdfast.v1.Status.listeners:type_name -> holdfast.v1.ListenerStatus
-	45, // 39: holdfast.v1.Status.backends:type_name -> holdfast.v1.BackendStatus
-	46, // 40: holdfast.v1.Status.endpoints:type_name -> holdfast.v1.EndpointStatus
-	55, // 41: holdfast.v1.Status.queued:type_name -> holdfast.v1.Status.QueuedEntry
-	56, // 42: holdfast.v1.Status.host:type_name -> holdfast.v1.Status.HostEntry
-	57, // 43: holdfast.v1.Status.ended:type_name -> holdfast.v1.Status.EndedEntry
-	58, // 44: holdfast.v1.Status.moves:type_name -> holdfast.v1.Status.MovesEntry
-	59, // 45: holdfast.v1.Status.moved_flows:type_name -> holdfast.v1.Status.MovedFlowsEntry
-	60, // 46: holdfast.v1.Status.responses:type_name -> holdfast.v1.Status.ResponsesEntry
-	40, // 47: holdfast.v1.Status.old_objects:type_name -> holdfast.v1.OldObject
-	41, // 48: holdfast.v1.Status.following:type_name -> holdfast.v1.FollowStatus
-	42, // 49: holdfast.v1.Status.sheds:type_name -> holdfast.v1.ShedStatus
-	43, // 50: holdfast.v1.Status.removing:type_name -> holdfast.v1.RemovalStatus
-	33, // 51: holdfast.v1.Status.shifts:type_name -> holdfast.v1.ShiftState
-	61, // 52: holdfast.v1.Status.kernel:type_name -> holdfast.v1.Status.KernelEntry
-	69, // 53: holdfast.v1.ShedStatus.until:type_name -> google.protobuf.Timestamp
-	17, // 54: holdfast.v1.ShedStatus.by:type_name -> holdfast.v1.Author
-	69, // 55: holdfast.v1.RemovalStatus.deadline:type_name -> google.protobuf.Timestamp
-	17, // 56: holdfast.v1.RemovalStatus.by:type_name -> holdfast.v1.Author
-	62, // 57: holdfast.v1.ListenerStatus.codes:type_name -> holdfast.v1.ListenerStatus.CodesEntry
-	63, // 58: holdfast.v1.ListenerStatus.causes:type_name -> holdfast.v1.ListenerStatus.CausesEntry
-	64, // 59: holdfast.v1.BackendStatus.codes:type_name -> holdfast.v1.BackendStatus.CodesEntry
-	65, // 60: holdfast.v1.BackendStatus.causes:type_name -> holdfast.v1.BackendStatus.CausesEntry
-	66, // 61: holdfast.v1.Report.reasons:type_name -> holdfast.v1.Report.ReasonsEntry
-	23, // 62: holdfast.v1.Report.pause_us:type_name -> holdfast.v1.Pause
-	67, // 63: holdfast.v1.Report.states:type_name -> holdfast.v1.Report.StatesEntry
-	0,  // 64: holdfast.v1.Node.Status:input_type -> holdfast.v1.StatusRequest
-	3,  // 65: holdfast.v1.Node.Flows:input_type -> holdfast.v1.FlowsRequest
-	1,  // 66: holdfast.v1.Node.Endpoints:input_type -> holdfast.v1.EndpointsRequest
-	2,  // 67: holdfast.v1.Node.GetConfig:input_type -> holdfast.v1.GetConfigRequest
-	6,  // 68: holdfast.v1.Node.History:input_type -> holdfast.v1.HistoryRequest
-	8,  // 69: holdfast.v1.Node.Watch:input_type -> holdfast.v1.WatchRequest
-	20, // 70: holdfast.v1.Node.Diff:input_type -> holdfast.v1.ChangeRequest
-	20, // 71: holdfast.v1.Node.Apply:input_type -> holdfast.v1.ChangeRequest
-	9,  // 72: holdfast.v1.Node.Settle:input_type -> holdfast.v1.SettleRequest
-	27, // 73: holdfast.v1.Node.SetEndpoint:input_type -> holdfast.v1.EndpointRequest
-	30, // 74: holdfast.v1.Node.Remove:input_type -> holdfast.v1.RemoveRequest
-	32, // 75: holdfast.v1.Node.Shift:input_type -> holdfast.v1.ShiftRequest
-	34, // 76: holdfast.v1.Node.Kill:input_type -> holdfast.v1.KillRequest
-	36, // 77: holdfast.v1.Node.Shed:input_type -> holdfast.v1.ShedRequest
-	10, // 78: holdfast.v1.Node.Rebalance:input_type -> holdfast.v1.RebalanceRequest
-	13, // 79: holdfast.v1.Node.SetLog:input_type -> holdfast.v1.LogRequest
-	11, // 80: holdfast.v1.Node.Migrate:input_type -> holdfast.v1.MigrateRequest
-	12, // 81: holdfast.v1.Node.Upgrade:input_type -> holdfast.v1.UpgradeRequest
-	15, // 82: holdfast.v1.Node.Busy:input_type -> holdfast.v1.BusyRequest
-	39, // 83: holdfast.v1.Node.Status:output_type -> holdfast.v1.Status
-	4,  // 84: holdfast.v1.Node.Flows:output_type -> holdfast.v1.FlowsResponse
-	5,  // 85: holdfast.v1.Node.Endpoints:output_type -> holdfast.v1.EndpointsResponse
-	26, // 86: holdfast.v1.Node.GetConfig:output_type -> holdfast.v1.ConfigState
-	7,  // 87: holdfast.v1.Node.History:output_type -> holdfast.v1.HistoryResponse
-	38, // 88: holdfast.v1.Node.Watch:output_type -> holdfast.v1.Event
-	24, // 89: holdfast.v1.Node.Diff:output_type -> holdfast.v1.ChangeReport
-	24, // 90: holdfast.v1.Node.Apply:output_type -> holdfast.v1.ChangeReport
-	24, // 91: holdfast.v1.Node.Settle:output_type -> holdfast.v1.ChangeReport
-	28, // 92: holdfast.v1.Node.SetEndpoint:output_type -> holdfast.v1.EndpointReport
-	31, // 93: holdfast.v1.Node.Remove:output_type -> holdfast.v1.Progress
-	31, // 94: holdfast.v1.Node.Shift:output_type -> holdfast.v1.Progress
-	35, // 95: holdfast.v1.Node.Kill:output_type -> holdfast.v1.KillReport
-	37, // 96: holdfast.v1.Node.Shed:output_type -> holdfast.v1.ShedReport
-	49, // 97: holdfast.v1.Node.Rebalance:output_type -> holdfast.v1.Report
-	14, // 98: holdfast.v1.Node.SetLog:output_type -> holdfast.v1.LogReport
-	49, // 99: holdfast.v1.Node.Migrate:output_type -> holdfast.v1.Report
-	49, // 100: holdfast.v1.Node.Upgrade:output_type -> holdfast.v1.Report
-	16, // 101: holdfast.v1.Node.Busy:output_type -> holdfast.v1.BusyReport
-	83, // [83:102] is the sub-list for method output_type
-	64, // [64:83] is the sub-list for method input_type
-	64, // [64:64] is the sub-list for extension type_name
-	64, // [64:64] is the sub-list for extension extendee
-	0,  // [0:64] is the sub-list for field type_name
+	49, // 28: holdfast.v1.Progress.move:type_name -> holdfast.v1.Report
+	71, // 29: holdfast.v1.ShiftRequest.over:type_name -> google.protobuf.Duration
+	72, // 30: holdfast.v1.ShiftState.ends:type_name -> google.protobuf.Timestamp
+	17, // 31: holdfast.v1.ShiftState.by:type_name -> holdfast.v1.Author
+	3,  // 32: holdfast.v1.KillRequest.filter:type_name -> holdfast.v1.FlowsRequest
+	71, // 33: holdfast.v1.ShedRequest.for:type_name -> google.protobuf.Duration
+	72, // 34: holdfast.v1.ShedReport.until:type_name -> google.protobuf.Timestamp
+	72, // 35: holdfast.v1.Event.at:type_name -> google.protobuf.Timestamp
+	54, // 36: holdfast.v1.Event.fields:type_name -> holdfast.v1.Event.FieldsEntry
+	39, // 37: holdfast.v1.Event.status:type_name -> holdfast.v1.Status
+	55, // 38: holdfast.v1.Status.flows_by_state:type_name -> holdfast.v1.Status.FlowsByStateEntry
+	44, // 39: holdfast.v1.Status.listeners:type_name -> holdfast.v1.ListenerStatus
+	45, // 40: holdfast.v1.Status.backends:type_name -> holdfast.v1.BackendStatus
+	46, // 41: holdfast.v1.Status.endpoints:type_name -> holdfast.v1.EndpointStatus
+	56, // 42: holdfast.v1.Status.queued:type_name -> holdfast.v1.Status.QueuedEntry
+	57, // 43: holdfast.v1.Status.host:type_name -> holdfast.v1.Status.HostEntry
+	58, // 44: holdfast.v1.Status.ended:type_name -> holdfast.v1.Status.EndedEntry
+	59, // 45: holdfast.v1.Status.moves:type_name -> holdfast.v1.Status.MovesEntry
+	60, // 46: holdfast.v1.Status.moved_flows:type_name -> holdfast.v1.Status.MovedFlowsEntry
+	61, // 47: holdfast.v1.Status.responses:type_name -> holdfast.v1.Status.ResponsesEntry
+	40, // 48: holdfast.v1.Status.old_objects:type_name -> holdfast.v1.OldObject
+	41, // 49: holdfast.v1.Status.following:type_name -> holdfast.v1.FollowStatus
+	42, // 50: holdfast.v1.Status.sheds:type_name -> holdfast.v1.ShedStatus
+	43, // 51: holdfast.v1.Status.removing:type_name -> holdfast.v1.RemovalStatus
+	33, // 52: holdfast.v1.Status.shifts:type_name -> holdfast.v1.ShiftState
+	62, // 53: holdfast.v1.Status.kernel:type_name -> holdfast.v1.Status.KernelEntry
+	72, // 54: holdfast.v1.ShedStatus.until:type_name -> google.protobuf.Timestamp
+	17, // 55: holdfast.v1.ShedStatus.by:type_name -> holdfast.v1.Author
+	72, // 56: holdfast.v1.RemovalStatus.deadline:type_name -> google.protobuf.Timestamp
+	17, // 57: holdfast.v1.RemovalStatus.by:type_name -> holdfast.v1.Author
+	63, // 58: holdfast.v1.ListenerStatus.codes:type_name -> holdfast.v1.ListenerStatus.CodesEntry
+	64, // 59: holdfast.v1.ListenerStatus.causes:type_name -> holdfast.v1.ListenerStatus.CausesEntry
+	65, // 60: holdfast.v1.BackendStatus.codes:type_name -> holdfast.v1.BackendStatus.CodesEntry
+	66, // 61: holdfast.v1.BackendStatus.causes:type_name -> holdfast.v1.BackendStatus.CausesEntry
+	67, // 62: holdfast.v1.Report.reasons:type_name -> holdfast.v1.Report.ReasonsEntry
+	23, // 63: holdfast.v1.Report.pause_us:type_name -> holdfast.v1.Pause
+	68, // 64: holdfast.v1.Report.states:type_name -> holdfast.v1.Report.StatesEntry
+	69, // 65: holdfast.v1.Report.kinds:type_name -> holdfast.v1.Report.KindsEntry
+	70, // 66: holdfast.v1.Report.phases_ms:type_name -> holdfast.v1.Report.PhasesMsEntry
+	50, // 67: holdfast.v1.Report.KindsEntry.value:type_name -> holdfast.v1.KindReport
+	0,  // 68: holdfast.v1.Node.Status:input_type -> holdfast.v1.StatusRequest
+	3,  // 69: holdfast.v1.Node.Flows:input_type -> holdfast.v1.FlowsRequest
+	1,  // 70: holdfast.v1.Node.Endpoints:input_type -> holdfast.v1.EndpointsRequest
+	2,  // 71: holdfast.v1.Node.GetConfig:input_type -> holdfast.v1.GetConfigRequest
+	6,  // 72: holdfast.v1.Node.History:input_type -> holdfast.v1.HistoryRequest
+	8,  // 73: holdfast.v1.Node.Watch:input_type -> holdfast.v1.WatchRequest
+	20, // 74: holdfast.v1.Node.Diff:input_type -> holdfast.v1.ChangeRequest
+	20, // 75: holdfast.v1.Node.Apply:input_type -> holdfast.v1.ChangeRequest
+	9,  // 76: holdfast.v1.Node.Settle:input_type -> holdfast.v1.SettleRequest
+	27, // 77: holdfast.v1.Node.SetEndpoint:input_type -> holdfast.v1.EndpointRequest
+	30, // 78: holdfast.v1.Node.Remove:input_type -> holdfast.v1.RemoveRequest
+	32, // 79: holdfast.v1.Node.Shift:input_type -> holdfast.v1.ShiftRequest
+	34, // 80: holdfast.v1.Node.Kill:input_type -> holdfast.v1.KillRequest
+	36, // 81: holdfast.v1.Node.Shed:input_type -> holdfast.v1.ShedRequest
+	10, // 82: holdfast.v1.Node.Rebalance:input_type -> holdfast.v1.RebalanceRequest
+	13, // 83: holdfast.v1.Node.SetLog:input_type -> holdfast.v1.LogRequest
+	11, // 84: holdfast.v1.Node.Migrate:input_type -> holdfast.v1.MigrateRequest
+	12, // 85: holdfast.v1.Node.Upgrade:input_type -> holdfast.v1.UpgradeRequest
+	15, // 86: holdfast.v1.Node.Busy:input_type -> holdfast.v1.BusyRequest
+	39, // 87: holdfast.v1.Node.Status:output_type -> holdfast.v1.Status
+	4,  // 88: holdfast.v1.Node.Flows:output_type -> holdfast.v1.FlowsResponse
+	5,  // 89: holdfast.v1.Node.Endpoints:output_type -> holdfast.v1.EndpointsResponse
+	26, // 90: holdfast.v1.Node.GetConfig:output_type -> holdfast.v1.ConfigState
+	7,  // 91: holdfast.v1.Node.History:output_type -> holdfast.v1.HistoryResponse
+	38, // 92: holdfast.v1.Node.Watch:output_type -> holdfast.v1.Event
+	24, // 93: holdfast.v1.Node.Diff:output_type -> holdfast.v1.ChangeReport
+	24, // 94: holdfast.v1.Node.Apply:output_type -> holdfast.v1.ChangeReport
+	24, // 95: holdfast.v1.Node.Settle:output_type -> holdfast.v1.ChangeReport
+	28, // 96: holdfast.v1.Node.SetEndpoint:output_type -> holdfast.v1.EndpointReport
+	31, // 97: holdfast.v1.Node.Remove:output_type -> holdfast.v1.Progress
+	31, // 98: holdfast.v1.Node.Shift:output_type -> holdfast.v1.Progress
+	35, // 99: holdfast.v1.Node.Kill:output_type -> holdfast.v1.KillReport
+	37, // 100: holdfast.v1.Node.Shed:output_type -> holdfast.v1.ShedReport
+	49, // 101: holdfast.v1.Node.Rebalance:output_type -> holdfast.v1.Report
+	14, // 102: holdfast.v1.Node.SetLog:output_type -> holdfast.v1.LogReport
+	49, // 103: holdfast.v1.Node.Migrate:output_type -> holdfast.v1.Report
+	49, // 104: holdfast.v1.Node.Upgrade:output_type -> holdfast.v1.Report
+	16, // 105: holdfast.v1.Node.Busy:output_type -> holdfast.v1.BusyReport
+	87, // [87:106] is the sub-list for method output_type
+	68, // [68:87] is the sub-list for method input_type
+	68, // [68:68] is the sub-list for extension type_name
+	68, // [68:68] is the sub-list for extension extendee
+	0,  // [0:68] is the sub-list for field type_name
 }
 
 func init() { file_holdfast_v1_holdfast_proto_init() }
@@ -5839,7 +6062,7 @@ func file_holdfast_v1_holdfast_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_holdfast_v1_holdfast_proto_rawDesc), len(file_holdfast_v1_holdfast_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   68,
+			NumMessages:   71,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
