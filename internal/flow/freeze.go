@@ -486,7 +486,9 @@ func (f *Flow) thawExchange(z *frozen.Flow, objects Objects) error {
 		if len(h.Request) > 0 {
 			return refused("h1", "octets of another request")
 		}
-		x.flags &= greeting
+		if x.flags &= greeting; x.flags != 0 && (c.sent > 0 || len(c.due()) > 0) {
+			return refused("h1", "a greeting to come, and octets for the client")
+		}
 	}
 	return nil
 }

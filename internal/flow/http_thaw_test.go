@@ -121,6 +121,7 @@ func TestThawRefusesHTTP(t *testing.T) {
 		{"TCP that reads", "plain", func(z *frozen.Flow) { z.H1, z.Client.H1 = nil, nil }, "h1"},
 		{"TCP that is idle", "plain", func(z *frozen.Flow) { z.H1, z.Client.H1, z.Backend = nil, nil, nil }, "greeting"},
 		{"a greeting while it waits", "queued", func(z *frozen.Flow) { z.H1.Flags |= uint32(greeting) }, "greeting"},
+		{"a greeting that was answered", "greeting", func(z *frozen.Flow) { z.Client.Sent = 48 }, "greeting"},
 		{"a greeting of a TCP flow that waits", "plain", func(z *frozen.Flow) { z.State = frozen.Flow_QUEUED }, "greeting"},
 		{"a tunnel through TCP", "plain", func(z *frozen.Flow) { z.H1.Tunnel = true }, "state"},
 		{"a later method", "awaiting", func(z *frozen.Flow) { z.H1.Method = 99 }, "not known"},
