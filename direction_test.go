@@ -36,7 +36,7 @@ var layers = []lint.Layer{
 	{Package: "internal/loop", Imports: []string{
 		"internal/flow", "internal/h1", "internal/config", "internal/sock", "internal/ledger", "internal/balance", "internal/frozen", "internal/planted"}},
 	{Package: "internal/accesslog", Imports: []string{"internal/flow", "internal/config", "internal/sock"}}, // a line for each exchange
-	{Package: "internal/move", Imports: []string{"internal/frozen", "internal/sock"}},
+	{Package: "internal/move", Imports: []string{"internal/frozen", "internal/planted", "internal/sock"}},
 	{Package: "internal/node", Imports: []string{
 		"internal/loop", "internal/move", "internal/flow", "internal/balance", "internal/ledger", "internal/config",
 		"internal/health", "internal/probe", "internal/resolve", "internal/accesslog", "internal/journal",

@@ -7,6 +7,8 @@
 // find each.
 package planted
 
+import "fmt"
+
 // Bug tells whether bug n is there: never, in this build.
 func Bug(int) bool { return false }
 
@@ -15,3 +17,15 @@ func Zero[T any](int, *T) {}
 
 // Cut loses the last octet of *p if bug n is there.
 func Cut(int, *[]byte) {}
+
+// Marching counts the calls by which one side of an upgrade speaks to the other.
+type Marching struct{}
+
+// March begins to count the calls of one side: never, in this build.
+func March(string) *Marching { return nil }
+
+// Call is told of each call before it is made.
+func (*Marching) Call(string, fmt.Stringer) error { return nil }
+
+// End gives back what a march holds.
+func (*Marching) End() {}
