@@ -23,7 +23,8 @@ type rig interface {
 	closed() netip.AddrPort        // an address where nobody listens
 	connect(to netip.AddrPort) far // a client
 	serve() (netip.AddrPort, func() far)
-	settle() // all that is under way arrives
+	dup(fd sock.FD) sock.FD // another descriptor of the same file, as a message to another process makes one
+	settle()                // all that is under way arrives
 }
 
 // far is the other end of a connection.
@@ -79,6 +80,11 @@ func (r *simRig) settle() {
 		}
 		ready[0]()
 	}
+}
+
+func (r *simRig) dup(fd sock.FD) sock.FD {
+	other, _ := r.k.fds.put(r.k.fds.get(fd, "dup"))
+	return other
 }
 
 func (f simFar) say(n int) {
@@ -171,6 +177,14 @@ func (r *realRig) serve() (netip.AddrPort, func() far) {
 // Loopback delivers within the sending call or in a softirq right behind it;
 // this is for the rest, on a busy machine.
 func (r *realRig) settle() { time.Sleep(15 * time.Millisecond) }
+
+func (r *realRig) dup(fd sock.FD) sock.FD {
+	other, err := fd.Dup()
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return other
+}
 
 func (f realFar) say(n int) {
 	if _, err := f.c.Write(make([]byte, n)); err != nil {
@@ -586,6 +600,86 @@ var conformance = []struct {
 		s.recv(fd, 9)
 		s.k.Close(fd)
 		s.k.Close(l)
+	}},
+	{"a close of one of two descriptors says nothing", func(s *script) {
+		fd, c := s.accepted()
+		other := s.dup(fd)
+		s.k.Watch(fd, in, 1)
+		c.say(4)
+		s.events()
+		s.note("unwatch: %s", errnoWord(s.k.Unwatch(fd)))
+		s.k.Close(fd) // with octets that are not read
+		s.settle()
+		s.note("client: %s", c.take())
+		c.say(3)
+		s.events()
+		s.recv(other, 100)
+		s.k.Close(other)
+		s.settle()
+		s.note("client: %s", c.take())
+	}},
+	{"a reset by one of two descriptors waits for the other", func(s *script) {
+		fd, c := s.accepted()
+		other := s.dup(fd)
+		s.k.CloseReset(fd)
+		s.settle()
+		s.note("client: %s", c.take())
+		s.k.Close(other)
+		s.settle()
+		s.note("client: %s", c.take())
+	}},
+	{"what is closed and not unwatched is told of as long as the other is there", func(s *script) {
+		fd, c := s.accepted()
+		other := s.dup(fd)
+		s.k.Watch(fd, in, 1)
+		s.events()
+		s.k.Close(fd)
+		c.say(3)
+		s.events()
+		s.k.Close(other)
+		s.events()
+	}},
+	{"each descriptor is watched for itself", func(s *script) {
+		fd, c := s.accepted()
+		other := s.dup(fd)
+		s.k.Watch(fd, in, 1)
+		s.k.Watch(other, in, 2)
+		c.say(3)
+		s.events()
+		s.note("unwatch: %s", errnoWord(s.k.Unwatch(fd)))
+		s.k.Close(fd)
+		c.say(3)
+		s.events()
+		s.k.Close(other)
+	}},
+	{"FIN by one of two descriptors is sent at once", func(s *script) {
+		fd, c := s.accepted()
+		other := s.dup(fd)
+		s.send(fd, 6)
+		s.k.Shutdown(fd)
+		s.k.Close(fd)
+		s.settle()
+		s.note("client: %s", c.take())
+		s.send(other, 1)
+		c.say(2)
+		s.settle()
+		s.recv(other, 9)
+		s.k.Close(other)
+	}},
+	{"a queue stands as long as one of two descriptors does", func(s *script) {
+		l, at := s.listen()
+		other := s.dup(l)
+		c := s.connect(at)
+		s.settle()
+		s.k.Close(l)
+		s.settle()
+		s.note("client: %s", c.take())
+		fd, _, e := s.k.Accept(other)
+		s.note("accept: %s", errnoWord(e))
+		s.k.Close(fd)
+		s.settle()
+		s.note("client: %s", c.take())
+		s.k.Close(other)
 	}},
 	{"who waits in a queue that is closed is reset", func(s *script) {
 		l, at := s.listen()

@@ -37,10 +37,12 @@ func (f *file) mask() sock.Ready {
 	return 0
 }
 
-// watch is one file in one poller.
+// watch is one descriptor of a file in one poller. It is gone when it is taken out
+// or the file is, not when the descriptor is closed while there is another one.
 type watch struct {
 	poll    *Kernel
 	file    *file
+	fd      sock.FD
 	want    sock.Ready
 	data    uint64
 	shared  bool // level, one of many is woken
@@ -303,12 +305,12 @@ func (k *Kernel) watch(fd sock.FD, r sock.Ready, data uint64, shared bool) sock.
 		return sock.NoMemory
 	}
 	for _, w := range f.watches {
-		if w.poll == k {
+		if w.poll == k && w.fd == fd {
 			k.net.violate("fd %d is watched twice", fd)
 			return sock.Invalid
 		}
 	}
-	w := &watch{poll: k, file: f, want: r, data: data, shared: shared}
+	w := &watch{poll: k, file: f, fd: fd, want: r, data: data, shared: shared}
 	f.watches = append(f.watches, w)
 	k.watches = append(k.watches, w)
 	if f.mask()&(r|sock.Failed|sock.Hangup) != 0 {
@@ -330,7 +332,7 @@ func (k *Kernel) WatchShared(fd sock.FD, data uint64) sock.Errno {
 func (k *Kernel) find(fd sock.FD, call string) *watch {
 	if f := k.fds.get(fd, call); f != nil {
 		for _, w := range f.watches {
-			if w.poll == k {
+			if w.poll == k && w.fd == fd {
 				return w
 			}
 		}

@@ -55,7 +55,7 @@ func (w *World) restore(t *FDs, batch *frozen.Batch) (fds []sock.FD, err error) 
 				return fds, err
 			}
 			s := &Sock{
-				net: w.net, local: x.Local, remote: x.Remote, snd: x.Snd, una: x.Una, nxt: x.Una, rcv: x.Rcv, rcvNxt: x.RcvNxt,
+				net: w.net, cookie: w.net.cookie(), local: x.Local, remote: x.Remote, snd: x.Snd, una: x.Una, nxt: x.Una, rcv: x.Rcv, rcvNxt: x.RcvNxt,
 				sndCap: x.SndCap, rcvCap: x.RcvCap, finOut: x.FinOut, finIn: x.FinIn, connected: true, held: true,
 			}
 			if planted.Bug(9) {

@@ -21,6 +21,7 @@ type Net struct {
 	unix      map[string]*Listener
 	behaviour map[netip.AddrPort]behaviour
 	nextPort  uint16
+	cookies   uint64           // given out
 	peers     map[uint64]*Peer // by the key of their stream
 
 	faults     Faults
@@ -84,6 +85,7 @@ func (n *Net) fail(call string) bool {
 // octet has a sequence number, from 0 in each direction.
 type Sock struct {
 	net           *Net
+	cookie        uint64 // SO_COOKIE: the same by all its descriptors, and no other's
 	local, remote netip.AddrPort
 	peer          *Sock
 	file          *file // nil: outside, or closed
@@ -118,8 +120,8 @@ type Sock struct {
 func (n *Net) pair(local, remote netip.AddrPort) (*Sock, *Sock) {
 	caps := []int{900, 3000, 16 << 10, 40 << 10, 90 << 10, 300 << 10}
 	pick := func() int { return caps[n.rng.IntN(len(caps))] }
-	a := &Sock{net: n, local: local, remote: remote, sndCap: pick(), rcvCap: pick()}
-	b := &Sock{net: n, local: remote, remote: local, sndCap: pick(), rcvCap: pick()}
+	a := &Sock{net: n, cookie: n.cookie(), local: local, remote: remote, sndCap: pick(), rcvCap: pick()}
+	b := &Sock{net: n, cookie: n.cookie(), local: remote, remote: local, sndCap: pick(), rcvCap: pick()}
 	a.peer, b.peer = b, a
 	n.socks = append(n.socks, a, b)
 	return a, b
@@ -134,6 +136,11 @@ func (s *Sock) String() string {
 		watched = fmt.Sprintf("watched for %#x, pending %t", uint32(s.file.watches[0].want), s.file.watches[0].pending)
 	}
 	return fmt.Sprintf("%v to %v: %s, to read %d, unacknowledged %d, FIN in %t out %t sent %t, connected %t dead %t (%v) orphan %t", s.local, s.remote, watched, len(s.rcv), len(s.snd), s.finIn, s.finOut, s.finSent, s.connected, s.dead, s.errno, s.orphan)
+}
+
+func (n *Net) cookie() uint64 {
+	n.cookies++
+	return n.cookies
 }
 
 func (n *Net) port() uint16 {
@@ -218,6 +225,20 @@ func (s *Sock) close() {
 	default:
 		s.finOut = true
 	}
+}
+
+// disconnect ends the connection at once, however many descriptors there are, as
+// connect to AF_UNSPEC does (net/ipv4/tcp.c, tcp_disconnect): by RST, and what is
+// not read is gone.
+func (s *Sock) disconnect() {
+	if s.dead || s.gone {
+		return
+	}
+	if s.connected {
+		s.reset()
+	}
+	s.dead, s.errno, s.rcv, s.finIn = true, sock.Reset, nil, false
+	s.wake(0)
 }
 
 // reset ends the connection from our side with RST.
