@@ -200,7 +200,7 @@ func (c *client) named(text string) string {
 }
 
 // plainly is what an error says.
-func plainly(err *connect.Error) string { return inside.ReplaceAllString(err.Message(), "") }
+func plainly(err *connect.Error) string { return plainText(err.Message()) }
 
 // problemLine is what --json prints instead of an answer: what the API says.
 type problemLine struct {

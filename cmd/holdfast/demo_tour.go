@@ -21,9 +21,7 @@ func (d *demonstration) tour() []func() error {
 		func() error {
 			return move(d, "holdfast rebalance --all", d.holdfast.client.api.Rebalance, &api.RebalanceRequest{All: true}, "rebalanced")
 		},
-		func() error {
-			return move(d, "holdfast upgrade", d.holdfast.client.api.Upgrade, &api.UpgradeRequest{}, "upgraded")
-		},
+		d.upgrade,
 		d.grow,
 		d.roll,
 		d.hold,
@@ -76,16 +74,26 @@ func (d *demonstration) grow() error {
 // move asks Holdfast for a move and tells in one line what it has done.
 func move[Q any](d *demonstration, command string, method func(context.Context, *Q) (*api.Report, error), q *Q, verb string) error {
 	var r node.Report
-	before := d.holdfast.serving()
 	if err := insist(d.holdfast, method, q, &r); err != nil {
 		return fmt.Errorf("%s: %w\n%s", command, err, d.holdfast.tail())
 	}
-	line := reportLine(&r, verb)
-	if r.Distance == "process" {
-		line = fmt.Sprintf("process %d -> %d; %s", before, r.PID, line)
+	d.say("-- %s: %s", command, reportLine(&r, verb))
+	return nil
+}
+
+// upgrade has another process take over.
+func (d *demonstration) upgrade() error {
+	h, before := d.holdfast, d.holdfast.serving()
+	var r *node.Report
+	err := persist(func() (err error) {
+		r, err = h.client.upgraded(node.UpgradeRequest{}, func(*api.Progress) error { return nil })
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("holdfast upgrade: %w\n%s", err, h.tail())
 	}
-	d.holdfast.know(r.PID)
-	d.say("-- %s: %s", command, line)
+	h.know(r.PID)
+	d.say("-- holdfast upgrade: %s", upgradedLine(before, r))
 	return nil
 }
 
@@ -95,8 +103,16 @@ func insist[Q, A any, P interface {
 	*A
 	proto.Message
 }](h *demoHoldfast, method func(context.Context, *Q) (P, error), q *Q, out any) error {
-	for deadline := time.Now().Add(silenceMax); ; time.Sleep(2 * waitPoll) {
+	return persist(func() error {
 		_, err := ask(h.client, method, q, out)
+		return err
+	})
+}
+
+// persist does it again until it goes well, or has not for long.
+func persist(do func() error) error {
+	for deadline := time.Now().Add(silenceMax); ; time.Sleep(2 * waitPoll) {
+		err := do()
 		if err == nil || time.Now().After(deadline) {
 			return err
 		}

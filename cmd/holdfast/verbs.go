@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"path/filepath"
 	"slices"
 
 	"github.com/spf13/cobra"
@@ -13,9 +12,8 @@ import (
 	"github.com/holdfast-lb/holdfast/internal/node"
 )
 
-// moved prints what a move has done, which method asks for. before is the
-// process that serves until an upgrade; else 0.
-func moved[Q any](c *client, method func(context.Context, *Q) (*api.Report, error), q *Q, before int, verb string) error {
+// moved prints what a move has done, which method asks for.
+func moved[Q any](c *client, method func(context.Context, *Q) (*api.Report, error), q *Q, verb string) error {
 	var r node.Report
 	told, err := ask(c, method, q, &r)
 	if err != nil || !told {
@@ -24,11 +22,7 @@ func moved[Q any](c *client, method func(context.Context, *Q) (*api.Report, erro
 	if r.Plan != "" {
 		fmt.Print(r.Plan)
 	}
-	line := reportLine(&r, verb)
-	if before != 0 {
-		line = fmt.Sprintf("process %d -> %d; %s", before, r.PID, line)
-	}
-	fmt.Println(line)
+	fmt.Println(reportLine(&r, verb))
 	if r.Lost > 0 {
 		return &exit{code: exitFailed}
 	}
@@ -69,38 +63,10 @@ func rebalanceCommand() *cobra.Command {
 		Short: "Move flows between event loops until they are even",
 		Args:  wants(0, 0, "no argument"),
 		RunE: asking(func(c *client, _ []string) error {
-			return moved(c, c.api.Rebalance, &api.RebalanceRequest{All: all}, 0, "rebalanced")
+			return moved(c, c.api.Rebalance, &api.RebalanceRequest{All: all}, "rebalanced")
 		}),
 	}
 	x.Flags().BoolVar(&all, "all", false, "move every flow to the next loop")
-	return x
-}
-
-func upgradeCommand() *cobra.Command {
-	var binary string
-	x := &cobra.Command{
-		Use:   "upgrade",
-		Short: "Hand everything over to a new process: listeners and live flows",
-		Args:  wants(0, 0, "no argument"),
-		RunE: asking(func(c *client, _ []string) (err error) {
-			q := &api.UpgradeRequest{}
-			if binary != "" {
-				if q.Binary, err = filepath.Abs(binary); err != nil {
-					return &exit{exitFailed, err}
-				}
-			}
-			before := 0
-			if !c.json {
-				s, err := c.status()
-				if err != nil {
-					return err
-				}
-				before = s.PID
-			}
-			return moved(c, c.api.Upgrade, q, before, "upgraded")
-		}),
-	}
-	x.Flags().StringVar(&binary, "binary", "", "the new binary (default: the file the running one was started from)")
 	return x
 }
 
@@ -118,7 +84,7 @@ func migrateCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return moved(c, c.api.Migrate, &api.MigrateRequest{To: to}, 0, "migrated to "+to)
+			return moved(c, c.api.Migrate, &api.MigrateRequest{To: to}, "migrated to "+to)
 		},
 	}
 	x.Flags().StringVar(&to, "to", "", "a peer named in the configuration")

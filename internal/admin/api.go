@@ -323,19 +323,6 @@ func (s methods) Migrate(ctx context.Context, m *api.MigrateRequest) (*api.Repor
 	})
 }
 
-func (s methods) Upgrade(ctx context.Context, m *api.UpgradeRequest) (*api.Report, error) {
-	return written[api.Report](ctx, s, "Upgrade", m, func() (*node.Report, error) {
-		if err := keyless(ctx); err != nil {
-			return nil, err
-		}
-		r, err := s.node.Upgrade(m.Binary)
-		if err == nil {
-			callOf(ctx).after = func() { s.leave.Do(func() { close(s.Left) }) }
-		}
-		return r, err
-	})
-}
-
 // logReport is the answer of SetLog.
 type logReport struct {
 	Was slog.Level `json:"was"`

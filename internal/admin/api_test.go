@@ -188,8 +188,6 @@ func called(ctx context.Context, h connect.HTTPClient, base string, m protorefle
 		return once[api.LogRequest, api.LogReport](ctx, h, url, q, o...)
 	case "Migrate":
 		return once[api.MigrateRequest, api.Report](ctx, h, url, q, o...)
-	case "Upgrade":
-		return once[api.UpgradeRequest, api.Report](ctx, h, url, q, o...)
 	case "Busy":
 		return once[api.BusyRequest, api.BusyReport](ctx, h, url, q, o...)
 	case "Watch":
@@ -198,6 +196,8 @@ func called(ctx context.Context, h connect.HTTPClient, base string, m protorefle
 		return first[api.RemoveRequest, api.Progress](ctx, h, url, q, o...)
 	case "Shift":
 		return first[api.ShiftRequest, api.Progress](ctx, h, url, q, o...)
+	case "Upgrade":
+		return first[api.UpgradeRequest, api.Progress](ctx, h, url, q, o...)
 	}
 	return nil, fmt.Errorf("the test does not know %s", name)
 }

@@ -126,3 +126,18 @@ func (s methods) Shift(ctx context.Context, m *api.ShiftRequest, out *connect.Se
 		return s.node.Shift(ctx, q, tell)
 	})
 }
+
+func (s methods) Upgrade(ctx context.Context, m *api.UpgradeRequest, out *connect.ServerStream[api.Progress]) error {
+	return s.follow(ctx, "Upgrade", &entry{request: m}, out, func(tell func(node.Progress)) error {
+		q, err := guarded(ctx, m, func(q *node.UpgradeRequest) *node.Guard { return &q.Guard })
+		if err != nil {
+			return err
+		}
+		r, err := s.node.Upgrade(q.Binary)
+		if err == nil {
+			callOf(ctx).after = func() { s.leave.Do(func() { close(s.Left) }) }
+			tell(node.Progress{Phase: "done", Text: "the new process serves", Seconds: r.Millis / 1000, Done: true, Flows: r.Flows, FlowsTotal: r.Flows, PID: r.PID, Move: r})
+		}
+		return err
+	})
+}

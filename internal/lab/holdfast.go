@@ -131,7 +131,11 @@ func (b *Holdfast) Move(ctx context.Context, d Label) (*MoveReport, error) {
 	case Loop:
 		err = b.verb(ctx, n, r, "rebalance", "--all")
 	case ProcessMove:
-		if err = b.verb(ctx, n, r, "upgrade", "--binary", b.Binary); err == nil {
+		var u upgraded
+		if err = b.verb(ctx, n, &u, "upgrade", "--binary", b.Binary); err != nil {
+			return r, err
+		}
+		if r, err = u.report(); err == nil {
 			n.pid = r.PID
 		}
 	case HostMove:

@@ -167,7 +167,7 @@ func (m *mixer) move(ctx context.Context) error {
 	switch {
 	case m.upgrade:
 		m.upgrade = false
-		if err = m.node.call(ctx, "Upgrade", map[string]any{"binary": m.node.binary}, r); err == nil {
+		if r, err = m.node.succeed(ctx); err == nil {
 			m.node.pid = r.PID
 			m.node.api.CloseIdleConnections()
 		}

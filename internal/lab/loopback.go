@@ -123,7 +123,31 @@ func (n *shopNode) call(ctx context.Context, method string, q, into any) error {
 	if into == nil {
 		return nil
 	}
-	return json.Unmarshal(text, into)
+	// Of what tells its steps the last line counts.
+	lines := bytes.Split(bytes.TrimSpace(text), []byte("\n"))
+	return json.Unmarshal(lines[len(lines)-1], into)
+}
+
+// upgraded is the last of the steps that the product tells of an upgrade.
+type upgraded struct {
+	Move *MoveReport `json:"move"`
+}
+
+// report is what the upgrade has done.
+func (u *upgraded) report() (*MoveReport, error) {
+	if u.Move == nil {
+		return nil, errors.New("lab: upgrade: the last step has no report")
+	}
+	return u.Move, nil
+}
+
+// succeed has another process of the same binary take over, asked as curl would.
+func (n *shopNode) succeed(ctx context.Context) (*MoveReport, error) {
+	var u upgraded
+	if err := n.call(ctx, "Upgrade", map[string]any{"binary": n.binary}, &u); err != nil {
+		return nil, err
+	}
+	return u.report()
 }
 
 // refusal is an answer of the API that is not the wanted one.

@@ -651,10 +651,22 @@ func (x *MigrateRequest) GetReason() string {
 	return ""
 }
 
+// UpgradeRequest hands everything over to a new process.
 type UpgradeRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Binary        string                 `protobuf:"bytes,1,opt,name=binary,proto3" json:"binary,omitempty"` // empty: the file this process was started from
-	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	state              protoimpl.MessageState `protogen:"open.v1"`
+	Binary             string                 `protobuf:"bytes,1,opt,name=binary,proto3" json:"binary,omitempty"` // empty: the file this process was started from
+	Reason             string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	ExpectedGeneration uint64                 `protobuf:"varint,3,opt,name=expected_generation,json=expectedGeneration,proto3" json:"expected_generation,omitempty"`
+	// Sent again with the same one, to the successor as well, it gives the report of
+	// the upgrade that was made and makes no other.
+	IdempotencyKey string `protobuf:"bytes,4,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	File           string `protobuf:"bytes,5,opt,name=file,proto3" json:"file,omitempty"` // another configuration, which the successor applies before it serves; empty: the one in force
+	// How long the first flows are watched before the others follow; 0: a default,
+	// below 0: not at all.
+	Canary *durationpb.Duration `protobuf:"bytes,6,opt,name=canary,proto3" json:"canary,omitempty"`
+	// How long flows that the successor refuses may go on in the old process; 0: a
+	// default.
+	Drain         *durationpb.Duration `protobuf:"bytes,7,opt,name=drain,proto3" json:"drain,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -701,6 +713,41 @@ func (x *UpgradeRequest) GetReason() string {
 		return x.Reason
 	}
 	return ""
+}
+
+func (x *UpgradeRequest) GetExpectedGeneration() uint64 {
+	if x != nil {
+		return x.ExpectedGeneration
+	}
+	return 0
+}
+
+func (x *UpgradeRequest) GetIdempotencyKey() string {
+	if x != nil {
+		return x.IdempotencyKey
+	}
+	return ""
+}
+
+func (x *UpgradeRequest) GetFile() string {
+	if x != nil {
+		return x.File
+	}
+	return ""
+}
+
+func (x *UpgradeRequest) GetCanary() *durationpb.Duration {
+	if x != nil {
+		return x.Canary
+	}
+	return nil
+}
+
+func (x *UpgradeRequest) GetDrain() *durationpb.Duration {
+	if x != nil {
+		return x.Drain
+	}
+	return nil
 }
 
 type LogRequest struct {
@@ -5271,10 +5318,15 @@ const file_holdfast_v1_holdfast_proto_rawDesc = "" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\"8\n" +
 	"\x0eMigrateRequest\x12\x0e\n" +
 	"\x02to\x18\x01 \x01(\tR\x02to\x12\x16\n" +
-	"\x06reason\x18\x02 \x01(\tR\x06reason\"@\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"\x92\x02\n" +
 	"\x0eUpgradeRequest\x12\x16\n" +
 	"\x06binary\x18\x01 \x01(\tR\x06binary\x12\x16\n" +
-	"\x06reason\x18\x02 \x01(\tR\x06reason\":\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\x12/\n" +
+	"\x13expected_generation\x18\x03 \x01(\x04R\x12expectedGeneration\x12'\n" +
+	"\x0fidempotency_key\x18\x04 \x01(\tR\x0eidempotencyKey\x12\x12\n" +
+	"\x04file\x18\x05 \x01(\tR\x04file\x121\n" +
+	"\x06canary\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\x06canary\x12/\n" +
+	"\x05drain\x18\a \x01(\v2\x19.google.protobuf.DurationR\x05drain\":\n" +
 	"\n" +
 	"LogRequest\x12\x14\n" +
 	"\x05level\x18\x01 \x01(\tR\x05level\x12\x16\n" +
@@ -5827,7 +5879,7 @@ const file_holdfast_v1_holdfast_proto_rawDesc = "" +
 	"KindReport\x12\x14\n" +
 	"\x05flows\x18\x01 \x01(\x03R\x05flows\x12\x16\n" +
 	"\x06octets\x18\x02 \x01(\x04R\x06octets\x12\x16\n" +
-	"\x06frozen\x18\x03 \x01(\x04R\x06frozen2\xe3\t\n" +
+	"\x06frozen\x18\x03 \x01(\x04R\x06frozen2\xe7\t\n" +
 	"\x04Node\x12>\n" +
 	"\x06Status\x12\x1a.holdfast.v1.StatusRequest\x1a\x13.holdfast.v1.Status\"\x03\x90\x02\x01\x12C\n" +
 	"\x05Flows\x12\x19.holdfast.v1.FlowsRequest\x1a\x1a.holdfast.v1.FlowsResponse\"\x03\x90\x02\x01\x12O\n" +
@@ -5845,8 +5897,8 @@ const file_holdfast_v1_holdfast_proto_rawDesc = "" +
 	"\x04Shed\x12\x18.holdfast.v1.ShedRequest\x1a\x17.holdfast.v1.ShedReport\x12?\n" +
 	"\tRebalance\x12\x1d.holdfast.v1.RebalanceRequest\x1a\x13.holdfast.v1.Report\x129\n" +
 	"\x06SetLog\x12\x17.holdfast.v1.LogRequest\x1a\x16.holdfast.v1.LogReport\x12;\n" +
-	"\aMigrate\x12\x1b.holdfast.v1.MigrateRequest\x1a\x13.holdfast.v1.Report\x12;\n" +
-	"\aUpgrade\x12\x1b.holdfast.v1.UpgradeRequest\x1a\x13.holdfast.v1.Report\x129\n" +
+	"\aMigrate\x12\x1b.holdfast.v1.MigrateRequest\x1a\x13.holdfast.v1.Report\x12?\n" +
+	"\aUpgrade\x12\x1b.holdfast.v1.UpgradeRequest\x1a\x15.holdfast.v1.Progress0\x01\x129\n" +
 	"\x04Busy\x12\x18.holdfast.v1.BusyRequest\x1a\x17.holdfast.v1.BusyReportB<Z:github.com/holdfast-lb/holdfast/api/holdfast/v1;holdfastv1b\x06proto3"
 
 var (
@@ -5943,112 +5995,114 @@ var file_holdfast_v1_holdfast_proto_depIdxs = []int32{
 	47, // 2: holdfast.v1.EndpointsResponse.endpoints:type_name -> holdfast.v1.EndpointState
 	25, // 3: holdfast.v1.HistoryResponse.generations:type_name -> holdfast.v1.GenerationInfo
 	71, // 4: holdfast.v1.WatchRequest.status_every:type_name -> google.protobuf.Duration
-	19, // 5: holdfast.v1.ChangeRequest.edits:type_name -> holdfast.v1.Patch
-	18, // 6: holdfast.v1.ChangeRequest.flows:type_name -> holdfast.v1.FlowsPolicy
-	71, // 7: holdfast.v1.ChangeRequest.canary:type_name -> google.protobuf.Duration
-	19, // 8: holdfast.v1.ChangeRequest.revert:type_name -> holdfast.v1.Patch
-	17, // 9: holdfast.v1.Drift.by:type_name -> holdfast.v1.Author
-	72, // 10: holdfast.v1.Drift.at:type_name -> google.protobuf.Timestamp
-	21, // 11: holdfast.v1.ChangeReport.impact:type_name -> holdfast.v1.Impact
-	22, // 12: holdfast.v1.ChangeReport.edits:type_name -> holdfast.v1.Drift
-	23, // 13: holdfast.v1.ChangeReport.pause_us:type_name -> holdfast.v1.Pause
-	51, // 14: holdfast.v1.ChangeReport.kernel:type_name -> holdfast.v1.ChangeReport.KernelEntry
-	52, // 15: holdfast.v1.ChangeReport.states:type_name -> holdfast.v1.ChangeReport.StatesEntry
-	53, // 16: holdfast.v1.ChangeReport.reasons:type_name -> holdfast.v1.ChangeReport.ReasonsEntry
-	72, // 17: holdfast.v1.GenerationInfo.at:type_name -> google.protobuf.Timestamp
-	17, // 18: holdfast.v1.GenerationInfo.by:type_name -> holdfast.v1.Author
-	21, // 19: holdfast.v1.GenerationInfo.impact:type_name -> holdfast.v1.Impact
-	22, // 20: holdfast.v1.ConfigState.edits:type_name -> holdfast.v1.Drift
-	17, // 21: holdfast.v1.ConfigState.by:type_name -> holdfast.v1.Author
-	72, // 22: holdfast.v1.ConfigState.at:type_name -> google.protobuf.Timestamp
-	72, // 23: holdfast.v1.ConfigState.canary_ends:type_name -> google.protobuf.Timestamp
-	33, // 24: holdfast.v1.ConfigState.shifts:type_name -> holdfast.v1.ShiftState
-	29, // 25: holdfast.v1.EndpointReport.each:type_name -> holdfast.v1.EndpointChange
-	71, // 26: holdfast.v1.RemoveRequest.deadline:type_name -> google.protobuf.Duration
-	24, // 27: holdfast.v1.Progress.report:type_name -> holdfast.v1.ChangeReport
-	49, // 28: holdfast.v1.Progress.move:type_name -> holdfast.v1.Report
-	71, // 29: holdfast.v1.ShiftRequest.over:type_name -> google.protobuf.Duration
-	72, // 30: holdfast.v1.ShiftState.ends:type_name -> google.protobuf.Timestamp
-	17, // 31: holdfast.v1.ShiftState.by:type_name -> holdfast.v1.Author
-	3,  // 32: holdfast.v1.KillRequest.filter:type_name -> holdfast.v1.FlowsRequest
-	71, // 33: holdfast.v1.ShedRequest.for:type_name -> google.protobuf.Duration
-	72, // 34: holdfast.v1.ShedReport.until:type_name -> google.protobuf.Timestamp
-	72, // 35: holdfast.v1.Event.at:type_name -> google.protobuf.Timestamp
-	54, // 36: holdfast.v1.Event.fields:type_name -> holdfast.v1.Event.FieldsEntry
-	39, // 37: holdfast.v1.Event.status:type_name -> holdfast.v1.Status
-	55, // 38: holdfast.v1.Status.flows_by_state:type_name -> holdfast.v1.Status.FlowsByStateEntry
-	44, // 39: holdfast.v1.Status.listeners:type_name -> holdfast.v1.ListenerStatus
-	45, // 40: holdfast.v1.Status.backends:type_name -> holdfast.v1.BackendStatus
-	46, // 41: holdfast.v1.Status.endpoints:type_name -> holdfast.v1.EndpointStatus
-	56, // 42: holdfast.v1.Status.queued:type_name -> holdfast.v1.Status.QueuedEntry
-	57, // 43: holdfast.v1.Status.host:type_name -> holdfast.v1.Status.HostEntry
-	58, // 44: holdfast.v1.Status.ended:type_name -> holdfast.v1.Status.EndedEntry
-	59, // 45: holdfast.v1.Status.moves:type_name -> holdfast.v1.Status.MovesEntry
-	60, // 46: holdfast.v1.Status.moved_flows:type_name -> holdfast.v1.Status.MovedFlowsEntry
-	61, // 47: holdfast.v1.Status.responses:type_name -> holdfast.v1.Status.ResponsesEntry
-	40, // 48: holdfast.v1.Status.old_objects:type_name -> holdfast.v1.OldObject
-	41, // 49: holdfast.v1.Status.following:type_name -> holdfast.v1.FollowStatus
-	42, // 50: holdfast.v1.Status.sheds:type_name -> holdfast.v1.ShedStatus
-	43, // 51: holdfast.v1.Status.removing:type_name -> holdfast.v1.RemovalStatus
-	33, // 52: holdfast.v1.Status.shifts:type_name -> holdfast.v1.ShiftState
-	62, // 53: holdfast.v1.Status.kernel:type_name -> holdfast.v1.Status.KernelEntry
-	72, // 54: holdfast.v1.ShedStatus.until:type_name -> google.protobuf.Timestamp
-	17, // 55: holdfast.v1.ShedStatus.by:type_name -> holdfast.v1.Author
-	72, // 56: holdfast.v1.RemovalStatus.deadline:type_name -> google.protobuf.Timestamp
-	17, // 57: holdfast.v1.RemovalStatus.by:type_name -> holdfast.v1.Author
-	63, // 58: holdfast.v1.ListenerStatus.codes:type_name -> holdfast.v1.ListenerStatus.CodesEntry
-	64, // 59: holdfast.v1.ListenerStatus.causes:type_name -> holdfast.v1.ListenerStatus.CausesEntry
-	65, // 60: holdfast.v1.BackendStatus.codes:type_name -> holdfast.v1.BackendStatus.CodesEntry
-	66, // 61: holdfast.v1.BackendStatus.causes:type_name -> holdfast.v1.BackendStatus.CausesEntry
-	67, // 62: holdfast.v1.Report.reasons:type_name -> holdfast.v1.Report.ReasonsEntry
-	23, // 63: holdfast.v1.Report.pause_us:type_name -> holdfast.v1.Pause
-	68, // 64: holdfast.v1.Report.states:type_name -> holdfast.v1.Report.StatesEntry
-	69, // 65: holdfast.v1.Report.kinds:type_name -> holdfast.v1.Report.KindsEntry
-	70, // 66: holdfast.v1.Report.phases_ms:type_name -> holdfast.v1.Report.PhasesMsEntry
-	50, // 67: holdfast.v1.Report.KindsEntry.value:type_name -> holdfast.v1.KindReport
-	0,  // 68: holdfast.v1.Node.Status:input_type -> holdfast.v1.StatusRequest
-	3,  // 69: holdfast.v1.Node.Flows:input_type -> holdfast.v1.FlowsRequest
-	1,  // 70: holdfast.v1.Node.Endpoints:input_type -> holdfast.v1.EndpointsRequest
-	2,  // 71: holdfast.v1.Node.GetConfig:input_type -> holdfast.v1.GetConfigRequest
-	6,  // 72: holdfast.v1.Node.History:input_type -> holdfast.v1.HistoryRequest
-	8,  // 73: holdfast.v1.Node.Watch:input_type -> holdfast.v1.WatchRequest
-	20, // 74: holdfast.v1.Node.Diff:input_type -> holdfast.v1.ChangeRequest
-	20, // 75: holdfast.v1.Node.Apply:input_type -> holdfast.v1.ChangeRequest
-	9,  // 76: holdfast.v1.Node.Settle:input_type -> holdfast.v1.SettleRequest
-	27, // 77: holdfast.v1.Node.SetEndpoint:input_type -> holdfast.v1.EndpointRequest
-	30, // 78: holdfast.v1.Node.Remove:input_type -> holdfast.v1.RemoveRequest
-	32, // 79: holdfast.v1.Node.Shift:input_type -> holdfast.v1.ShiftRequest
-	34, // 80: holdfast.v1.Node.Kill:input_type -> holdfast.v1.KillRequest
-	36, // 81: holdfast.v1.Node.Shed:input_type -> holdfast.v1.ShedRequest
-	10, // 82: holdfast.v1.Node.Rebalance:input_type -> holdfast.v1.RebalanceRequest
-	13, // 83: holdfast.v1.Node.SetLog:input_type -> holdfast.v1.LogRequest
-	11, // 84: holdfast.v1.Node.Migrate:input_type -> holdfast.v1.MigrateRequest
-	12, // 85: holdfast.v1.Node.Upgrade:input_type -> holdfast.v1.UpgradeRequest
-	15, // 86: holdfast.v1.Node.Busy:input_type -> holdfast.v1.BusyRequest
-	39, // 87: holdfast.v1.Node.Status:output_type -> holdfast.v1.Status
-	4,  // 88: holdfast.v1.Node.Flows:output_type -> holdfast.v1.FlowsResponse
-	5,  // 89: holdfast.v1.Node.Endpoints:output_type -> holdfast.v1.EndpointsResponse
-	26, // 90: holdfast.v1.Node.GetConfig:output_type -> holdfast.v1.ConfigState
-	7,  // 91: holdfast.v1.Node.History:output_type -> holdfast.v1.HistoryResponse
-	38, // 92: holdfast.v1.Node.Watch:output_type -> holdfast.v1.Event
-	24, // 93: holdfast.v1.Node.Diff:output_type -> holdfast.v1.ChangeReport
-	24, // 94: holdfast.v1.Node.Apply:output_type -> holdfast.v1.ChangeReport
-	24, // 95: holdfast.v1.Node.Settle:output_type -> holdfast.v1.ChangeReport
-	28, // 96: holdfast.v1.Node.SetEndpoint:output_type -> holdfast.v1.EndpointReport
-	31, // 97: holdfast.v1.Node.Remove:output_type -> holdfast.v1.Progress
-	31, // 98: holdfast.v1.Node.Shift:output_type -> holdfast.v1.Progress
-	35, // 99: holdfast.v1.Node.Kill:output_type -> holdfast.v1.KillReport
-	37, // 100: holdfast.v1.Node.Shed:output_type -> holdfast.v1.ShedReport
-	49, // 101: holdfast.v1.Node.Rebalance:output_type -> holdfast.v1.Report
-	14, // 102: holdfast.v1.Node.SetLog:output_type -> holdfast.v1.LogReport
-	49, // 103: holdfast.v1.Node.Migrate:output_type -> holdfast.v1.Report
-	49, // 104: holdfast.v1.Node.Upgrade:output_type -> holdfast.v1.Report
-	16, // 105: holdfast.v1.Node.Busy:output_type -> holdfast.v1.BusyReport
-	87, // [87:106] is the sub-list for method output_type
-	68, // [68:87] is the sub-list for method input_type
-	68, // [68:68] is the sub-list for extension type_name
-	68, // [68:68] is the sub-list for extension extendee
-	0,  // [0:68] is the sub-list for field type_name
+	71, // 5: holdfast.v1.UpgradeRequest.canary:type_name -> google.protobuf.Duration
+	71, // 6: holdfast.v1.UpgradeRequest.drain:type_name -> google.protobuf.Duration
+	19, // 7: holdfast.v1.ChangeRequest.edits:type_name -> holdfast.v1.Patch
+	18, // 8: holdfast.v1.ChangeRequest.flows:type_name -> holdfast.v1.FlowsPolicy
+	71, // 9: holdfast.v1.ChangeRequest.canary:type_name -> google.protobuf.Duration
+	19, // 10: holdfast.v1.ChangeRequest.revert:type_name -> holdfast.v1.Patch
+	17, // 11: holdfast.v1.Drift.by:type_name -> holdfast.v1.Author
+	72, // 12: holdfast.v1.Drift.at:type_name -> google.protobuf.Timestamp
+	21, // 13: holdfast.v1.ChangeReport.impact:type_name -> holdfast.v1.Impact
+	22, // 14: holdfast.v1.ChangeReport.edits:type_name -> holdfast.v1.Drift
+	23, // 15: holdfast.v1.ChangeReport.pause_us:type_name -> holdfast.v1.Pause
+	51, // 16: holdfast.v1.ChangeReport.kernel:type_name -> holdfast.v1.ChangeReport.KernelEntry
+	52, // 17: holdfast.v1.ChangeReport.states:type_name -> holdfast.v1.ChangeReport.StatesEntry
+	53, // 18: holdfast.v1.ChangeReport.reasons:type_name -> holdfast.v1.ChangeReport.ReasonsEntry
+	72, // 19: holdfast.v1.GenerationInfo.at:type_name -> google.protobuf.Timestamp
+	17, // 20: holdfast.v1.GenerationInfo.by:type_name -> holdfast.v1.Author
+	21, // 21: holdfast.v1.GenerationInfo.impact:type_name -> holdfast.v1.Impact
+	22, // 22: holdfast.v1.ConfigState.edits:type_name -> holdfast.v1.Drift
+	17, // 23: holdfast.v1.ConfigState.by:type_name -> holdfast.v1.Author
+	72, // 24: holdfast.v1.ConfigState.at:type_name -> google.protobuf.Timestamp
+	72, // 25: holdfast.v1.ConfigState.canary_ends:type_name -> google.protobuf.Timestamp
+	33, // 26: holdfast.v1.ConfigState.shifts:type_name -> holdfast.v1.ShiftState
+	29, // 27: holdfast.v1.EndpointReport.each:type_name -> holdfast.v1.EndpointChange
+	71, // 28: holdfast.v1.RemoveRequest.deadline:type_name -> google.protobuf.Duration
+	24, // 29: holdfast.v1.Progress.report:type_name -> holdfast.v1.ChangeReport
+	49, // 30: holdfast.v1.Progress.move:type_name -> holdfast.v1.Report
+	71, // 31: holdfast.v1.ShiftRequest.over:type_name -> google.protobuf.Duration
+	72, // 32: holdfast.v1.ShiftState.ends:type_name -> google.protobuf.Timestamp
+	17, // 33: holdfast.v1.ShiftState.by:type_name -> holdfast.v1.Author
+	3,  // 34: holdfast.v1.KillRequest.filter:type_name -> holdfast.v1.FlowsRequest
+	71, // 35: holdfast.v1.ShedRequest.for:type_name -> google.protobuf.Duration
+	72, // 36: holdfast.v1.ShedReport.until:type_name -> google.protobuf.Timestamp
+	72, // 37: holdfast.v1.Event.at:type_name -> google.protobuf.Timestamp
+	54, // 38: holdfast.v1.Event.fields:type_name -> holdfast.v1.Event.FieldsEntry
+	39, // 39: holdfast.v1.Event.status:type_name -> holdfast.v1.Status
+	55, // 40: holdfast.v1.Status.flows_by_state:type_name -> holdfast.v1.Status.FlowsByStateEntry
+	44, // 41: holdfast.v1.Status.listeners:type_name -> holdfast.v1.ListenerStatus
+	45, // 42: holdfast.v1.Status.backends:type_name -> holdfast.v1.BackendStatus
+	46, // 43: holdfast.v1.Status.endpoints:type_name -> holdfast.v1.EndpointStatus
+	56, // 44: holdfast.v1.Status.queued:type_name -> holdfast.v1.Status.QueuedEntry
+	57, // 45: holdfast.v1.Status.host:type_name -> holdfast.v1.Status.HostEntry
+	58, // 46: holdfast.v1.Status.ended:type_name -> holdfast.v1.Status.EndedEntry
+	59, // 47: holdfast.v1.Status.moves:type_name -> holdfast.v1.Status.MovesEntry
+	60, // 48: holdfast.v1.Status.moved_flows:type_name -> holdfast.v1.Status.MovedFlowsEntry
+	61, // 49: holdfast.v1.Status.responses:type_name -> holdfast.v1.Status.ResponsesEntry
+	40, // 50: holdfast.v1.Status.old_objects:type_name -> holdfast.v1.OldObject
+	41, // 51: holdfast.v1.Status.following:type_name -> holdfast.v1.FollowStatus
+	42, // 52: holdfast.v1.Status.sheds:type_name -> holdfast.v1.ShedStatus
+	43, // 53: holdfast.v1.Status.removing:type_name -> holdfast.v1.RemovalStatus
+	33, // 54: holdfast.v1.Status.shifts:type_name -> holdfast.v1.ShiftState
+	62, // 55: holdfast.v1.Status.kernel:type_name -> holdfast.v1.Status.KernelEntry
+	72, // 56: holdfast.v1.ShedStatus.until:type_name -> google.protobuf.Timestamp
+	17, // 57: holdfast.v1.ShedStatus.by:type_name -> holdfast.v1.Author
+	72, // 58: holdfast.v1.RemovalStatus.deadline:type_name -> google.protobuf.Timestamp
+	17, // 59: holdfast.v1.RemovalStatus.by:type_name -> holdfast.v1.Author
+	63, // 60: holdfast.v1.ListenerStatus.codes:type_name -> holdfast.v1.ListenerStatus.CodesEntry
+	64, // 61: holdfast.v1.ListenerStatus.causes:type_name -> holdfast.v1.ListenerStatus.CausesEntry
+	65, // 62: holdfast.v1.BackendStatus.codes:type_name -> holdfast.v1.BackendStatus.CodesEntry
+	66, // 63: holdfast.v1.BackendStatus.causes:type_name -> holdfast.v1.BackendStatus.CausesEntry
+	67, // 64: holdfast.v1.Report.reasons:type_name -> holdfast.v1.Report.ReasonsEntry
+	23, // 65: holdfast.v1.Report.pause_us:type_name -> holdfast.v1.Pause
+	68, // 66: holdfast.v1.Report.states:type_name -> holdfast.v1.Report.StatesEntry
+	69, // 67: holdfast.v1.Report.kinds:type_name -> holdfast.v1.Report.KindsEntry
+	70, // 68: holdfast.v1.Report.phases_ms:type_name -> holdfast.v1.Report.PhasesMsEntry
+	50, // 69: holdfast.v1.Report.KindsEntry.value:type_name -> holdfast.v1.KindReport
+	0,  // 70: holdfast.v1.Node.Status:input_type -> holdfast.v1.StatusRequest
+	3,  // 71: holdfast.v1.Node.Flows:input_type -> holdfast.v1.FlowsRequest
+	1,  // 72: holdfast.v1.Node.Endpoints:input_type -> holdfast.v1.EndpointsRequest
+	2,  // 73: holdfast.v1.Node.GetConfig:input_type -> holdfast.v1.GetConfigRequest
+	6,  // 74: holdfast.v1.Node.History:input_type -> holdfast.v1.HistoryRequest
+	8,  // 75: holdfast.v1.Node.Watch:input_type -> holdfast.v1.WatchRequest
+	20, // 76: holdfast.v1.Node.Diff:input_type -> holdfast.v1.ChangeRequest
+	20, // 77: holdfast.v1.Node.Apply:input_type -> holdfast.v1.ChangeRequest
+	9,  // 78: holdfast.v1.Node.Settle:input_type -> holdfast.v1.SettleRequest
+	27, // 79: holdfast.v1.Node.SetEndpoint:input_type -> holdfast.v1.EndpointRequest
+	30, // 80: holdfast.v1.Node.Remove:input_type -> holdfast.v1.RemoveRequest
+	32, // 81: holdfast.v1.Node.Shift:input_type -> holdfast.v1.ShiftRequest
+	34, // 82: holdfast.v1.Node.Kill:input_type -> holdfast.v1.KillRequest
+	36, // 83: holdfast.v1.Node.Shed:input_type -> holdfast.v1.ShedRequest
+	10, // 84: holdfast.v1.Node.Rebalance:input_type -> holdfast.v1.RebalanceRequest
+	13, // 85: holdfast.v1.Node.SetLog:input_type -> holdfast.v1.LogRequest
+	11, // 86: holdfast.v1.Node.Migrate:input_type -> holdfast.v1.MigrateRequest
+	12, // 87: holdfast.v1.Node.Upgrade:input_type -> holdfast.v1.UpgradeRequest
+	15, // 88: holdfast.v1.Node.Busy:input_type -> holdfast.v1.BusyRequest
+	39, // 89: holdfast.v1.Node.Status:output_type -> holdfast.v1.Status
+	4,  // 90: holdfast.v1.Node.Flows:output_type -> holdfast.v1.FlowsResponse
+	5,  // 91: holdfast.v1.Node.Endpoints:output_type -> holdfast.v1.EndpointsResponse
+	26, // 92: holdfast.v1.Node.GetConfig:output_type -> holdfast.v1.ConfigState
+	7,  // 93: holdfast.v1.Node.History:output_type -> holdfast.v1.HistoryResponse
+	38, // 94: holdfast.v1.Node.Watch:output_type -> holdfast.v1.Event
+	24, // 95: holdfast.v1.Node.Diff:output_type -> holdfast.v1.ChangeReport
+	24, // 96: holdfast.v1.Node.Apply:output_type -> holdfast.v1.ChangeReport
+	24, // 97: holdfast.v1.Node.Settle:output_type -> holdfast.v1.ChangeReport
+	28, // 98: holdfast.v1.Node.SetEndpoint:output_type -> holdfast.v1.EndpointReport
+	31, // 99: holdfast.v1.Node.Remove:output_type -> holdfast.v1.Progress
+	31, // 100: holdfast.v1.Node.Shift:output_type -> holdfast.v1.Progress
+	35, // 101: holdfast.v1.Node.Kill:output_type -> holdfast.v1.KillReport
+	37, // 102: holdfast.v1.Node.Shed:output_type -> holdfast.v1.ShedReport
+	49, // 103: holdfast.v1.Node.Rebalance:output_type -> holdfast.v1.Report
+	14, // 104: holdfast.v1.Node.SetLog:output_type -> holdfast.v1.LogReport
+	49, // 105: holdfast.v1.Node.Migrate:output_type -> holdfast.v1.Report
+	31, // 106: holdfast.v1.Node.Upgrade:output_type -> holdfast.v1.Progress
+	16, // 107: holdfast.v1.Node.Busy:output_type -> holdfast.v1.BusyReport
+	89, // [89:108] is the sub-list for method output_type
+	70, // [70:89] is the sub-list for method input_type
+	70, // [70:70] is the sub-list for extension type_name
+	70, // [70:70] is the sub-list for extension extendee
+	0,  // [0:70] is the sub-list for field type_name
 }
 
 func init() { file_holdfast_v1_holdfast_proto_init() }

@@ -1,6 +1,7 @@
 package mainjob
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -110,9 +111,16 @@ func (b *balancer) event(w when) error {
 	default:
 		panic("mainjob: " + w.String() + " is no event")
 	}
-	var r report
-	if err := b.verb(&r, args...); err != nil {
+	var said struct {
+		report
+		Move *report `json:"move"` // of an upgrade, in the last of its steps
+	}
+	if err := b.verb(&said, args...); err != nil {
 		return err
+	}
+	r := said.report
+	if said.Move != nil {
+		r = *said.Move
 	}
 	if w == reload {
 		r.Distance = w.String() // of a change it goes without saying
@@ -130,7 +138,8 @@ func (b *balancer) verb(into any, args ...string) error {
 	if err != nil {
 		return fmt.Errorf("%w\n%s", err, b.process.tail())
 	}
-	return json.Unmarshal(out, into)
+	lines := bytes.Split(bytes.TrimSpace(out), []byte("\n")) // the last one is the answer
+	return json.Unmarshal(lines[len(lines)-1], into)
 }
 
 // doubt compares what an event should have done with what is.

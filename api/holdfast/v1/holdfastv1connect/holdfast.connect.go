@@ -127,8 +127,10 @@ type NodeClient interface {
 	SetLog(context.Context, *v1.LogRequest) (*v1.LogReport, error)
 	// Migrate moves flows to another host. Role admin.
 	Migrate(context.Context, *v1.MigrateRequest) (*v1.Report, error)
-	// Upgrade hands everything over to a new process. Role admin.
-	Upgrade(context.Context, *v1.UpgradeRequest) (*v1.Report, error)
+	// Upgrade hands everything over to a new process, and tells how it goes: the last
+	// step has the report. When the caller goes away before flows have moved, nothing
+	// moves; later it goes on. Role admin.
+	Upgrade(context.Context, *v1.UpgradeRequest) (*connect.ServerStreamForClient[v1.Progress], error)
 	// Busy makes work for the control side, to measure what it does to the loops
 	// that share its process. Role admin.
 	Busy(context.Context, *v1.BusyRequest) (*v1.BusyReport, error)
@@ -254,7 +256,7 @@ func NewNodeClient(httpClient connect.HTTPClient, baseURL string, opts ...connec
 			connect.WithSchema(nodeMethods.ByName("Migrate")),
 			connect.WithClientOptions(opts...),
 		),
-		upgrade: connect.NewClient[v1.UpgradeRequest, v1.Report](
+		upgrade: connect.NewClient[v1.UpgradeRequest, v1.Progress](
 			httpClient,
 			baseURL+NodeUpgradeProcedure,
 			connect.WithSchema(nodeMethods.ByName("Upgrade")),
@@ -288,7 +290,7 @@ type nodeClient struct {
 	rebalance   *connect.Client[v1.RebalanceRequest, v1.Report]
 	setLog      *connect.Client[v1.LogRequest, v1.LogReport]
 	migrate     *connect.Client[v1.MigrateRequest, v1.Report]
-	upgrade     *connect.Client[v1.UpgradeRequest, v1.Report]
+	upgrade     *connect.Client[v1.UpgradeRequest, v1.Progress]
 	busy        *connect.Client[v1.BusyRequest, v1.BusyReport]
 }
 
@@ -434,12 +436,8 @@ func (c *nodeClient) Migrate(ctx context.Context, req *v1.MigrateRequest) (*v1.R
 }
 
 // Upgrade calls holdfast.v1.Node.Upgrade.
-func (c *nodeClient) Upgrade(ctx context.Context, req *v1.UpgradeRequest) (*v1.Report, error) {
-	response, err := c.upgrade.CallUnary(ctx, connect.NewRequest(req))
-	if response != nil {
-		return response.Msg, err
-	}
-	return nil, err
+func (c *nodeClient) Upgrade(ctx context.Context, req *v1.UpgradeRequest) (*connect.ServerStreamForClient[v1.Progress], error) {
+	return c.upgrade.CallServerStream(ctx, connect.NewRequest(req))
 }
 
 // Busy calls holdfast.v1.Node.Busy.
@@ -496,8 +494,10 @@ type NodeHandler interface {
 	SetLog(context.Context, *v1.LogRequest) (*v1.LogReport, error)
 	// Migrate moves flows to another host. Role admin.
 	Migrate(context.Context, *v1.MigrateRequest) (*v1.Report, error)
-	// Upgrade hands everything over to a new process. Role admin.
-	Upgrade(context.Context, *v1.UpgradeRequest) (*v1.Report, error)
+	// Upgrade hands everything over to a new process, and tells how it goes: the last
+	// step has the report. When the caller goes away before flows have moved, nothing
+	// moves; later it goes on. Role admin.
+	Upgrade(context.Context, *v1.UpgradeRequest, *connect.ServerStream[v1.Progress]) error
 	// Busy makes work for the control side, to measure what it does to the loops
 	// that share its process. Role admin.
 	Busy(context.Context, *v1.BusyRequest) (*v1.BusyReport, error)
@@ -619,7 +619,7 @@ func NewNodeHandler(svc NodeHandler, opts ...connect.HandlerOption) (string, htt
 		connect.WithSchema(nodeMethods.ByName("Migrate")),
 		connect.WithHandlerOptions(opts...),
 	)
-	nodeUpgradeHandler := connect.NewUnaryHandlerSimple(
+	nodeUpgradeHandler := connect.NewServerStreamHandlerSimple(
 		NodeUpgradeProcedure,
 		svc.Upgrade,
 		connect.WithSchema(nodeMethods.ByName("Upgrade")),
@@ -748,8 +748,8 @@ func (UnimplementedNodeHandler) Migrate(context.Context, *v1.MigrateRequest) (*v
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.v1.Node.Migrate is not implemented"))
 }
 
-func (UnimplementedNodeHandler) Upgrade(context.Context, *v1.UpgradeRequest) (*v1.Report, error) {
-	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.v1.Node.Upgrade is not implemented"))
+func (UnimplementedNodeHandler) Upgrade(context.Context, *v1.UpgradeRequest, *connect.ServerStream[v1.Progress]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.v1.Node.Upgrade is not implemented"))
 }
 
 func (UnimplementedNodeHandler) Busy(context.Context, *v1.BusyRequest) (*v1.BusyReport, error) {

@@ -1,0 +1,207 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"connectrpc.com/connect"
+	"github.com/spf13/cobra"
+
+	api "github.com/holdfast-lb/holdfast/api/holdfast/v1"
+	"github.com/holdfast-lb/holdfast/internal/admin/wire"
+	"github.com/holdfast-lb/holdfast/internal/node"
+	"github.com/holdfast-lb/holdfast/internal/sock"
+)
+
+// upgrading are the flags of `upgrade`.
+type upgrading struct {
+	guarded
+	binary, file  string
+	canary, drain time.Duration
+}
+
+func upgradeCommand() *cobra.Command {
+	var f upgrading
+	x := &cobra.Command{
+		Use:   "upgrade",
+		Short: "Hand everything over to a new process: listeners and live flows",
+		Long: "Starts the new binary beside the running one, hands it the listeners and every flow, and ends the old\n" +
+			"process. Until flows move nothing has happened: a binary that does not start, is no Holdfast or speaks\n" +
+			"another protocol is refused, and the old process goes on. A downgrade is the same.\n\n" +
+			"First a few flows move and are watched for --canary; if the new process loses one of them or dies, the\n" +
+			"rest stays. A flow that the new release cannot hold stays in the old process until it ends, for --drain\n" +
+			"at most.",
+		Example: "  holdfast upgrade\n  holdfast upgrade --binary ./holdfast-1.5.0\n  holdfast upgrade --config holdfast.yaml --canary 2s",
+		Args:    wants(0, 0, "no argument"),
+		RunE: asking(func(c *client, _ []string) error {
+			q, err := f.request()
+			if err != nil {
+				return err
+			}
+			return c.upgrade(q)
+		}),
+	}
+	f.register(x)
+	x.Flags().StringVar(&f.binary, "binary", "", "the new binary (default: the file the running one was started from)")
+	x.Flags().StringVar(&f.file, "config", "", "another configuration `file`, which the new process applies before it serves")
+	x.Flags().DurationVar(&f.canary, "canary", 0, "how long the first flows are watched before the others follow (default 50ms); below 0: not at all")
+	x.Flags().DurationVar(&f.drain, "drain", 0, "how long flows that the new process refuses may go on in the old one (default 10m0s)")
+	return x
+}
+
+// request is what the flags ask for. Paths are of this shell, so they are made
+// whole.
+func (f *upgrading) request() (q node.UpgradeRequest, err error) {
+	if f.drain < 0 {
+		return q, &exit{exitUsage, errors.New("upgrade: --drain is not negative")}
+	}
+	q = node.UpgradeRequest{Guard: f.guard(), Canary: f.canary, Drain: f.drain}
+	for _, x := range []struct {
+		name string
+		to   *string
+	}{{f.binary, &q.Binary}, {f.file, &q.File}} {
+		if x.name == "" {
+			continue
+		}
+		if *x.to, err = filepath.Abs(x.name); err != nil {
+			return q, &exit{exitFailed, err}
+		}
+	}
+	return q, nil
+}
+
+// upgrade asks for an upgrade and prints how it goes.
+func (c *client) upgrade(q node.UpgradeRequest) error {
+	before := 0
+	if !c.json {
+		s, err := c.status()
+		if err != nil {
+			return err
+		}
+		before = s.PID
+	}
+	show := upgradeShow{json: c.json, terminal: sock.IsTerminal(os.Stdout) && !c.json}
+	r, err := c.upgraded(q, show.step)
+	show.newline()
+	if err != nil {
+		return err
+	}
+	if !c.json {
+		fmt.Println(upgradedLine(before, r))
+	}
+	if r.Lost > 0 {
+		return &exit{code: exitFailed}
+	}
+	return nil
+}
+
+// upgraded asks for an upgrade, tells of each step, and gives the report of the
+// last.
+func (c *client) upgraded(q node.UpgradeRequest, tell func(*api.Progress) error) (*node.Report, error) {
+	stream, err := c.api.Upgrade(context.Background(), wire.To[api.UpgradeRequest](&q))
+	if err != nil {
+		return nil, c.refusal(err)
+	}
+	defer func() { _ = stream.Close() }()
+	var last *api.Progress
+	for stream.Receive() {
+		last = stream.Msg()
+		if err := tell(last); err != nil {
+			return nil, err
+		}
+	}
+	err = stream.Err()
+	var p node.Progress
+	if last != nil {
+		if bad := wire.From(last, &p); bad != nil {
+			return nil, &exit{exitFailed, bad}
+		}
+	}
+	switch {
+	case p.Done && p.Failed == "" && p.Move != nil:
+		return p.Move, nil
+	case p.Move != nil && p.Move.Lost > 0: // not as it was before: no refusal
+		return p.Move, &exit{exitFailed, errors.New(plainText(p.Failed))}
+	case err != nil && connect.IsWireError(err):
+		return nil, c.refusal(err)
+	}
+	return nil, &exit{exitFailed, errors.New("upgrade: the answer ended before it was done; see: holdfast status")}
+}
+
+// upgradeShow prints the steps of an upgrade: a line for each phase, of which a
+// terminal has the last one drawn anew.
+type upgradeShow struct {
+	json, terminal bool
+	last           node.Progress // step
+	line           string        // of it, that is not printed or not ended yet
+}
+
+// step prints one step.
+func (x *upgradeShow) step(m *api.Progress) error {
+	var p node.Progress
+	if err := wire.From(m, &p); err != nil {
+		return &exit{exitFailed, err}
+	}
+	if x.json {
+		x.last = p
+		return printMessage(m)
+	}
+	if p.Phase != x.last.Phase {
+		x.newline()
+	}
+	x.last = p
+	if p.Done {
+		return nil // it is said at the end
+	}
+	x.line = upgradeLine(&p)
+	if x.terminal {
+		fmt.Print(clearLine + wrapOff + x.line + wrapOn)
+	}
+	return nil
+}
+
+// newline ends the line of a phase that is over.
+func (x *upgradeShow) newline() {
+	if x.line == "" {
+		return
+	}
+	if !x.terminal {
+		fmt.Print(x.line)
+	}
+	fmt.Println()
+	x.line = ""
+}
+
+// upgradeLine is a step in words.
+func upgradeLine(p *node.Progress) string {
+	if p.FlowsTotal == 0 {
+		return p.Text
+	}
+	return fmt.Sprintf("%-9s %s  %s/%s  %s", p.Phase, bar(p.Flows, p.FlowsTotal), thousands(p.Flows), thousands(p.FlowsTotal),
+		short(time.Duration(p.Seconds*float64(time.Second))))
+}
+
+// barCells is how wide a bar is.
+const barCells = 18
+
+// bar draws how much of all is done.
+func bar(done, all int) string {
+	n := barCells
+	if all > 0 {
+		n = min(barCells*done/all, barCells)
+	}
+	return strings.Repeat("#", n) + strings.Repeat("-", barCells-n)
+}
+
+// plainText is an error of the node in words for people.
+func plainText(text string) string { return inside.ReplaceAllString(text, "") }
+
+// upgradedLine is what an upgrade has done.
+func upgradedLine(before int, r *node.Report) string {
+	return fmt.Sprintf("process %d -> %d; %s", before, r.PID, reportLine(r, "upgraded"))
+}
