@@ -35,6 +35,7 @@ var labs = map[string]lab{
 	"rolling":        {"servers are restarted behind the balancer, and no request fails", rolling, 12 * time.Minute},
 	"seed-000":       {"the servers run on the host that is evacuated", seed000, 5 * time.Minute},
 	"soak":           {"all kinds of HTTP clients and failing backends under moves, for long", soaking, 13 * time.Minute},
+	"upgrade":        {"a hundred upgrades in place under all traffic, and ten thousand flows; beside reloads of others", upgrading, 30 * time.Minute},
 	"vanished-peers": {"clients that vanish without a word are gone in time", vanishedPeers, 2 * time.Minute},
 	"vtc":            {"cases of varnishtest, each with a client and a server around the balancer", vtc, 5 * time.Minute},
 }
@@ -61,6 +62,10 @@ func Main(args []string) int {
 	}
 	if os.Getenv(stageEnv) == stageReload {
 		_, _ = fmt.Fprintln(os.Stderr, reloadMain(args, os.Stdout)) // it ends by an error only
+		return 1
+	}
+	if os.Getenv(stageEnv) == stageEcho {
+		_, _ = fmt.Fprintln(os.Stderr, echoMain(args, os.Stdout)) // it ends by an error only
 		return 1
 	}
 	if os.Getenv(stageEnv) == stageStand {

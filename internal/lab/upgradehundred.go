@@ -1,0 +1,3 @@
+package lab
+
+func (u *upgradeLab) hundred() error { return nil }
