@@ -52,7 +52,7 @@ func (e *Endpoint) Limit() int64 { return e.limit.Load() }
 // Room tells whether one more connection may be opened to the endpoint.
 func (e *Endpoint) Room() bool {
 	limit := e.limit.Load()
-	return limit == 0 || below(limit, e.held.Load()) && e.backend.paused.Load() == 0
+	return limit == 0 || below(limit, e.held.Load()) && !e.backend.holdsBack()
 }
 
 // below tells whether both counts of held together are below the limit.

@@ -9,6 +9,7 @@ type Gate struct {
 	// same limit, while it hands over to this one.
 	foreign atomic.Int64
 	max     atomic.Int64 // 0 = none
+	barred  atomic.Bool  // another process lets in; see Ledger.Yield
 	shut    atomic.Bool  // somebody was turned away and wants to know when to come back
 	open    func()
 	absent  bool // as that of a Backend
@@ -27,7 +28,7 @@ func (g *Gate) InUse() int64 { return g.inUse.Load() }
 // there may be one again.
 func (g *Gate) Enter() bool {
 	n := g.inUse.Add(1)
-	if limit := g.max.Load(); limit == 0 || n+g.foreign.Load() <= limit {
+	if limit := g.max.Load(); (limit == 0 || n+g.foreign.Load() <= limit) && !g.barred.Load() {
 		return true
 	}
 	g.shut.Store(true)
@@ -67,7 +68,7 @@ func (g *Gate) Leave() {
 // tell calls open if somebody waits and n places in use leave one.
 func (g *Gate) tell(n int64) {
 	if g.shut.Load() {
-		if limit := g.max.Load(); limit == 0 || n+g.foreign.Load() < limit {
+		if limit := g.max.Load(); (limit == 0 || n+g.foreign.Load() < limit) && !g.barred.Load() {
 			g.reopen()
 		}
 	}

@@ -24,6 +24,7 @@ type Ledger struct {
 	Node    Gate
 	places  atomic.Uint64
 	paused  atomic.Int32 // how many moves want nothing granted
+	sharing atomic.Int32 // see share.go
 	options Options
 
 	limits sync.Map // of [config.Listener] to its limits; see rates.go
@@ -90,9 +91,9 @@ func (l *Ledger) LastPlace() uint64 { return l.places.Load() }
 func (l *Ledger) PlacesAfter(last uint64) { raise(&l.places, last) }
 
 // Pause stops granting slots of limited endpoints: those that ask wait in their
-// queues. While flows go to another owner only that one grants, and what it
-// believes us to hold can only become less: so the two together never exceed
-// a limit. Resume ends it.
+// queues. While flows go to another host, or to a release that cannot divide limits
+// (see [Ledger.Yield]), only the other one grants, and what it believes us to hold can
+// only become less: so the two together never exceed a limit. Resume ends it.
 func (l *Ledger) Pause() { l.paused.Add(1) }
 
 // Paused tells whether a Pause is in force.
@@ -104,20 +105,6 @@ func (l *Ledger) Resume() {
 		return
 	}
 	l.all((*Backend).grantAll)
-}
-
-// Alone notes that no other process holds anything under our limits any more,
-// because it has ended or has handed all over: what was counted for it is free.
-func (l *Ledger) Alone() {
-	l.all(func(b *Backend) {
-		for _, e := range b.list() {
-			e.AddForeign(-e.Foreign())
-		}
-	})
-	for _, g := range l.gates() {
-		g.foreign.Store(0)
-		g.tell(g.inUse.Load())
-	}
 }
 
 // gates are those of all listeners, by name, and the node's, which has none.

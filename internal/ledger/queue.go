@@ -143,6 +143,7 @@ func (b *Backend) queueUp(c *config.Backend, a *Asking, stuckTo *Endpoint, probe
 		b.remove(w)
 		return Grant{}, nil, Full
 	}
+	b.withhold()
 	return Grant{}, w, Waiting
 }
 

@@ -54,6 +54,7 @@ type listenerBook struct {
 	requests, sources    atomic.Uint64
 	connections, entries atomic.Uint64
 	routes               atomic.Pointer[[]*routeCount]
+	elsewhere            []Presence // in another process; guarded by rateBook.mu
 }
 
 type routeCount struct{ requests, sources atomic.Uint64 }
@@ -70,6 +71,19 @@ func (b *rateBook) forget(name string, limits *sync.Map) {
 	}
 }
 
+// book is that of a listener's name, made on first use. The caller holds mu.
+func (b *rateBook) book(name string) *listenerBook {
+	if b.listeners == nil {
+		b.listeners = map[string]*listenerBook{}
+	}
+	book := b.listeners[name]
+	if book == nil {
+		book = &listenerBook{}
+		b.listeners[name] = book
+	}
+	return book
+}
+
 // limitsMax bounds the versions of a listener whose rates are kept.
 const limitsMax = 4
 
@@ -84,14 +98,7 @@ func (l *Ledger) limitsOf(lis *config.Listener) *limits {
 	if m, ok := l.limits.Load(lis); ok {
 		return m.(*limits)
 	}
-	if b.listeners == nil {
-		b.listeners = map[string]*listenerBook{}
-	}
-	book := b.listeners[lis.Ref.Name]
-	if book == nil {
-		book = &listenerBook{}
-		b.listeners[lis.Ref.Name] = book
-	}
+	book := b.book(lis.Ref.Name)
 	m := book.make(lis)
 	book.recent = append(book.recent, m)
 	if len(book.recent) > limitsMax {
@@ -195,6 +202,9 @@ func (b *listenerBook) sourceCell(what string, r *config.SourceRate) *sourceCell
 		}
 	}
 	n.sources = newSources(bits4, bits6)
+	if what == "connections" {
+		b.presentTo(n.sources)
+	}
 	return n
 }
 
@@ -454,9 +464,11 @@ func (l *Ledger) Rates() map[string]RateStats {
 				s.SourceRoutes = append(s.SourceRoutes, r.sources.Load())
 			}
 		}
-		for c := range b.recent[len(b.recent)-1].sourceCells {
-			s.Tracked += c.size()
-			s.Evicted += c.evicted.Load()
+		if len(b.recent) > 0 { // else nobody has come since another process told of it
+			for c := range b.recent[len(b.recent)-1].sourceCells {
+				s.Tracked += c.size()
+				s.Evicted += c.evicted.Load()
+			}
 		}
 		out[name] = s
 	}

@@ -117,7 +117,7 @@ func (b *Backend) makeVersion(c *config.Backend) *version {
 		account := b.endpoint(e.Ref.Name)
 		if !account.ruled { // of a version that was never in force here
 			account.ruled = true
-			account.limit.Store(limitOf(c, e))
+			account.setLimit(limitOf(c, e))
 		}
 		v.accounts[i] = account
 	}
@@ -143,7 +143,7 @@ func (b *Backend) enforce(c *config.Backend) {
 	}
 	present := make(map[*Endpoint]bool, len(v.accounts))
 	for i, e := range v.accounts {
-		e.limit.Store(limitOf(c, c.Endpoints[i]))
+		e.setLimit(limitOf(c, c.Endpoints[i]))
 		e.index.Store(int32(i))
 		present[e] = true
 	}

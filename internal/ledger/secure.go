@@ -58,6 +58,8 @@ type Backend struct {
 	alarm    func(backend string)
 	places   *atomic.Uint64
 	paused   *atomic.Int32
+	sharing  *atomic.Int32
+	withheld atomic.Bool // by a move whose waiters are under way; see share.go
 	versions atomic.Pointer[versions]
 	table    atomic.Pointer[table] // nil: no sticky table
 	alarmAt  atomic.Int64          // failures in a row; 0: none are too many
@@ -94,7 +96,7 @@ type Backend struct {
 }
 
 func newBackend(name string, l *Ledger) *Backend {
-	b := &Backend{Name: name, options: &l.options, alarm: l.options.Alarm, places: &l.places, paused: &l.paused, endpoints: map[string]*Endpoint{}}
+	b := &Backend{Name: name, options: &l.options, alarm: l.options.Alarm, places: &l.places, paused: &l.paused, sharing: &l.sharing, endpoints: map[string]*Endpoint{}}
 	b.versions.Store(&versions{})
 	return b
 }
@@ -231,7 +233,7 @@ func (b *Backend) secure(c *config.Backend, a *Asking, want *Endpoint) Grant {
 
 // stands tells whether a choice by s that is counted already holds.
 func (b *Backend) stands(s *versions, e *Endpoint) bool {
-	return b.versions.Load() == s && (e.limit.Load() == 0 || b.paused.Load() == 0)
+	return b.versions.Load() == s && (e.limit.Load() == 0 || !b.holdsBack())
 }
 
 // choice is an index in a version, and under which conditions it may be taken.

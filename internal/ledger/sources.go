@@ -27,14 +27,16 @@ const sourcesMax = 65536
 type sourceShard struct {
 	mu   sync.Mutex
 	open map[netip.Addr]int32 // connections
-	due  *lru[netip.Addr, int64]
-	_    [40]byte
+	// foreign are connections that another process serves under the same limit.
+	foreign map[netip.Addr]int32
+	due     *lru[netip.Addr, int64]
+	_       [32]byte
 }
 
 func newSources(bits4, bits6 int) *sources {
 	t := &sources{bits4: bits4, bits6: bits6}
 	for i := range t.shards {
-		t.shards[i].open = map[netip.Addr]int32{}
+		t.shards[i].open, t.shards[i].foreign = map[netip.Addr]int32{}, map[netip.Addr]int32{}
 		t.shards[i].due = newLRU[netip.Addr, int64]()
 	}
 	return t
@@ -113,7 +115,7 @@ func (t *sources) enter(r *config.SourceRate, most int, now int64, a netip.Addr)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	n := s.open[source]
-	if most > 0 && int(n) >= most {
+	if most > 0 && int(n+s.foreign[source]) >= most {
 		return false
 	}
 	if r != nil && t.pass(s, rateOf(&r.Rate), now, source, true) != 0 {
@@ -127,6 +129,11 @@ func (t *sources) admit(a netip.Addr) {
 	source, s := t.of(a)
 	s.mu.Lock()
 	s.open[source]++
+	if n := s.foreign[source]; n > 1 { // it comes from there
+		s.foreign[source] = n - 1
+	} else if n == 1 {
+		delete(s.foreign, source)
+	}
 	s.mu.Unlock()
 }
 
@@ -136,6 +143,11 @@ func (t *sources) leave(a netip.Addr) {
 	source, s := t.of(a)
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.less(source)
+}
+
+// less counts one connection less, under mu.
+func (s *sourceShard) less(source netip.Addr) {
 	if n := s.open[source]; n > 1 {
 		s.open[source] = n - 1
 	} else {
