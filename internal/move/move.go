@@ -20,12 +20,10 @@
 package move
 
 import (
-	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"time"
 
 	"github.com/holdfast-lb/holdfast/internal/frozen"
@@ -54,9 +52,16 @@ const (
 	Abort   Kind = 12 // the offer, or the preparation, is void
 	Done    Kind = 13 // nothing more comes
 	Settled Kind = 14 // the taker has all it needs; the giver may go
+	Copy    Kind = 15 // duplicates of descriptors that are still served (local)
+	Copied  Kind = 16 // Held: so many are held, there is room for so many more
+	Drop    Kind = 17 // cookies of copies that are not needed any more
+	Look    Kind = 18 // Watch: the taker is to observe what it has adopted
+	Seen    Kind = 19 // Sight: what it saw
+	Idle    Kind = 20 // idle backend legs of the loops' pools, the taker's from here on
+	Residue Kind = 21 // Remains: what drains in the giver, after Settled
 )
 
-var kindNames = [...]string{"none", "hello", "inherit", "ready", "accept", "prepare", "held", "offer", "taken", "refuse", "commit", "adopted", "abort", "done", "settled"}
+var kindNames = [...]string{"none", "hello", "inherit", "ready", "accept", "prepare", "held", "offer", "taken", "refuse", "commit", "adopted", "abort", "done", "settled", "copy", "copied", "drop", "look", "seen", "idle", "residue"}
 
 func (k Kind) String() string {
 	if int(k) < len(kindNames) {
@@ -81,6 +86,9 @@ type Greeting struct {
 	// Late: this side takes further Inherit messages, each a [Knowledge], until
 	// Accept (local).
 	Late bool `json:"late,omitempty"`
+	// Features are the parts of the protocol that this side speaks beyond those
+	// that all releases of it do (local).
+	Features []string `json:"features,omitempty"`
 }
 
 // Check refuses a side that speaks another language.
@@ -107,6 +115,13 @@ type Heritage struct {
 	// State is the desired state with all that lies over the file; Source says the
 	// same without telling them apart.
 	State json.RawMessage `json:"state,omitempty"`
+	// Features are those of the giver. A release without them takes only what every
+	// release does.
+	Features []string `json:"features,omitempty"`
+	Release  string   `json:"release,omitempty"`
+	PID      int      `json:"pid,omitempty"`
+	// Order is what the successor is to apply before it is ready, if anything.
+	Order json.RawMessage `json:"order,omitempty"`
 }
 
 // Knowledge is what a process knows of endpoints and clients at the last moment
@@ -125,6 +140,11 @@ type Refusal struct {
 	What  string `json:"what"`
 	Why   string `json:"why"`
 	Retry bool   `json:"retry"`
+	// Flows are those of a lot that cannot be held, each by itself; the others can.
+	// Empty: it is not known which, and What and Why are of all.
+	Flows []Refusal `json:"flows,omitempty"`
+	// Cookies are of copies that the offer names and the taker has not.
+	Cookies []uint64 `json:"cookies,omitempty"`
 }
 
 // Adoption tells what became of a batch.
@@ -136,6 +156,9 @@ type Adoption struct {
 // Message is one message of the protocol.
 type Message struct {
 	Kind Kind
+	// Lot is the number of the lot that it speaks of: in Offer, Commit and Abort, and
+	// in what answers them. 0 is a release that numbers none.
+	Lot  uint16
 	Body []byte
 	FDs  []sock.FD // the receiver's
 }
@@ -148,8 +171,18 @@ func (m Message) Into(v any) error {
 	return nil
 }
 
+// ErrBegun: the time was over when a message of several parts was under way. The
+// rest of it goes before the next message.
+var ErrBegun = errors.New("move: a message is under way")
+
+// Gone tells that the other end of a channel is closed.
+func Gone(err error) bool {
+	return errors.Is(err, io.EOF) || errors.Is(err, sock.BrokenPipe) || errors.Is(err, sock.Reset)
+}
+
 // Carrier takes messages to the other side and back, in order. Calls may
-// wait; it is never used on a loop's thread.
+// wait; it is never used on a loop's thread. A call whose time is over gives
+// [os.ErrDeadlineExceeded]: nothing was sent, but for [ErrBegun], or received.
 type Carrier interface {
 	Send(Message) error
 	Receive() (Message, error) // io.EOF: the other side is gone
@@ -159,11 +192,20 @@ type Carrier interface {
 
 // SendJSON sends v as the body of a message.
 func SendJSON(c Carrier, k Kind, v any, fds ...sock.FD) error {
+	m, err := message(k, v)
+	if err != nil {
+		return err
+	}
+	m.FDs = fds
+	return c.Send(m)
+}
+
+func message(k Kind, v any) (Message, error) {
 	body, err := json.Marshal(v)
 	if err != nil {
-		return fmt.Errorf("move: %v: %w", k, err)
+		return Message{}, fmt.Errorf("move: %v: %w", k, err)
 	}
-	return c.Send(Message{Kind: k, Body: body, FDs: fds})
+	return Message{Kind: k, Body: body}, nil
 }
 
 // Expect receives a message of kind k. A Refuse in its place is a
@@ -185,124 +227,3 @@ func Expect(c Carrier, k Kind) (Message, error) {
 	}
 	return m, fmt.Errorf("move: %v came where %v was due", m.Kind, k)
 }
-
-// Local carries over a unix seqpacket channel, with descriptors.
-type Local struct {
-	c   sock.Channel
-	buf []byte
-}
-
-// NewLocal makes a carrier over c, which it owns.
-func NewLocal(c sock.Channel) *Local { return &Local{c: c, buf: make([]byte, sock.MessageMax)} }
-
-// A message that is larger than the channel takes goes in parts; each begins
-// with its kind, a flag that tells whether more follow, and two unused octets.
-const partHeader = 4
-
-// Send sends the message, in parts if it must. Descriptors go with the first.
-func (l *Local) Send(m Message) error {
-	fds, body := m.FDs, m.Body
-	for {
-		n := min(len(body), sock.MessageMax-partHeader)
-		more := byte(0)
-		if n < len(body) {
-			more = 1
-		}
-		part := append([]byte{byte(m.Kind), more, 0, 0}, body[:n]...)
-		if err := l.c.Send(part, fds); err != nil {
-			return fmt.Errorf("move: %v: %w", m.Kind, err)
-		}
-		body, fds = body[n:], nil
-		if more == 0 {
-			return nil
-		}
-	}
-}
-
-// Receive waits for a whole message.
-func (l *Local) Receive() (m Message, err error) {
-	for {
-		n, fds, err := l.c.Receive(l.buf)
-		m.FDs = append(m.FDs, fds...)
-		if err == nil && n < partHeader {
-			err = fmt.Errorf("move: a part of %d octets", n)
-		}
-		if err == nil && len(m.Body)+n > frozen.BatchMax {
-			err = fmt.Errorf("move: a message of more than %d octets", frozen.BatchMax)
-		}
-		if err != nil {
-			for _, fd := range m.FDs {
-				fd.Close()
-			}
-			return Message{}, err
-		}
-		m.Kind = Kind(l.buf[0])
-		m.Body = append(m.Body, l.buf[partHeader:n]...)
-		if l.buf[1] == 0 {
-			return m, nil
-		}
-	}
-}
-
-// SetTimeout bounds each later call; 0 is for ever.
-func (l *Local) SetTimeout(d time.Duration) error { return l.c.SetTimeout(int(d.Milliseconds())) }
-
-// Close ends the channel.
-func (l *Local) Close() error { return l.c.Close() }
-
-// Remote carries over a stream, which must be encrypted and authenticated on
-// both sides: octets of users are in it.
-type Remote struct {
-	c net.Conn
-	d time.Duration
-}
-
-// NewRemote makes a carrier over c, which it owns.
-func NewRemote(c net.Conn) *Remote { return &Remote{c: c} }
-
-// Send sends the message. Descriptors cannot go to another host.
-func (r *Remote) Send(m Message) error {
-	if len(m.FDs) > 0 {
-		return errors.New("move: descriptors do not go to another host")
-	}
-	out := make([]byte, 5, 5+len(m.Body))
-	out[0] = byte(m.Kind)
-	binary.BigEndian.PutUint32(out[1:], uint32(len(m.Body)))
-	r.deadline()
-	if _, err := r.c.Write(append(out, m.Body...)); err != nil {
-		return fmt.Errorf("move: %v: %w", m.Kind, err)
-	}
-	return nil
-}
-
-// Receive waits for a whole message.
-func (r *Remote) Receive() (Message, error) {
-	var head [5]byte
-	r.deadline()
-	if _, err := io.ReadFull(r.c, head[:]); err != nil {
-		return Message{}, err
-	}
-	n := binary.BigEndian.Uint32(head[1:])
-	if n > frozen.BatchMax {
-		return Message{}, fmt.Errorf("move: a message of %d octets, the limit is %d", n, frozen.BatchMax)
-	}
-	m := Message{Kind: Kind(head[0]), Body: make([]byte, n)}
-	if _, err := io.ReadFull(r.c, m.Body); err != nil {
-		return Message{}, fmt.Errorf("move: %v: %w", m.Kind, err)
-	}
-	return m, nil
-}
-
-func (r *Remote) deadline() {
-	if r.d > 0 {
-		_ = r.c.SetDeadline(time.Now().Add(r.d))
-	} else {
-		_ = r.c.SetDeadline(time.Time{})
-	}
-}
-
-// SetTimeout bounds each later call; 0 is for ever.
-func (r *Remote) SetTimeout(d time.Duration) error { r.d = d; return nil }
-
-// Close ends the stream.
-func (r *Remote) Close() error { return r.c.Close() }

@@ -1,0 +1,96 @@
+package move
+
+import (
+	"encoding/binary"
+	"fmt"
+
+	"github.com/holdfast-lb/holdfast/internal/frozen"
+	"github.com/holdfast-lb/holdfast/internal/sock"
+)
+
+// Lot is a few flows that move together, on the giver's side: parked, in no
+// table, served by nobody. Legs name descriptors by their place in FDs, from 1.
+type Lot struct {
+	Flows   []*frozen.Flow
+	Objects []*frozen.Object // that the taker may not know
+	FDs     []sock.FD
+	Since   []int64 // by flow: when it was parked, on the host's clock
+	// Of is what the giver keeps of it beside: from which loops it comes.
+	Of any
+
+	number  uint16
+	state   lotState
+	cookies []uint64 // as it was offered
+}
+
+// NewLot makes a lot of flows that were parked a moment ago.
+func NewLot(flows []*frozen.Flow, objects []*frozen.Object, fds []sock.FD, since []int64, of any) *Lot {
+	return &Lot{Flows: flows, Objects: objects, FDs: fds, Since: since, Of: of, state: parked}
+}
+
+// lotState is where a lot is between its owners.
+type lotState uint8
+
+const (
+	nowhere   lotState = iota // never parked, or split into others
+	parked                    // the giver's
+	offered                   // the giver's, and the taker looks at it
+	returned                  // the giver serves it again
+	committed                 // the taker's, or nobody's
+	forgotten                 // the giver has let go of it
+)
+
+var lotStates = [...]string{"nowhere", "parked", "offered", "returned", "committed", "forgotten"}
+
+func (s lotState) String() string { return lotStates[s] }
+
+// lotMoves are the legal moves: none leads back, so nothing is thawed, committed
+// or let go of twice.
+var lotMoves = [...][]lotState{
+	nowhere:   {},
+	parked:    {offered, returned, nowhere},
+	offered:   {parked, returned, committed, nowhere}, // parked: some of it is refused, and the rest is offered again
+	returned:  {},
+	committed: {forgotten},
+	forgotten: {},
+}
+
+// to takes the lot one step further. A step that is not due is a breach of ours.
+func (l *Lot) to(next lotState) error {
+	for _, s := range lotMoves[l.state] {
+		if s == next {
+			l.state = next
+			return nil
+		}
+	}
+	return fmt.Errorf("move: lot %d is %v and cannot be %v", l.number, l.state, next)
+}
+
+// encode is the body of an offer. With cookies it says first where each
+// descriptor is: with the message (0), or held by the taker under its cookie.
+func (l *Lot) encode(cookies []uint64, withCookies bool) ([]byte, error) {
+	var out []byte
+	if withCookies {
+		out = binary.BigEndian.AppendUint16(out, uint16(len(cookies)))
+		for _, c := range cookies {
+			out = binary.BigEndian.AppendUint64(out, c)
+		}
+	}
+	b := frozen.Batch{Flows: l.Flows, Objects: l.Objects}
+	return b.AppendTo(out)
+}
+
+// cookiesOf reads what encode says of descriptors; rest is the batch.
+func cookiesOf(body []byte) (cookies []uint64, rest []byte, err error) {
+	if len(body) < 2 {
+		return nil, nil, fmt.Errorf("move: an offer of %d octets", len(body))
+	}
+	n := int(binary.BigEndian.Uint16(body))
+	if body = body[2:]; len(body) < 8*n {
+		return nil, nil, fmt.Errorf("move: an offer names %d descriptors in %d octets", n, len(body))
+	}
+	for i := range n {
+		cookies = append(cookies, binary.BigEndian.Uint64(body[8*i:]))
+	}
+	return cookies, body[8*n:], nil
+}
