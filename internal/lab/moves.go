@@ -102,7 +102,9 @@ func (m *mover) account(d Label, r *MoveReport) {
 	m.carried[d] += r.WithOctets
 	m.refused += r.Refused
 	m.lost += r.Lost
-	m.pauses[d].add(r.Flows, r.Pause)
+	if r.Pause.Max > 0 { // else nobody tells
+		m.pauses[d].add(r.Flows, r.Pause)
+	}
 	m.millis[d].Add(time.Duration(r.Millis * float64(time.Millisecond)))
 	if m.reasons == nil {
 		m.reasons, m.states = map[string]int{}, map[string]int{}
