@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/holdfast-lb/holdfast/internal/frozen"
+	"github.com/holdfast-lb/holdfast/internal/planted"
 	"github.com/holdfast-lb/holdfast/internal/sock"
 )
 
@@ -20,10 +21,21 @@ type Local struct {
 	// that are still to go, and what has come so far.
 	rest    [][]byte
 	partial Message
+
+	march *planted.Marching // leads tests to each call
+	sent  Kind              // last
 }
 
 // NewLocal makes a carrier over c, which it owns.
 func NewLocal(c sock.Channel) *Local { return &Local{c: c, buf: make([]byte, sock.MessageMax)} }
+
+// march has its calls counted as those of one side, in tests that lead an upgrade to
+// each of them.
+func march(c Carrier, side string) {
+	if l, ok := c.(*Local); ok {
+		l.march = planted.March(side)
+	}
+}
 
 // A message that is larger than the channel takes goes in parts; each begins
 // with its kind, a flag that tells whether more follow, and the number of its lot.
@@ -31,6 +43,10 @@ const partHeader = 4
 
 // Send sends the message, in parts if it must. Descriptors go with the first.
 func (l *Local) Send(m Message) error {
+	if err := l.march.Call("send", m.Kind); err != nil {
+		return fmt.Errorf("move: %v: %w", m.Kind, err)
+	}
+	l.sent = m.Kind
 	if err := l.flush(); err != nil {
 		return fmt.Errorf("move: %v: what goes before it: %w", m.Kind, err)
 	}
@@ -74,6 +90,9 @@ func (l *Local) flush() error {
 // Receive waits for a whole message. What has come of one when the time is over
 // is kept for the next call.
 func (l *Local) Receive() (Message, error) {
+	if err := l.march.Call("receive after", l.sent); err != nil {
+		return Message{}, fmt.Errorf("move: after %v: %w", l.sent, err)
+	}
 	for {
 		m := &l.partial
 		n, fds, err := l.c.Receive(l.buf)
@@ -115,6 +134,7 @@ func (l *Local) SetTimeout(d time.Duration) error { return l.c.SetTimeout(int(d.
 // Close ends the channel.
 func (l *Local) Close() error {
 	l.forget()
+	l.march.End()
 	return l.c.Close()
 }
 

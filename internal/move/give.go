@@ -256,6 +256,7 @@ type giving struct {
 // end, and only then closes the channel, for to a taker that lives its end of file is
 // the giver's death. An error after Done means only that the taker has not answered.
 func Give(c Carrier, g Giver, o Options) (Given, error) {
+	march(c, "giver")
 	x := &giving{c: c, g: g, canary: o.Canary, copied: map[uint64]bool{}}
 	err := x.run(o)
 	return x.Given, err

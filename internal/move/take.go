@@ -89,6 +89,7 @@ const (
 
 // Greet says hello, begins with the heritage and tells that this side is ready.
 func Greet(c Carrier, t Taker, hello Greeting) (*Taking, error) {
+	march(c, "taker")
 	x := &Taking{c: c, t: t, copies: map[uint64]sock.FD{}}
 	if err := c.SetTimeout(StartTime); err != nil {
 		return nil, err
