@@ -23,8 +23,9 @@ const (
 	FeatureCanary = "canary"
 	// FeatureIdle: idle backend legs go along.
 	FeatureIdle = "idle"
-	// FeatureHeld: Accept tells what the giver holds at that moment.
-	FeatureHeld = "held"
+	// FeatureShare: Accept tells how limits are divided from that moment on; without it
+	// only one of the two grants.
+	FeatureShare = "share"
 	// FeatureEarly: knowledge may come in bulk before Accept, and again what has
 	// changed since.
 	FeatureEarly = "early"
@@ -34,7 +35,7 @@ const (
 
 // Features are all of this release.
 func Features() []string {
-	return []string{FeatureLots, FeatureCopy, FeatureCanary, FeatureIdle, FeatureHeld, FeatureEarly, FeatureResidue}
+	return []string{FeatureLots, FeatureCopy, FeatureCanary, FeatureIdle, FeatureShare, FeatureEarly, FeatureResidue}
 }
 
 // How long is waited for the taker.
@@ -71,8 +72,9 @@ const (
 // Giver is the process that hands over, as the order of an upgrade needs it. All
 // methods are called by one goroutine, and may wait.
 type Giver interface {
-	// Greeted hears who the taker is; an error ends it before anything was done.
-	Greeted(Greeting) error
+	// Greeted hears who the taker is, and the features that both speak; an error ends it
+	// before anything was done.
+	Greeted(hello Greeting, features []string) error
 	// Stopped tells why the upgrade shall end. It is asked for until the first flow
 	// is committed.
 	Stopped() error
@@ -121,9 +123,9 @@ type Giver interface {
 	// could not be given.
 	ForgetIdle(lot *IdleLot, given bool)
 
-	// Switch makes the giver neither accept nor grant any more.
+	// Switch makes the giver accept no more, and grant no more than its share.
 	Switch() error
-	// Acceptance is what it holds now.
+	// Acceptance tells of that share. It may be asked for again, after a stall.
 	Acceptance() Acceptance
 	// Stalled tells that the taker does not answer: whatever the giver has stopped
 	// for it, it does again, within what the taker may not have granted. False: it has
@@ -141,11 +143,13 @@ type IdleLot struct {
 	Of     any // what the giver keeps of it
 }
 
-// Acceptance is what the giver holds when it stops to accept: connections at the
-// gates of listeners ("" is the whole node), and at endpoints.
+// Acceptance is what the giver says when it has stopped to accept.
 type Acceptance struct {
-	Places map[string]int64 `json:"places"`
-	Held   map[string]int64 `json:"held"`
+	// Places are the connections that it has at the gates of listeners; "" is the
+	// whole node. A release without features takes no more than these.
+	Places map[string]int64 `json:"places,omitempty"`
+	// Share is the part of each limit that the giver keeps, as its ledger says it.
+	Share json.RawMessage `json:"share,omitempty"`
 }
 
 // Readiness is what a taker says when it can serve.
@@ -321,7 +325,7 @@ func (x *giving) greet(o Options) error {
 			x.features = append(x.features, f)
 		}
 	}
-	if err := x.g.Greeted(hello); err != nil {
+	if err := x.g.Greeted(hello, x.features); err != nil {
 		return err
 	}
 	h, fds, err := x.g.Heritage()
@@ -487,10 +491,10 @@ func (x *giving) change() error {
 	if err := x.g.Knowledge(true, func(k Knowledge) error { return x.sendJSON(Inherit, k) }); err != nil {
 		return err
 	}
-	for there := false; !there; { // what it holds changes while it waits
+	for there := false; !there; {
 		a := x.g.Acceptance()
 		var body any = a
-		if !x.speak(FeatureHeld) {
+		if !x.speak(FeatureShare) {
 			body = a.Places
 		}
 		m, err := message(Accept, body)

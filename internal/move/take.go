@@ -252,7 +252,7 @@ func (x *Taking) step(m Message) error {
 
 func (x *Taking) acceptance(m Message) (a Acceptance, err error) {
 	switch {
-	case x.speak(FeatureHeld):
+	case x.speak(FeatureShare):
 		err = m.Into(&a)
 	case len(m.Body) > 0: // else a release that does not tell
 		err = m.Into(&a.Places)
