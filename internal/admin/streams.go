@@ -133,10 +133,8 @@ func (s methods) Upgrade(ctx context.Context, m *api.UpgradeRequest, out *connec
 		if err != nil {
 			return err
 		}
-		r, err := s.node.Upgrade(q.Binary)
-		if err == nil {
+		if err = s.node.Upgrade(ctx, q, tell); err == nil {
 			callOf(ctx).after = func() { s.leave.Do(func() { close(s.Left) }) }
-			tell(node.Progress{Phase: "done", Text: "the new process serves", Seconds: r.Millis / 1000, Done: true, Flows: r.Flows, FlowsTotal: r.Flows, PID: r.PID, Move: r})
 		}
 		return err
 	})

@@ -87,13 +87,18 @@ var (
 
 // Moves.
 var (
-	movesTotal   = metric(Counter, "moves_total", "Moves of flows: by reloads, between loops by order, to another process, to another host.", "distance")
-	movesAborted = ours(Counter, "moves_aborted_total", "Moves that came to nothing; moves_total has only those that moved.", "distance")
-	movedFlows   = metric(Counter, "moved_flows_total", "Flows that moved.", "distance")
-	movePause    = ours(Distribution, "move_pause_seconds", "How long a flow was not served while it moved.", "distance")
-	moveRefused  = ours(Counter, "move_refused_total", "Flows that could not move and stayed where they were.", "distance", "reason")
-	arrived      = metric(Counter, "flows_arrived_total", "Flows that came from other hosts.")
-	left         = metric(Counter, "flows_left_total", "Flows that went to other hosts.")
+	movesTotal    = metric(Counter, "moves_total", "Moves of flows: by reloads, between loops by order, to another process, to another host.", "distance")
+	movesAborted  = ours(Counter, "moves_aborted_total", "Moves that came to nothing; moves_total has only those that moved.", "distance")
+	movedFlows    = metric(Counter, "moved_flows_total", "Flows that moved.", "distance")
+	movePause     = ours(Distribution, "move_pause_seconds", "How long a flow was not served while it moved.", "distance")
+	moveRefused   = ours(Counter, "move_refused_total", "Flows that could not move and stayed where they were.", "distance", "reason")
+	upgradesTotal = ours(Counter, "upgrades_total", "Upgrades by what came of them: done; aborted, when the old process went on and nothing was lost; failed, when flows were lost.", "result")
+	movedIdleLegs = ours(Counter, "moved_idle_legs_total", "Idle connections to endpoints that went along to another process.", "distance")
+	frozenFlows   = ours(Counter, "frozen_flows_total", "Flows that moved in upgrades, by what they were doing.", "kind")
+	frozenBytes   = ours(Counter, "frozen_bytes_total", "Octets of the frozen forms of these.", "kind")
+	residueFlows  = metric(Gauge, "residue_flows", "Flows that the successor could not hold, and that drain in a process that was replaced.", "reason")
+	arrived       = metric(Counter, "flows_arrived_total", "Flows that came from other hosts.")
+	left          = metric(Counter, "flows_left_total", "Flows that went to other hosts.")
 )
 
 // Process.
@@ -160,6 +165,7 @@ func (n *Node) owned() *gathering {
 	g.add(logLines, float64(n.access.Lines()))
 	g.add(logDropped, float64(n.access.Dropped()))
 	n.totals.gather(g)
+	n.upgrades.gather(g)
 	c := n.Config()
 	for name, b := range c.Backends {
 		book := n.shared.Ledger.Backend(name)
@@ -234,6 +240,7 @@ func (n *Node) Measure() []Family {
 	n.gatherSeries(g, c)
 	n.gatherFlows(g, c)
 	n.gatherEndpoints(g, c)
+	n.upgrades.gatherResidue(g)
 
 	g.add(buildInfo, 1, Release, runtime.Version())
 	g.add(generation, float64(n.Generation()))

@@ -101,6 +101,7 @@ type Node struct {
 	watch    *watch
 	names    *naming
 	events   events
+	upgrades upgrades
 	state    stateSide
 	side     flowSide
 

@@ -25,7 +25,7 @@ func TestHandshakesAreWaitedFor(t *testing.T) {
 		begun() // its client has gone, as the next answer to it shows
 	}
 	leaves(b, func() { n.reload(one + rest) })
-	if _, err := n.Upgrade("/nowhere"); err == nil {
+	if err := n.Upgrade(t.Context(), UpgradeRequest{Binary: "/nowhere"}, nil); err == nil {
 		t.Fatal("nothing can be upgraded to")
 	}
 	if k := n.retiring.under(); k != 0 {

@@ -142,6 +142,7 @@ type Estate struct {
 	Series  []portableSeries `json:"series,omitempty"`
 	Samples []portableSample `json:"samples,omitempty"`
 	History *portableHistory `json:"history,omitempty"`
+	Upgrade *portableUpgrade `json:"upgrade,omitempty"`
 }
 
 // portableSeries is a loop.Series by names: another release may have other
@@ -214,7 +215,7 @@ var causesByName = func() map[string]flow.Cause {
 
 // estate is all that this process and its predecessors have counted.
 func (n *Node) estate() Estate {
-	e := Estate{Totals: n.counts(), History: n.history.portable()}
+	e := Estate{Totals: n.counts(), History: n.history.portable(), Upgrade: n.upgrades.passing()}
 	for key, x := range n.series() {
 		p := portableSeries{
 			Listener: key.Listener, Route: key.Route, Backend: key.Backend, Endpoint: key.Endpoint,
@@ -273,7 +274,7 @@ func (e Estate) bounded(most int) json.RawMessage {
 	if text, err = json.Marshal(e); err == nil && len(text) <= most {
 		return text
 	}
-	text, _ = json.Marshal(Estate{Totals: e.Totals}) // plain numbers and maps cannot fail
+	text, _ = json.Marshal(Estate{Totals: e.Totals, Upgrade: e.Upgrade}) // plain numbers and maps cannot fail
 	return text
 }
 
@@ -306,6 +307,7 @@ func (p *portableSeries) add(o *portableSeries) {
 func (n *Node) inherit(e *Estate) {
 	n.totals.inherit(&e.Totals)
 	n.history.inherit(e.History)
+	n.succeeded(e.Upgrade)
 	n.past.mu.Lock()
 	defer n.past.mu.Unlock()
 	if n.past.series == nil {

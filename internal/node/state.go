@@ -711,11 +711,10 @@ func once[Q, R any](ctx context.Context, n *Node, g Guard, q Q, do func() (*R, e
 	if g.Key == "" {
 		return do()
 	}
-	text, err := json.Marshal(q)
+	sum, err := requestSum(q)
 	if err != nil {
-		return nil, fmt.Errorf("node: %w", err)
+		return nil, err
 	}
-	sum := textSum(fmt.Appendf(text, "%T", q))
 	s := &n.state
 	for {
 		s.mu.Lock()

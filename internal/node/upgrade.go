@@ -1,6 +1,7 @@
 package node
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -42,21 +43,21 @@ func (n *Node) greeting() move.Greeting {
 	return move.Greeting{Protocol: move.Protocol, Format: frozen.Format, Release: Release, Node: n.Config().Node.Name, PID: pid}
 }
 
-// Upgrade starts binary ("" is the one that runs now) as the successor of this
+// upgrade starts q.Binary ("" is the one that runs now) as the successor of this
 // process and hands everything over to it: listeners, then flows, in small
 // batches. If the successor does not come up, refuses or dies, this process
-// goes on; only flows that the successor had already taken die with it. On
-// success nothing is left here but flows the successor refused, and Left is
-// closed once those have ended.
-func (n *Node) Upgrade(binary string) (*Report, error) {
+// goes on; only flows that the successor had already taken die with it. r is
+// what has been done, whatever came of it.
+func (n *Node) upgrade(_ context.Context, q UpgradeRequest, r *Report, tell func(Progress)) error {
 	n.change.Lock()
 	defer n.change.Unlock()
 	if err := n.inCharge(); err != nil {
-		return nil, err
+		return err
 	}
 	if pid == 1 {
-		return nil, errors.New("node: as process 1 of a container it cannot be replaced: everything would end with it; start it under an init")
+		return errors.New("node: as process 1 of a container it cannot be replaced: everything would end with it; start it under an init")
 	}
+	binary := q.Binary
 	began := time.Now()
 	n.awaitRetired()
 	if binary == "" {
@@ -64,13 +65,13 @@ func (n *Node) Upgrade(binary string) (*Report, error) {
 		// put in its place.
 		path, err := os.Executable()
 		if err != nil {
-			return nil, fmt.Errorf("node: %w", err)
+			return fmt.Errorf("node: %w", err)
 		}
 		binary = path
 	}
 	near, far, err := sock.ChannelPair()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	carrier := move.NewLocal(near)
 	defer func() { _ = carrier.Close() }()
@@ -86,14 +87,14 @@ func (n *Node) Upgrade(binary string) (*Report, error) {
 	err = child.Start()
 	_ = file.Close()
 	if err != nil {
-		return nil, fmt.Errorf("node: start %s: %w", binary, err)
+		return fmt.Errorf("node: start %s: %w", binary, err)
 	}
 	gone := make(chan struct{})
 	go func() { // ends with the child; if we go first, init reaps it
 		_ = child.Wait() // how it ended is in its own log
 		close(gone)
 	}()
-	r := newReport("process")
+	tell(Progress{Phase: "starting", Text: fmt.Sprintf("new process %d", child.Process.Pid), PID: child.Process.Pid})
 	if done, err := n.handOver(carrier, r); err != nil {
 		if !done {
 			_ = child.Process.Kill()
@@ -104,7 +105,7 @@ func (n *Node) Upgrade(binary string) (*Report, error) {
 		select {
 		case <-gone:
 			_ = os.Remove(PreparedSocket(n.Config().Node.AdminSocket, child.Process.Pid)) // if it got that far
-			return nil, n.abort(r, err)
+			return n.abort(r, err)
 		case <-time.After(settleTime):
 		}
 		n.log.Warn("the new process has everything and has not said so", "successor", child.Process.Pid, "error", err)
@@ -117,7 +118,8 @@ func (n *Node) Upgrade(binary string) (*Report, error) {
 	}
 	r.PID = child.Process.Pid
 	n.log.Info("upgrade done", "flows", r.Flows, "refused", r.Refused, "lost", r.Lost, "successor", r.PID, "took", time.Since(began))
-	return r.done(began), nil
+	r.done(began)
+	return nil
 }
 
 // PreparedSocket is where process pid binds its admin socket before it may have

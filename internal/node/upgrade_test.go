@@ -186,7 +186,7 @@ func TestUpgradeOfProcessOne(t *testing.T) {
 	was := pid
 	pid = 1
 	defer func() { pid = was }()
-	if _, err := old.Upgrade(filepath.Join(t.TempDir(), "none")); err == nil || !strings.Contains(err.Error(), "process 1") || errors.Is(err, os.ErrNotExist) {
+	if err := old.Upgrade(t.Context(), UpgradeRequest{Binary: filepath.Join(t.TempDir(), "none")}, nil); err == nil || !strings.Contains(err.Error(), "process 1") || errors.Is(err, os.ErrNotExist) {
 		t.Error(err)
 	}
 }
