@@ -132,6 +132,8 @@ type Knowledge struct {
 	Sticky json.RawMessage `json:"sticky,omitempty"` // tables of who belongs where
 	Flows  json.RawMessage `json:"flows,omitempty"`  // what is being done to flows, and is not done yet
 	State  json.RawMessage `json:"state,omitempty"`  // Heritage.State as it is by now
+	Ledger json.RawMessage `json:"ledger,omitempty"` // rates, budgets, latencies, turns
+	Events json.RawMessage `json:"events,omitempty"` // what happened last
 }
 
 // Refusal names what could not be taken.
