@@ -132,6 +132,9 @@ func (x backendStep) name() string {
 // advanced: they are to be retired.
 func (c *Change) Closed() []*Listening { return c.closed }
 
+// Opened are the listeners that were not there.
+func (c *Change) Opened() []*Listening { return c.opened }
+
 // SetGeneration makes g rule new flows: [Loop.Advance], for who has no Change.
 func (l *Loop) SetGeneration(g *Generation) { l.Advance(Compare(l.gen, g)) }
 

@@ -72,15 +72,19 @@ type door struct {
 const (
 	metricsBacklog = 16
 	apiBacklog     = 128
+
+	// What stands before the address of a door in [Options.Inherited].
+	scrapeKind = "metrics "
+	apiKind    = "api "
 )
 
 // openDoors opens where metrics and the API are served over TCP.
 func (n *Node) openDoors(c *config.Config, inherited map[string]sock.FD) error {
 	var err error
-	if n.scrape, err = openDoor("metrics ", c.Node.Metrics, metricsBacklog, inherited); err != nil {
+	if n.scrape, err = openDoor(scrapeKind, c.Node.Metrics, metricsBacklog, inherited); err != nil {
 		return fmt.Errorf("node: metrics: %w", err)
 	}
-	if n.api, err = openDoor("api ", apiAddr(&c.Node), apiBacklog, inherited); err != nil {
+	if n.api, err = openDoor(apiKind, apiAddr(&c.Node), apiBacklog, inherited); err != nil {
 		n.scrape.close()
 		return fmt.Errorf("node: API: %w", err)
 	}

@@ -76,6 +76,8 @@ type Options struct {
 	Heritage json.RawMessage
 	// Level is that of Log; nil: it cannot be changed.
 	Level *slog.LevelVar
+	// Keeper is told of listeners that come and go.
+	Keeper Keeper
 }
 
 // Node is a running data plane.
@@ -104,6 +106,7 @@ type Node struct {
 	upgrades upgrades
 	state    stateSide
 	side     flowSide
+	keeper   Keeper
 
 	// change is held by whoever applies a configuration or moves flows.
 	change sync.Mutex
@@ -131,7 +134,7 @@ func Parse(file string, source []byte) (*config.Config, config.Warnings, error) 
 // Start begins a node: everything is checked and opened before anything
 // serves. Its loops run until Stop.
 func Start(o Options) (*Node, error) {
-	n := &Node{log: o.Log, level: o.Level, file: o.File, registry: newRegistry(), started: time.Now()}
+	n := &Node{log: o.Log, level: o.Level, keeper: o.Keeper, file: o.File, registry: newRegistry(), started: time.Now()}
 	n.state.init(o.File)
 	serves := false
 	defer func() {
@@ -174,6 +177,7 @@ func Start(o Options) (*Node, error) {
 	named.keep()
 	c = named.Config
 
+	n.closeStrange(c, &o)
 	if err := n.openDoors(c, o.Inherited); err != nil {
 		return nil, err
 	}
@@ -181,16 +185,6 @@ func Start(o Options) (*Node, error) {
 	if err != nil {
 		n.closeDoors()
 		return nil, err
-	}
-	opened := map[string]bool{}
-	for _, l := range c.Listeners {
-		opened[vipKey(l)] = true
-	}
-	for vip, fd := range o.Inherited {
-		if !opened[vip] && vip != n.scrape.key && vip != n.api.key && (vip != clusterKey || c.Cluster == nil) {
-			o.Log.Info("an inherited listener is not in the configuration and is closed", "vip", vip)
-			fd.Close()
-		}
 	}
 	count := c.Node.Loops
 	if count == 0 {
@@ -238,6 +232,7 @@ func Start(o Options) (*Node, error) {
 		return nil, err
 	}
 	serves = true
+	n.keep(slices.Collect(maps.Values(g.Listening))...)
 	return n, nil
 }
 
@@ -526,6 +521,7 @@ func (n *Node) bring(x *bringing) error {
 	}
 	n.state.swap.Unlock()
 	n.obeyAll()
+	n.keep(step.Opened()...)
 	n.retire(step.Closed()...)
 	x.following = n.followAll(x.plan, g.Config, n.Generation(), x.flows, x.end, x.report)
 	return nil

@@ -51,6 +51,7 @@ func (n *Node) retire(all ...*loop.Listening) {
 	if len(all) == 0 {
 		return
 	}
+	n.unkeep(all)
 	s := &n.retiring
 	list := make([]*retirement, len(all))
 	s.mu.Lock()

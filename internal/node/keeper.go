@@ -1,0 +1,78 @@
+package node
+
+import (
+	"github.com/holdfast-lb/holdfast/internal/config"
+	"github.com/holdfast-lb/holdfast/internal/loop"
+	"github.com/holdfast-lb/holdfast/internal/sock"
+)
+
+// Keeper is who holds listening sockets open while no process has them. Its
+// functions are called by one goroutine at a time; nil ones are not.
+type Keeper struct {
+	// Keep is told of each listener that this process has: with the same socket again
+	// after an upgrade. The descriptor stays the node's.
+	Keep func(vip string, fd sock.FD)
+	// Forget is told of those that are about to be closed. When it returns nobody but
+	// this process has them open, or clients would wait in their queues for nobody.
+	Forget func(vips ...string)
+}
+
+// InheritedKey is the name in Options.Inherited of a socket that listens at vip, an
+// address and port; dual: for IPv4 as well.
+func InheritedKey(vip string, dual bool) string {
+	if dual {
+		return vip + "+4"
+	}
+	return vip
+}
+
+// keep has the keeper hold these.
+func (n *Node) keep(opened ...*loop.Listening) {
+	if n.keeper.Keep == nil {
+		return
+	}
+	for _, x := range opened {
+		n.keeper.Keep(vipKey(x.Object), x.FD)
+	}
+}
+
+// unkeep has the keeper let these go.
+func (n *Node) unkeep(closed []*loop.Listening) {
+	if n.keeper.Forget == nil || len(closed) == 0 {
+		return
+	}
+	vips := make([]string, len(closed))
+	for i, x := range closed {
+		vips[i] = vipKey(x.Object)
+	}
+	n.keeper.Forget(vips...)
+}
+
+// closeStrange closes inherited listeners that c does not name, before any of its own
+// is opened: they may be in the way. A predecessor keeps its own ones.
+func (n *Node) closeStrange(c *config.Config, o *Options) {
+	known := map[string]bool{}
+	for _, l := range c.Listeners {
+		known[vipKey(l)] = true
+	}
+	if c.Node.Metrics.IsValid() {
+		known[scrapeKind+c.Node.Metrics.String()] = true
+	}
+	if at := apiAddr(&c.Node); at.IsValid() {
+		known[apiKind+at.String()] = true
+	}
+	if c.Cluster != nil {
+		known[clusterKey] = true
+	}
+	for vip, fd := range o.Inherited {
+		if known[vip] {
+			continue
+		}
+		o.Log.Warn("an inherited listener is not in the configuration and is closed", "vip", vip)
+		if n.keeper.Forget != nil && !o.Quiet {
+			n.keeper.Forget(vip)
+		}
+		fd.Close()
+		delete(o.Inherited, vip)
+	}
+}
