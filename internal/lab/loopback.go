@@ -28,7 +28,7 @@ func newLoopback(dir string) (*World, *Host, error) {
 	}
 	w := &World{Dir: dir, Hosts: map[string]*Host{}, nl: nl, procs: newProcesses()}
 	h := &Host{Name: "here", world: w}
-	if h.ns, err = unix.Open("/proc/self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
+	if h.ns, err = unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
 		return nil, nil, fmt.Errorf("lab: own namespace: %w", err)
 	}
 	if h.nl, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {

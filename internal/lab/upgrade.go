@@ -25,6 +25,7 @@ func upgrading(ctx context.Context, o Options, out io.Writer, v *Verdict) error 
 	if o.Moves > 0 {
 		u.upgrades = o.Moves
 	}
+	u.nofile = int(limitOf())
 	if err := u.hundred(); err != nil {
 		return err
 	}
@@ -47,16 +48,16 @@ type upgradeLab struct {
 	out io.Writer
 	v   *Verdict
 
-	small, upgrades      int           // flows of the first scene, and upgrades
-	control              time.Duration // without any
-	many, manyUpgrades   int           // of the second one
-	manyControl          time.Duration
-	old, bound           time.Duration // how long peers are looked at; when they cut, if they shall
-	scenes               []*upgradeScene
-	peers                []*peerReload
-	appetites            [2]appetite // before and after the hundred
-	collected            collections
-	machineText, traffic string
+	small, upgrades    int           // flows of the first scene, and upgrades
+	control            time.Duration // without any
+	many, manyUpgrades int           // of the second one
+	manyControl        time.Duration
+	old, bound         time.Duration // how long peers are looked at; when they cut, if they shall
+	scenes             []*upgradeScene
+	peers              []*peerReload
+	appetites          [2]appetite // before and after the hundred
+	collected          collections
+	nofile             int
 }
 
 func (u *upgradeLab) phase(format string, args ...any) {
@@ -86,6 +87,8 @@ type upgradeScene struct {
 	dials   []int64 // of servers, in each upgrade
 	onOld   int     // flows whose objects are no longer in force, the least
 	extra   []ReloadDelay
+	closed  int // idle and kept connections that were closed, or told so
+	failed  int // new connections and requests
 }
 
 // note adds one report.

@@ -49,10 +49,11 @@ type upgradeSide struct {
 	variant  int // of the configuration
 	loops    int
 
-	way  upgradeWay     // of the next upgrade
-	last *upgradeReport // of the last one
-	made [upgradeWays]int
-	can  [upgradeWays]bool
+	way   upgradeWay     // of the next upgrade
+	last  *upgradeReport // of the last one
+	made  [upgradeWays]int
+	can   [upgradeWays]bool
+	leave Histogram // from the answer until the old process is gone
 }
 
 // gone are the services that only the first configuration has.
@@ -115,6 +116,7 @@ func (b *upgradeSide) Move(ctx context.Context, d Label) (*MoveReport, error) {
 	if d != ProcessMove {
 		return nil, fmt.Errorf("lab: %v is no upgrade", d)
 	}
+	was := b.node.pid
 	way := b.way
 	if !b.can[way] {
 		way = byVerb
@@ -140,6 +142,10 @@ func (b *upgradeSide) Move(ctx context.Context, d Label) (*MoveReport, error) {
 		return nil, fmt.Errorf("%v: %w", way, err)
 	}
 	b.made[way]++
+	answered := time.Now()
+	if eventually(leavePatience, func() bool { return !Alive(was) }) {
+		b.leave.Add(time.Since(answered))
+	}
 	return &b.last.MoveReport, nil
 }
 
@@ -180,6 +186,7 @@ const hundredEchoPort = 9100
 func (u *upgradeLab) setHundred() (*hundredRun, error) {
 	s := &scene{Options: u.Options, ctx: u.ctx, out: u.out, v: u.v, doors: map[string]*Door{}}
 	tcp, web := mixOf(u.small*7/10), httpMixOf(u.small*3/10)
+	tcp[Queued] = max(tcp[Queued], u.small/10) // enough that their order says something
 	web[HTTPWebSocket] = max(web[HTTPWebSocket], u.small/20)
 	h := &hundredRun{longRun: &longRun{scene: s, mix: tcp, http: &httpRun{scene: s, mix: web}}, u: u, x: &upgradeScene{name: "hundred"}}
 	var err error
@@ -423,6 +430,7 @@ const (
 
 func (h *hundredRun) judge() {
 	made := []Label{ProcessMove}
+	h.x.leave = h.side.leave
 	h.judgeStatus()
 	h.judgeTraffic(h.flows)
 	h.http.judge(made)

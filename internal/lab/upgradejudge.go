@@ -3,7 +3,6 @@ package lab
 import (
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 )
 
@@ -18,7 +17,7 @@ const (
 // threefold tells how durations are distributed.
 type threefold struct{ p50, p99, max time.Duration }
 
-func spreadOf(all []time.Duration) (s threefold) {
+func threefoldOf(all []time.Duration) (s threefold) {
 	if len(all) == 0 {
 		return s
 	}
@@ -35,7 +34,7 @@ func (s threefold) String() string {
 // short writes a duration in milliseconds for a table.
 func short(d time.Duration) string { return fmt.Sprintf("%.2f", millis(d)) }
 
-func spreadMicros(p PauseMicros) threefold {
+func threefoldMicros(p PauseMicros) threefold {
 	us := func(x float64) time.Duration { return time.Duration(x * float64(time.Microsecond)) }
 	return threefold{us(p.P50), us(p.P99), us(p.Max)}
 }
@@ -51,12 +50,12 @@ func (x *upgradeScene) took() (h *Histogram, what string) {
 
 // judge writes a scene into the verdict.
 func (x *upgradeScene) judge(v *Verdict) {
-	p := spreadMicros(x.pauses.pooled())
+	p := threefoldMicros(x.pauses.pooled())
 	who := fmt.Sprintf("%d flows", x.flows)
 	took, what := x.took()
 	v.Say("%s: %d upgrades, %d moves of flows, %.1f MB under way in them, %d descriptors copied before, %d idle legs", who, x.n, x.moved, float64(x.octets)/1e6, x.copied, x.idle)
 	v.Say("  pause as the reports say, p50 / p99 / max ms: %v", p)
-	v.Say("  longest word of each echo flow in each upgrade: %v (without upgrades %v)", spreadOf(x.seen), spreadOf(x.quiet))
+	v.Say("  longest word of each echo flow in each upgrade: %v (without upgrades %v)", threefoldOf(x.seen), threefoldOf(x.quiet))
 	v.Say("  all words: %v (without upgrades %v)", x.words[1], x.words[0])
 	v.Say("  an upgrade took, %s: %s; as a whole: %s", what, quantiles(took), quantiles(&x.whole))
 	v.Say("  the old process was gone after %s", quantiles(&x.leave))
@@ -80,7 +79,7 @@ func (x *upgradeScene) judge(v *Verdict) {
 	v.Goal(p.p99 <= pauseP99Goal, who+": pause p99", ms(p.p99), "at most "+ms(pauseP99Goal))
 	v.Goal(p.max <= pauseMaxGoal, who+": longest pause", ms(p.max), "at most "+ms(pauseMaxGoal))
 	v.Goal(took.Max <= overGoal, who+": longest upgrade, "+what, ms(took.Max), "at most "+ms(overGoal))
-	noise, seen := spreadOf(x.quiet), spreadOf(x.seen)
+	noise, seen := threefoldOf(x.quiet), threefoldOf(x.seen)
 	for _, g := range []struct {
 		what             string
 		got, noise, goal time.Duration
@@ -108,7 +107,7 @@ func (x *upgradeScene) figures() map[string]any {
 		frozen[name] = per(k.Frozen, k.Flows)
 	}
 	return map[string]any{"flows": x.flows, "upgrades": x.n, "moved": x.moved, "refused": x.refused, "lost": x.lost, "on_old": x.onOld,
-		"pause_ms": three(spreadMicros(x.pauses.pooled())), "echo_ms": three(spreadOf(x.seen)), "echo_without_ms": three(spreadOf(x.quiet)),
+		"pause_ms": three(threefoldMicros(x.pauses.pooled())), "echo_ms": three(threefoldOf(x.seen)), "echo_without_ms": three(threefoldOf(x.quiet)),
 		"took_ms": map[string]float64{"p50": millis(took.Quantile(0.5)), "max": millis(took.Max)}, "frozen_octets": frozen, "dials": x.dials}
 }
 
@@ -130,6 +129,3 @@ func sortedNames[V any](m map[string]V) []string {
 	slices.Sort(names)
 	return names
 }
-
-// cell writes a list in one cell of a table.
-func cell(all []string) string { return strings.Join(all, ", ") }

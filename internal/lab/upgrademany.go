@@ -6,6 +6,8 @@ import (
 	"net/netip"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Where the echo flows of the scenes on loopback are.
@@ -190,6 +192,8 @@ func (u *upgradeLab) crowded() error {
 	for k := range delayKinds {
 		x.extra = append(x.extra, rep.Delays[phaseQuiet][k], rep.Delays[phaseApplies][k])
 	}
+	x.closed = rep.Counts.IdleClosed + rep.Counts.KeptClosed + rep.Counts.KeptTold
+	x.failed = rep.Counts.NewLost + rep.Counts.AskedLost + rep.Counts.IdleLost
 	c := readCollections(side.node.process.Log)
 	u.v.Say("collector with %d flows: %d runs, everything stood %s, beside the loops %s", x.flows, c.stops.N, quantiles(&c.stops), quantiles(&c.marks))
 	r.judgeClients(fmt.Sprintf("%d flows", x.flows), &rep)
@@ -258,4 +262,11 @@ func (b *tracedHoldfast) start(ctx context.Context, text string) (err error) {
 	b.silent = map[string]uint64{}
 	b.node, err = startTraced(ctx, b.binary, b.at, b.name, text)
 	return err
+}
+
+// limitOf is how many descriptors a process of ours may have.
+func limitOf() uint64 {
+	var lim unix.Rlimit
+	_ = unix.Getrlimit(unix.RLIMIT_NOFILE, &lim) // cannot fail for oneself
+	return lim.Max
 }
