@@ -170,6 +170,7 @@ type breaker struct {
 	state  ledger.BreakerState
 	until  Instant // Open: then probes go; HalfOpen: then further ones, if those were lost
 	base   Tries   // when it became half-open
+	seen   Tries   // when last looked
 	window window
 	moved  bool
 }
@@ -177,6 +178,7 @@ type breaker struct {
 // judge brings the breaker on.
 func (b *Backend) judge(now Instant, total Tries) {
 	x, k := b.of.Breaker, &b.breaker
+	k.seen = total
 	move := func(to ledger.BreakerState, until Instant, why string) {
 		if to != k.state {
 			d := time.Duration(0)

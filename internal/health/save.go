@@ -1,6 +1,7 @@
 package health
 
 import (
+	"reflect"
 	"time"
 
 	"github.com/holdfast-lb/holdfast/internal/ledger"
@@ -12,6 +13,7 @@ type Saved struct {
 	Backend     string          `json:"backend"`
 	Breaker     string          `json:"breaker,omitempty"` // "" is closed
 	BreakerLeft time.Duration   `json:"breaker_left,omitempty"`
+	Window      []SavedCounts   `json:"window,omitempty"` // of a closed breaker
 	Counts      Counts          `json:"counts"`
 	Endpoints   []SavedEndpoint `json:"endpoints"`
 }
@@ -36,6 +38,39 @@ type SavedEndpoint struct {
 	Ejection  time.Duration `json:"ejection,omitempty"` // how long the last one was
 	Returned  time.Duration `json:"returned,omitempty"` // so long ago
 	Ramp      time.Duration `json:"ramp,omitempty"`     // how long slow start is under way
+	// Tried are the attempts since it returned last, or came, as of the last look at
+	// them; Window is what they were in the last while.
+	Tried  uint64        `json:"tried,omitempty"`
+	Window []SavedCounts `json:"window,omitempty"`
+}
+
+// SavedCounts are attempts that came after an instant of a window, so long ago.
+type SavedCounts struct {
+	Ago      time.Duration `json:"ago"`
+	Attempts uint64        `json:"attempts"`
+	Failures uint64        `json:"failures"`
+}
+
+// save gives what restore needs. total is what was counted as of the last look.
+func (w *window) save(now Instant, total Tries) []SavedCounts {
+	if w == nil || w.n == 0 || total.Attempts == w.attempts[0] {
+		return nil // nothing has come since it began
+	}
+	out := make([]SavedCounts, w.n)
+	for i := range out {
+		out[i] = SavedCounts{now.since(w.at[i]), total.Attempts - w.attempts[i], total.Failures - w.failures[i]}
+	}
+	return out
+}
+
+// restore takes over a window. What is counted in this process begins at 0: what
+// was before lies below it, and differences are right though they wrap around.
+func (w *window) restore(now Instant, all []SavedCounts) {
+	w.n = 0
+	for _, x := range all[max(0, len(all)-len(w.at)):] {
+		w.at[w.n], w.attempts[w.n], w.failures[w.n] = now-Instant(max(0, x.Ago)), -x.Attempts, -x.Failures
+		w.n++
+	}
 }
 
 // SavedAgent is what an agent has said.
@@ -53,13 +88,15 @@ func (b *Backend) Save(now Instant) Saved {
 	if b.breaker.state != ledger.Closed {
 		s.Breaker = b.breaker.state.String()
 		s.BreakerLeft = b.breaker.until.since(now)
+	} else {
+		s.Window = b.breaker.window.save(now, b.breaker.seen)
 	}
 	for _, e := range b.order {
 		z := SavedEndpoint{
 			Name: e.name, Address: e.of.Address(), Admin: e.admin.String(), Weight: e.weight, Health: e.checked.String(),
 			Run: e.run, Need: e.need, First: e.first, Why: e.why, Took: e.took, Since: now.since(e.since),
 			Agent:     SavedAgent{Drain: e.agent.drain, Maint: e.agent.maint, Down: e.agent.down, Less: whole - e.agent.permille, Line: e.agent.why},
-			Ejections: e.times, Ejection: e.last,
+			Ejections: e.times, Ejection: e.last, Tried: e.seen.Attempts - e.base, Window: e.window.save(now, e.seen),
 		}
 		if e.readyAt != 0 {
 			z.ReadyIn = max(1, e.readyAt.since(now))
@@ -76,6 +113,28 @@ func (b *Backend) Save(now Instant) Saved {
 		s.Endpoints = append(s.Endpoints, z)
 	}
 	return s
+}
+
+// Since gives the endpoints of s that are otherwise in then than in was, which both
+// were saved as of one instant.
+func (s Saved) Since(then, was Saved) []SavedEndpoint {
+	known := make(map[string]*SavedEndpoint, len(was.Endpoints))
+	for i := range was.Endpoints {
+		known[was.Endpoints[i].Name] = &was.Endpoints[i]
+	}
+	same := map[string]bool{}
+	for i := range then.Endpoints {
+		if e := &then.Endpoints[i]; known[e.Name] != nil && reflect.DeepEqual(*e, *known[e.Name]) {
+			same[e.Name] = true
+		}
+	}
+	var out []SavedEndpoint
+	for _, e := range s.Endpoints {
+		if !same[e.Name] {
+			out = append(out, e)
+		}
+	}
+	return out
 }
 
 // find gives the value of which word is the String; def if there is none, as of
@@ -106,6 +165,10 @@ func (b *Backend) Restore(now Instant, s Saved) {
 		}
 		if state == ledger.Open {
 			b.breaker.state, b.breaker.until, b.breaker.moved = state, now.after(max(1, s.BreakerLeft)), true
+		} else {
+			b.breaker.moved = b.breaker.moved || b.breaker.state != state
+			b.breaker.state, b.breaker.until = state, 0
+			b.breaker.window.restore(now, s.Window)
 		}
 	}
 	for _, z := range s.Endpoints {
@@ -140,14 +203,18 @@ func (b *Backend) restore(e *endpoint, now Instant, z SavedEndpoint) {
 	}
 	if b.of.Eject != nil {
 		e.times, e.last = max(0, z.Ejections), z.Ejection
-		if z.Ejected > 0 {
+		if e.ejectedUntil = 0; z.Ejected > 0 {
 			e.ejectedUntil = now.after(z.Ejected)
 		}
-		if z.Returned > 0 {
+		if e.returnedAt = 0; z.Returned > 0 {
 			e.returnedAt = back(z.Returned)
 		}
+		e.base = -z.Tried // as in a window: this process counts from 0
+		if e.window != nil {
+			e.window.restore(now, z.Window)
+		}
 	}
-	if z.Ramp > 0 {
+	if e.rampFrom = 0; z.Ramp > 0 {
 		e.rampFrom = back(z.Ramp)
 	}
 }

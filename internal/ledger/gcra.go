@@ -59,6 +59,16 @@ func (g *gcra) take(r rate, now int64) int64 {
 	}
 }
 
+// raiseTo makes a state no earlier than due.
+func raiseTo(tat *atomic.Int64, due int64) {
+	for {
+		was := tat.Load()
+		if was >= due || tat.CompareAndSwap(was, due) {
+			return
+		}
+	}
+}
+
 // peek is take that counts nothing.
 func (g *gcra) peek(r rate, now int64) int64 {
 	wait, _ := r.pass(now, g.tat.Load())

@@ -55,6 +55,9 @@ type listenerBook struct {
 	connections, entries atomic.Uint64
 	routes               atomic.Pointer[[]*routeCount]
 	elsewhere            []Presence // in another process; guarded by rateBook.mu
+	// came is what another process has told of rates that nobody has used here yet:
+	// instants in place of durations; guarded by rateBook.mu.
+	came SavedListener
 }
 
 type routeCount struct{ requests, sources atomic.Uint64 }
@@ -177,6 +180,7 @@ func (b *listenerBook) cell(what string, r *config.Rate) *cell {
 			}
 		}
 	}
+	b.bring(n)
 	return n
 }
 
@@ -198,6 +202,7 @@ func (b *listenerBook) sourceCell(what string, r *config.SourceRate) *sourceCell
 			}
 		}
 		if n.sources != nil {
+			b.bringSources(n)
 			return n
 		}
 	}
@@ -205,6 +210,7 @@ func (b *listenerBook) sourceCell(what string, r *config.SourceRate) *sourceCell
 	if what == "connections" {
 		b.presentTo(n.sources)
 	}
+	b.bringSources(n)
 	return n
 }
 

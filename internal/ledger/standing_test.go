@@ -170,7 +170,7 @@ func TestStickyTableSurvives(t *testing.T) {
 	see("after a reload", "")
 	heir := newLedger(nil)
 	heir.Backend("b").Govern(c)
-	heir.Inherit(l.Tables())
+	heir.Inherit(0, l.Tables())
 	l, b = heir, heir.Backend("b")
 	see("in the next process", "")
 	stand(b, 2, as(ledger.Ready, ledger.Down))

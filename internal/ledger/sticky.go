@@ -1,6 +1,9 @@
 package ledger
 
 import (
+	"cmp"
+	"encoding/binary"
+	"math"
 	"slices"
 	"sync"
 	"time"
@@ -211,6 +214,74 @@ type Table struct {
 	Keys      []uint64 `json:"keys"`
 	Of        []uint32 `json:"of"`        // index in Endpoints
 	Millis    []int64  `json:"ageMillis"` // since it was used last
+	// Packed are the three columns in one, for a release that knows them: a million
+	// numbers take as long to read as all else of an upgrade together.
+	Packed []byte `json:"packed,omitempty"`
+}
+
+// packedEntry is how many octets an entry takes: its key, the index of its endpoint,
+// and its age in milliseconds.
+const packedEntry = 8 + 4 + 4
+
+// packTable packs entries as they were at now; they come in the order of their use.
+func packTable(all []entry, now int64) *Table {
+	slices.SortStableFunc(all, func(a, b entry) int { return cmp.Compare(a.used, b.used) })
+	out, at := &Table{Packed: make([]byte, 0, packedEntry*len(all))}, map[*Endpoint]uint32{}
+	for _, e := range all {
+		i, ok := at[e.to]
+		if !ok {
+			i = uint32(len(out.Endpoints))
+			at[e.to] = i
+			out.Endpoints = append(out.Endpoints, e.to.Name)
+		}
+		age := min(max(0, now-e.used)/int64(time.Millisecond), math.MaxUint32)
+		out.Packed = binary.LittleEndian.AppendUint64(out.Packed, e.key)
+		out.Packed = binary.LittleEndian.AppendUint32(out.Packed, i)
+		out.Packed = binary.LittleEndian.AppendUint32(out.Packed, uint32(age))
+	}
+	return out
+}
+
+// unpack gives the columns of a table; false if they do not go together.
+func (of *Table) unpack() bool {
+	for p := of.Packed; len(p) >= packedEntry; p = p[packedEntry:] {
+		of.Keys = append(of.Keys, binary.LittleEndian.Uint64(p))
+		of.Of = append(of.Of, binary.LittleEndian.Uint32(p[8:]))
+		of.Millis = append(of.Millis, int64(binary.LittleEndian.Uint32(p[12:])))
+	}
+	of.Packed = nil
+	return len(of.Of) == len(of.Keys) && len(of.Millis) == len(of.Keys)
+}
+
+// whole gives all entries that have not expired, and the time. Of what changes
+// meanwhile it gives some: that is told by later.
+func (s *shard) whole() (now int64, all []entry) {
+	s.mu.Lock()
+	now = s.now
+	s.mu.Unlock()
+	for from, more := 1, true; more; from += tableLook {
+		s.mu.Lock()
+		places := s.entries.all
+		for i := from; i < min(from+tableLook, len(places)); i++ {
+			if e := &places[i]; e.value.to != nil && !s.expired(&e.value) { // else it is not used
+				all = append(all, entry{e.key, e.value})
+			}
+		}
+		more = from+tableLook < len(places)
+		s.mu.Unlock()
+	}
+	return now, all
+}
+
+// later gives the entries that were used at since or later, and the time.
+func (s *shard) later(since int64) (now int64, all []entry) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	places := s.entries.all
+	for i := places[0].prev; i != 0 && places[i].value.used >= since; i = places[i].prev {
+		all = append(all, entry{places[i].key, places[i].value})
+	}
+	return s.now, all
 }
 
 // Tables gives what all sticky tables hold.
@@ -261,13 +332,14 @@ func (t *table) export() *Table {
 	return out
 }
 
-// Inherit takes over the tables of a predecessor, for the backends that are in
-// force and have one. What was learned here already is newer and stays.
-func (l *Ledger) Inherit(tables Tables) {
+// Inherit takes over tables of a predecessor, or parts of them, at now, for the
+// backends that are in force and have one. Of a key that is known here already the one
+// that was used later holds.
+func (l *Ledger) Inherit(now int64, tables Tables) {
 	for name, of := range tables {
 		b := l.Backend(name)
 		t := b.table.Load()
-		if t == nil || len(of.Of) != len(of.Keys) || len(of.Millis) != len(of.Keys) {
+		if t == nil || of == nil || !of.unpack() {
 			continue
 		}
 		accounts := make([]*Endpoint, len(of.Endpoints))
@@ -283,14 +355,25 @@ func (l *Ledger) Inherit(tables Tables) {
 		for i, key := range of.Keys {
 			s := t.shard(key)
 			s.mu.Lock()
+			s.tell(now)
 			switch at := int(of.Of[i]); {
 			case at >= len(accounts) || accounts[at] == nil:
 				s.evicted.gone++
-			case s.entries.look(key) == nil:
-				s.add(key, sticking{accounts[at], s.now - of.Millis[i]*int64(time.Millisecond)})
+			default:
+				s.inherit(key, sticking{accounts[at], s.now - max(0, of.Millis[i])*int64(time.Millisecond)})
 			}
 			s.mu.Unlock()
 		}
+	}
+}
+
+// inherit takes over an entry, under mu.
+func (s *shard) inherit(key uint64, e sticking) {
+	switch was := s.entries.look(key); {
+	case was == nil:
+		s.add(key, e)
+	case was.used <= e.used:
+		*s.entries.use(key) = e
 	}
 }
 

@@ -2,7 +2,9 @@ package node
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 )
@@ -83,6 +85,49 @@ func (e *events) inherit(last uint64) {
 		}
 		e.last += by
 	}
+}
+
+// eventsPortable bounds the events that go along with an upgrade, in octets: whoever
+// watches reads on from where he was, and is seldom far behind.
+const eventsPortable = 256 << 10
+
+// portable are the latest events, for a successor.
+func (e *events) portable() json.RawMessage {
+	e.mu.Lock()
+	ring := append(slices.Clone(e.ring[e.at:]), e.ring[:e.at]...)
+	e.mu.Unlock()
+	size, from := 0, len(ring)
+	for from > 0 && size < eventsPortable {
+		from--
+		x := &ring[from]
+		size += 128 + len(x.Text) + len(x.Object)
+		for name, value := range x.Fields {
+			size += len(name) + len(value)
+		}
+	}
+	text, err := json.Marshal(ring[from:])
+	if err != nil { // words, numbers and times
+		panic(err)
+	}
+	return text
+}
+
+// before puts the events of a predecessor before those of this process, which come
+// after inherit. What is not one after the other is left out.
+func (e *events) before(all []Event) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	own := append(slices.Clone(e.ring[e.at:]), e.ring[:e.at]...)
+	next := e.last - uint64(len(own)) // the number that has to come next, from behind
+	var older []Event
+	for i := len(all) - 1; i >= 0 && len(older)+len(own) < eventsMax; i-- {
+		if x := all[i]; x.Seq == next && next > 0 {
+			older = append(older, x)
+			next--
+		}
+	}
+	slices.Reverse(older)
+	e.ring, e.at = append(older, own...), 0
 }
 
 // Watcher reads events in order. One goroutine uses it.

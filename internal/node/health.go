@@ -421,11 +421,10 @@ func (j *judge) tries(endpoint string) health.Tries {
 	return health.Tries{Attempts: attempts, Failures: failures, Consecutive: e.Consecutive()}
 }
 
-// save is what a successor restores.
-func (w *watch) save() []health.Saved {
+// save is what a successor restores, as it is seen from an instant.
+func (w *watch) save(now health.Instant) []health.Saved {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	now := w.now()
 	out := make([]health.Saved, 0, len(w.judges))
 	for _, j := range w.judges {
 		out = append(out, j.Save(now))
