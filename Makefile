@@ -20,7 +20,7 @@ more = $(if $(CORPUS),-corpus $(CORPUS)) $(if $(VTC),-vtc $(VTC))
 tests = go run ./internal/lint/skips $(if $(CI),-strict)
 
 .PHONY: build deps run test bench lab generate fuzz sim lint \
-	format vet current unit race planted labs sabotage clean help
+	format vet current unit race planted labs sabotage previous clean help
 
 build: ## bin/holdfast and the commands that test it, static
 	CGO_ENABLED=0 go build -trimpath -o bin/ \
@@ -42,6 +42,10 @@ bench: ## BENCH=tcp-echo,http-small [SHORT=1] [OUT=docs/benchmarks]: Holdfast be
 lab: ## LAB=four-distances [SHORT=1] [SABOTAGE=drop-octet|rst-one|blind-relay|kill] [CORPUS=dir] [VTC=dir]
 	@go run ./cmd/holdfast-lab -lab $(LAB) $(short) $(sabotage) $(more) $(LABFLAGS)
 
+# The clone may be shallow, or have no history: internal/lab/previousbuild.go.
+previous: ## up to this release from the one before it, down and up again, under load
+	@go run ./cmd/holdfast-lab -lab previous -short $(sabotage) $(or $(LABFLAGS),-figures-only)
+
 generate: ## what is made of internal/frozen/frozen.proto and api/holdfast/v1/holdfast.proto
 	@$(call protoc,.)
 
@@ -53,7 +57,7 @@ help: ## this list
 
 # -- make test and its stages ------------------------------------------------
 
-STAGES ?= build format vet lint current unit race planted fuzz sim labs sabotage bench
+STAGES ?= build format vet lint current unit race planted fuzz sim previous labs sabotage bench
 
 # Of the lab, correctness decides here; goals of speed that were missed are
 # printed, for machines differ (make lab alone is strict). Each stage runs even when one before it failed: a person wants the whole

@@ -24,16 +24,7 @@ func fourDistances(ctx context.Context, o Options, out io.Writer, v *Verdict) er
 	if err != nil {
 		return err
 	}
-	s, err := setScene(ctx, o, out, v, "server", []serviceSpec{
-		{name: "main", vip: "10.9.0.100:443", port: 9000},
-		{name: "main6", vip: "[fd09::100]:443", port: 9000},
-		{name: "dial", vip: "10.9.0.100:444", port: 9001, shut: true},
-		{name: "queue", vip: "10.9.0.100:445", port: 9002, slots: mix[QueueHolder]},
-		{name: "web", vip: "10.9.0.100:80", port: 9080, http: true},
-		{name: "web6", vip: "[fd09::100]:80", port: 9080, http: true},
-		{name: "webdial", vip: "10.9.0.100:81", port: 9081, http: true, shut: true},
-		{name: "webqueue", vip: "10.9.0.100:82", port: 9082, http: true, slots: httpSlots(webMix)},
-	})
+	s, err := setScene(ctx, o, out, v, "server", allKinds(mix, webMix))
 	if s != nil {
 		defer s.close()
 	}
@@ -51,24 +42,44 @@ func fourDistances(ctx context.Context, o Options, out io.Writer, v *Verdict) er
 			err = l.leaveOwner(made)
 		}
 	}
-	if err != nil && !errors.Is(err, errNoDistance) {
-		v.Broken(err)
-	}
-	l.finish(err != nil)
-	s.judgeStatus()
-	s.judgeTraffic(l.flows)
-	l.http.judge(made)
-	l.judgeQueue()
-	s.judgeStalls(s.traffic.Stalled(), made)
-	if len(made) > 0 {
-		s.mover.Judge(v, made)
-		l.judgeGoals(made)
-	}
-	s.sayLogs()
+	l.conclude(made, err)
 	return nil
 }
 
-// longRun is the traffic of fourDistances.
+// allKinds are the services that flows of all kinds need.
+func allKinds(mix [kinds]int, webMix [httpKinds]int) []serviceSpec {
+	return []serviceSpec{
+		{name: "main", vip: "10.9.0.100:443", port: 9000},
+		{name: "main6", vip: "[fd09::100]:443", port: 9000},
+		{name: "dial", vip: "10.9.0.100:444", port: 9001, shut: true},
+		{name: "queue", vip: "10.9.0.100:445", port: 9002, slots: mix[QueueHolder]},
+		{name: "web", vip: "10.9.0.100:80", port: 9080, http: true},
+		{name: "web6", vip: "[fd09::100]:80", port: 9080, http: true},
+		{name: "webdial", vip: "10.9.0.100:81", port: 9081, http: true, shut: true},
+		{name: "webqueue", vip: "10.9.0.100:82", port: 9082, http: true, slots: httpSlots(webMix)},
+	}
+}
+
+// conclude ends the traffic and judges it; err is what kept the moves from being
+// made.
+func (l *longRun) conclude(made []Label, err error) {
+	if err != nil && !errors.Is(err, errNoDistance) {
+		l.v.Broken(err)
+	}
+	l.finish(err != nil)
+	l.judgeStatus()
+	l.judgeTraffic(l.flows)
+	l.http.judge(made)
+	l.judgeQueue()
+	l.judgeStalls(l.traffic.Stalled(), made)
+	if len(made) > 0 {
+		l.mover.Judge(l.v, made)
+		l.judgeGoals(made)
+	}
+	l.sayLogs()
+}
+
+// longRun is flows of all kinds that stand while they are moved.
 type longRun struct {
 	*scene
 	mix   [kinds]int

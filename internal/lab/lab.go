@@ -25,19 +25,20 @@ type lab struct {
 
 // labs are all that there are, by name.
 var labs = map[string]lab{
-	"corpora":        {"streams that readers understand differently, through the balancer", corpora, 2 * time.Minute},
-	"durable":        {"kill -9 in the middle of changes, torn and full disks, two writers, wrong files", durable, 20 * time.Minute},
-	"four-distances": {"flows of all kinds move at four distances: config, loop, process, host", fourDistances, 40 * time.Minute},
-	"hostile":        {"slow and hostile HTTP clients, and one that means no harm", hostility, 6 * time.Minute},
-	"ledger":         {"limits, shares, queues and ten thousand checks, counted at the servers", ledgerLab, 8 * time.Minute},
-	"misbehave":      {"servers that turn bad one after another, and what becomes of it", misbehaving, 6 * time.Minute},
-	"reload":         {"a thousand services, and another configuration ten times a second", reloading, 30 * time.Minute},
-	"rolling":        {"servers are restarted behind the balancer, and no request fails", rolling, 12 * time.Minute},
-	"seed-000":       {"the servers run on the host that is evacuated", seed000, 5 * time.Minute},
-	"soak":           {"all kinds of HTTP clients and failing backends under moves, for long", soaking, 13 * time.Minute},
-	"upgrade":        {"a hundred upgrades in place under all traffic, and ten thousand flows; beside reloads of others", upgrading, 30 * time.Minute},
-	"vanished-peers": {"clients that vanish without a word are gone in time", vanishedPeers, 2 * time.Minute},
-	"vtc":            {"cases of varnishtest, each with a client and a server around the balancer", vtc, 5 * time.Minute},
+	"corpora":        {what: "streams that readers understand differently, through the balancer", run: corpora, limit: 2 * time.Minute},
+	"durable":        {what: "kill -9 in the middle of changes, torn and full disks, two writers, wrong files", run: durable, limit: 20 * time.Minute},
+	"four-distances": {what: "flows of all kinds move at four distances: config, loop, process, host", run: fourDistances, limit: 40 * time.Minute},
+	"hostile":        {what: "slow and hostile HTTP clients, and one that means no harm", run: hostility, limit: 6 * time.Minute},
+	"ledger":         {what: "limits, shares, queues and ten thousand checks, counted at the servers", run: ledgerLab, limit: 8 * time.Minute},
+	"misbehave":      {what: "servers that turn bad one after another, and what becomes of it", run: misbehaving, limit: 6 * time.Minute},
+	"previous":       {what: "flows of all kinds between the release before this one and this one, up and down", run: previous, limit: 15 * time.Minute},
+	"reload":         {what: "a thousand services, and another configuration ten times a second", run: reloading, limit: 30 * time.Minute},
+	"rolling":        {what: "servers are restarted behind the balancer, and no request fails", run: rolling, limit: 12 * time.Minute},
+	"seed-000":       {what: "the servers run on the host that is evacuated", run: seed000, limit: 5 * time.Minute},
+	"soak":           {what: "all kinds of HTTP clients and failing backends under moves, for long", run: soaking, limit: 13 * time.Minute},
+	"upgrade":        {what: "a hundred upgrades in place under all traffic, and ten thousand flows; beside reloads of others", run: upgrading, limit: 30 * time.Minute},
+	"vanished-peers": {what: "clients that vanish without a word are gone in time", run: vanishedPeers, limit: 2 * time.Minute},
+	"vtc":            {what: "cases of varnishtest, each with a client and a server around the balancer", run: vtc, limit: 5 * time.Minute},
 }
 
 // Stages of a re-executed program.
@@ -87,7 +88,7 @@ func Main(args []string) int {
 	if os.Getenv(stageEnv) == stageWorld {
 		return inside(name, o)
 	}
-	status, err := outside(o)
+	status, err := outside(name, o)
 	if err != nil {
 		_, _ = fmt.Fprintln(os.Stderr, err)
 		return 1
@@ -111,6 +112,7 @@ func parse(args []string) (Options, string, error) {
 	f.StringVar(&o.Corpus, "corpus", "", "`directory` of further *.jsonl for the lab corpora")
 	f.StringVar(&o.VTC, "vtc", "", "`directory` of further *.vtc for the lab vtc")
 	f.IntVar(&o.Applies, "applies", 0, "the lab reload: only so `many` changes, one after another, and what they leave behind")
+	f.StringVar(&o.Previous, "previous", "", "`path` of the release before this one, for the lab previous; empty: build what internal/frozen/testdata/releases.txt says")
 	f.StringVar(&o.Out, "out", "", "`directory` for the table of the lab reload, such as docs/benchmarks")
 	f.BoolVar(&o.FiguresOnly, "figures-only", false, "a missed goal of speed is no failure")
 	if err := f.Parse(args); err != nil {
@@ -145,7 +147,7 @@ const (
 )
 
 // outside builds the product and enters the namespaces.
-func outside(o Options) (int, error) {
+func outside(name string, o Options) (int, error) {
 	dir, err := os.MkdirTemp("", "holdfast-lab-")
 	if err != nil {
 		return 1, err
@@ -164,6 +166,12 @@ func outside(o Options) (int, error) {
 			return 1, err
 		}
 	}
+	if name == "previous" {
+		if reason, err := preparePrevious(o, dir); err != nil || reason != "" {
+			return sayNothingShown(reason), err
+		}
+		o.began = time.Now() // building takes as long again
+	}
 	return Enter(stageWorld, []string{
 		dirEnv + "=" + dir, binaryEnv + "=" + binary,
 		beganEnv + "=" + o.began.Format(time.RFC3339Nano),
@@ -177,6 +185,11 @@ func inside(name string, o Options) int {
 		return 1
 	}
 	o.dir, o.Binary = os.Getenv(dirEnv), os.Getenv(binaryEnv)
+	if name == "previous" {
+		o.Previous = previousBinary(o.dir)
+	} else {
+		o.Previous = ""
+	}
 	if t, err := time.Parse(time.RFC3339Nano, os.Getenv(beganEnv)); err == nil {
 		o.began = t
 	}

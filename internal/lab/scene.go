@@ -24,6 +24,7 @@ type Options struct {
 	VTC         string // a directory of further cases for the lab vtc; "": none
 	Applies     int    // of the lab reload: only so many changes, one after another; 0: all that it does
 	Out         string // a directory for the tables of the lab reload; "": none
+	Previous    string // binary of the release before this one; "": build it
 
 	dir   string    // of this run
 	began time.Time // the user's clock, building included
@@ -141,6 +142,9 @@ func (s *scene) cast(n1, n2 *Host) (Balancer, error) {
 	}
 	switch s.Balancer {
 	case "holdfast":
+		if s.Previous != "" {
+			return newAcrossReleases(s, n1, n2), nil
+		}
 		return &Holdfast{Binary: s.Binary, Services: s.services, Nodes: []*Host{n1, n2}, Cluster: slices.Contains(s.Distances, HostMove.String())}, nil
 	case "haproxy":
 		return &HAProxy{At: n1, Services: s.services}, nil
