@@ -204,7 +204,7 @@ func (l *Loop) accept(data uint64) {
 			l.door(x.Object).Accepted++
 			sourced, ok := l.admits(x.Object, from.Addr())
 			if !ok {
-				l.k.CloseReset(fd)
+				l.closeReset(fd)
 				l.leaveGates(x)
 				l.unrate(x) // who may not come uses up nothing of what others may
 				continue

@@ -451,9 +451,9 @@ func (l *Loop) letGo(s *slot) {
 		if !s.flow.Reusable() || !l.rest(s) {
 			fd := b.fd
 			l.detach(s)
-			l.k.Close(fd)
+			l.close(fd)
 			if planted.Bug(18) {
-				l.k.Close(fd)
+				l.close(fd)
 			}
 		}
 	}
@@ -611,9 +611,9 @@ func (l *Loop) remove(i uint32, s *slot, abort [2]bool, cause flow.Cause) {
 			continue
 		}
 		if abort[side] && !planted.Bug(20) {
-			l.k.CloseReset(g.fd)
+			l.closeReset(g.fd)
 		} else {
-			l.k.Close(g.fd)
+			l.close(g.fd)
 		}
 	}
 	if s.far != 0 && !planted.Bug(11) {

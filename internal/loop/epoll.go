@@ -100,3 +100,6 @@ func (k *Epoll) Sent(fd sock.FD) (time.Duration, bool)             { return sock
 func (k *Epoll) Shutdown(fd sock.FD)                               { fd.Shutdown() }
 func (k *Epoll) Close(fd sock.FD)                                  { fd.Close() }
 func (k *Epoll) CloseReset(fd sock.FD)                             { fd.CloseReset() }
+func (k *Epoll) Cookie(fd sock.FD) (uint64, error)                 { return sock.Cookie(fd) }
+func (k *Epoll) CloseLent(fd sock.FD)                              { fd.CloseLent() }
+func (k *Epoll) CloseResetLent(fd sock.FD)                         { fd.CloseResetLent() }

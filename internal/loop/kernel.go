@@ -54,4 +54,12 @@ type Kernel interface {
 	Shutdown(fd sock.FD)
 	Close(fd sock.FD)
 	CloseReset(fd sock.FD)
+
+	// Cookie names a socket, by whatever descriptor and in whatever process.
+	Cookie(fd sock.FD) (uint64, error)
+	// CloseLent and CloseResetLent are Close and CloseReset of a socket of which
+	// another process has a descriptor: the peer hears at once what it would hear if
+	// there were none. fd is not watched any more.
+	CloseLent(fd sock.FD)
+	CloseResetLent(fd sock.FD)
 }

@@ -135,6 +135,8 @@ type Loop struct {
 	pipes   pipes
 	idle    idle
 	absent  leg
+	lent    bool     // see Lend
+	dropped []uint64 // cookies of what was closed meanwhile
 	wants   flow.Wants
 	spec    sock.DialSpec
 

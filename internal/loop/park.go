@@ -334,7 +334,7 @@ func (l *Loop) unpack(p *Parcel) {
 		l.shared.Log.Error("a parcel of flows is not readable", "error", err)
 		l.lose(len(p.Since))
 		for _, fd := range p.FDs {
-			l.k.CloseReset(fd)
+			l.closeReset(fd)
 		}
 		for _, x := range p.Sources {
 			x.leave(l.shared.Ledger)
@@ -397,8 +397,8 @@ func (l *Loop) adopt(z *frozen.Flow, p *Parcel, k int, objects flow.Objects) err
 	if p.Sources != nil {
 		p.Sources[k].leave(l.shared.Ledger)
 	}
-	l.k.CloseReset(client)
-	l.k.CloseReset(backend)
+	l.closeReset(client)
+	l.closeReset(backend)
 	return err
 }
 
@@ -522,7 +522,7 @@ func (l *Loop) AcceptRest(x *Listening) (empty bool) {
 		l.door(x.Object).Accepted++
 		sourced, ok := l.admits(x.Object, from.Addr())
 		if !ok {
-			l.k.CloseReset(fd)
+			l.closeReset(fd)
 			continue
 		}
 		l.shared.Ledger.Node.Admit()

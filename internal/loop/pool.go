@@ -267,7 +267,7 @@ func (l *Loop) closeOldest(p *pool) {
 func (l *Loop) closeIdle(k uint32, b *backendLeg) {
 	fd := b.fd
 	l.freeLeg(k)
-	l.k.Close(fd)
+	l.close(fd)
 }
 
 // unasked deals with an event of an idle leg: the peer has closed it, or says

@@ -593,6 +593,34 @@ func (k *Kernel) CloseReset(fd sock.FD) {
 	k.fds.closeReset(fd)
 }
 
+// Cookie names a socket.
+func (k *Kernel) Cookie(fd sock.FD) (uint64, error) {
+	if s := k.fds.sock(fd, "cookie"); s != nil {
+		return s.cookie, nil
+	}
+	return 0, sock.Invalid
+}
+
+// CloseLent ends a connection, whoever else has a descriptor, and closes one.
+func (k *Kernel) CloseLent(fd sock.FD) {
+	if s := k.fds.sock(fd, "close of a lent one"); s != nil {
+		s.end()
+	}
+	k.fds.close(fd)
+}
+
+// CloseResetLent does so by RST.
+func (k *Kernel) CloseResetLent(fd sock.FD) {
+	if k.fds.by != nil && k.fds.fresh == fd {
+		k.fds.by.n--
+	}
+	k.fds.by = nil
+	if s := k.fds.sock(fd, "close by reset of a lent one"); s != nil {
+		s.disconnect()
+	}
+	k.fds.close(fd)
+}
+
 // listen opens a listener of the process.
 func (t *FDs) listen(at netip.AddrPort, backlog int) (sock.FD, error) {
 	l := &Listener{at: at, backlog: backlog}

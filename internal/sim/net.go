@@ -241,6 +241,16 @@ func (s *Sock) disconnect() {
 	s.wake(0)
 }
 
+// end is close though there are other descriptors: nothing more is said or heard.
+func (s *Sock) end() {
+	if !s.connected || len(s.rcv) > 0 {
+		s.disconnect()
+		return
+	}
+	s.orphan = true
+	s.shutdown()
+}
+
 // reset ends the connection from our side with RST.
 func (s *Sock) reset() {
 	if !s.dead && !s.gone {
