@@ -31,6 +31,7 @@ var layers = []lint.Layer{
 	{Package: "internal/health", Imports: []string{"internal/config", "internal/ledger"}},               // the judge of endpoints
 	{Package: "internal/probe", Imports: []string{"internal/config", "internal/health", "internal/h1"}}, // its eyes
 	{Package: "internal/supervise", Imports: []string{"internal/sock"}},                                 // who started the process, and keeps its listeners
+	{Package: "internal/supervise/supervisetest", Imports: []string{"internal/sock"}},                   // the other end, for tests
 	{Package: "internal/resolve"},                                                                       // names by TTL
 	{Package: "internal/flow", Imports: []string{
 		"internal/h1", "internal/proxyproto", "internal/config", "internal/balance", "internal/ledger", "internal/frozen", "internal/planted"}},

@@ -22,6 +22,7 @@ import (
 	"github.com/holdfast-lb/holdfast/internal/journal"
 	"github.com/holdfast-lb/holdfast/internal/node"
 	"github.com/holdfast-lb/holdfast/internal/sock"
+	"github.com/holdfast-lb/holdfast/internal/supervise"
 )
 
 const defaultSocket = "/run/holdfast/admin.sock"
@@ -51,8 +52,10 @@ func runCommand() *cobra.Command {
 			"  SIGTERM, SIGINT  end: listeners are closed, idle clients are sent away, what is under way goes\n" +
 			"                   on for --grace at most; a second signal ends at once\n" +
 			"  SIGHUP           reads the file again, as holdfast reload does\n" +
-			"  SIGUSR1          opens the access log anew, after it was renamed\n\n" +
-			"To replace the process without any end, use holdfast upgrade.\n\n" +
+			"  SIGUSR1          opens the access log anew, after it was renamed\n" +
+			"  SIGUSR2          hands everything over to a new process, as holdfast upgrade does\n\n" +
+			"To replace the process without any end, use holdfast upgrade. Under systemd see packaging/: the\n" +
+			"unit is told which process is the main one, and keeps the listeners while there is none.\n\n" +
 			"What is desired is kept in generations, in the directory node.state; without that in\n" +
 			"$STATE_DIRECTORY, or a place of its own for each file below /var/lib/holdfast (as root) or\n" +
 			"~/.local/state/holdfast. node.state: none keeps nothing.",
@@ -88,7 +91,9 @@ func runHere(o node.Options, grace time.Duration, ready string) error {
 	defer log.end()
 	defer out.end()
 	o.Log = slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: o.Level}))
-	if err := run(o, out, grace, ready); err != nil {
+	s := supervise.FromEnvironment(o.Log)
+	supervised(&o, s)
+	if err := run(o, s, out, grace, ready); err != nil {
 		return failed(err)
 	}
 	return nil
@@ -108,7 +113,7 @@ func failed(err error) error {
 
 // run is the life of the data plane, whether it starts fresh or succeeds
 // another process.
-func run(options node.Options, out io.Writer, grace time.Duration, ready string) error {
+func run(options node.Options, sup *supervise.Supervisor, out io.Writer, grace time.Duration, ready string) error {
 	log := options.Log
 	// What serves flows allocates nothing, but what moves them does, and the
 	// collector's work would lie in their pauses: with 50 the p99 between loops was
@@ -117,7 +122,7 @@ func run(options node.Options, out io.Writer, grace time.Duration, ready string)
 	// configuration leave behind is collected after them, see node's tidy.go.
 	debug.SetGCPercent(400)
 	signals := make(chan os.Signal, 4)
-	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGUSR1)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGUSR1, syscall.SIGUSR2)
 	// Whoever reads our output may go away: without this the next line would end
 	// the process (package os/signal), and all flows with it.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
@@ -140,14 +145,19 @@ func run(options node.Options, out io.Writer, grace time.Duration, ready string)
 			}
 			return err
 		}
-		if err := s.Run(server.Publish); err != nil {
+		if err := s.Run(func() error {
+			err := server.Publish()
+			// Whatever becomes of the predecessor, this process is the one now.
+			sup.Ready(os.Getpid(), serving(s.Node))
+			return err
+		}); err != nil {
 			// The predecessor goes on with what it had not handed over; what
 			// it had, ends here.
 			server.Close(true)
 			s.Node.Stop()
 			return err
 		}
-		return serve(s.Node, server, signals, log, out, grace, ready)
+		return serve(s.Node, server, sup, signals, log, out, grace, ready)
 	}
 
 	if err := alone(options.File); err != nil {
@@ -166,7 +176,8 @@ func run(options node.Options, out io.Writer, grace time.Duration, ready string)
 		}
 		return err
 	}
-	return serve(n, server, signals, log, out, grace, ready)
+	sup.Ready(os.Getpid(), serving(n))
+	return serve(n, server, sup, signals, log, out, grace, ready)
 }
 
 // readyLine says what is served.
@@ -190,7 +201,7 @@ func readyLine(n *node.Node) string {
 }
 
 // serve waits for the end of the process's time.
-func serve(n *node.Node, server *admin.Server, signals chan os.Signal, log *slog.Logger, out io.Writer, grace time.Duration, ready string) error {
+func serve(n *node.Node, server *admin.Server, sup *supervise.Supervisor, signals chan os.Signal, log *slog.Logger, out io.Writer, grace time.Duration, ready string) error {
 	if ready == "" {
 		ready = readyLine(n)
 	}
@@ -206,8 +217,28 @@ func serve(n *node.Node, server *admin.Server, signals chan os.Signal, log *slog
 			}
 		}
 	}()
+	upgraded := make(chan bool) // tells whether an upgrade by signal has come to its end
+	upgrading := false
 	left := server.Left
 	var empty chan struct{} // closed when a process that was replaced has nothing left
+	leave := func() {
+		// The successor has the admin socket's place; ours ends when the
+		// answer that told of the upgrade is out.
+		left = nil
+		empty = make(chan struct{})
+		sup.MainPID(n.Successor()) // it says so as well, but may not be heard before we do
+		go func() {                // ends within drainMax, or with the process
+			defer close(empty)
+			server.Drain()
+			server.Close(true) // our file, if the successor's has another place
+			if !drain(n, sup, log) {
+				log.Warn("flows that the successor refused are ended", "after", drainMax)
+			}
+		}()
+	}
+	status := time.NewTicker(statusEvery)
+	defer status.Stop()
+	said := serving(n)
 	for {
 		select {
 		case s := <-signals:
@@ -221,25 +252,35 @@ func serve(n *node.Node, server *admin.Server, signals chan os.Signal, log *slog
 			case syscall.SIGUSR1:
 				n.ReopenLog()
 				continue
+			case syscall.SIGUSR2:
+				if upgrading || empty != nil {
+					log.Warn("an upgrade is under way or done already", "signal", s.String())
+					continue
+				}
+				upgrading = true
+				go func() { upgraded <- upgradeBySignal(n, sup, log) }() // ends with the upgrade, or with the process
+				continue
 			}
 			log.Info("stopping", "signal", s.String(), "grace", grace)
+			if empty == nil {
+				sup.Stopping("ends: nothing new is accepted", grace+stopRest)
+			}
 			finish(n, signals, log, out, grace)
 			server.Close(true)
 			n.Stop()
 			return nil
+		case done := <-upgraded:
+			if upgrading = false; done {
+				leave()
+			}
 		case <-left:
-			// The successor has the admin socket's place; ours ends when the
-			// answer that told of the upgrade is out.
-			left = nil
-			empty = make(chan struct{})
-			go func() { // ends within drainMax, or with the process
-				server.Drain()
-				server.Close(true) // our file, if the successor's has another place
-				if !n.WaitEmpty(drainMax) {
-					log.Warn("flows that the successor refused are ended", "after", drainMax)
-				}
-				close(empty)
-			}()
+			leave()
+		case <-status.C:
+			// A unit's status is a line that people look at.
+			if now := serving(n); empty == nil && !upgrading && now != said {
+				said = now
+				sup.Status(said)
+			}
 		case <-empty:
 			n.Stop()
 			return nil

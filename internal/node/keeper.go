@@ -76,3 +76,10 @@ func (n *Node) closeStrange(c *config.Config, o *Options) {
 		delete(o.Inherited, vip)
 	}
 }
+
+// Successor is the process that serves in place of this one; 0: there is none.
+func (n *Node) Successor() int {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.successor
+}

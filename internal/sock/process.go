@@ -34,3 +34,6 @@ func IsTerminal(f *os.File) bool {
 	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
 	return err == nil
 }
+
+// Gone tells whether p has ended.
+func Gone(p *os.Process) bool { return p.Signal(syscall.Signal(0)) != nil }

@@ -7,140 +7,36 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/holdfast-lb/holdfast/internal/sock"
+	"github.com/holdfast-lb/holdfast/internal/supervise/supervisetest"
 )
 
-// standIn is the supervisor's side of the protocol, as systemd keeps it: it reads
-// datagrams one after another, holds descriptors by name, each open file once, and
-// closes that of a barrier.
-type standIn struct {
-	t    *testing.T
-	conn *net.UnixConn
-	path string
-	done chan struct{}
-
-	mu    sync.Mutex // guards what follows
-	said  []string
-	store []kept
-}
-
-type kept struct {
-	name string
-	fd   int
-}
-
-func newStandIn(t *testing.T) *standIn {
+// begin gives a supervisor and its stand-in.
+func begin(t *testing.T, log *slog.Logger) (*Supervisor, *supervisetest.Supervisor) {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "hf-") // short: the path of a socket is bounded
-	if err != nil {
+	in := supervisetest.New(t)
+	t.Setenv(notifyEnv, in.Path)
+	return FromEnvironment(log), in
+}
+
+// read waits until everything that was sent has been read.
+func read(t *testing.T, s *Supervisor, in *supervisetest.Supervisor) supervisetest.State {
+	t.Helper()
+	if err := s.barrier(); err != nil {
 		t.Fatal(err)
 	}
-	s := &standIn{t: t, path: filepath.Join(dir, "notify"), done: make(chan struct{})}
-	if s.conn, err = net.ListenUnixgram("unixgram", &net.UnixAddr{Name: s.path, Net: "unixgram"}); err != nil {
-		t.Fatal(err)
+	x := in.State()
+	if len(x.Strange) > 0 {
+		t.Errorf("no supervisor knows %q", x.Strange)
 	}
-	go s.read() // ends with the socket
-	t.Cleanup(func() {
-		_ = s.conn.Close()
-		<-s.done
-		for _, k := range s.store {
-			_ = unix.Close(k.fd)
-		}
-		_ = os.RemoveAll(dir)
-	})
-	t.Setenv(notifyEnv, s.path)
-	return s
-}
-
-func (s *standIn) read() {
-	defer close(s.done)
-	b, oob := make([]byte, 8192), make([]byte, unix.CmsgSpace(4*sock.RightsMax))
-	for {
-		n, on, _, _, err := s.conn.ReadMsgUnix(b, oob)
-		if err != nil {
-			return
-		}
-		var fds []int
-		messages, _ := unix.ParseSocketControlMessage(oob[:on])
-		for i := range messages {
-			got, _ := unix.ParseUnixRights(&messages[i])
-			fds = append(fds, got...)
-		}
-		s.mu.Lock()
-		s.take(string(b[:n]), fds)
-		s.mu.Unlock()
-	}
-}
-
-func (s *standIn) take(text string, fds []int) {
-	s.said = append(s.said, text)
-	fields := map[string]string{}
-	for l := range strings.SplitSeq(text, "\n") {
-		name, value, _ := strings.Cut(l, "=")
-		fields[name] = value
-	}
-	drop := func(k kept) bool {
-		if k.name != fields["FDNAME"] {
-			return false
-		}
-		_ = unix.Close(k.fd)
-		return true
-	}
-	switch {
-	case fields["FDSTORE"] == "1":
-		for _, fd := range fds {
-			if slices.ContainsFunc(s.store, func(k kept) bool { return inode(s.t, k.fd) == inode(s.t, fd) }) {
-				_ = unix.Close(fd)
-				continue
-			}
-			s.store = append(s.store, kept{fields["FDNAME"], fd})
-		}
-		return
-	case fields["FDSTOREREMOVE"] == "1":
-		s.store = slices.DeleteFunc(s.store, drop)
-	}
-	for _, fd := range fds {
-		_ = unix.Close(fd)
-	}
-}
-
-func inode(t *testing.T, fd int) uint64 {
-	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil {
-		t.Errorf("fd %d: %v", fd, err)
-	}
-	return st.Ino
-}
-
-func (s *standIn) names() (names []string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, k := range s.store {
-		names = append(names, k.name)
-	}
-	return names
-}
-
-// all waits until everything that was sent has been read.
-func (s *standIn) all(of *Supervisor) []string {
-	s.t.Helper()
-	if err := of.barrier(); err != nil {
-		s.t.Fatal(err)
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	said := slices.DeleteFunc(s.said, func(x string) bool { return x == "BARRIER=1" })
-	s.said = nil
-	return said
+	return x
 }
 
 func listen(t *testing.T, spec string, dual bool) sock.FD {
@@ -157,14 +53,13 @@ func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
 // What is said is what sd_notify(3) and sd_pid_notify_with_fds(3) ask for, each in
 // one datagram.
 func TestWhatIsSaid(t *testing.T) {
-	in := newStandIn(t)
-	s := FromEnvironment(quiet())
+	s, in := begin(t, quiet())
 	before := sock.Monotonic() / 1000
 	s.Reloading("a new\nprocess \xff", 1500000000)
 	s.Ready(os.Getpid(), "serves")
 	s.Unchanged("it stays")
 	s.Stopping("ends", 2000000000)
-	said := in.all(s)
+	said := read(t, s, in).Said
 	if len(said) != 4 {
 		t.Fatalf("said %q", said)
 	}
@@ -205,16 +100,14 @@ func TestProcessID(t *testing.T) {
 // A listener that was closed here accepts as long as it is kept, and no longer: when
 // Forget returns, a client is refused.
 func TestStore(t *testing.T) {
-	in := newStandIn(t)
-	s := FromEnvironment(quiet())
+	s, in := begin(t, quiet())
 	open := sock.Open()
 	a, b := listen(t, "127.0.0.1:0", false), listen(t, "[::1]:0", false)
 	at := map[string]string{"a": sock.LocalAddr(a).String(), "b": sock.LocalAddr(b).String()}
 	s.Store("a", a)
 	s.Store("b", b)
 	s.Store("a", a) // as a successor does
-	in.all(s)
-	if got := in.names(); !slices.Equal(got, []string{"a", "b"}) {
+	if got := read(t, s, in).Kept; !slices.Equal(got, []string{"a", "b"}) {
 		t.Fatalf("kept: %q", got)
 	}
 	a.Close()
@@ -231,7 +124,7 @@ func TestStore(t *testing.T) {
 		_ = c.Close()
 		t.Error("a was given up and takes connections")
 	}
-	if got := in.names(); !slices.Equal(got, []string{"b"}) || !slices.Equal(s.Stored(), got) {
+	if got := in.State().Kept; !slices.Equal(got, []string{"b"}) || !slices.Equal(s.Stored(), got) {
 		t.Errorf("kept: %q; as we think: %q", got, s.Stored())
 	}
 	s.Forget("b")
@@ -246,10 +139,9 @@ func TestStore(t *testing.T) {
 
 // That the unit keeps fewer than there are is said, and once.
 func TestStoreIsFull(t *testing.T) {
-	newStandIn(t)
 	t.Setenv(storeEnv, "1")
 	var log bytes.Buffer
-	s := FromEnvironment(slog.New(slog.NewTextHandler(&log, nil)))
+	s, _ := begin(t, slog.New(slog.NewTextHandler(&log, nil)))
 	fd := listen(t, "127.0.0.1:0", false)
 	defer fd.Close()
 	s.Store("a", fd)
