@@ -40,7 +40,7 @@ func clientConnections(pids []int) int {
 			}
 		}
 	}
-	text, _ := os.ReadFile("/proc/self/net/tcp")
+	text, _ := os.ReadFile("/proc/thread-self/net/tcp")
 	n := 0
 	for line := range strings.Lines(string(text)) {
 		// sl local_address rem_address st tx:rx tr:when retrnsmt uid timeout inode
@@ -104,7 +104,7 @@ func (u *upgradeLab) beside() error {
 		{"haproxy", haproxyPath, func() reloadSide { return &reloadHAProxy{at: here, name: "haproxy"} },
 			func() *syntax { return haproxySyntax(stats, (r.nofile-500)/2-5*manyServices/4) }},
 		{"nginx", nginxPath, func() reloadSide { return &reloadNginx{at: here, dir: dir} },
-			func() *syntax { return nginxSyntax(dir, u.many+2*manyServices+1000) }},
+			func() *syntax { return nginxSyntax(dir, r.nofile) }},
 	} {
 		if _, err := os.Stat(p.path); err != nil {
 			u.v.Say("%s is not here: nothing is shown beside it (make deps installs it)", p.path)
