@@ -1,11 +1,17 @@
 package node
 
 import (
+	"errors"
 	"strings"
 	"sync/atomic"
 
 	"github.com/holdfast-lb/holdfast/internal/ledger"
 )
+
+// ErrHandedOver: this process has handed everything over to another one. What was
+// asked for was not done here, and whoever asks again, under the same key, is
+// answered by that one: it knows what came in force before.
+var ErrHandedOver = errors.New("this process has handed over")
 
 // account finds the ledger's account of an endpoint by its full name.
 func (n *Node) account(endpoint string) *ledger.Endpoint {

@@ -200,7 +200,11 @@ func (s *stateSide) start(b *became, last uint64) {
 
 // portableDesired is what a successor goes on with.
 type portableDesired struct {
-	State      []byte            `json:"state"`
+	State []byte `json:"state,omitempty"`
+	// Since, if it is not 0, is the generation that the successor was told of before:
+	// State is without the text of the file then, for that has not changed, or nil if
+	// nothing of it has; History and Kept are what came after it.
+	Since      uint64            `json:"since,omitempty"`
 	Generation uint64            `json:"generation"`
 	Least      uint64            `json:"least,omitempty"` // the number of the next one
 	By         Author            `json:"by"`
@@ -223,8 +227,12 @@ const (
 	heritageKept    = 1 << 20
 )
 
-// portable is all of s for a successor.
-func (n *Node) portableState() json.RawMessage {
+// portableState is all of the desired state for a successor.
+func (n *Node) portableState() json.RawMessage { return n.portableSince(nil) }
+
+// portableSince is portableState for a successor that began with was: the configuration
+// is the same.
+func (n *Node) portableSince(was *desired) json.RawMessage {
 	s := &n.state
 	n.events.mu.Lock()
 	last := n.events.last
@@ -233,7 +241,7 @@ func (n *Node) portableState() json.RawMessage {
 	defer s.mu.Unlock()
 	d := s.now
 	p := portableDesired{
-		State: d.encode(), Generation: d.Generation, Least: s.least, By: d.By, At: d.At, Kind: d.Kind, Settled: s.settled, Canary: s.canary, Shifts: slices.Collect(maps.Values(s.shifts)),
+		Generation: d.Generation, Least: s.least, By: d.By, At: d.At, Kind: d.Kind, Settled: s.settled, Canary: s.canary, Shifts: slices.Collect(maps.Values(s.shifts)),
 		Keys: map[string]*keyed{}, LastEvent: last,
 	}
 	for _, key := range s.keys.order {
@@ -251,6 +259,16 @@ func (n *Node) portableState() json.RawMessage {
 		}
 		slices.Reverse(p.Kept)
 	}
+	if was == nil {
+		p.State, s.told = d.encode(), d
+	} else {
+		p.Since = was.Generation
+		if d != was {
+			p.State = d.encodeHead()
+		}
+		p.History = slices.DeleteFunc(slices.Clone(p.History), func(i GenerationInfo) bool { return i.Generation <= was.Generation })
+		p.Kept = slices.DeleteFunc(p.Kept, func(e journal.Entry) bool { return e.Generation <= was.Generation })
+	}
 	text, err := json.Marshal(p)
 	if err != nil { // words, numbers and times
 		panic(err)
@@ -258,68 +276,140 @@ func (n *Node) portableState() json.RawMessage {
 	return text
 }
 
-// inherit reads what portableState has told.
+// inherit begins with what portableState has told.
 func (s *stateSide) inherit(text json.RawMessage) (*became, error) {
 	var p portableDesired
 	if err := json.Unmarshal(text, &p); err != nil {
 		return nil, fmt.Errorf("node: heritage of the state: %w", err)
 	}
-	d, warnings, err := decode(s.reader, p.State, s.now)
+	d, warnings, err := p.desired(s.reader, nil)
 	if err != nil {
 		return nil, err
 	}
-	d.Generation, d.By, d.At, d.Kind = p.Generation, p.By, p.At, p.Kind
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.inherited = d
+	return &became{next: d, same: true, warnings: warnings}, s.adopt(&p)
+}
+
+// desired is the state that p says. was is the one that it said at first.
+func (p *portableDesired) desired(r reader, was *desired) (*desired, []string, error) {
+	var d *desired
+	var warnings []string
+	switch state, err := p.State, error(nil); {
+	case p.Since != 0 && was == nil:
+		return nil, nil, errors.New("node: what has changed of a state that was not told")
+	case p.Since != 0 && len(state) == 0:
+		same := *was
+		d = &same
+	default:
+		if p.Since != 0 {
+			state = append(slices.Clip(state), was.text...)
+		}
+		if d, warnings, err = decode(r, state, was); err != nil {
+			return nil, nil, err
+		}
+	}
+	d.Generation, d.By, d.At, d.Kind = p.Generation, p.By, p.At, p.Kind
+	return d, warnings, nil
+}
+
+// adopt takes over what is under way beside the state. The caller holds mu.
+func (s *stateSide) adopt(p *portableDesired) error {
+	var err error
 	s.settled, s.canary, s.least = p.Settled, p.Canary, p.Least
 	if s.canary != nil {
 		if s.canary.abort, err = parseAbort(s.canary.AbortOn); err != nil {
-			return nil, err
+			return err
 		}
 	}
 	s.shifts = map[string]*shift{}
 	for _, x := range p.Shifts {
 		if x.abort, err = parseAbort(x.AbortOn); err != nil {
-			return nil, err
+			return err
 		}
 		x.more = make(chan struct{})
 		x.say("shifting", fmt.Sprintf("weight %d, to %d", x.Weight, x.To), time.Now())
 		s.shifts[x.Object] = x
 	}
 	s.keys = keys{all: p.Keys, order: slices.DeleteFunc(p.KeyOrder, func(key string) bool { return p.Keys[key] == nil })}
-	s.history.infos, s.history.kept, s.history.bytes = p.History, nil, 0
+	if p.Since == 0 {
+		s.history = generations{}
+	}
+	for _, i := range p.History {
+		s.history.add(i)
+	}
 	for _, e := range p.Kept {
 		s.history.keep(e)
 	}
-	return &became{next: d, same: true, warnings: warnings}, nil
+	return nil
 }
 
 // learnState takes what a predecessor has told of the state at its last moment:
-// what was ordered, and what is under way, since it told the first time.
+// what was ordered, and what is under way, since it told the first time. What this
+// process has changed of itself meanwhile, as another file, comes after it.
 func (n *Node) learnState(text json.RawMessage) error {
-	s := &n.state
-	b, err := s.inherit(text)
-	if err != nil {
-		return err
-	}
 	var p portableDesired
 	if err := json.Unmarshal(text, &p); err != nil {
+		return err
+	}
+	s := &n.state
+	s.swap.Lock()
+	defer s.swap.Unlock()
+	if err := s.learn(&p); err != nil {
 		return err
 	}
 	n.events.inherit(p.LastEvent)
 	// The predecessor tells nothing of it: what it told now had a number of ours.
 	n.tell("upgrade", "", Author{}, nil, "process %d serves in place of %d", pid, os.Getppid())
-	s.swap.Lock()
-	s.mu.Lock()
-	b.next.doc, b.next.text = s.now.doc, s.now.text // the configuration was not changed meanwhile
-	s.now = b.next
-	s.mu.Unlock()
 	n.watch.mu.Lock()
-	for name := range b.next.orders {
+	for name := range s.current().orders {
 		n.watch.noteOrdered(backendOf(name))
 	}
 	n.watch.mu.Unlock()
-	s.swap.Unlock()
+	return nil
+}
+
+// learn is learnState for the state alone. The caller holds swap.
+func (s *stateSide) learn(p *portableDesired) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now, began := s.now, s.inherited
+	d, _, err := p.desired(s.reader, began)
+	if err != nil {
+		return err
+	}
+	var own []GenerationInfo
+	if now != began {
+		own = slices.DeleteFunc(slices.Clone(s.history.infos), func(i GenerationInfo) bool { return began == nil || i.Generation <= began.Generation })
+	}
+	if began != nil {
+		s.history.infos = slices.DeleteFunc(slices.Clone(s.history.infos), func(i GenerationInfo) bool { return i.Generation > began.Generation })
+		s.history.kept = slices.DeleteFunc(s.history.kept, func(e journal.Entry) bool { return e.Generation > began.Generation })
+	}
+	if err := s.adopt(p); err != nil {
+		return err
+	}
+	if now == began || len(own) == 0 {
+		if now != nil {
+			d.doc, d.text = now.doc, now.text // the configuration was not changed meanwhile
+		}
+		s.now = d
+		return nil
+	}
+	// Generations are numbered in the order in which they rule, and it has ordered.
+	next := *now
+	next.orders = d.orders
+	next.keepOrders(d.doc.Config())
+	for i := range own {
+		own[i].Generation = max(own[i].Generation, d.Generation+1+uint64(i), s.least)
+		s.history.add(own[i])
+	}
+	next.Generation = own[len(own)-1].Generation
+	s.now = &next
+	if s.dir == "" {
+		s.history.keep(next.entry(own[len(own)-1]))
+	}
 	return nil
 }
 

@@ -490,6 +490,11 @@ const stateFormat = 1
 
 // encode is the state as the journal and a successor have it.
 func (d *desired) encode() []byte {
+	return append(d.encodeHead(), d.text...)
+}
+
+// encodeHead is encode without the text of the file.
+func (d *desired) encodeHead() []byte {
 	p := portableState{Format: stateFormat, Applied: d.applied, FileSum: d.fileSum, Orders: d.orders, Trial: d.trial}
 	for _, x := range d.doc.Patches() {
 		p.Edits = append(p.Edits, edit{x, d.edited[placeOf(x)]})
@@ -500,8 +505,7 @@ func (d *desired) encode() []byte {
 	}
 	out := make([]byte, 0, len(head)+1+len(d.text))
 	out = append(out, head...)
-	out = append(out, '\n')
-	return append(out, d.text...)
+	return append(out, '\n')
 }
 
 // decodeHead reads the first line of what encode has written, and gives the text.

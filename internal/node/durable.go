@@ -91,10 +91,18 @@ func openJournal(dir string) (*journal.Journal, []GenerationInfo, error) {
 	return j, infos, nil
 }
 
+// entry is d as the journal keeps it.
+func (d *desired) entry(info GenerationInfo) journal.Entry {
+	meta, err := json.Marshal(info)
+	if err != nil { // words, numbers and times
+		panic(err)
+	}
+	return journal.Entry{Generation: d.Generation, Meta: meta, State: d.encode()}
+}
+
 // write hands d over to the journal. The caller holds swap.
 func (s *stateSide) write(d *desired, info GenerationInfo) *journal.Pending {
-	e := journal.Entry{Generation: d.Generation, State: d.encode()}
-	e.Meta, _ = json.Marshal(info) // words, numbers and times cannot fail
+	e := d.entry(info)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.history.add(info)
@@ -276,8 +284,7 @@ func (n *Node) reopenJournal() error {
 		s.now = d
 		s.history.add(d.info())
 	}
-	meta, _ := json.Marshal(d.info()) // words, numbers and times cannot fail
-	j.Append(journal.Entry{Generation: d.Generation, Meta: meta, State: d.encode()})
+	j.Append(d.entry(d.info()))
 	return nil
 }
 

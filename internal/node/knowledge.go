@@ -22,15 +22,14 @@ type heirKnows struct {
 	at     health.Instant
 	health map[string]health.Saved // by backend, as of at
 	tables *ledger.Mark
-	clock  int64    // of what the ledger has learnt
-	state  *desired // that it began with
+	clock  int64 // of what the ledger has learnt
 }
 
 // tellEarly tells the successor all that is much, while this process serves: how
 // endpoints stand, who belongs where, and what rates sources have used. tellLast
 // tells what has changed since.
 func (n *Node) tellEarly(send func(move.Knowledge) error) (*heirKnows, error) {
-	t := &heirKnows{at: n.watch.now(), health: map[string]health.Saved{}, clock: sock.Monotonic(), state: n.state.current()}
+	t := &heirKnows{at: n.watch.now(), health: map[string]health.Saved{}, clock: sock.Monotonic()}
 	saved := n.watch.save(t.at)
 	for _, s := range saved {
 		t.health[s.Backend] = s
@@ -68,7 +67,16 @@ func (n *Node) tellLast(t *heirKnows, send func(move.Knowledge) error) error {
 	if err := sendHealth(saved, send); err != nil {
 		return err
 	}
-	if err := send(move.Knowledge{State: n.portableState()}); err != nil {
+	var began *desired
+	if t != nil {
+		n.state.mu.Lock()
+		began = n.state.told
+		n.state.mu.Unlock()
+	}
+	n.state.swap.Lock() // an order that is in force is part of the state then
+	state := n.portableSince(began)
+	n.state.swap.Unlock()
+	if err := send(move.Knowledge{State: state}); err != nil {
 		return err
 	}
 	flows, err := n.portableSide()

@@ -117,6 +117,7 @@ type Node struct {
 	began      *config.Config // what it began with; never written again
 	leaving    bool           // flows have begun to go to a successor
 	successor  int            // its pid, once it serves
+	drainUntil time.Time      // when what it refused is ended
 	ending     bool           // no listener is open any more
 	stopLoops  sync.Once
 	stopped    atomic.Bool
@@ -451,7 +452,7 @@ func (n *Node) inCharge() error {
 		return errors.New("node: this process is about to end; nothing is changed any more")
 	}
 	if n.successor != 0 {
-		return fmt.Errorf("node: this process has handed over to process %d; ask again, that one answers now", n.successor)
+		return fmt.Errorf("node: process %d answers now, ask again: %w", n.successor, ErrHandedOver)
 	}
 	return nil
 }

@@ -57,10 +57,7 @@ func (n *Node) beginFlows() (end func()) {
 
 // expects refuses a write whose writer has seen another generation.
 func (n *Node) expects(g Guard) error {
-	if in := n.Generation(); g.Expect != 0 && g.Expect != in {
-		return fmt.Errorf("node: generation %d is in force, %d was expected: %w", in, g.Expect, ErrChanged)
-	}
-	return nil
+	return n.state.current().expected(g.Expect)
 }
 
 // tell notes an event that is no change of the desired state.

@@ -42,7 +42,9 @@ type stateSide struct {
 	// mu guards what follows.
 	mu        sync.Mutex
 	now       *desired
-	least     uint64 // the number of the next generation at least
+	told      *desired // to a successor, at first
+	inherited *desired // what a predecessor has told at first; nil: there was none
+	least     uint64   // the number of the next generation at least
 	history   generations
 	journal   *journal.Journal
 	dir       string // of the journal; "": there is none
