@@ -151,10 +151,13 @@ func (Flow_State) EnumDescriptor() ([]byte, []int) {
 
 // Batch is what a carrier hands over at once, all or nothing.
 type Batch struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Format        uint32                 `protobuf:"varint,1,opt,name=format,proto3" json:"format,omitempty"`  // Format of codec.go; another one is refused
-	Objects       []*Object              `protobuf:"bytes,2,rep,name=objects,proto3" json:"objects,omitempty"` // what the flows are ruled by
-	Flows         []*Flow                `protobuf:"bytes,3,rep,name=flows,proto3" json:"flows,omitempty"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Format  uint32                 `protobuf:"varint,1,opt,name=format,proto3" json:"format,omitempty"`  // Format of codec.go; another one is refused
+	Objects []*Object              `protobuf:"bytes,2,rep,name=objects,proto3" json:"objects,omitempty"` // what the flows are ruled by
+	Flows   []*Flow                `protobuf:"bytes,3,rep,name=flows,proto3" json:"flows,omitempty"`
+	// Legs that are idle between two requests of anybody: a batch has these or flows.
+	// Only a taker that has said that it knows them gets any (move.FeatureIdle).
+	Idle          []*IdleLeg `protobuf:"bytes,4,rep,name=idle,proto3" json:"idle,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -206,6 +209,13 @@ func (x *Batch) GetObjects() []*Object {
 func (x *Batch) GetFlows() []*Flow {
 	if x != nil {
 		return x.Flows
+	}
+	return nil
+}
+
+func (x *Batch) GetIdle() []*IdleLeg {
+	if x != nil {
+		return x.Idle
 	}
 	return nil
 }
@@ -1088,15 +1098,142 @@ func (x *H1Leg) GetBody() *Body {
 	return nil
 }
 
+// IdleLeg is a connection to an endpoint between two requests, as it lies in a
+// pool: nothing is under way on it. Who has no use for it closes it.
+type IdleLeg struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Fd            uint32                 `protobuf:"varint,1,opt,name=fd,proto3" json:"fd,omitempty"`                          // 1 + index among the descriptors of the message
+	Backend       string                 `protobuf:"bytes,2,opt,name=backend,proto3" json:"backend,omitempty"`                 // whose limits hold for it
+	Endpoint      string                 `protobuf:"bytes,3,opt,name=endpoint,proto3" json:"endpoint,omitempty"`               // of that backend
+	Address       []byte                 `protobuf:"bytes,4,opt,name=address,proto3" json:"address,omitempty"`                 // of the endpoint: 4 or 16 octets and 2 of the port, network order
+	Unix          string                 `protobuf:"bytes,5,opt,name=unix,proto3" json:"unix,omitempty"`                       // or its path
+	Source        []byte                 `protobuf:"bytes,6,opt,name=source,proto3" json:"source,omitempty"`                   // as it was dialled: from where, 4 or 16 octets; none: the kernel's choice
+	PortMin       uint32                 `protobuf:"varint,7,opt,name=port_min,json=portMin,proto3" json:"port_min,omitempty"` // from which ports; 0: the kernel's choice
+	PortMax       uint32                 `protobuf:"varint,8,opt,name=port_max,json=portMax,proto3" json:"port_max,omitempty"`
+	Mss           uint32                 `protobuf:"varint,9,opt,name=mss,proto3" json:"mss,omitempty"`                               // clamp of the segment size; 0: none
+	Buffer        uint32                 `protobuf:"varint,10,opt,name=buffer,proto3" json:"buffer,omitempty"`                        // octets of each queue; 0: the kernel tunes them
+	IdleNanos     uint64                 `protobuf:"varint,11,opt,name=idle_nanos,json=idleNanos,proto3" json:"idle_nanos,omitempty"` // since its last request
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *IdleLeg) Reset() {
+	*x = IdleLeg{}
+	mi := &file_internal_frozen_frozen_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *IdleLeg) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*IdleLeg) ProtoMessage() {}
+
+func (x *IdleLeg) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_frozen_frozen_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use IdleLeg.ProtoReflect.Descriptor instead.
+func (*IdleLeg) Descriptor() ([]byte, []int) {
+	return file_internal_frozen_frozen_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *IdleLeg) GetFd() uint32 {
+	if x != nil {
+		return x.Fd
+	}
+	return 0
+}
+
+func (x *IdleLeg) GetBackend() string {
+	if x != nil {
+		return x.Backend
+	}
+	return ""
+}
+
+func (x *IdleLeg) GetEndpoint() string {
+	if x != nil {
+		return x.Endpoint
+	}
+	return ""
+}
+
+func (x *IdleLeg) GetAddress() []byte {
+	if x != nil {
+		return x.Address
+	}
+	return nil
+}
+
+func (x *IdleLeg) GetUnix() string {
+	if x != nil {
+		return x.Unix
+	}
+	return ""
+}
+
+func (x *IdleLeg) GetSource() []byte {
+	if x != nil {
+		return x.Source
+	}
+	return nil
+}
+
+func (x *IdleLeg) GetPortMin() uint32 {
+	if x != nil {
+		return x.PortMin
+	}
+	return 0
+}
+
+func (x *IdleLeg) GetPortMax() uint32 {
+	if x != nil {
+		return x.PortMax
+	}
+	return 0
+}
+
+func (x *IdleLeg) GetMss() uint32 {
+	if x != nil {
+		return x.Mss
+	}
+	return 0
+}
+
+func (x *IdleLeg) GetBuffer() uint32 {
+	if x != nil {
+		return x.Buffer
+	}
+	return 0
+}
+
+func (x *IdleLeg) GetIdleNanos() uint64 {
+	if x != nil {
+		return x.IdleNanos
+	}
+	return 0
+}
+
 var File_internal_frozen_frozen_proto protoreflect.FileDescriptor
 
 const file_internal_frozen_frozen_proto_rawDesc = "" +
 	"\n" +
-	"\x1cinternal/frozen/frozen.proto\x12\x12holdfast.frozen.v1\"\x85\x01\n" +
+	"\x1cinternal/frozen/frozen.proto\x12\x12holdfast.frozen.v1\"\xb6\x01\n" +
 	"\x05Batch\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\rR\x06format\x124\n" +
 	"\aobjects\x18\x02 \x03(\v2\x1a.holdfast.frozen.v1.ObjectR\aobjects\x12.\n" +
-	"\x05flows\x18\x03 \x03(\v2\x18.holdfast.frozen.v1.FlowR\x05flows\"\xce\x01\n" +
+	"\x05flows\x18\x03 \x03(\v2\x18.holdfast.frozen.v1.FlowR\x05flows\x12/\n" +
+	"\x04idle\x18\x04 \x03(\v2\x1b.holdfast.frozen.v1.IdleLegR\x04idle\"\xce\x01\n" +
 	"\x06Object\x123\n" +
 	"\x04kind\x18\x01 \x01(\x0e2\x1f.holdfast.frozen.v1.Object.KindR\x04kind\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n" +
@@ -1197,7 +1334,21 @@ const file_internal_frozen_frozen_proto_rawDesc = "" +
 	"\x05H1Leg\x12\x16\n" +
 	"\x06unread\x18\x01 \x01(\fR\x06unread\x12\x18\n" +
 	"\ascanned\x18\x02 \x01(\rR\ascanned\x12,\n" +
-	"\x04body\x18\x03 \x01(\v2\x18.holdfast.frozen.v1.BodyR\x04bodyB1Z/github.com/holdfast-lb/holdfast/internal/frozenb\x06proto3"
+	"\x04body\x18\x03 \x01(\v2\x18.holdfast.frozen.v1.BodyR\x04body\"\x94\x02\n" +
+	"\aIdleLeg\x12\x0e\n" +
+	"\x02fd\x18\x01 \x01(\rR\x02fd\x12\x18\n" +
+	"\abackend\x18\x02 \x01(\tR\abackend\x12\x1a\n" +
+	"\bendpoint\x18\x03 \x01(\tR\bendpoint\x12\x18\n" +
+	"\aaddress\x18\x04 \x01(\fR\aaddress\x12\x12\n" +
+	"\x04unix\x18\x05 \x01(\tR\x04unix\x12\x16\n" +
+	"\x06source\x18\x06 \x01(\fR\x06source\x12\x19\n" +
+	"\bport_min\x18\a \x01(\rR\aportMin\x12\x19\n" +
+	"\bport_max\x18\b \x01(\rR\aportMax\x12\x10\n" +
+	"\x03mss\x18\t \x01(\rR\x03mss\x12\x16\n" +
+	"\x06buffer\x18\n" +
+	" \x01(\rR\x06buffer\x12\x1d\n" +
+	"\n" +
+	"idle_nanos\x18\v \x01(\x04R\tidleNanosB1Z/github.com/holdfast-lb/holdfast/internal/frozenb\x06proto3"
 
 var (
 	file_internal_frozen_frozen_proto_rawDescOnce sync.Once
@@ -1212,7 +1363,7 @@ func file_internal_frozen_frozen_proto_rawDescGZIP() []byte {
 }
 
 var file_internal_frozen_frozen_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_internal_frozen_frozen_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
+var file_internal_frozen_frozen_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
 var file_internal_frozen_frozen_proto_goTypes = []any{
 	(Object_Kind)(0), // 0: holdfast.frozen.v1.Object.Kind
 	(Flow_State)(0),  // 1: holdfast.frozen.v1.Flow.State
@@ -1225,26 +1376,28 @@ var file_internal_frozen_frozen_proto_goTypes = []any{
 	(*Body)(nil),     // 8: holdfast.frozen.v1.Body
 	(*Leg)(nil),      // 9: holdfast.frozen.v1.Leg
 	(*H1Leg)(nil),    // 10: holdfast.frozen.v1.H1Leg
+	(*IdleLeg)(nil),  // 11: holdfast.frozen.v1.IdleLeg
 }
 var file_internal_frozen_frozen_proto_depIdxs = []int32{
 	3,  // 0: holdfast.frozen.v1.Batch.objects:type_name -> holdfast.frozen.v1.Object
 	5,  // 1: holdfast.frozen.v1.Batch.flows:type_name -> holdfast.frozen.v1.Flow
-	0,  // 2: holdfast.frozen.v1.Object.kind:type_name -> holdfast.frozen.v1.Object.Kind
-	1,  // 3: holdfast.frozen.v1.Flow.state:type_name -> holdfast.frozen.v1.Flow.State
-	4,  // 4: holdfast.frozen.v1.Flow.listener:type_name -> holdfast.frozen.v1.Ref
-	4,  // 5: holdfast.frozen.v1.Flow.backend:type_name -> holdfast.frozen.v1.Ref
-	4,  // 6: holdfast.frozen.v1.Flow.endpoint:type_name -> holdfast.frozen.v1.Ref
-	9,  // 7: holdfast.frozen.v1.Flow.client:type_name -> holdfast.frozen.v1.Leg
-	9,  // 8: holdfast.frozen.v1.Flow.legs:type_name -> holdfast.frozen.v1.Leg
-	6,  // 9: holdfast.frozen.v1.Flow.h1:type_name -> holdfast.frozen.v1.H1
-	7,  // 10: holdfast.frozen.v1.H1.entry:type_name -> holdfast.frozen.v1.Entry
-	10, // 11: holdfast.frozen.v1.Leg.h1:type_name -> holdfast.frozen.v1.H1Leg
-	8,  // 12: holdfast.frozen.v1.H1Leg.body:type_name -> holdfast.frozen.v1.Body
-	13, // [13:13] is the sub-list for method output_type
-	13, // [13:13] is the sub-list for method input_type
-	13, // [13:13] is the sub-list for extension type_name
-	13, // [13:13] is the sub-list for extension extendee
-	0,  // [0:13] is the sub-list for field type_name
+	11, // 2: holdfast.frozen.v1.Batch.idle:type_name -> holdfast.frozen.v1.IdleLeg
+	0,  // 3: holdfast.frozen.v1.Object.kind:type_name -> holdfast.frozen.v1.Object.Kind
+	1,  // 4: holdfast.frozen.v1.Flow.state:type_name -> holdfast.frozen.v1.Flow.State
+	4,  // 5: holdfast.frozen.v1.Flow.listener:type_name -> holdfast.frozen.v1.Ref
+	4,  // 6: holdfast.frozen.v1.Flow.backend:type_name -> holdfast.frozen.v1.Ref
+	4,  // 7: holdfast.frozen.v1.Flow.endpoint:type_name -> holdfast.frozen.v1.Ref
+	9,  // 8: holdfast.frozen.v1.Flow.client:type_name -> holdfast.frozen.v1.Leg
+	9,  // 9: holdfast.frozen.v1.Flow.legs:type_name -> holdfast.frozen.v1.Leg
+	6,  // 10: holdfast.frozen.v1.Flow.h1:type_name -> holdfast.frozen.v1.H1
+	7,  // 11: holdfast.frozen.v1.H1.entry:type_name -> holdfast.frozen.v1.Entry
+	10, // 12: holdfast.frozen.v1.Leg.h1:type_name -> holdfast.frozen.v1.H1Leg
+	8,  // 13: holdfast.frozen.v1.H1Leg.body:type_name -> holdfast.frozen.v1.Body
+	14, // [14:14] is the sub-list for method output_type
+	14, // [14:14] is the sub-list for method input_type
+	14, // [14:14] is the sub-list for extension type_name
+	14, // [14:14] is the sub-list for extension extendee
+	0,  // [0:14] is the sub-list for field type_name
 }
 
 func init() { file_internal_frozen_frozen_proto_init() }
@@ -1258,7 +1411,7 @@ func file_internal_frozen_frozen_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_internal_frozen_frozen_proto_rawDesc), len(file_internal_frozen_frozen_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   9,
+			NumMessages:   10,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

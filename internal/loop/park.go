@@ -1,6 +1,8 @@
 package loop
 
 import (
+	"errors"
+	"fmt"
 	"net/netip"
 	"sync"
 
@@ -275,7 +277,8 @@ func (l *Loop) Finish(i uint32) {
 
 // Parcel is a batch of frozen flows on its way to a loop.
 type Parcel struct {
-	Octets  []byte // an encoded frozen.Batch
+	Octets  []byte  // an encoded frozen.Batch, or
+	Thawed  *Thawed // what was made of one already
 	FDs     []sock.FD
 	Since   []flow.Instant // by flow: when it was parked
 	Objects flow.Objects   // what names stand for; nil: the same versions
@@ -320,14 +323,69 @@ var encoded sync.Pool
 // not touched, so a carrier from another ledger imports them first.
 func (l *Loop) Deliver(p *Parcel) { l.post(letter{kind: parcelLetter, parcel: p}) }
 
-// unpack thaws the flows of a parcel and adopts them.
+// Thawed are flows of a batch that were picked up and are in no loop yet: whoever
+// examines a batch before it is its own need not do so again.
+type Thawed struct {
+	Batch *frozen.Batch
+	flows []flow.Flow // by place in the batch
+	used  bool        // a loop has adopted them
+}
+
+var errTwice = errors.New("loop: a batch was adopted before")
+
+// Thaw picks up the flows of a batch at a moment of the loops' clock. fds is how many
+// descriptors it may name. no has the place of each flow that cannot be, and why;
+// then nothing was picked up.
+func Thaw(now flow.Instant, batch *frozen.Batch, fds int, objects flow.Objects) (t *Thawed, no map[int]error) {
+	t = &Thawed{Batch: batch, flows: make([]flow.Flow, len(batch.Flows))}
+	for i, z := range batch.Flows {
+		err := namesOf(z, fds)
+		if err == nil {
+			t.flows[i], err = flow.Thaw(now, z, objects)
+		}
+		if err != nil {
+			if no == nil {
+				no = map[int]error{}
+			}
+			no[i] = err
+		}
+	}
+	if no != nil {
+		return nil, no
+	}
+	return t, nil
+}
+
+// namesOf checks the places of the descriptors that a flow names.
+func namesOf(z *frozen.Flow, fds int) error {
+	for k := -1; k < len(z.Legs); k++ {
+		g := z.Client
+		if k >= 0 {
+			g = z.Legs[k]
+		}
+		if int(g.GetFd()) > fds {
+			return &frozen.Refused{What: "leg", Why: fmt.Sprintf("descriptor %d of %d", g.GetFd(), fds)}
+		}
+	}
+	client, backend := z.Client.GetFd() > 0, len(z.Legs) == 1 && z.Legs[0].GetFd() > 0
+	return checkLegs(z, client, backend)
+}
+
+func checkLegs(z *frozen.Flow, client, backend bool) error {
+	switch {
+	case !client:
+		return &frozen.Refused{What: "leg", Why: "no descriptor for the client leg"}
+	case !backend && flow.State(z.State) == flow.Relaying && z.Endpoint != nil:
+		return &frozen.Refused{What: "leg", Why: "no descriptor for the backend leg"}
+	}
+	return nil
+}
+
+// unpack thaws the flows of a parcel, if they are not thawed yet, and adopts them.
 func (l *Loop) unpack(p *Parcel) {
 	now := l.k.Now()
 	l.now = now
-	batch, err := frozen.Decode(p.Octets)
-	room := p.Octets
-	p.Octets = nil
-	encoded.Put(&room) // decoding has kept no part of it
+	batch, err := p.batch()
 	if err != nil {
 		// Both ends of a mailbox are the same code; other carriers decode
 		// before they deliver.
@@ -349,6 +407,9 @@ func (l *Loop) unpack(p *Parcel) {
 		objects = l.shared.Objects
 	}
 	var pauses []int64
+	if len(p.Since) > 0 {
+		pauses = make([]int64, 0, len(p.Since))
+	}
 	lost := 0
 	for k, z := range batch.Flows {
 		if err := l.adopt(z, p, k, objects); err != nil {
@@ -366,31 +427,34 @@ func (l *Loop) unpack(p *Parcel) {
 	}
 }
 
+// batch is what the parcel is made of; its octets are used up.
+func (p *Parcel) batch() (*frozen.Batch, error) {
+	if t := p.Thawed; t != nil {
+		if t.used {
+			return nil, errTwice
+		}
+		t.used = true
+		return t.Batch, nil
+	}
+	batch, err := frozen.Decode(p.Octets)
+	room := p.Octets
+	p.Octets = nil
+	encoded.Put(&room) // decoding has kept no part of it
+	return batch, err
+}
+
 // adopt picks one flow up and serves it at once.
 func (l *Loop) adopt(z *frozen.Flow, p *Parcel, k int, objects flow.Objects) error {
 	client, backend, err := legFDs(z, p.FDs)
 	if err == nil {
 		var f flow.Flow
-		if f, err = flow.Thaw(l.now, z, objects); err == nil {
-			i, s := l.enter(f, client, backend)
-			if e := f.Endpoint(); e != nil {
-				if s.far == 0 {
-					l.attach(i, s)
-				}
-				b := l.far(s.far - 1)
-				b.account = l.backendLodge(f.Backend()).book.Endpoint(e.Ref.Name)
-				if b.fd >= 0 && s.flow.Speaks() == config.HTTP && (!s.flow.Spoilt() || planted.Bug(38)) {
-					l.spec = l.dialSpec(s)
-					b.pool = l.pool(s)
-				}
-			}
-			if was, is := z.Listener.Name, l.under(f.Listener()); was != f.Listener().Ref.Name {
-				is.gate.Admit() // its listener has another name now
-				l.shared.Ledger.Listener(was).Leave()
-			}
-			l.comeUnder(s, p, k)
-			l.Count.Adopted++
-			l.guard(i)
+		if p.Thawed != nil {
+			f = p.Thawed.flows[k]
+		} else {
+			f, err = flow.Thaw(l.now, z, objects)
+		}
+		if err == nil {
+			l.settleIn(&f, z, p, k, client, backend)
 			return nil
 		}
 	}
@@ -400,6 +464,29 @@ func (l *Loop) adopt(z *frozen.Flow, p *Parcel, k int, objects flow.Objects) err
 	l.closeReset(client)
 	l.closeReset(backend)
 	return err
+}
+
+// settleIn gives a flow that was picked up all that one of this loop has.
+func (l *Loop) settleIn(f *flow.Flow, z *frozen.Flow, p *Parcel, k int, client, backend sock.FD) {
+	i, s := l.enter(*f, client, backend)
+	if e := f.Endpoint(); e != nil {
+		if s.far == 0 {
+			l.attach(i, s)
+		}
+		b := l.far(s.far - 1)
+		b.account = l.backendLodge(f.Backend()).book.Endpoint(e.Ref.Name)
+		if b.fd >= 0 && s.flow.Speaks() == config.HTTP && (!s.flow.Spoilt() || planted.Bug(38)) {
+			l.spec = l.dialSpec(s)
+			b.pool = l.pool(s)
+		}
+	}
+	if was, is := z.Listener.Name, l.under(f.Listener()); was != f.Listener().Ref.Name {
+		is.gate.Admit() // its listener has another name now
+		l.shared.Ledger.Listener(was).Leave()
+	}
+	l.comeUnder(s, p, k)
+	l.Count.Adopted++
+	l.guard(i)
 }
 
 // comeUnder makes the ledger know what it may not yet of a flow that has moved
@@ -438,13 +525,7 @@ func legFDs(z *frozen.Flow, fds []sock.FD) (client, backend sock.FD, err error) 
 	if len(z.GetLegs()) == 1 {
 		backend = find(z.GetLegs()[0])
 	}
-	switch {
-	case client < 0:
-		err = &frozen.Refused{What: "leg", Why: "no descriptor for the client leg"}
-	case backend < 0 && flow.State(z.State) == flow.Relaying && z.Endpoint != nil:
-		err = &frozen.Refused{What: "leg", Why: "no descriptor for the backend leg"}
-	}
-	return client, backend, err
+	return client, backend, checkLegs(z, client >= 0, backend >= 0)
 }
 
 // ParkMany parks the flows of some slots, from the first on, until they carry

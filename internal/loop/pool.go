@@ -129,7 +129,11 @@ func (l *Loop) pool(s *slot) *pool {
 	if s.flow.Speaks() != config.HTTP || b.IdleMax == 0 || b.ProxyHeader != config.NoProxyHeader {
 		return nil
 	}
-	at, x := l.server(s.flow.Endpoint(), b), &l.spec
+	return l.server(s.flow.Endpoint(), b).pool(&l.spec)
+}
+
+// pool is the one whose legs are dialled as x says.
+func (at *server) pool(x *sock.DialSpec) *pool {
 	for p := at.pools; p != nil; p = p.next {
 		if p.dials(x) {
 			return p
