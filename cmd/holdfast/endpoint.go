@@ -410,7 +410,7 @@ func endpointLine(r *node.EndpointReport, q node.EndpointRequest) string {
 	if q.Do == "hold" {
 		hold := node.HoldTime
 		if q.Seconds > 0 {
-			hold = time.Duration(q.Seconds * float64(time.Second))
+			hold = secondsOf(q.Seconds)
 		}
 		line += ", for " + short(hold) + " at most"
 	}

@@ -138,7 +138,7 @@ func follow(c *client, stream *connect.ServerStreamForClient[api.Progress], err 
 
 // progressLine is one step in words.
 func progressLine(name string, p *node.Progress) string {
-	took := short(time.Duration(p.Seconds * float64(time.Second)))
+	took := short(secondsOf(p.Seconds))
 	switch {
 	case p.Failed != "":
 		return fmt.Sprintf("%s: %s", name, strings.TrimPrefix(p.Failed, "node: "))

@@ -98,10 +98,10 @@ func endpointTable(all []node.EndpointState, rates map[string]rate) *table {
 func why(e *node.EndpointState) string {
 	text := short(time.Duration(e.SinceSeconds * 1e9))
 	if e.ReadySeconds > 0 {
-		text += ", ready in " + short(time.Duration(e.ReadySeconds*1e9))
+		text += ", ready in " + short(secondsOf(e.ReadySeconds))
 	}
 	if e.EjectedSeconds > 0 {
-		text += ", ejected for " + short(time.Duration(e.EjectedSeconds*1e9))
+		text += ", ejected for " + short(secondsOf(e.EjectedSeconds))
 	}
 	if e.Backup {
 		text += ", backup"
@@ -135,7 +135,7 @@ func statusText(s *node.Status, endpoints []node.EndpointState, verbose bool) st
 			if bad := complaint(e); bad != "" {
 				text += ", " + bad
 			}
-			idle = append(idle, fmt.Sprintf("%s, %s", text, short(time.Duration(e.SinceSeconds*1e9))))
+			idle = append(idle, fmt.Sprintf("%s, %s", text, short(secondsOf(e.SinceSeconds))))
 		}
 	}
 	what := count(len(endpoints), "endpoint")
@@ -147,7 +147,7 @@ func statusText(s *node.Status, endpoints []node.EndpointState, verbose bool) st
 		what = fmt.Sprintf("%d of %d endpoints not serving (%s)", len(idle), len(endpoints), text)
 	}
 	fmt.Fprintf(&out, "%s generation %d: %s, %s, %s, lost %d (release %s, pid %d, up %s)\n\n",
-		nodeWords(s.Node), s.Generation, count(len(s.Listeners), "listener"), what, count(s.Flows, "flow"), s.Lost, s.Release, s.PID, short(time.Duration(s.UpSeconds*1e9)))
+		nodeWords(s.Node), s.Generation, count(len(s.Listeners), "listener"), what, count(s.Flows, "flow"), s.Lost, s.Release, s.PID, short(secondsOf(s.UpSeconds)))
 
 	listeners := table{head: []string{"LISTENER", "VIP", ">CONNECTIONS"}}
 	busiest := func(a, b node.ListenerStatus) int { return cmp.Compare(b.Connections, a.Connections) }
@@ -243,12 +243,44 @@ func desired(out *strings.Builder, s *node.Status) {
 		if x.Gone {
 			how = "taken away"
 		}
-		fmt.Fprintf(out, "old       %s go on under %s as it was, %s %s ago\n", count(x.Flows, "flow"), x.Object, how, short(time.Duration(x.AgeSeconds*1e9)))
+		fmt.Fprintf(out, "old       %s go on under %s as it was, %s %s ago\n", count(x.Flows, "flow"), x.Object, how, short(secondsOf(x.AgeSeconds)))
 	}
+	upgrades(out, s)
 	if lost := lossWords(s.Kernel); lost != "" {
 		fmt.Fprintf(out, "kernel    around changes it dropped who came to a listener of this machine: %s\n", lost)
 	}
 }
+
+// upgrades says what is under way of an upgrade, what came of the last one, and
+// what replaced processes still have.
+func upgrades(out *strings.Builder, s *node.Status) {
+	if p := s.Upgrading; p != nil {
+		fmt.Fprintf(out, "upgrade   under way for %s: %s\n", short(secondsOf(p.Seconds)), strings.TrimSpace(p.Phase+": "+p.Text))
+	}
+	if u := s.LastUpgrade; u != nil {
+		text := plainText(u.Why)
+		if u.Result == "done" && u.Move != nil {
+			text = fmt.Sprintf("process %d -> %d, %s moved in %s, %d lost", u.Was, u.Move.PID, count(u.Move.Flows, "flow"), short(millisOf(u.Move.Millis)), u.Move.Lost)
+		}
+		fmt.Fprintf(out, "upgrade   %s %s ago: %s%s\n", u.Result, short(max(0, time.Since(u.At).Round(time.Second))), text, by(u.By, time.Time{}))
+	}
+	for i := range s.Residue {
+		fmt.Fprintf(out, "residue   %s\n", residueLine(&s.Residue[i]))
+	}
+}
+
+// residueLine is what a replaced process still has.
+func residueLine(r *node.ResidueStatus) string {
+	var why []string
+	for _, name := range sortedKeys(r.Reasons) {
+		why = append(why, fmt.Sprintf("%s %s", thousands(r.Reasons[name]), name))
+	}
+	return fmt.Sprintf("%s drain in process %d of release %s (%s); what is left is ended in %s",
+		count(r.Flows, "flow"), r.PID, r.Release, strings.Join(why, ", "), short(max(0, time.Until(r.Until).Round(time.Second))))
+}
+
+// secondsOf is a duration as reports have it.
+func secondsOf(n float64) time.Duration { return time.Duration(n * float64(time.Second)) }
 
 // first gives the rows to list of many.
 func first[T any](all []T, verbose bool, order func(a, b T) int) []T {
@@ -512,7 +544,7 @@ func flowTable(all []node.FlowStatus) *table {
 		if endpoint == "" {
 			endpoint = "-"
 		}
-		t.add(f.ID, f.Listener, f.Client, endpoint, f.Kind, short(time.Duration(f.AgeSeconds*1e9)), size(float64(f.In)), size(float64(f.Out)),
+		t.add(f.ID, f.Listener, f.Client, endpoint, f.Kind, short(secondsOf(f.AgeSeconds)), size(float64(f.In)), size(float64(f.Out)),
 			size(float64(f.Unsent)), thousands(f.Requests), fmt.Sprintf("%dx", f.Moves), strconv.Itoa(f.Loop))
 	}
 	return t

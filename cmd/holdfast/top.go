@@ -298,7 +298,7 @@ func (m *topModel) page() []string {
 	}
 	out := []string{
 		fmt.Sprintf("holdfast top   %s   generation %d   release %s   pid %d   up %s",
-			nodeWords(s.Node), s.Generation, s.Release, s.PID, short(time.Duration(s.UpSeconds*1e9))),
+			nodeWords(s.Node), s.Generation, s.Release, s.PID, short(secondsOf(s.UpSeconds))),
 		fmt.Sprintf("flows %s   accepted %s/s   requests %s/s   errors %s/s   in %s/s   out %s/s   loops %v",
 			thousands(s.Flows), perSecond(float64(s.Accepted-before.status.Accepted)/seconds), perSecond(all.requests), perSecond(all.errors),
 			size(float64(s.FromClients-before.status.FromClients)/seconds), size(float64(s.FromBackends-before.status.FromBackends)/seconds), s.Loops),

@@ -183,7 +183,7 @@ func upgradeLine(p *node.Progress) string {
 		return p.Text
 	}
 	return fmt.Sprintf("%-9s %s  %s/%s  %s", p.Phase, bar(p.Flows, p.FlowsTotal), thousands(p.Flows), thousands(p.FlowsTotal),
-		short(time.Duration(p.Seconds*float64(time.Second))))
+		short(secondsOf(p.Seconds)))
 }
 
 // barCells is how wide a bar is.

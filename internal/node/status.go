@@ -64,6 +64,11 @@ type Status struct {
 	Shedding    bool              `json:"shedding,omitempty"` // memory is short, and accepting pauses
 	LogLines    uint64            `json:"log_lines,omitempty"`
 	LogDropped  uint64            `json:"log_dropped"`
+	// Upgrading is the last step of an upgrade that is under way, LastUpgrade what
+	// came of the last one, and Residue what replaced processes still have.
+	Upgrading   *Progress       `json:"upgrading,omitempty"`
+	LastUpgrade *UpgradeStatus  `json:"last_upgrade,omitempty"`
+	Residue     []ResidueStatus `json:"residue,omitempty"`
 }
 
 // OldObject is a version of a listener or a backend that the configuration no
@@ -258,6 +263,7 @@ func (n *Node) Status() *Status {
 	s.Kernel, s.ArrivedLate = n.side.kernel.seen()
 	state := n.ConfigState()
 	s.Durable, s.Drift, s.FileDiffers, s.Canary, s.Shifts, s.Waiting = state.Durable, len(state.Edits), state.FileDiffers, state.Canary, state.Shifts, state.Waiting
+	s.Upgrading, s.LastUpgrade, s.Residue = n.upgrades.look()
 	listeners, backends := n.served()
 	for _, l := range g.Config.SortedListeners() {
 		x := ListenerStatus{Name: l.Ref.Name, VIP: l.VIP.String(), Connections: n.shared.Ledger.Listener(l.Ref.Name).InUse()}

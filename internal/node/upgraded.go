@@ -7,6 +7,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/holdfast-lb/holdfast/internal/loop"
 )
 
 // UpgradeStatus is what came of an upgrade.
@@ -274,6 +276,8 @@ func (u *upgrades) gather(g *gathering) {
 	for _, result := range upgradeResults {
 		g.add(upgradesTotal, float64(u.results[result]), result)
 	}
+	g.add(frozenFlows, 0, loop.KindIdle) // so that the metrics are there
+	g.add(frozenBytes, 0, loop.KindIdle)
 	for name, k := range u.kinds {
 		g.add(frozenFlows, float64(k.Flows), name)
 		g.add(frozenBytes, float64(k.Frozen), name)

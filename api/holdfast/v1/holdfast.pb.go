@@ -3478,6 +3478,9 @@ type Status struct {
 	ChangesWaiting             int64             `protobuf:"varint,59,opt,name=changes_waiting,json=changesWaiting,proto3" json:"changes_waiting,omitempty"`                                     // for their turn
 	Kernel                     map[string]uint64 `protobuf:"bytes,60,rep,name=kernel,proto3" json:"kernel,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"` // by how much its counters of silent loss grew around changes
 	ArrivedLate                uint64            `protobuf:"varint,61,opt,name=arrived_late,json=arrivedLate,proto3" json:"arrived_late,omitempty"`                                              // connections that came to a listener while it closed
+	Upgrading                  *Progress         `protobuf:"bytes,62,opt,name=upgrading,proto3" json:"upgrading,omitempty"`                                                                      // the last step of an upgrade that is under way
+	LastUpgrade                *UpgradeStatus    `protobuf:"bytes,63,opt,name=last_upgrade,json=lastUpgrade,proto3" json:"last_upgrade,omitempty"`                                               // of this node, whichever process made it
+	Residue                    []*ResidueStatus  `protobuf:"bytes,64,rep,name=residue,proto3" json:"residue,omitempty"`                                                                          // of processes that were replaced
 	unknownFields              protoimpl.UnknownFields
 	sizeCache                  protoimpl.SizeCache
 }
@@ -3939,6 +3942,192 @@ func (x *Status) GetArrivedLate() uint64 {
 	return 0
 }
 
+func (x *Status) GetUpgrading() *Progress {
+	if x != nil {
+		return x.Upgrading
+	}
+	return nil
+}
+
+func (x *Status) GetLastUpgrade() *UpgradeStatus {
+	if x != nil {
+		return x.LastUpgrade
+	}
+	return nil
+}
+
+func (x *Status) GetResidue() []*ResidueStatus {
+	if x != nil {
+		return x.Residue
+	}
+	return nil
+}
+
+// UpgradeStatus is what came of an upgrade.
+type UpgradeStatus struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	At    *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=at,proto3" json:"at,omitempty"` // when it ended
+	By    *Author                `protobuf:"bytes,2,opt,name=by,proto3" json:"by,omitempty"`
+	// done; aborted, when the old process went on and nothing was lost; failed, when
+	// flows were lost.
+	Result        string  `protobuf:"bytes,3,opt,name=result,proto3" json:"result,omitempty"`
+	Why           string  `protobuf:"bytes,4,opt,name=why,proto3" json:"why,omitempty"`
+	WasPid        int64   `protobuf:"varint,5,opt,name=was_pid,json=wasPid,proto3" json:"was_pid,omitempty"` // the process that handed over, or wanted to
+	Move          *Report `protobuf:"bytes,6,opt,name=move,proto3" json:"move,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpgradeStatus) Reset() {
+	*x = UpgradeStatus{}
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpgradeStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpgradeStatus) ProtoMessage() {}
+
+func (x *UpgradeStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpgradeStatus.ProtoReflect.Descriptor instead.
+func (*UpgradeStatus) Descriptor() ([]byte, []int) {
+	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *UpgradeStatus) GetAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
+func (x *UpgradeStatus) GetBy() *Author {
+	if x != nil {
+		return x.By
+	}
+	return nil
+}
+
+func (x *UpgradeStatus) GetResult() string {
+	if x != nil {
+		return x.Result
+	}
+	return ""
+}
+
+func (x *UpgradeStatus) GetWhy() string {
+	if x != nil {
+		return x.Why
+	}
+	return ""
+}
+
+func (x *UpgradeStatus) GetWasPid() int64 {
+	if x != nil {
+		return x.WasPid
+	}
+	return 0
+}
+
+func (x *UpgradeStatus) GetMove() *Report {
+	if x != nil {
+		return x.Move
+	}
+	return nil
+}
+
+// ResidueStatus is what a process that was replaced still has: flows that its
+// successor could not hold.
+type ResidueStatus struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Pid           int64                  `protobuf:"varint,1,opt,name=pid,proto3" json:"pid,omitempty"`
+	Release       string                 `protobuf:"bytes,2,opt,name=release,proto3" json:"release,omitempty"`
+	Flows         int64                  `protobuf:"varint,3,opt,name=flows,proto3" json:"flows,omitempty"`
+	Reasons       map[string]int64       `protobuf:"bytes,4,rep,name=reasons,proto3" json:"reasons,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	Until         *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=until,proto3" json:"until,omitempty"` // it ends them then
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResidueStatus) Reset() {
+	*x = ResidueStatus{}
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResidueStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResidueStatus) ProtoMessage() {}
+
+func (x *ResidueStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResidueStatus.ProtoReflect.Descriptor instead.
+func (*ResidueStatus) Descriptor() ([]byte, []int) {
+	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *ResidueStatus) GetPid() int64 {
+	if x != nil {
+		return x.Pid
+	}
+	return 0
+}
+
+func (x *ResidueStatus) GetRelease() string {
+	if x != nil {
+		return x.Release
+	}
+	return ""
+}
+
+func (x *ResidueStatus) GetFlows() int64 {
+	if x != nil {
+		return x.Flows
+	}
+	return 0
+}
+
+func (x *ResidueStatus) GetReasons() map[string]int64 {
+	if x != nil {
+		return x.Reasons
+	}
+	return nil
+}
+
+func (x *ResidueStatus) GetUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Until
+	}
+	return nil
+}
+
 // OldObject is a version of a listener or a backend that the configuration no
 // longer has, and under which flows go on.
 type OldObject struct {
@@ -3954,7 +4143,7 @@ type OldObject struct {
 
 func (x *OldObject) Reset() {
 	*x = OldObject{}
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[40]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3966,7 +4155,7 @@ func (x *OldObject) String() string {
 func (*OldObject) ProtoMessage() {}
 
 func (x *OldObject) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[40]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3979,7 +4168,7 @@ func (x *OldObject) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OldObject.ProtoReflect.Descriptor instead.
 func (*OldObject) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{40}
+	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *OldObject) GetObject() string {
@@ -4031,7 +4220,7 @@ type FollowStatus struct {
 
 func (x *FollowStatus) Reset() {
 	*x = FollowStatus{}
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[41]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4043,7 +4232,7 @@ func (x *FollowStatus) String() string {
 func (*FollowStatus) ProtoMessage() {}
 
 func (x *FollowStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[41]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4056,7 +4245,7 @@ func (x *FollowStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FollowStatus.ProtoReflect.Descriptor instead.
 func (*FollowStatus) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{41}
+	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *FollowStatus) GetGeneration() uint64 {
@@ -4109,7 +4298,7 @@ type ShedStatus struct {
 
 func (x *ShedStatus) Reset() {
 	*x = ShedStatus{}
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[42]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4121,7 +4310,7 @@ func (x *ShedStatus) String() string {
 func (*ShedStatus) ProtoMessage() {}
 
 func (x *ShedStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[42]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4134,7 +4323,7 @@ func (x *ShedStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShedStatus.ProtoReflect.Descriptor instead.
 func (*ShedStatus) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{42}
+	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ShedStatus) GetBackend() string {
@@ -4194,7 +4383,7 @@ type RemovalStatus struct {
 
 func (x *RemovalStatus) Reset() {
 	*x = RemovalStatus{}
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[43]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4206,7 +4395,7 @@ func (x *RemovalStatus) String() string {
 func (*RemovalStatus) ProtoMessage() {}
 
 func (x *RemovalStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[43]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4219,7 +4408,7 @@ func (x *RemovalStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemovalStatus.ProtoReflect.Descriptor instead.
 func (*RemovalStatus) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{43}
+	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *RemovalStatus) GetObject() string {
@@ -4284,7 +4473,7 @@ type ListenerStatus struct {
 
 func (x *ListenerStatus) Reset() {
 	*x = ListenerStatus{}
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[44]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4296,7 +4485,7 @@ func (x *ListenerStatus) String() string {
 func (*ListenerStatus) ProtoMessage() {}
 
 func (x *ListenerStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[44]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4309,7 +4498,7 @@ func (x *ListenerStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListenerStatus.ProtoReflect.Descriptor instead.
 func (*ListenerStatus) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{44}
+	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *ListenerStatus) GetName() string {
@@ -4404,7 +4593,7 @@ type BackendStatus struct {
 
 func (x *BackendStatus) Reset() {
 	*x = BackendStatus{}
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[45]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4416,7 +4605,7 @@ func (x *BackendStatus) String() string {
 func (*BackendStatus) ProtoMessage() {}
 
 func (x *BackendStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[45]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4429,7 +4618,7 @@ func (x *BackendStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackendStatus.ProtoReflect.Descriptor instead.
 func (*BackendStatus) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{45}
+	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *BackendStatus) GetName() string {
@@ -4538,7 +4727,7 @@ type EndpointStatus struct {
 
 func (x *EndpointStatus) Reset() {
 	*x = EndpointStatus{}
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[46]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4550,7 +4739,7 @@ func (x *EndpointStatus) String() string {
 func (*EndpointStatus) ProtoMessage() {}
 
 func (x *EndpointStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[46]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4563,7 +4752,7 @@ func (x *EndpointStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointStatus.ProtoReflect.Descriptor instead.
 func (*EndpointStatus) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{46}
+	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *EndpointStatus) GetName() string {
@@ -4643,7 +4832,7 @@ type EndpointState struct {
 
 func (x *EndpointState) Reset() {
 	*x = EndpointState{}
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[47]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4655,7 +4844,7 @@ func (x *EndpointState) String() string {
 func (*EndpointState) ProtoMessage() {}
 
 func (x *EndpointState) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[47]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4668,7 +4857,7 @@ func (x *EndpointState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointState.ProtoReflect.Descriptor instead.
 func (*EndpointState) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{47}
+	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *EndpointState) GetName() string {
@@ -4861,7 +5050,7 @@ type FlowStatus struct {
 
 func (x *FlowStatus) Reset() {
 	*x = FlowStatus{}
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[48]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4873,7 +5062,7 @@ func (x *FlowStatus) String() string {
 func (*FlowStatus) ProtoMessage() {}
 
 func (x *FlowStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[48]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4886,7 +5075,7 @@ func (x *FlowStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FlowStatus.ProtoReflect.Descriptor instead.
 func (*FlowStatus) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{48}
+	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *FlowStatus) GetId() string {
@@ -5015,7 +5204,7 @@ type Report struct {
 
 func (x *Report) Reset() {
 	*x = Report{}
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[49]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5027,7 +5216,7 @@ func (x *Report) String() string {
 func (*Report) ProtoMessage() {}
 
 func (x *Report) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[49]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5040,7 +5229,7 @@ func (x *Report) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Report.ProtoReflect.Descriptor instead.
 func (*Report) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{49}
+	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *Report) GetDistance() string {
@@ -5230,7 +5419,7 @@ type KindReport struct {
 
 func (x *KindReport) Reset() {
 	*x = KindReport{}
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[50]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5242,7 +5431,7 @@ func (x *KindReport) String() string {
 func (*KindReport) ProtoMessage() {}
 
 func (x *KindReport) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[50]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5255,7 +5444,7 @@ func (x *KindReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KindReport.ProtoReflect.Descriptor instead.
 func (*KindReport) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{50}
+	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *KindReport) GetFlows() int64 {
@@ -5607,7 +5796,7 @@ const file_holdfast_v1_holdfast_proto_rawDesc = "" +
 	"\x06status\x18\t \x01(\v2\x13.holdfast.v1.StatusR\x06status\x1a9\n" +
 	"\vFieldsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xf3\x17\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x9d\x19\n" +
 	"\x06Status\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n" +
 	"\arelease\x18\x02 \x01(\tR\arelease\x12\x10\n" +
@@ -5679,7 +5868,10 @@ const file_holdfast_v1_holdfast_proto_rawDesc = "" +
 	"\x06shifts\x18: \x03(\v2\x17.holdfast.v1.ShiftStateR\x06shifts\x12'\n" +
 	"\x0fchanges_waiting\x18; \x01(\x03R\x0echangesWaiting\x127\n" +
 	"\x06kernel\x18< \x03(\v2\x1f.holdfast.v1.Status.KernelEntryR\x06kernel\x12!\n" +
-	"\farrived_late\x18= \x01(\x04R\varrivedLate\x1a?\n" +
+	"\farrived_late\x18= \x01(\x04R\varrivedLate\x123\n" +
+	"\tupgrading\x18> \x01(\v2\x15.holdfast.v1.ProgressR\tupgrading\x12=\n" +
+	"\flast_upgrade\x18? \x01(\v2\x1a.holdfast.v1.UpgradeStatusR\vlastUpgrade\x124\n" +
+	"\aresidue\x18@ \x03(\v2\x1a.holdfast.v1.ResidueStatusR\aresidue\x1a?\n" +
 	"\x11FlowsByStateEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\x1a9\n" +
@@ -5705,7 +5897,23 @@ const file_holdfast_v1_holdfast_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\x1a9\n" +
 	"\vKernelEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\x88\x01\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\xcc\x01\n" +
+	"\rUpgradeStatus\x12*\n" +
+	"\x02at\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12#\n" +
+	"\x02by\x18\x02 \x01(\v2\x13.holdfast.v1.AuthorR\x02by\x12\x16\n" +
+	"\x06result\x18\x03 \x01(\tR\x06result\x12\x10\n" +
+	"\x03why\x18\x04 \x01(\tR\x03why\x12\x17\n" +
+	"\awas_pid\x18\x05 \x01(\x03R\x06wasPid\x12'\n" +
+	"\x04move\x18\x06 \x01(\v2\x13.holdfast.v1.ReportR\x04move\"\x82\x02\n" +
+	"\rResidueStatus\x12\x10\n" +
+	"\x03pid\x18\x01 \x01(\x03R\x03pid\x12\x18\n" +
+	"\arelease\x18\x02 \x01(\tR\arelease\x12\x14\n" +
+	"\x05flows\x18\x03 \x01(\x03R\x05flows\x12A\n" +
+	"\areasons\x18\x04 \x03(\v2'.holdfast.v1.ResidueStatus.ReasonsEntryR\areasons\x120\n" +
+	"\x05until\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05until\x1a:\n" +
+	"\fReasonsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\"\x88\x01\n" +
 	"\tOldObject\x12\x16\n" +
 	"\x06object\x18\x01 \x01(\tR\x06object\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x14\n" +
@@ -5913,7 +6121,7 @@ func file_holdfast_v1_holdfast_proto_rawDescGZIP() []byte {
 	return file_holdfast_v1_holdfast_proto_rawDescData
 }
 
-var file_holdfast_v1_holdfast_proto_msgTypes = make([]protoimpl.MessageInfo, 71)
+var file_holdfast_v1_holdfast_proto_msgTypes = make([]protoimpl.MessageInfo, 74)
 var file_holdfast_v1_holdfast_proto_goTypes = []any{
 	(*StatusRequest)(nil),         // 0: holdfast.v1.StatusRequest
 	(*EndpointsRequest)(nil),      // 1: holdfast.v1.EndpointsRequest
@@ -5955,154 +6163,165 @@ var file_holdfast_v1_holdfast_proto_goTypes = []any{
 	(*ShedReport)(nil),            // 37: holdfast.v1.ShedReport
 	(*Event)(nil),                 // 38: holdfast.v1.Event
 	(*Status)(nil),                // 39: holdfast.v1.Status
-	(*OldObject)(nil),             // 40: holdfast.v1.OldObject
-	(*FollowStatus)(nil),          // 41: holdfast.v1.FollowStatus
-	(*ShedStatus)(nil),            // 42: holdfast.v1.ShedStatus
-	(*RemovalStatus)(nil),         // 43: holdfast.v1.RemovalStatus
-	(*ListenerStatus)(nil),        // 44: holdfast.v1.ListenerStatus
-	(*BackendStatus)(nil),         // 45: holdfast.v1.BackendStatus
-	(*EndpointStatus)(nil),        // 46: holdfast.v1.EndpointStatus
-	(*EndpointState)(nil),         // 47: holdfast.v1.EndpointState
-	(*FlowStatus)(nil),            // 48: holdfast.v1.FlowStatus
-	(*Report)(nil),                // 49: holdfast.v1.Report
-	(*KindReport)(nil),            // 50: holdfast.v1.KindReport
-	nil,                           // 51: holdfast.v1.ChangeReport.KernelEntry
-	nil,                           // 52: holdfast.v1.ChangeReport.StatesEntry
-	nil,                           // 53: holdfast.v1.ChangeReport.ReasonsEntry
-	nil,                           // 54: holdfast.v1.Event.FieldsEntry
-	nil,                           // 55: holdfast.v1.Status.FlowsByStateEntry
-	nil,                           // 56: holdfast.v1.Status.QueuedEntry
-	nil,                           // 57: holdfast.v1.Status.HostEntry
-	nil,                           // 58: holdfast.v1.Status.EndedEntry
-	nil,                           // 59: holdfast.v1.Status.MovesEntry
-	nil,                           // 60: holdfast.v1.Status.MovedFlowsEntry
-	nil,                           // 61: holdfast.v1.Status.ResponsesEntry
-	nil,                           // 62: holdfast.v1.Status.KernelEntry
-	nil,                           // 63: holdfast.v1.ListenerStatus.CodesEntry
-	nil,                           // 64: holdfast.v1.ListenerStatus.CausesEntry
-	nil,                           // 65: holdfast.v1.BackendStatus.CodesEntry
-	nil,                           // 66: holdfast.v1.BackendStatus.CausesEntry
-	nil,                           // 67: holdfast.v1.Report.ReasonsEntry
-	nil,                           // 68: holdfast.v1.Report.StatesEntry
-	nil,                           // 69: holdfast.v1.Report.KindsEntry
-	nil,                           // 70: holdfast.v1.Report.PhasesMsEntry
-	(*durationpb.Duration)(nil),   // 71: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 72: google.protobuf.Timestamp
+	(*UpgradeStatus)(nil),         // 40: holdfast.v1.UpgradeStatus
+	(*ResidueStatus)(nil),         // 41: holdfast.v1.ResidueStatus
+	(*OldObject)(nil),             // 42: holdfast.v1.OldObject
+	(*FollowStatus)(nil),          // 43: holdfast.v1.FollowStatus
+	(*ShedStatus)(nil),            // 44: holdfast.v1.ShedStatus
+	(*RemovalStatus)(nil),         // 45: holdfast.v1.RemovalStatus
+	(*ListenerStatus)(nil),        // 46: holdfast.v1.ListenerStatus
+	(*BackendStatus)(nil),         // 47: holdfast.v1.BackendStatus
+	(*EndpointStatus)(nil),        // 48: holdfast.v1.EndpointStatus
+	(*EndpointState)(nil),         // 49: holdfast.v1.EndpointState
+	(*FlowStatus)(nil),            // 50: holdfast.v1.FlowStatus
+	(*Report)(nil),                // 51: holdfast.v1.Report
+	(*KindReport)(nil),            // 52: holdfast.v1.KindReport
+	nil,                           // 53: holdfast.v1.ChangeReport.KernelEntry
+	nil,                           // 54: holdfast.v1.ChangeReport.StatesEntry
+	nil,                           // 55: holdfast.v1.ChangeReport.ReasonsEntry
+	nil,                           // 56: holdfast.v1.Event.FieldsEntry
+	nil,                           // 57: holdfast.v1.Status.FlowsByStateEntry
+	nil,                           // 58: holdfast.v1.Status.QueuedEntry
+	nil,                           // 59: holdfast.v1.Status.HostEntry
+	nil,                           // 60: holdfast.v1.Status.EndedEntry
+	nil,                           // 61: holdfast.v1.Status.MovesEntry
+	nil,                           // 62: holdfast.v1.Status.MovedFlowsEntry
+	nil,                           // 63: holdfast.v1.Status.ResponsesEntry
+	nil,                           // 64: holdfast.v1.Status.KernelEntry
+	nil,                           // 65: holdfast.v1.ResidueStatus.ReasonsEntry
+	nil,                           // 66: holdfast.v1.ListenerStatus.CodesEntry
+	nil,                           // 67: holdfast.v1.ListenerStatus.CausesEntry
+	nil,                           // 68: holdfast.v1.BackendStatus.CodesEntry
+	nil,                           // 69: holdfast.v1.BackendStatus.CausesEntry
+	nil,                           // 70: holdfast.v1.Report.ReasonsEntry
+	nil,                           // 71: holdfast.v1.Report.StatesEntry
+	nil,                           // 72: holdfast.v1.Report.KindsEntry
+	nil,                           // 73: holdfast.v1.Report.PhasesMsEntry
+	(*durationpb.Duration)(nil),   // 74: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 75: google.protobuf.Timestamp
 }
 var file_holdfast_v1_holdfast_proto_depIdxs = []int32{
-	71, // 0: holdfast.v1.FlowsRequest.older:type_name -> google.protobuf.Duration
-	48, // 1: holdfast.v1.FlowsResponse.flows:type_name -> holdfast.v1.FlowStatus
-	47, // 2: holdfast.v1.EndpointsResponse.endpoints:type_name -> holdfast.v1.EndpointState
+	74, // 0: holdfast.v1.FlowsRequest.older:type_name -> google.protobuf.Duration
+	50, // 1: holdfast.v1.FlowsResponse.flows:type_name -> holdfast.v1.FlowStatus
+	49, // 2: holdfast.v1.EndpointsResponse.endpoints:type_name -> holdfast.v1.EndpointState
 	25, // 3: holdfast.v1.HistoryResponse.generations:type_name -> holdfast.v1.GenerationInfo
-	71, // 4: holdfast.v1.WatchRequest.status_every:type_name -> google.protobuf.Duration
-	71, // 5: holdfast.v1.UpgradeRequest.canary:type_name -> google.protobuf.Duration
-	71, // 6: holdfast.v1.UpgradeRequest.drain:type_name -> google.protobuf.Duration
+	74, // 4: holdfast.v1.WatchRequest.status_every:type_name -> google.protobuf.Duration
+	74, // 5: holdfast.v1.UpgradeRequest.canary:type_name -> google.protobuf.Duration
+	74, // 6: holdfast.v1.UpgradeRequest.drain:type_name -> google.protobuf.Duration
 	19, // 7: holdfast.v1.ChangeRequest.edits:type_name -> holdfast.v1.Patch
 	18, // 8: holdfast.v1.ChangeRequest.flows:type_name -> holdfast.v1.FlowsPolicy
-	71, // 9: holdfast.v1.ChangeRequest.canary:type_name -> google.protobuf.Duration
+	74, // 9: holdfast.v1.ChangeRequest.canary:type_name -> google.protobuf.Duration
 	19, // 10: holdfast.v1.ChangeRequest.revert:type_name -> holdfast.v1.Patch
 	17, // 11: holdfast.v1.Drift.by:type_name -> holdfast.v1.Author
-	72, // 12: holdfast.v1.Drift.at:type_name -> google.protobuf.Timestamp
+	75, // 12: holdfast.v1.Drift.at:type_name -> google.protobuf.Timestamp
 	21, // 13: holdfast.v1.ChangeReport.impact:type_name -> holdfast.v1.Impact
 	22, // 14: holdfast.v1.ChangeReport.edits:type_name -> holdfast.v1.Drift
 	23, // 15: holdfast.v1.ChangeReport.pause_us:type_name -> holdfast.v1.Pause
-	51, // 16: holdfast.v1.ChangeReport.kernel:type_name -> holdfast.v1.ChangeReport.KernelEntry
-	52, // 17: holdfast.v1.ChangeReport.states:type_name -> holdfast.v1.ChangeReport.StatesEntry
-	53, // 18: holdfast.v1.ChangeReport.reasons:type_name -> holdfast.v1.ChangeReport.ReasonsEntry
-	72, // 19: holdfast.v1.GenerationInfo.at:type_name -> google.protobuf.Timestamp
+	53, // 16: holdfast.v1.ChangeReport.kernel:type_name -> holdfast.v1.ChangeReport.KernelEntry
+	54, // 17: holdfast.v1.ChangeReport.states:type_name -> holdfast.v1.ChangeReport.StatesEntry
+	55, // 18: holdfast.v1.ChangeReport.reasons:type_name -> holdfast.v1.ChangeReport.ReasonsEntry
+	75, // 19: holdfast.v1.GenerationInfo.at:type_name -> google.protobuf.Timestamp
 	17, // 20: holdfast.v1.GenerationInfo.by:type_name -> holdfast.v1.Author
 	21, // 21: holdfast.v1.GenerationInfo.impact:type_name -> holdfast.v1.Impact
 	22, // 22: holdfast.v1.ConfigState.edits:type_name -> holdfast.v1.Drift
 	17, // 23: holdfast.v1.ConfigState.by:type_name -> holdfast.v1.Author
-	72, // 24: holdfast.v1.ConfigState.at:type_name -> google.protobuf.Timestamp
-	72, // 25: holdfast.v1.ConfigState.canary_ends:type_name -> google.protobuf.Timestamp
+	75, // 24: holdfast.v1.ConfigState.at:type_name -> google.protobuf.Timestamp
+	75, // 25: holdfast.v1.ConfigState.canary_ends:type_name -> google.protobuf.Timestamp
 	33, // 26: holdfast.v1.ConfigState.shifts:type_name -> holdfast.v1.ShiftState
 	29, // 27: holdfast.v1.EndpointReport.each:type_name -> holdfast.v1.EndpointChange
-	71, // 28: holdfast.v1.RemoveRequest.deadline:type_name -> google.protobuf.Duration
+	74, // 28: holdfast.v1.RemoveRequest.deadline:type_name -> google.protobuf.Duration
 	24, // 29: holdfast.v1.Progress.report:type_name -> holdfast.v1.ChangeReport
-	49, // 30: holdfast.v1.Progress.move:type_name -> holdfast.v1.Report
-	71, // 31: holdfast.v1.ShiftRequest.over:type_name -> google.protobuf.Duration
-	72, // 32: holdfast.v1.ShiftState.ends:type_name -> google.protobuf.Timestamp
+	51, // 30: holdfast.v1.Progress.move:type_name -> holdfast.v1.Report
+	74, // 31: holdfast.v1.ShiftRequest.over:type_name -> google.protobuf.Duration
+	75, // 32: holdfast.v1.ShiftState.ends:type_name -> google.protobuf.Timestamp
 	17, // 33: holdfast.v1.ShiftState.by:type_name -> holdfast.v1.Author
 	3,  // 34: holdfast.v1.KillRequest.filter:type_name -> holdfast.v1.FlowsRequest
-	71, // 35: holdfast.v1.ShedRequest.for:type_name -> google.protobuf.Duration
-	72, // 36: holdfast.v1.ShedReport.until:type_name -> google.protobuf.Timestamp
-	72, // 37: holdfast.v1.Event.at:type_name -> google.protobuf.Timestamp
-	54, // 38: holdfast.v1.Event.fields:type_name -> holdfast.v1.Event.FieldsEntry
+	74, // 35: holdfast.v1.ShedRequest.for:type_name -> google.protobuf.Duration
+	75, // 36: holdfast.v1.ShedReport.until:type_name -> google.protobuf.Timestamp
+	75, // 37: holdfast.v1.Event.at:type_name -> google.protobuf.Timestamp
+	56, // 38: holdfast.v1.Event.fields:type_name -> holdfast.v1.Event.FieldsEntry
 	39, // 39: holdfast.v1.Event.status:type_name -> holdfast.v1.Status
-	55, // 40: holdfast.v1.Status.flows_by_state:type_name -> holdfast.v1.Status.FlowsByStateEntry
-	44, // 41: holdfast.v1.Status.listeners:type_name -> holdfast.v1.ListenerStatus
-	45, // 42: holdfast.v1.Status.backends:type_name -> holdfast.v1.BackendStatus
-	46, // 43: holdfast.v1.Status.endpoints:type_name -> holdfast.v1.EndpointStatus
-	56, // 44: holdfast.v1.Status.queued:type_name -> holdfast.v1.Status.QueuedEntry
-	57, // 45: holdfast.v1.Status.host:type_name -> holdfast.v1.Status.HostEntry
-	58, // 46: holdfast.v1.Status.ended:type_name -> holdfast.v1.Status.EndedEntry
-	59, // 47: holdfast.v1.Status.moves:type_name -> holdfast.v1.Status.MovesEntry
-	60, // 48: holdfast.v1.Status.moved_flows:type_name -> holdfast.v1.Status.MovedFlowsEntry
-	61, // 49: holdfast.v1.Status.responses:type_name -> holdfast.v1.Status.ResponsesEntry
-	40, // 50: holdfast.v1.Status.old_objects:type_name -> holdfast.v1.OldObject
-	41, // 51: holdfast.v1.Status.following:type_name -> holdfast.v1.FollowStatus
-	42, // 52: holdfast.v1.Status.sheds:type_name -> holdfast.v1.ShedStatus
-	43, // 53: holdfast.v1.Status.removing:type_name -> holdfast.v1.RemovalStatus
+	57, // 40: holdfast.v1.Status.flows_by_state:type_name -> holdfast.v1.Status.FlowsByStateEntry
+	46, // 41: holdfast.v1.Status.listeners:type_name -> holdfast.v1.ListenerStatus
+	47, // 42: holdfast.v1.Status.backends:type_name -> holdfast.v1.BackendStatus
+	48, // 43: holdfast.v1.Status.endpoints:type_name -> holdfast.v1.EndpointStatus
+	58, // 44: holdfast.v1.Status.queued:type_name -> holdfast.v1.Status.QueuedEntry
+	59, // 45: holdfast.v1.Status.host:type_name -> holdfast.v1.Status.HostEntry
+	60, // 46: holdfast.v1.Status.ended:type_name -> holdfast.v1.Status.EndedEntry
+	61, // 47: holdfast.v1.Status.moves:type_name -> holdfast.v1.Status.MovesEntry
+	62, // 48: holdfast.v1.Status.moved_flows:type_name -> holdfast.v1.Status.MovedFlowsEntry
+	63, // 49: holdfast.v1.Status.responses:type_name -> holdfast.v1.Status.ResponsesEntry
+	42, // 50: holdfast.v1.Status.old_objects:type_name -> holdfast.v1.OldObject
+	43, // 51: holdfast.v1.Status.following:type_name -> holdfast.v1.FollowStatus
+	44, // 52: holdfast.v1.Status.sheds:type_name -> holdfast.v1.ShedStatus
+	45, // 53: holdfast.v1.Status.removing:type_name -> holdfast.v1.RemovalStatus
 	33, // 54: holdfast.v1.Status.shifts:type_name -> holdfast.v1.ShiftState
-	62, // 55: holdfast.v1.Status.kernel:type_name -> holdfast.v1.Status.KernelEntry
-	72, // 56: holdfast.v1.ShedStatus.until:type_name -> google.protobuf.Timestamp
-	17, // 57: holdfast.v1.ShedStatus.by:type_name -> holdfast.v1.Author
-	72, // 58: holdfast.v1.RemovalStatus.deadline:type_name -> google.protobuf.Timestamp
-	17, // 59: holdfast.v1.RemovalStatus.by:type_name -> holdfast.v1.Author
-	63, // 60: holdfast.v1.ListenerStatus.codes:type_name -> holdfast.v1.ListenerStatus.CodesEntry
-	64, // 61: holdfast.v1.ListenerStatus.causes:type_name -> holdfast.v1.ListenerStatus.CausesEntry
-	65, // 62: holdfast.v1.BackendStatus.codes:type_name -> holdfast.v1.BackendStatus.CodesEntry
-	66, // 63: holdfast.v1.BackendStatus.causes:type_name -> holdfast.v1.BackendStatus.CausesEntry
-	67, // 64: holdfast.v1.Report.reasons:type_name -> holdfast.v1.Report.ReasonsEntry
-	23, // 65: holdfast.v1.Report.pause_us:type_name -> holdfast.v1.Pause
-	68, // 66: holdfast.v1.Report.states:type_name -> holdfast.v1.Report.StatesEntry
-	69, // 67: holdfast.v1.Report.kinds:type_name -> holdfast.v1.Report.KindsEntry
-	70, // 68: holdfast.v1.Report.phases_ms:type_name -> holdfast.v1.Report.PhasesMsEntry
-	50, // 69: holdfast.v1.Report.KindsEntry.value:type_name -> holdfast.v1.KindReport
-	0,  // 70: holdfast.v1.Node.Status:input_type -> holdfast.v1.StatusRequest
-	3,  // 71: holdfast.v1.Node.Flows:input_type -> holdfast.v1.FlowsRequest
-	1,  // 72: holdfast.v1.Node.Endpoints:input_type -> holdfast.v1.EndpointsRequest
-	2,  // 73: holdfast.v1.Node.GetConfig:input_type -> holdfast.v1.GetConfigRequest
-	6,  // 74: holdfast.v1.Node.History:input_type -> holdfast.v1.HistoryRequest
-	8,  // 75: holdfast.v1.Node.Watch:input_type -> holdfast.v1.WatchRequest
-	20, // 76: holdfast.v1.Node.Diff:input_type -> holdfast.v1.ChangeRequest
-	20, // 77: holdfast.v1.Node.Apply:input_type -> holdfast.v1.ChangeRequest
-	9,  // 78: holdfast.v1.Node.Settle:input_type -> holdfast.v1.SettleRequest
-	27, // 79: holdfast.v1.Node.SetEndpoint:input_type -> holdfast.v1.EndpointRequest
-	30, // 80: holdfast.v1.Node.Remove:input_type -> holdfast.v1.RemoveRequest
-	32, // 81: holdfast.v1.Node.Shift:input_type -> holdfast.v1.ShiftRequest
-	34, // 82: holdfast.v1.Node.Kill:input_type -> holdfast.v1.KillRequest
-	36, // 83: holdfast.v1.Node.Shed:input_type -> holdfast.v1.ShedRequest
-	10, // 84: holdfast.v1.Node.Rebalance:input_type -> holdfast.v1.RebalanceRequest
-	13, // 85: holdfast.v1.Node.SetLog:input_type -> holdfast.v1.LogRequest
-	11, // 86: holdfast.v1.Node.Migrate:input_type -> holdfast.v1.MigrateRequest
-	12, // 87: holdfast.v1.Node.Upgrade:input_type -> holdfast.v1.UpgradeRequest
-	15, // 88: holdfast.v1.Node.Busy:input_type -> holdfast.v1.BusyRequest
-	39, // 89: holdfast.v1.Node.Status:output_type -> holdfast.v1.Status
-	4,  // 90: holdfast.v1.Node.Flows:output_type -> holdfast.v1.FlowsResponse
-	5,  // 91: holdfast.v1.Node.Endpoints:output_type -> holdfast.v1.EndpointsResponse
-	26, // 92: holdfast.v1.Node.GetConfig:output_type -> holdfast.v1.ConfigState
-	7,  // 93: holdfast.v1.Node.History:output_type -> holdfast.v1.HistoryResponse
-	38, // 94: holdfast.v1.Node.Watch:output_type -> holdfast.v1.Event
-	24, // 95: holdfast.v1.Node.Diff:output_type -> holdfast.v1.ChangeReport
-	24, // 96: holdfast.v1.Node.Apply:output_type -> holdfast.v1.ChangeReport
-	24, // 97: holdfast.v1.Node.Settle:output_type -> holdfast.v1.ChangeReport
-	28, // 98: holdfast.v1.Node.SetEndpoint:output_type -> holdfast.v1.EndpointReport
-	31, // 99: holdfast.v1.Node.Remove:output_type -> holdfast.v1.Progress
-	31, // 100: holdfast.v1.Node.Shift:output_type -> holdfast.v1.Progress
-	35, // 101: holdfast.v1.Node.Kill:output_type -> holdfast.v1.KillReport
-	37, // 102: holdfast.v1.Node.Shed:output_type -> holdfast.v1.ShedReport
-	49, // 103: holdfast.v1.Node.Rebalance:output_type -> holdfast.v1.Report
-	14, // 104: holdfast.v1.Node.SetLog:output_type -> holdfast.v1.LogReport
-	49, // 105: holdfast.v1.Node.Migrate:output_type -> holdfast.v1.Report
-	31, // 106: holdfast.v1.Node.Upgrade:output_type -> holdfast.v1.Progress
-	16, // 107: holdfast.v1.Node.Busy:output_type -> holdfast.v1.BusyReport
-	89, // [89:108] is the sub-list for method output_type
-	70, // [70:89] is the sub-list for method input_type
-	70, // [70:70] is the sub-list for extension type_name
-	70, // [70:70] is the sub-list for extension extendee
-	0,  // [0:70] is the sub-list for field type_name
+	64, // 55: holdfast.v1.Status.kernel:type_name -> holdfast.v1.Status.KernelEntry
+	31, // 56: holdfast.v1.Status.upgrading:type_name -> holdfast.v1.Progress
+	40, // 57: holdfast.v1.Status.last_upgrade:type_name -> holdfast.v1.UpgradeStatus
+	41, // 58: holdfast.v1.Status.residue:type_name -> holdfast.v1.ResidueStatus
+	75, // 59: holdfast.v1.UpgradeStatus.at:type_name -> google.protobuf.Timestamp
+	17, // 60: holdfast.v1.UpgradeStatus.by:type_name -> holdfast.v1.Author
+	51, // 61: holdfast.v1.UpgradeStatus.move:type_name -> holdfast.v1.Report
+	65, // 62: holdfast.v1.ResidueStatus.reasons:type_name -> holdfast.v1.ResidueStatus.ReasonsEntry
+	75, // 63: holdfast.v1.ResidueStatus.until:type_name -> google.protobuf.Timestamp
+	75, // 64: holdfast.v1.ShedStatus.until:type_name -> google.protobuf.Timestamp
+	17, // 65: holdfast.v1.ShedStatus.by:type_name -> holdfast.v1.Author
+	75, // 66: holdfast.v1.RemovalStatus.deadline:type_name -> google.protobuf.Timestamp
+	17, // 67: holdfast.v1.RemovalStatus.by:type_name -> holdfast.v1.Author
+	66, // 68: holdfast.v1.ListenerStatus.codes:type_name -> holdfast.v1.ListenerStatus.CodesEntry
+	67, // 69: holdfast.v1.ListenerStatus.causes:type_name -> holdfast.v1.ListenerStatus.CausesEntry
+	68, // 70: holdfast.v1.BackendStatus.codes:type_name -> holdfast.v1.BackendStatus.CodesEntry
+	69, // 71: holdfast.v1.BackendStatus.causes:type_name -> holdfast.v1.BackendStatus.CausesEntry
+	70, // 72: holdfast.v1.Report.reasons:type_name -> holdfast.v1.Report.ReasonsEntry
+	23, // 73: holdfast.v1.Report.pause_us:type_name -> holdfast.v1.Pause
+	71, // 74: holdfast.v1.Report.states:type_name -> holdfast.v1.Report.StatesEntry
+	72, // 75: holdfast.v1.Report.kinds:type_name -> holdfast.v1.Report.KindsEntry
+	73, // 76: holdfast.v1.Report.phases_ms:type_name -> holdfast.v1.Report.PhasesMsEntry
+	52, // 77: holdfast.v1.Report.KindsEntry.value:type_name -> holdfast.v1.KindReport
+	0,  // 78: holdfast.v1.Node.Status:input_type -> holdfast.v1.StatusRequest
+	3,  // 79: holdfast.v1.Node.Flows:input_type -> holdfast.v1.FlowsRequest
+	1,  // 80: holdfast.v1.Node.Endpoints:input_type -> holdfast.v1.EndpointsRequest
+	2,  // 81: holdfast.v1.Node.GetConfig:input_type -> holdfast.v1.GetConfigRequest
+	6,  // 82: holdfast.v1.Node.History:input_type -> holdfast.v1.HistoryRequest
+	8,  // 83: holdfast.v1.Node.Watch:input_type -> holdfast.v1.WatchRequest
+	20, // 84: holdfast.v1.Node.Diff:input_type -> holdfast.v1.ChangeRequest
+	20, // 85: holdfast.v1.Node.Apply:input_type -> holdfast.v1.ChangeRequest
+	9,  // 86: holdfast.v1.Node.Settle:input_type -> holdfast.v1.SettleRequest
+	27, // 87: holdfast.v1.Node.SetEndpoint:input_type -> holdfast.v1.EndpointRequest
+	30, // 88: holdfast.v1.Node.Remove:input_type -> holdfast.v1.RemoveRequest
+	32, // 89: holdfast.v1.Node.Shift:input_type -> holdfast.v1.ShiftRequest
+	34, // 90: holdfast.v1.Node.Kill:input_type -> holdfast.v1.KillRequest
+	36, // 91: holdfast.v1.Node.Shed:input_type -> holdfast.v1.ShedRequest
+	10, // 92: holdfast.v1.Node.Rebalance:input_type -> holdfast.v1.RebalanceRequest
+	13, // 93: holdfast.v1.Node.SetLog:input_type -> holdfast.v1.LogRequest
+	11, // 94: holdfast.v1.Node.Migrate:input_type -> holdfast.v1.MigrateRequest
+	12, // 95: holdfast.v1.Node.Upgrade:input_type -> holdfast.v1.UpgradeRequest
+	15, // 96: holdfast.v1.Node.Busy:input_type -> holdfast.v1.BusyRequest
+	39, // 97: holdfast.v1.Node.Status:output_type -> holdfast.v1.Status
+	4,  // 98: holdfast.v1.Node.Flows:output_type -> holdfast.v1.FlowsResponse
+	5,  // 99: holdfast.v1.Node.Endpoints:output_type -> holdfast.v1.EndpointsResponse
+	26, // 100: holdfast.v1.Node.GetConfig:output_type -> holdfast.v1.ConfigState
+	7,  // 101: holdfast.v1.Node.History:output_type -> holdfast.v1.HistoryResponse
+	38, // 102: holdfast.v1.Node.Watch:output_type -> holdfast.v1.Event
+	24, // 103: holdfast.v1.Node.Diff:output_type -> holdfast.v1.ChangeReport
+	24, // 104: holdfast.v1.Node.Apply:output_type -> holdfast.v1.ChangeReport
+	24, // 105: holdfast.v1.Node.Settle:output_type -> holdfast.v1.ChangeReport
+	28, // 106: holdfast.v1.Node.SetEndpoint:output_type -> holdfast.v1.EndpointReport
+	31, // 107: holdfast.v1.Node.Remove:output_type -> holdfast.v1.Progress
+	31, // 108: holdfast.v1.Node.Shift:output_type -> holdfast.v1.Progress
+	35, // 109: holdfast.v1.Node.Kill:output_type -> holdfast.v1.KillReport
+	37, // 110: holdfast.v1.Node.Shed:output_type -> holdfast.v1.ShedReport
+	51, // 111: holdfast.v1.Node.Rebalance:output_type -> holdfast.v1.Report
+	14, // 112: holdfast.v1.Node.SetLog:output_type -> holdfast.v1.LogReport
+	51, // 113: holdfast.v1.Node.Migrate:output_type -> holdfast.v1.Report
+	31, // 114: holdfast.v1.Node.Upgrade:output_type -> holdfast.v1.Progress
+	16, // 115: holdfast.v1.Node.Busy:output_type -> holdfast.v1.BusyReport
+	97, // [97:116] is the sub-list for method output_type
+	78, // [78:97] is the sub-list for method input_type
+	78, // [78:78] is the sub-list for extension type_name
+	78, // [78:78] is the sub-list for extension extendee
+	0,  // [0:78] is the sub-list for field type_name
 }
 
 func init() { file_holdfast_v1_holdfast_proto_init() }
@@ -6116,7 +6335,7 @@ func file_holdfast_v1_holdfast_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_holdfast_v1_holdfast_proto_rawDesc), len(file_holdfast_v1_holdfast_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   71,
+			NumMessages:   74,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -40,6 +40,8 @@ var pairs = []struct {
 	{&v1.RemoveRequest{}, node.RemoveRequest{}, caller},
 	{&v1.Progress{}, node.Progress{}, nil},
 	{&v1.ShiftRequest{}, node.ShiftRequest{}, caller},
+	{&v1.UpgradeStatus{}, node.UpgradeStatus{}, nil},
+	{&v1.ResidueStatus{}, node.ResidueStatus{}, nil},
 	{&v1.UpgradeRequest{}, node.UpgradeRequest{}, caller},
 	{&v1.KillRequest{}, node.KillRequest{}, caller},
 	{&v1.KillReport{}, node.KillReport{}, nil},
