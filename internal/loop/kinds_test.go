@@ -1,6 +1,7 @@
 package loop
 
 import (
+	"path/filepath"
 	"slices"
 	"testing"
 )
@@ -15,6 +16,16 @@ func TestKinds(t *testing.T) {
 	for phase, k := range phaseKinds {
 		if k != "" && !slices.Contains(Kinds, k) {
 			t.Errorf("phase %d: no %q", phase, k)
+		}
+	}
+}
+
+// Of each kind there is what releases froze of it; with octets in a pipe they are
+// what the pipe held.
+func TestKindsAreFrozenByReleases(t *testing.T) {
+	for _, k := range Kinds {
+		if files, err := filepath.Glob("../flow/testdata/frozen/head/" + k + "*.bin"); err != nil || len(files) == 0 {
+			t.Errorf("%s: no file (%v); see internal/flow/release_test.go", k, err)
 		}
 	}
 }
