@@ -93,3 +93,6 @@ func (f *Flow) Summary() string {
 	}
 	return fmt.Sprintf("f-%x %v %s -> %s moved %dx%s", f.GetId(), f.GetState(), f.GetListener().GetName(), f.GetEndpoint().GetName(), f.GetMoves(), legs)
 }
+
+// Size is how many octets the flow's form takes.
+func (f *Flow) Size() int { return proto.Size(f) }

@@ -29,13 +29,15 @@ const (
 	// FeatureEarly: knowledge may come in bulk before Accept, and again what has
 	// changed since.
 	FeatureEarly = "early"
+	// FeatureOrder: the taker applies another configuration before it is ready.
+	FeatureOrder = "order"
 	// FeatureResidue: the giver tells what drains in it.
 	FeatureResidue = "residue"
 )
 
 // Features are all of this release.
 func Features() []string {
-	return []string{FeatureLots, FeatureCopy, FeatureCanary, FeatureIdle, FeatureShare, FeatureEarly, FeatureResidue}
+	return []string{FeatureLots, FeatureCopy, FeatureCanary, FeatureIdle, FeatureShare, FeatureEarly, FeatureOrder, FeatureResidue}
 }
 
 // How long is waited for the taker.
@@ -224,6 +226,8 @@ type Given struct {
 	Switched  bool // new connections were
 	Done      bool // the taker was told to go on alone: it has everything
 	Residue   bool // and listens to what drains here
+	Copied    int  // descriptors that went over while they were served
+	Idle      int  // idle legs that went along
 }
 
 // giving is one handing over, on the giver's side.
@@ -417,6 +421,7 @@ func (x *giving) copy(fds []sock.FD) error {
 		return err
 	}
 	x.room = h.Room
+	x.Copied += len(cookies)
 	for _, c := range cookies {
 		x.copied[c] = true
 	}
@@ -551,6 +556,7 @@ func (x *giving) giveIdle() error {
 		}
 		x.used(cookies)
 		x.g.ForgetIdle(lot, err == nil)
+		x.Idle += lot.N
 		if err != nil {
 			return err
 		}

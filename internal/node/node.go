@@ -118,7 +118,8 @@ type Node struct {
 	leaving    bool           // flows have begun to go to a successor
 	successor  int            // its pid, once it serves
 	drainUntil time.Time      // when what it refused is ended
-	ending     bool           // no listener is open any more
+	residue    chan residue
+	ending     bool // no listener is open any more
 	stopLoops  sync.Once
 	stopped    atomic.Bool
 	heir       atomic.Bool // flows of a predecessor are still to come
@@ -680,6 +681,8 @@ func (n *Node) tend() {
 		}
 	}()
 	n.background = append(n.background, n.endRetiring, n.beginFlows())
+	n.residue = make(chan residue, 1)
+	n.background = append(n.background, n.tellResidue())
 	n.background = append(n.background, n.remember())
 	n.background = append(n.background, every(memoryEvery, n.watchMemory))
 	n.background = append(n.background, every(canaryLook, func(now time.Time) {

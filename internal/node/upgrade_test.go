@@ -45,7 +45,7 @@ func (d *dying) Send(m move.Message) error {
 
 // succeed lets a second node in this process succeed the first, which dies
 // before it sends a message of kind before (0: it does not).
-func succeed(t *testing.T, of *running, before move.Kind, prepare func(*Node) error, settle func() error) (heir *Node, r *Report, done bool, given, taken error) {
+func succeed(t *testing.T, of *running, before move.Kind, prepare func(*Node) error, settle func() error) (heir *Node, g *giver, done bool, given, taken error) {
 	t.Helper()
 	near, far, err := sock.ChannelPair()
 	if err != nil {
@@ -65,15 +65,15 @@ func succeed(t *testing.T, of *running, before move.Kind, prepare func(*Node) er
 		t.Cleanup(heir.Stop)
 		taken = s.Run(settle)
 	}()
-	r = newReport("process")
-	done, given = of.handOver(carrier, r)
+	g = newGiver(t.Context(), of.Node, UpgradeRequest{Canary: -1}, newReport("process"), nil)
+	how, given := of.handOver(carrier, g)
 	_ = carrier.Close()
 	select {
 	case <-end:
 	case <-time.After(20 * time.Second):
 		t.Fatal("the successor neither serves nor ends")
 	}
-	return heir, r, done, given, taken
+	return heir, g, how.Done, given, taken
 }
 
 func nothing() error { return nil }

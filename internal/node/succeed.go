@@ -1,0 +1,318 @@
+package node
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/holdfast-lb/holdfast/internal/flow"
+	"github.com/holdfast-lb/holdfast/internal/frozen"
+	"github.com/holdfast-lb/holdfast/internal/ledger"
+	"github.com/holdfast-lb/holdfast/internal/loop"
+	"github.com/holdfast-lb/holdfast/internal/move"
+	"github.com/holdfast-lb/holdfast/internal/sock"
+)
+
+// Succession is the taker's side of an upgrade.
+type Succession struct {
+	carrier *move.Local
+	taking  *move.Taking
+	taker   *taker
+	Node    *Node
+}
+
+// Succeed greets the predecessor over fd, takes the heritage and begins a node
+// that does not accept yet. prepare does for that node whatever else may fail:
+// the predecessor hears that we are ready after it, and goes on if we are not.
+func Succeed(fd int, o Options, prepare func(*Node) error) (*Succession, error) {
+	s := &Succession{carrier: move.NewLocal(sock.ChannelFrom(sock.Own(fd)))}
+	s.taker = &taker{canary: map[uint64]bool{}, o: o, log: o.Log, prepare: prepare}
+	hello := move.Greeting{Protocol: move.Protocol, Format: frozen.Format, Release: Release, PID: pid, Late: true, Features: features()}
+	var err error
+	if s.taking, err = move.Greet(s.carrier, s.taker, hello); err != nil {
+		if s.taker.n != nil {
+			s.taker.n.Stop()
+		}
+		_ = s.carrier.Close()
+		return nil, err
+	}
+	s.Node = s.taker.n
+	return s, nil
+}
+
+// Run takes flows until the predecessor is done, or has died after it let us
+// accept or had committed something: then we own what was committed to us and go on
+// alone. settle is called last, to take over what only one process can hold: the
+// place of the admin socket. Flows do not depend on it, so its failure is only logged.
+func (s *Succession) Run(settle func() error) error {
+	s.taker.settle = func() {
+		if err := settle(); err != nil {
+			s.Node.log.Warn("this process serves, but cannot be reached where its predecessor was", "error", err)
+		}
+	}
+	if err := s.taking.Run(); err != nil {
+		_ = s.carrier.Close()
+		return fmt.Errorf("node: %w", err)
+	}
+	go func() { // ends with the predecessor
+		s.taking.Watch()
+		_ = s.carrier.Close()
+	}()
+	return nil
+}
+
+// taker is this process as the one that takes over: a [move.Taker].
+type taker struct {
+	o         Options
+	log       *slog.Logger
+	prepare   func(*Node) error
+	settle    func()
+	n         *Node
+	h         *move.Heritage
+	flows     int // that were committed
+	accepting bool
+	canary    map[uint64]bool // of these, those that came before we accept
+}
+
+// Begin starts the node that takes over.
+func (t *taker) Begin(h *move.Heritage, fds []sock.FD) (r move.Readiness, err error) {
+	t.h = h
+	o := t.o
+	o.Source, o.Quiet, o.FirstID, o.Generation = h.Source, true, h.LastID+successorGap, h.Generation-1
+	o.Inherited = map[string]sock.FD{}
+	for i, vip := range h.Listeners {
+		o.Inherited[vip] = fds[i]
+	}
+	o.HostHeritage, o.Heritage = h.Host, h.State
+	if len(h.Names) > 0 {
+		if err := json.Unmarshal(h.Names, &o.Names); err != nil {
+			o.Log.Warn("the predecessor's names are not readable and are asked for again", "error", err)
+		}
+	}
+	n, err := Start(o)
+	if err != nil {
+		return r, &frozen.Refused{What: "configuration", Why: err.Error()}
+	}
+	t.n = n
+	n.heir.Store(true)
+	// Until all flows are here waiting ones come in any order, and what is limited is
+	// the predecessor's to grant.
+	n.shared.Ledger.PlacesAfter(h.LastPlace + successorGap)
+	n.shared.Ledger.Await()
+	if err = t.obey(h.Order); err == nil {
+		err = t.prepare(n)
+	}
+	if err != nil {
+		return r, err
+	}
+	return move.Readiness{Room: t.Room(), FileLimit: n.fds}, nil
+}
+
+// Learn hears what the predecessor knows.
+func (t *taker) Learn(k move.Knowledge) error {
+	t.n.know(k)
+	return nil
+}
+
+// Room is for how many descriptors of flows there is room.
+func (t *taker) Room() int {
+	_, kept := roomFor(t.n.fds, len(t.n.shared.Loops))
+	return t.n.fds - kept
+}
+
+// Cookie is not used: sockets are not copied before they move.
+func (t *taker) Cookie(sock.FD) (uint64, error) { return 0, errors.ErrUnsupported }
+
+// Close ends a duplicate.
+func (t *taker) Close(fd sock.FD) { fd.Close() }
+
+// Reset ends a socket that has no owner any more.
+func (t *taker) Reset(fd sock.FD) { fd.CloseReset() }
+
+// Examine reads a lot.
+func (t *taker) Examine(octets []byte, fds []sock.FD) (any, error) {
+	return t.n.examine(octets, len(fds))
+}
+
+// Adopt serves a lot.
+func (t *taker) Adopt(lot any, fds []sock.FD, since []int64) move.Adoption {
+	batch := lot.(*frozen.Batch)
+	for _, z := range batch.Flows {
+		if t.accepting {
+			break
+		}
+		t.canary[z.Id] = true
+	}
+	t.flows += len(batch.Flows)
+	return t.n.take(batch, fds, since)
+}
+
+// AdoptIdle takes no idle legs.
+func (t *taker) AdoptIdle(_ []byte, fds []sock.FD) error {
+	for _, fd := range fds {
+		fd.Close()
+	}
+	return nil
+}
+
+// Accept begins to accept.
+func (t *taker) Accept(a move.Acceptance) {
+	n := t.n
+	share := ledger.Share{Held: t.h.Held, Places: a.Places} // of a release that does not divide limits
+	if len(a.Share) > 0 {
+		if err := json.Unmarshal(a.Share, &share); err != nil {
+			n.log.Error("what the predecessor keeps of limits is not readable", "error", err)
+		}
+	}
+	t.accepting = true
+	n.shared.Ledger.Switched(share)
+	n.watch.begin()
+	n.askAll(func(l *loop.Loop) { l.SetAccepting(true) })
+}
+
+// loopAnswer bounds how long a loop may take to answer while a canary is observed.
+const loopAnswer = time.Second
+
+// Observe watches what was adopted.
+func (t *taker) Observe(d time.Duration) move.Sight {
+	n := t.n
+	time.Sleep(d)
+	s := move.Sight{Of: len(n.shared.Loops)}
+	// What a loop does not answer in time it may still say later, to nobody.
+	answers := make(chan move.Sight, s.Of)
+	for _, l := range n.shared.Loops {
+		l.Do(func(l *loop.Loop) {
+			c := l.Counters()
+			alive := l.Slots(0, func(f *flow.Flow) bool { return t.canary[f.ID()] })
+			answers <- move.Sight{Alive: len(alive), Lost: int(c.Lost), Panics: int(c.Panics)}
+		})
+	}
+	late := time.After(loopAnswer)
+	for range s.Of {
+		select {
+		case a := <-answers:
+			s.Loops, s.Alive, s.Lost, s.Panics = s.Loops+1, s.Alive+a.Alive, s.Lost+a.Lost, s.Panics+a.Panics
+		case <-late:
+			return s
+		}
+	}
+	s.Ended = max(0, t.flows-s.Alive-s.Lost)
+	return s
+}
+
+// Finish makes this process the one that serves.
+func (t *taker) Finish(estate []byte) {
+	n := t.n
+	var e Estate
+	if err := json.Unmarshal(estate, &e); err != nil {
+		n.log.Warn("the predecessor's counts are not readable and begin anew", "error", err)
+	} else {
+		n.inherit(&e)
+	}
+	// Flows that it keeps because we refused them count no longer.
+	n.alone()
+	n.keepJournal()
+	t.settle()
+	n.log.Info("took over", "flows", n.flows(), "generation", n.Generation())
+}
+
+// Orphaned goes on after the predecessor's death.
+func (t *taker) Orphaned(accepting bool, why error) {
+	n := t.n
+	if !accepting {
+		n.watch.begin()
+		n.askAll(func(l *loop.Loop) { l.SetAccepting(true) })
+	}
+	n.totals.inherit(&Totals{Accepted: uint64(t.flows)}) // so that the counts balance
+	n.alone()
+	n.removeOtherRules()
+	t.settle()
+	n.log.Warn("the predecessor died while it handed over; this process goes on with what it had got", "flows", n.flows(), "error", why)
+}
+
+// Remains hears what drains in the predecessor.
+func (t *taker) Remains(r *move.Remains) {
+	if r == nil {
+		r = &move.Remains{PID: t.h.PID}
+	}
+	t.n.upgrades.drains(ResidueStatus{PID: r.PID, Release: t.h.Release, Flows: r.Flows, Reasons: r.Reasons, Until: r.Until})
+}
+
+// examine decodes an offer and sees that each flow of it could be thawed here.
+func (n *Node) examine(octets []byte, fds int) (*frozen.Batch, error) {
+	batch, err := frozen.Decode(octets)
+	if err != nil {
+		return nil, err
+	}
+	if err := n.registry.receive(time.Now(), batch.Objects); err != nil {
+		return nil, err
+	}
+	for _, z := range batch.Flows {
+		if _, err := flow.Thaw(0, z, n.registry); err != nil {
+			return nil, err
+		}
+		for _, g := range append([]*frozen.Leg{z.Client}, z.Legs...) {
+			if int(g.Fd) > fds {
+				return nil, &frozen.Refused{What: "leg", Why: fmt.Sprintf("descriptor %d of %d", g.Fd, fds)}
+			}
+		}
+	}
+	return batch, nil
+}
+
+// take makes flows ours: the ledger learns what they hold, and a loop adopts
+// them. It returns when they are served.
+func (n *Node) take(batch *frozen.Batch, fds []sock.FD, since []int64) move.Adoption {
+	for _, z := range batch.Flows {
+		if z.Endpoint != nil {
+			n.account(z.Endpoint.Name).Import(1)
+		}
+		listener, node := n.shared.Ledger.Listener(z.Listener.Name), &n.shared.Ledger.Node
+		if since != nil { // from a predecessor, which had counted them
+			listener.Import()
+			node.Import()
+		} else {
+			listener.Admit()
+			node.Admit()
+		}
+		raise(&n.shared.NextID, z.Id)
+	}
+	to := n.shared.Loops[0]
+	for _, l := range n.shared.Loops {
+		if l.Load() < to.Load() {
+			to = l
+		}
+	}
+	p := &loop.Parcel{FDs: fds}
+	for _, t := range since {
+		p.Since = append(p.Since, flow.Instant(t))
+	}
+	octets, err := batch.Encode()
+	if err != nil { // it was decoded a moment ago
+		panic(err)
+	}
+	p.Octets = octets
+	done := make(chan move.Adoption, 1)
+	p.Adopted = func(pauses []int64, lost int) { done <- move.Adoption{Pauses: pauses, Lost: lost} }
+	to.Deliver(p)
+	return <-done
+}
+
+// obey applies the configuration with which this process is to begin in place of
+// the one in force.
+func (t *taker) obey(order json.RawMessage) error {
+	if len(order) == 0 {
+		return nil
+	}
+	var q UpgradeRequest
+	if err := json.Unmarshal(order, &q); err != nil {
+		return fmt.Errorf("node: what is to be applied is not readable: %w", err)
+	}
+	if _, err := t.n.Change(context.Background(), ChangeRequest{Guard: Guard{Author: q.Author}, Reread: true}); err != nil {
+		return &frozen.Refused{What: "configuration", Why: err.Error()}
+	}
+	return nil
+}
