@@ -110,21 +110,21 @@ func (l *Ledger) Switched(s Share) {
 	}
 	// From here on what is governed anew keeps what is told now.
 	l.sharing.Store(int32(sharer))
+	for full := range s.Held { // of endpoints that only flows to come will name
+		l.Backend(backendOf(full)).Endpoint(full)
+	}
 	l.all(func(b *Backend) {
 		for _, e := range b.list() {
 			e.setForeign(s.Held[e.Name])
 		}
 	})
-	for full, n := range s.Held { // of endpoints that only flows to come will name
-		l.Backend(backendOf(full)).Endpoint(full).setForeign(n)
+	for name := range s.Places {
+		if name != "" {
+			l.Listener(name)
+		}
 	}
 	for name, g := range l.gates() {
 		g.setForeign(s.Places[name])
-	}
-	for name, n := range s.Places {
-		if name != "" {
-			l.Listener(name).setForeign(n)
-		}
 	}
 	for name, all := range s.Sources {
 		l.elsewhere(name, all)

@@ -83,6 +83,7 @@ var properties = []property{
 	{"expiry", entriesExpire},
 	{"burst", burstThenRate},
 	{"shed", shareIsShed},
+	{"divided", limitsHold},
 }
 
 func TestProperties(t *testing.T) {
