@@ -131,6 +131,12 @@ func (b *upgradeSide) Move(ctx context.Context, d Label) (*MoveReport, error) {
 		if file, err = b.node.write(b.config(b.variant, b.loops)); err == nil {
 			b.last, err = b.node.upgrade(ctx, "--config", file)
 		}
+		if err == nil {
+			var n int
+			if n, err = b.node.loops(ctx); err == nil && n != b.loops {
+				err = fmt.Errorf("lab: the file asks for %d loops, and the new process has %d", b.loops, n)
+			}
+		}
 	case afterLoad:
 		if err = b.replace(ctx); err == nil {
 			b.last, err = b.node.upgrade(ctx)

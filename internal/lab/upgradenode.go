@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -76,8 +75,8 @@ func readUpgrade(out []byte) (*upgradeReport, error) {
 func (n *shopNode) upgrade(ctx context.Context, more ...string) (*upgradeReport, error) {
 	argv := append([]string{n.binary, "upgrade", "--binary", n.binary, "--socket", n.socket, "--json"}, more...)
 	out, err := n.host.Output(ctx, argv...)
-	if err != nil {
-		return nil, err
+	if err != nil { // why, is the last thing that it writes
+		return nil, fmt.Errorf("%w: %s", err, bytes.TrimSpace(out[max(0, len(out)-600):]))
 	}
 	r, err := readUpgrade(out)
 	if err == nil {
@@ -95,36 +94,37 @@ func (n *shopNode) succeeded(pid int) {
 // signalPatience is how long an upgrade that nobody reports of may take.
 const signalPatience = 20 * time.Second
 
-// upgradeBySignal has it replaced by SIGUSR2. Nobody reports then; what has
-// moved the successor's counter tells.
+// upgradeBySignal has it replaced by SIGUSR2. Nobody waits for a report then; the
+// successor knows what came of it.
 func (n *shopNode) upgradeBySignal(ctx context.Context) (*upgradeReport, error) {
-	before, err := n.metric(ctx, "holdfast_moved_flows_total", `distance="process"`)
-	if err != nil {
-		return nil, err
-	}
-	was, began := n.pid, time.Now()
+	was := n.pid
 	if err := unix.Kill(was, unix.SIGUSR2); err != nil {
 		return nil, err
 	}
-	var s *Status
-	ok := eventually(signalPatience, func() bool {
+	var s struct {
+		PID  int `json:"pid"`
+		Last struct {
+			Was  int            `json:"was_pid"`
+			Move *upgradeReport `json:"move"`
+		} `json:"last_upgrade"`
+	}
+	var err error
+	if !eventually(signalPatience, func() bool {
 		n.api.CloseIdleConnections() // whoever answers shall be asked
-		s, err = n.status(ctx)
-		return err == nil && s.PID != was
-	})
-	if !ok {
-		return nil, fmt.Errorf("lab: process %d serves %v after SIGUSR2 (%v)", was, signalPatience, err)
-	}
-	r := &upgradeReport{MoveReport: MoveReport{Distance: ProcessMove.String(), PID: s.PID, Millis: millis(time.Since(began))}}
-	n.succeeded(s.PID)
-	if !eventually(leavePatience, func() bool {
-		now, err := n.metric(ctx, "holdfast_moved_flows_total", `distance="process"`)
-		r.Flows = int(now - before)
-		return err == nil && r.Flows > 0
+		err = n.call(ctx, "Status", struct{}{}, &s)
+		return err == nil && s.PID != was && s.Last.Was == was && s.Last.Move != nil
 	}) {
-		return nil, errors.New("lab: SIGUSR2: no flow has moved, by the successor's counter")
+		return nil, fmt.Errorf("lab: %v after SIGUSR2 to process %d process %d serves, whose last upgrade was of process %d (%v)", signalPatience, was, s.PID, s.Last.Was, err)
 	}
-	return r, nil
+	n.succeeded(s.PID)
+	s.Last.Move.PID = s.PID
+	return s.Last.Move, nil
+}
+
+// loops is how many the node has, by its metrics.
+func (n *shopNode) loops(ctx context.Context) (int, error) {
+	text, err := n.metrics(ctx)
+	return strings.Count(text, "\nholdfast_loop_flows{"), err
 }
 
 // understands says whether a verb of the product knows a word, by its own help.
@@ -149,28 +149,6 @@ func (n *shopNode) metrics(ctx context.Context) (string, error) {
 		err = fmt.Errorf("lab: /metrics: status %d", res.StatusCode)
 	}
 	return string(text), err
-}
-
-// metric reads one of the product's metrics; labels is a part of its line.
-func (n *shopNode) metric(ctx context.Context, name, labels string) (float64, error) {
-	text, err := n.metrics(ctx)
-	if err != nil {
-		return 0, err
-	}
-	sum := 0.0
-	for line := range strings.Lines(text) {
-		rest, ok := strings.CutPrefix(line, name)
-		if !ok || rest[0] != '{' && rest[0] != ' ' || !strings.Contains(line, labels) {
-			continue
-		}
-		f := strings.Fields(line)
-		x, err := strconv.ParseFloat(f[len(f)-1], 64)
-		if err != nil {
-			return 0, fmt.Errorf("lab: %q: %w", line, err)
-		}
-		sum += x
-	}
-	return sum, nil
 }
 
 // collectorTrace makes the collector of Go say what each of its runs took.
