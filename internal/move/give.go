@@ -204,6 +204,9 @@ type Remains struct {
 	Flows   int            `json:"flows"`
 	Reasons map[string]int `json:"reasons"`
 	Until   time.Time      `json:"until"` // then they are ended
+	// Share is what they still hold of limits, as the ledger says it: the taker goes on
+	// to leave that to them.
+	Share json.RawMessage `json:"share,omitempty"`
 }
 
 // Options are how a giver gives.

@@ -50,7 +50,8 @@ type Taker interface {
 	// Orphaned goes on after the giver's death with what was committed; accepting
 	// tells whether it accepts already.
 	Orphaned(accepting bool, why error)
-	// Remains hears what drains in the giver; nil: nothing any more.
+	// Remains hears what drains in the giver; nil: nothing any more. Until then the
+	// limits are divided as they were at Accept, or as it was told here last.
 	Remains(*Remains)
 }
 

@@ -1,10 +1,12 @@
 package sim
 
 import (
-	"errors"
+	"fmt"
 	"io"
+	"os"
 	"time"
 
+	"github.com/holdfast-lb/holdfast/internal/flow"
 	"github.com/holdfast-lb/holdfast/internal/move"
 	"github.com/holdfast-lb/holdfast/internal/sock"
 )
@@ -15,65 +17,139 @@ type wire struct {
 	closed   bool
 }
 
+// wireMost is how many messages are on the way at most: who sends more waits.
+const wireMost = 4
+
 type onWire struct {
 	kind  move.Kind
+	lot   uint16
 	body  []byte
 	files []*file
+	torn  bool // its last part is still to be sent
 }
 
-// carrier is a [move.Carrier] in memory. Receive waits by way of its task.
+// carrier is a [move.Carrier] in memory. It waits by way of its task, on the world's
+// clock.
 type carrier struct {
-	fds     *FDs
+	p       *Proc
 	out, in *wire
 	t       *task
-	remote  bool // no descriptors
+	side    string // of an upgrade
+	remote  bool   // no descriptors
+	timeout time.Duration
+	sent    move.Kind
+	// committed is told of the flows of a lot that is the other side's from now on.
+	committed func(lot uint16)
 }
 
 var _ move.Carrier = (*carrier)(nil)
 
-func carriers(a, b *FDs) (*carrier, *carrier) {
+func carriers(a, b *Proc) (*carrier, *carrier) {
 	x, y := &wire{}, &wire{}
-	return &carrier{fds: a, out: x, in: y}, &carrier{fds: b, out: y, in: x}
+	near, far := &carrier{p: a, out: x, in: y}, &carrier{p: b, out: y, in: x}
+	a.carriers, b.carriers = append(a.carriers, near), append(b.carriers, far)
+	return near, far
+}
+
+func (c *carrier) broken() error { return fmt.Errorf("sim: %w", sock.BrokenPipe) }
+
+// wait waits for what is to come, or until the time is over.
+func (c *carrier) wait(cond func() bool) error {
+	n, end := c.p.w.net, flow.Instant(0)
+	if c.timeout > 0 {
+		end = c.p.w.net.now.Add(c.timeout)
+	}
+	c.t.wait(func() bool { return cond() || end > 0 && n.now >= end })
+	if !cond() {
+		return fmt.Errorf("sim: after %v: %w", c.timeout, os.ErrDeadlineExceeded)
+	}
+	return nil
+}
+
+// room tells whether one more message fits, or nobody is there to read it.
+func (c *carrier) room() bool { return c.out.closed || len(c.out.messages) < wireMost }
+
+// flush sends the rest of a message that was torn, which is the last on the wire.
+func (c *carrier) flush() error {
+	torn := func() bool { n := len(c.out.messages); return n > 0 && c.out.messages[n-1].torn }
+	if !torn() {
+		return nil
+	}
+	if err := c.wait(func() bool { return c.room() || len(c.out.messages) == 1 }); err != nil {
+		return err
+	}
+	if torn() {
+		c.out.messages[len(c.out.messages)-1].torn = false
+	}
+	return nil
 }
 
 // Send puts a message on the wire, with duplicates of the descriptors.
 func (c *carrier) Send(m move.Message) error {
-	if c.out.closed || c.fds.net.fail("send "+m.Kind.String()) {
-		return errors.New("sim: the other side is gone")
+	if err := c.p.w.called(c, "send "+m.Kind.String()); err != nil {
+		return err
 	}
+	c.sent = m.Kind
 	if len(m.FDs) > sock.RightsMax || c.remote && len(m.FDs) > 0 {
-		return errors.New("sim: so many descriptors do not fit")
+		return fmt.Errorf("sim: so many descriptors do not fit")
 	}
-	x := onWire{kind: m.Kind, body: append([]byte(nil), m.Body...)}
+	if c.side != "" {
+		if err := c.flush(); err != nil {
+			return err
+		}
+		if err := c.wait(c.room); err != nil {
+			return err
+		}
+	}
+	if c.out.closed {
+		return c.broken()
+	}
+	x := onWire{kind: m.Kind, lot: m.Lot, body: append([]byte(nil), m.Body...)}
 	for _, fd := range m.FDs {
-		if f := c.fds.get(fd, "send"); f != nil {
+		if f := c.p.fds.get(fd, "send"); f != nil {
 			f.refs++
 			x.files = append(x.files, f)
 		}
 	}
+	// One that goes in parts may be stuck in the middle.
+	x.torn = c.side != "" && len(x.body) > 600 && c.p.w.net.rng.IntN(4) == 0
 	c.out.messages = append(c.out.messages, x)
+	if x.torn {
+		if err := c.flush(); err != nil {
+			return fmt.Errorf("%w: %w", move.ErrBegun, err)
+		}
+	}
+	if c.committed != nil && m.Kind == move.Commit {
+		c.committed(m.Lot)
+	}
 	return nil
 }
 
 // Receive waits for a message.
 func (c *carrier) Receive() (move.Message, error) {
-	c.t.wait(func() bool { return len(c.in.messages) > 0 || c.in.closed })
-	if len(c.in.messages) == 0 {
+	if err := c.p.w.called(c, "receive after "+c.sent.String()); err != nil {
+		return move.Message{}, err
+	}
+	there := func() bool { return len(c.in.messages) > 0 && !c.in.messages[0].torn }
+	if err := c.wait(func() bool { return there() || c.in.closed }); err != nil {
+		return move.Message{}, err
+	}
+	if !there() {
 		return move.Message{}, io.EOF
 	}
 	x := c.in.messages[0]
 	c.in.messages = c.in.messages[1:]
-	m := move.Message{Kind: x.kind, Body: x.body}
+	m := move.Message{Kind: x.kind, Lot: x.lot, Body: x.body}
 	for i, f := range x.files {
-		fd, ok := c.fds.put(f)
+		fd, ok := c.p.fds.put(f)
 		if !ok { // the kernel truncates; the whole message counts as broken
 			for _, fd := range m.FDs {
-				c.fds.close(fd)
+				c.p.fds.close(fd)
 			}
 			for _, f := range x.files[i:] {
 				f.drop()
 			}
-			return move.Message{}, errors.New("sim: message cut short")
+			return move.Message{}, fmt.Errorf("sim: message cut short: %w", sock.ManyFiles)
 		}
 		f.refs-- // the wire's
 		m.FDs = append(m.FDs, fd)
@@ -81,11 +157,11 @@ func (c *carrier) Receive() (move.Message, error) {
 	return m, nil
 }
 
-// SetTimeout is not needed: nothing in this world is lost without a word.
-func (c *carrier) SetTimeout(time.Duration) error { return nil }
+// SetTimeout bounds each later call; 0 is for ever.
+func (c *carrier) SetTimeout(d time.Duration) error { c.timeout = d; return nil }
 
 // Close ends both directions; what is on the way to us is dropped, what is on
-// the way out still arrives.
+// the way out still arrives, if it is whole.
 func (c *carrier) Close() error {
 	c.out.closed, c.in.closed = true, true
 	for _, x := range c.in.messages {

@@ -30,12 +30,15 @@ func (w *World) check() {
 		}
 	}
 	owners := map[uint64]string{}
+	perEnd := map[string]int{}
 	for id, p := range w.inFlight {
 		if !p.dead {
 			owners[id] = p.name + " (on its way)"
+			if name := w.slotOf[id]; name != "" {
+				perEnd[name]++
+			}
 		}
 	}
-	perEnd := map[string]int{}
 	w.lines = w.lines[:0]
 	for _, p := range w.procs {
 		if p.dead {
@@ -78,6 +81,15 @@ func (w *World) checkServed() {
 			continue
 		}
 		w.fail("%v of turn %d came to %s, which is out of service since turn %d: %+v", c, c.turn, p.svc.name, x.outSince, x.standing)
+	}
+}
+
+// hold notes that a flow is in no table: it is p's.
+func (w *World) hold(x loop.Parked, p *Proc) {
+	w.inFlight[x.Frozen.Id] = p
+	delete(w.slotOf, x.Frozen.Id)
+	if x.Frozen.Endpoint != nil {
+		w.slotOf[x.Frozen.Id] = x.Frozen.Endpoint.Name
 	}
 }
 
@@ -135,11 +147,16 @@ func (w *World) checkFlows(p *Proc, l *loop.Loop, owners map[uint64]string, perE
 		turn := inTurn{f.ID(), f.Requests()}
 		if s := f.State(); f.Place() != 0 && (s == flow.Queued || s == flow.Dialing || s == flow.Relaying) && w.queuedAt[turn] == 0 {
 			w.queuedAt[turn] = uint64(w.turns)
+			// Who begins to wait in a taker that grants nothing yet, and those who
+			// do in its giver, are in no order.
+			w.unordered[turn] = p.arriving
 		}
 		if e := f.Endpoint(); e != nil {
 			perEnd[e.Ref.Name]++
 		} else if f.Place() != 0 && f.State() == flow.Queued {
-			w.lines = append(w.lines, inLine{f.Place(), w.queuedAt[turn]})
+			if !w.unordered[turn] {
+				w.lines = append(w.lines, inLine{f.Place(), w.queuedAt[turn]})
+			}
 		}
 		client, backend := l.Leg(i, flow.Client), l.Leg(i, flow.Backend)
 		c := p.fds.sock(client, "look at the client leg")
@@ -173,7 +190,7 @@ func (w *World) stuck() {
 		return
 	}
 	for _, p := range w.procs {
-		if p.dead {
+		if p.dead || p.stopped {
 			continue
 		}
 		for _, l := range p.shared.Loops {

@@ -266,6 +266,14 @@ func (s *script) events() {
 	s.note("events %s", strings.Join(words, "; "))
 }
 
+func (s *script) cookie(fd sock.FD) uint64 {
+	c, err := s.k.Cookie(fd)
+	if err != nil {
+		s.note("cookie: %v", err)
+	}
+	return c
+}
+
 func (s *script) recv(fd sock.FD, n int) {
 	got, e := s.k.Recv(fd, make([]byte, n))
 	s.note("recv %d: %d %s", n, got, errnoWord(e))
@@ -638,6 +646,53 @@ var conformance = []struct {
 		s.events()
 		s.k.Close(other)
 		s.events()
+	}},
+	{"a lent one is closed for all", func(s *script) {
+		fd, c := s.accepted()
+		other := s.dup(fd)
+		s.note("one cookie: %t", s.cookie(fd) == s.cookie(other) && s.cookie(fd) != 0)
+		s.k.Watch(fd, in, 1)
+		s.send(fd, 5)
+		s.k.Unwatch(fd)
+		s.k.CloseLent(fd)
+		s.settle()
+		s.note("client: %s", c.take())
+		s.events()
+		s.k.Close(other)
+		s.settle()
+		s.note("client: %s", c.take())
+	}},
+	{"a lent one with octets that are not read is closed by reset", func(s *script) {
+		fd, c := s.accepted()
+		other := s.dup(fd)
+		c.say(3)
+		s.settle()
+		s.k.CloseLent(fd)
+		s.settle()
+		s.note("client: %s", c.take())
+		s.recv(other, 9)
+		s.send(other, 9)
+		s.k.Close(other)
+	}},
+	{"a lent one is reset for all", func(s *script) {
+		fd, c := s.accepted()
+		other := s.dup(fd)
+		s.send(fd, 5)
+		s.k.CloseResetLent(fd)
+		s.settle()
+		s.note("client: %s", strings.TrimLeft(c.take(), "0123456789"))
+		s.k.Close(other)
+	}},
+	{"a lent one that is being dialled is closed without a word", func(s *script) {
+		at, accept := s.serve()
+		fd, _, _ := s.k.Dial(&sock.DialSpec{Addr: at})
+		s.settle()
+		f := accept()
+		other := s.dup(fd)
+		s.k.CloseLent(fd)
+		s.settle()
+		s.note("server: %s", f.take())
+		s.k.Close(other)
 	}},
 	{"each descriptor is watched for itself", func(s *script) {
 		fd, c := s.accepted()

@@ -112,7 +112,7 @@ func (w *World) release(t *FDs, fds []sock.FD) {
 // behind them.
 func (p *Proc) migrate(to *Proc) *task {
 	w := p.w
-	near, far := carriers(p.fds, to.fds)
+	near, far := carriers(p, to)
 	near.remote, far.remote = true, true
 	// While flows are on their way only the taker grants what is limited, and
 	// it counts what the giver still holds.
@@ -126,7 +126,7 @@ func (p *Proc) migrate(to *Proc) *task {
 	to.arrived = func(endpoint string) { held[endpoint]-- }
 	to.task("welcome", func(t *task) {
 		far.t = t
-		if err := to.take(t, far, false); err != nil {
+		if err := to.take(t, far); err != nil {
 			w.note("%s: a peer's migration ended: %v", to.name, err)
 		}
 		_ = far.Close()

@@ -31,58 +31,78 @@ type Proc struct {
 	source   string
 	log      *bytes.Buffer
 	dead     bool
-	leaving  bool // it hands everything over
-	arriving bool // it takes over
-	gave     bool // it has handed something over and is to end
-	crashed  bool // it was killed
+	leaving  bool         // it hands everything over
+	arriving bool         // it takes over
+	gave     bool         // it has handed something over and is to end
+	crashed  bool         // it was killed
+	stopped  bool         // it stands still, as by SIGSTOP
+	goesOn   flow.Instant // then it does no more; 0: never
 	tasks    []*task
+	carriers []*carrier
 	// During a migration: what has left for, or come from, another host.
 	departed, arrived func(endpoint string)
 }
 
 // Host is a machine: it has VIPs and a process that serves them.
 type Host struct {
+	w    *World
 	name string
 	proc *Proc
 }
 
-// newProc begins a process under the configuration in source; inherited
-// listeners by VIP are its own from now on.
+// shell is a process that knows nothing yet.
+func (w *World) shell(name string, h *Host, fds *FDs) *Proc {
+	p := &Proc{name: name, w: w, host: h, fds: fds, objects: &registry{map[config.Ref]any{}}, log: &bytes.Buffer{}, shared: &loop.Shared{}}
+	p.gen = &loop.Generation{Config: &config.Config{}}
+	p.shared.Ledger = ledger.New(ledger.Options{Policy: balance.Policy{}, Ring: func(int, uint64) {}})
+	w.procs = append(w.procs, p)
+	return p
+}
+
+// newProc begins a process under the configuration in source.
 func (w *World) newProc(name string, h *Host, source string, inherited map[string]sock.FD, fds *FDs, firstID, generation uint64) (*Proc, error) {
+	p := w.shell(name, h, fds)
+	return p, p.begin(source, inherited, firstID, generation)
+}
+
+// begin makes of a shell a process that serves; inherited listeners by VIP are its
+// own from now on.
+func (p *Proc) begin(source string, inherited map[string]sock.FD, firstID, generation uint64) error {
+	w := p.w
 	c, _, err := config.Parse("sim.yaml", []byte(source), nil)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	p := &Proc{name: name, w: w, host: h, fds: fds, objects: &registry{map[config.Ref]any{}}, source: source, log: &bytes.Buffer{}}
-	p.shared = &loop.Shared{Objects: p.objects, Log: slog.New(slog.NewTextHandler(p.log, &slog.HandlerOptions{Level: slog.LevelError}))}
-	p.shared.Sinks = w.policy.recordsOf(w.loops)
-	p.shared.NextID.Store(firstID)
-	p.shared.Ledger = ledger.New(ledger.Options{
+	p.source = source
+	shared := &loop.Shared{Objects: p.objects, Log: slog.New(slog.NewTextHandler(p.log, &slog.HandlerOptions{Level: slog.LevelError}))}
+	shared.Sinks = w.policy.recordsOf(w.loops)
+	shared.NextID.Store(firstID)
+	shared.Ledger = ledger.New(ledger.Options{
 		Policy: balance.Policy{},
-		Ring:   func(loop int, token uint64) { p.shared.Loops[loop].Ring(token) },
+		Ring:   func(loop int, token uint64) { shared.Loops[loop].Ring(token) },
 		Open: func() {
-			for _, l := range p.shared.Loops {
+			for _, l := range shared.Loops {
 				l.Do(func(l *loop.Loop) { l.ResumeAccepting() })
 			}
 		},
 		Zone: c.Node.Zone,
 	})
+	p.shared = shared
 	if p.gen, err = p.open(c, nil, inherited, generation); err != nil {
-		return nil, err
+		return err
 	}
 	for i := range w.loops {
-		k := &Kernel{net: w.net, fds: fds, noise: w.noise}
+		k := &Kernel{net: w.net, fds: p.fds, noise: w.noise}
 		p.kernels = append(p.kernels, k)
-		p.shared.Loops = append(p.shared.Loops, loop.New(i, k, p.shared, w.net.rng.Uint64()))
+		shared.Loops = append(shared.Loops, loop.New(i, k, shared, w.net.rng.Uint64()))
 	}
 	p.setLimits(c)
 	p.objects.addConfig(c)
 	w.policy.inherit(p)
-	for _, l := range p.shared.Loops {
+	for _, l := range shared.Loops {
 		l.SetGeneration(p.gen)
 	}
-	w.procs = append(w.procs, p)
-	return p, nil
+	return nil
 }
 
 func (p *Proc) setLimits(c *config.Config) {
@@ -154,8 +174,13 @@ func (p *Proc) crash() {
 	for _, t := range p.tasks {
 		t.kill()
 	}
+	p.stopped = false
+	maps.DeleteFunc(p.w.inFlight, func(_ uint64, of *Proc) bool { return of == p })
 	p.count()
 	p.closePollers()
+	for _, c := range p.carriers {
+		_ = c.Close()
+	}
 	p.fds.crash()
 }
 
@@ -187,6 +212,7 @@ func (p *Proc) exit() {
 		p.w.fail("%s ends and leaves %d descriptors open", p.name, n)
 	}
 	if p.w.policy != nil {
+		p.shared.Ledger.Alone() // what the successor holds is not judged here
 		p.w.policy.gone(p, true)
 	}
 	p.count()

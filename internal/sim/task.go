@@ -11,6 +11,7 @@ type task struct {
 	stop          func()
 	cond          func() bool
 	over, running bool
+	aside         bool // nothing waits for its end
 	yield         func() bool
 }
 

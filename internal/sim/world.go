@@ -3,6 +3,7 @@ package sim
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -31,17 +32,25 @@ type World struct {
 	chase    bool
 	releases int
 	refusals int
+	march    march
+	restarts int
+	upgrades int // that were done
+	aborts   int
+	stalls   int
+	lost     int // flows of which nobody knew who had served them
 
-	queuedAt map[inTurn]uint64 // the turn after which a flow was first seen with a place
-	lines    []inLine
-	simmers  map[uint64]simmer
-	inFlight map[uint64]*Proc // flows that are in no table: who owns them
-	tally    loop.Counters    // of processes that are no more
-	trace    []string
-	turns    int
-	stalled  int // the loop of this number stands still, in all processes
-	stallEnd int // until this turn
-	failed   error
+	queuedAt  map[inTurn]uint64 // the turn after which a flow was first seen with a place
+	lines     []inLine
+	unordered map[inTurn]bool // of those: not compared with others
+	simmers   map[uint64]simmer
+	inFlight  map[uint64]*Proc  // flows that are in no table: who owns them
+	slotOf    map[uint64]string // the endpoint that such a flow holds a slot of
+	tally     loop.Counters     // of processes that are no more
+	trace     []string
+	turns     int
+	stalled   int // the loop of this number stands still, in all processes
+	stallEnd  int // until this turn
+	failed    error
 }
 
 // shape is what a seed makes of the configuration.
@@ -57,6 +66,12 @@ type shape struct {
 	broken     int  // endpoints that refuse or swallow
 	revision   int
 	gone       int // endpoints left out of later revisions
+
+	canary time.Duration // for how long the first lot of an upgrade is observed
+	plain  bool          // the giver is of a release without features
+	elder  bool          // the taker is
+	picky  int           // takers cannot hold one flow in so many; 0: they hold all
+	fickle bool          // somebody may change his mind about upgrades
 }
 
 // service is the server side of one endpoint.
@@ -75,10 +90,12 @@ type service struct {
 // Scenario says what may happen besides traffic.
 type Scenario struct {
 	Reloads, Rebalances, Upgrades, Migrations int
-	Crash                                     bool // successors die
+	Crash                                     bool // something happens at a call of an upgrade
 	Clients                                   int
-	Web                                       int // clients that speak HTTP
-	FailAt                                    int // the call of this number fails
+	Web                                       int  // clients that speak HTTP
+	FailAt                                    int  // the call of this number fails
+	FailUpgrade                               bool // count and fail only calls while an upgrade goes on
+	March                                     march
 	FaultOdds                                 int
 	Calm                                      bool // no resets, no sleepers, no noise
 	Limited                                   bool // endpoints take few connections at once
@@ -125,7 +142,7 @@ func (w *World) counted(c *loop.Counters) {
 
 // NewWorld makes the world of a seed: one host, or two if flows migrate.
 func NewWorld(seed uint64, sc Scenario) *World {
-	w := &World{seed: seed, net: newNet(seed), inFlight: map[uint64]*Proc{}, queuedAt: map[inTurn]uint64{}, simmers: map[uint64]simmer{}, fdsMax: 4000}
+	w := &World{seed: seed, net: newNet(seed), inFlight: map[uint64]*Proc{}, slotOf: map[uint64]string{}, queuedAt: map[inTurn]uint64{}, unordered: map[inTurn]bool{}, simmers: map[uint64]simmer{}, fdsMax: 4000}
 	r := w.net.rng
 	w.loops = 1 + r.IntN(3)
 	w.bulk, w.flood, w.chase = sc.Bulk, sc.Flood, sc.Chase
@@ -169,8 +186,17 @@ func NewWorld(seed uint64, sc Scenario) *World {
 		w.net.accepted = p.checkRate
 	}
 	w.net.faults = Faults{At: sc.FailAt, Odds: sc.FaultOdds}
+	if w.march = sc.March; sc.FailUpgrade {
+		w.net.faults.only = w.upgrading
+	}
+	w.shape.canary = time.Duration(r.IntN(2)) * 20 * time.Millisecond
+	w.shape.plain, w.shape.elder = r.IntN(8) == 0, r.IntN(8) == 0
+	if !sc.Calm && r.IntN(4) == 0 {
+		w.shape.picky = 2 + r.IntN(10)
+	}
+	w.shape.fickle = !sc.Calm && r.IntN(8) == 0
 	for i := range 1 + min(1, sc.Migrations) {
-		h := &Host{name: fmt.Sprintf("h%d", i+1)}
+		h := &Host{w: w, name: fmt.Sprintf("h%d", i+1)}
 		w.hosts = append(w.hosts, h)
 		p, err := w.newProc(h.name, h, w.yaml(), nil, newFDs(w.net, w.fdsMax), uint64(i+1)<<40, 1)
 		if err != nil {
@@ -402,13 +428,11 @@ func (w *World) story(sc Scenario) {
 			case k < left.Clients+left.Reloads+left.Rebalances+left.Upgrades:
 				left.Upgrades--
 				if p := w.idleProc(r.IntN(len(w.hosts))); p != nil {
-					var doom func(int) bool
-					if sc.Crash && r.IntN(2) == 0 {
-						at := 1 + r.IntN(8)
-						doom = func(n int) bool { return n == at }
+					if sc.Crash && w.march.hit == "" {
+						w.march.choose(r)
 					}
-					w.note("%s: upgrade, doomed %t", p.name, doom != nil)
-					p.upgrade(doom)
+					w.note("%s: upgrade", p.name)
+					p.upgrade()
 				}
 			case k >= events-left.Web:
 				left.Web--
@@ -465,11 +489,11 @@ func (w *World) endless() bool {
 // idleProc is the process of a host, if its control side is free.
 func (w *World) idleProc(host int) *Proc {
 	p := w.hosts[host].proc
-	if p.dead || p.leaving || p.gave {
+	if p.dead || p.leaving || p.gave || p.arriving || p.stopped {
 		return nil
 	}
 	for _, t := range p.tasks {
-		if !t.over {
+		if !t.over && !t.aside {
 			return nil
 		}
 	}
@@ -515,6 +539,8 @@ func (w *World) change() {
 func (w *World) step(calm, last bool) bool {
 	r := w.net.rng
 	did := false
+	w.wake()
+	w.revive()
 	switch k := r.IntN(100); {
 	case k < 40:
 		p, i := w.procs[r.IntN(len(w.procs))], r.IntN(w.loops)
@@ -522,10 +548,10 @@ func (w *World) step(calm, last bool) bool {
 			// One loop gets no processor for a while, and its mailbox fills.
 			w.stalled, w.stallEnd = i, w.turns+50+r.IntN(500)
 		}
-		if !p.dead && (i != w.stalled || w.turns >= w.stallEnd) {
+		if p.runs(i) && (i != w.stalled || w.turns >= w.stallEnd) {
 			did = w.turn(p, i)
 		} else {
-			did = !p.dead
+			did = p.runs(i)
 		}
 	case k < 70:
 		if ready := w.net.ready(nil); len(ready) > 0 {
@@ -577,7 +603,7 @@ func (w *World) turn(p *Proc, i int) bool {
 // tasks steps one task of one process.
 func (w *World) tasks() bool {
 	for _, p := range w.procs {
-		if p.dead {
+		if p.dead || p.stopped {
 			continue
 		}
 		for _, t := range p.tasks {
@@ -598,12 +624,12 @@ func (w *World) tasks() bool {
 func (w *World) settled(calm, last bool) bool {
 	idle := 0
 	for range 2000000 {
+		w.wake()
+		w.revive()
 		did := w.serveAll(calm)
 		for _, p := range w.procs {
-			if !p.dead {
-				for i := range w.loops {
-					did = w.turn(p, i) || did
-				}
+			for i := 0; p.runs(i); i++ {
+				did = w.turn(p, i) || did
 			}
 		}
 		for _, do := range w.net.ready(nil) {
@@ -656,6 +682,7 @@ func (w *World) pass(d time.Duration) {
 // that remains.
 func (w *World) finish() {
 	w.net.faults.on = false
+	w.endStopped()
 	if w.policy != nil {
 		w.policy.ready()
 	}
@@ -672,11 +699,11 @@ func (w *World) finish() {
 			open += w.web.open()
 		}
 		open += w.storm.open()
-		if open == 0 && w.flows() == 0 {
+		if open == 0 && w.flows() == 0 && !w.busy() {
 			break
 		}
 		if round > 400 {
-			w.fail("%d peers and %d flows never end", open, w.flows())
+			w.fail("%d peers and %d flows never end, or a control side (%t)", open, w.flows(), w.busy())
 			return
 		}
 		w.pass(time.Duration(1+round) * 50 * time.Millisecond)
@@ -690,7 +717,7 @@ func (w *World) finish() {
 // else does.
 func (w *World) drainSinks() {
 	for _, p := range w.procs {
-		if p.dead {
+		if p.dead || p.stopped {
 			continue
 		}
 		for _, l := range p.shared.Loops {
@@ -699,6 +726,16 @@ func (w *World) drainSinks() {
 			}
 		}
 	}
+}
+
+// busy tells whether a control side has something to do still.
+func (w *World) busy() bool {
+	for _, p := range w.procs {
+		if !p.dead && slices.ContainsFunc(p.tasks, func(t *task) bool { return !t.over }) {
+			return true
+		}
+	}
+	return false
 }
 
 func (w *World) flows() (n int) {
