@@ -82,9 +82,9 @@ func (w *dialog) echoes(text string) {
 // upgraded upgrades h and wants no flow lost. The successor ends with the test.
 func (r *running) upgraded() {
 	r.t.Helper()
-	out := r.must(0, []string{"upgrade"}, "process ", ", 0 lost")
+	out := r.must(0, []string{"upgrade"}, "done: process ", ", 0 lost")
 	var from, to int
-	if _, err := fmt.Sscanf(out[strings.Index(out, "process "):], "process %d -> %d", &from, &to); err != nil {
+	if _, err := fmt.Sscanf(out[strings.Index(out, "done: "):], "done: process %d -> %d", &from, &to); err != nil {
 		r.t.Fatalf("%v: %s", err, out)
 	}
 	p, err := os.FindProcess(to)

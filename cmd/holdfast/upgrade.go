@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	api "github.com/holdfast-lb/holdfast/api/holdfast/v1"
+	"github.com/holdfast-lb/holdfast/api/holdfast/v1/holdfastv1connect"
 	"github.com/holdfast-lb/holdfast/internal/admin/wire"
 	"github.com/holdfast-lb/holdfast/internal/node"
 	"github.com/holdfast-lb/holdfast/internal/sock"
@@ -127,10 +128,38 @@ func (c *client) upgraded(q node.UpgradeRequest, tell func(*api.Progress) error)
 		return p.Move, nil
 	case p.Move != nil && p.Move.Lost > 0: // not as it was before: no refusal
 		return p.Move, &exit{exitFailed, errors.New(plainText(p.Failed))}
+	case last == nil && unknownForm(err):
+		return c.upgradedOlder(q, tell)
 	case err != nil && connect.IsWireError(err):
 		return nil, c.refusal(err)
 	}
 	return nil, &exit{exitFailed, errors.New("upgrade: the answer ended before it was done; see: holdfast status")}
+}
+
+// unknownForm tells whether a question was not understood at all, so that nothing was
+// done: to v0.5.0 Upgrade is no stream.
+func unknownForm(err error) bool {
+	var e *connect.Error
+	return errors.As(err, &e) && strings.HasPrefix(e.Message(), "415 ")
+}
+
+// upgradedOlder asks a process of v0.5.0, which gives its report when all is over: who
+// has installed a new release asks with its command what the old one started.
+func (c *client) upgradedOlder(q node.UpgradeRequest, tell func(*api.Progress) error) (*node.Report, error) {
+	if q.File != "" || q.Expect != 0 {
+		return nil, &exit{exitFailed, errors.New("upgrade: the process that runs is of an older release, which takes no configuration or generation along: upgrade without them; nothing has happened")}
+	}
+	older := connect.NewClient[api.UpgradeRequest, api.Report](&c.http, c.base+holdfastv1connect.NodeUpgradeProcedure)
+	a, err := older.CallUnary(context.Background(), connect.NewRequest(&api.UpgradeRequest{Binary: q.Binary, Reason: q.Reason}))
+	if err != nil {
+		return nil, c.refusal(err)
+	}
+	var r node.Report
+	if err := wire.From(a.Msg, &r); err != nil {
+		return nil, &exit{exitFailed, err}
+	}
+	return &r, tell(&api.Progress{Phase: "done", Text: "the new process serves", Seconds: r.Millis / 1000, Done: true,
+		Flows: int64(r.Flows), FlowsTotal: int64(r.Flows), Pid: int64(r.PID), Move: a.Msg})
 }
 
 // upgradeShow prints the steps of an upgrade: a line for each phase, of which a
@@ -203,5 +232,9 @@ func plainText(text string) string { return inside.ReplaceAllString(text, "") }
 
 // upgradedLine is what an upgrade has done.
 func upgradedLine(before int, r *node.Report) string {
-	return fmt.Sprintf("process %d -> %d; %s", before, r.PID, reportLine(r, "upgraded"))
+	text := fmt.Sprintf("done: process %d -> %d, %s", before, r.PID, reportLine(r, "upgraded"))
+	if r.Residue > 0 {
+		text += fmt.Sprintf("; %s drain in process %d (holdfast status)", count(r.Residue, "flow"), before)
+	}
+	return text
 }

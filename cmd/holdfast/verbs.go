@@ -38,6 +38,9 @@ func reportLine(r *node.Report, verb string) string {
 	if r.Flows > 0 {
 		out += fmt.Sprintf(", pause p50 %.2f ms, p99 %.2f ms, max %.2f ms", r.Pause.P50/1000, r.Pause.P99/1000, r.Pause.Max/1000)
 	}
+	if r.IdleLegs > 0 {
+		out += fmt.Sprintf(", %s along", count(r.IdleLegs, "idle leg"))
+	}
 	if r.Closed > 0 {
 		out += fmt.Sprintf(", %d closed as configured", r.Closed)
 	}
