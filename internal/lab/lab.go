@@ -21,6 +21,7 @@ type lab struct {
 	what  string
 	run   func(ctx context.Context, o Options, out io.Writer, v *Verdict) error
 	limit time.Duration // of a full run
+	tags  string        // with which the product is built
 }
 
 // labs are all that there are, by name.
@@ -30,6 +31,7 @@ var labs = map[string]lab{
 	"four-distances": {what: "flows of all kinds move at four distances: config, loop, process, host", run: fourDistances, limit: 40 * time.Minute},
 	"hostile":        {what: "slow and hostile HTTP clients, and one that means no harm", run: hostility, limit: 6 * time.Minute},
 	"ledger":         {what: "limits, shares, queues and ten thousand checks, counted at the servers", run: ledgerLab, limit: 8 * time.Minute},
+	"march":          {what: "an upgrade fails, or a process dies or stands still, at each call of it", run: marching, limit: 60 * time.Minute, tags: "planted"},
 	"misbehave":      {what: "servers that turn bad one after another, and what becomes of it", run: misbehaving, limit: 6 * time.Minute},
 	"previous":       {what: "flows of all kinds between the release before this one and this one, up and down", run: previous, limit: 15 * time.Minute},
 	"reload":         {what: "a thousand services, and another configuration ten times a second", run: reloading, limit: 30 * time.Minute},
@@ -156,7 +158,7 @@ func outside(name string, o Options) (int, error) {
 	binary := o.Binary
 	if binary == "" && o.Balancer == "holdfast" && o.Sabotage != BlindRelay {
 		binary = filepath.Join(dir, "holdfast")
-		build := exec.Command("go", "build", "-o", binary, "./cmd/holdfast")
+		build := exec.Command("go", "build", "-tags", labs[name].tags, "-o", binary, "./cmd/holdfast")
 		if msg, err := build.CombinedOutput(); err != nil {
 			return 1, fmt.Errorf("lab: build ./cmd/holdfast: %w\n%s", err, msg)
 		}
