@@ -165,7 +165,7 @@ func (r *budget) restore(now int64, requests uint64, s *SavedBudget) {
 	// The window is of both processes: what is counted here goes on from there. The
 	// difference of two counts is right even where this one wraps around.
 	r.since, r.requests = max(1, now-int64(s.Since)), requests-s.Requests
-	r.retries[0], r.retries[1] = r.retries[0]+max(0, s.Retries[0]), max(0, s.Retries[1])
+	r.retries = [2]int64{max(0, s.Retries[0]), max(0, s.Retries[1])}
 	if r.recent = s.Recent; math.IsNaN(r.recent) || r.recent < 0 {
 		r.recent = 0
 	}
