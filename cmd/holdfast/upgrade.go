@@ -140,7 +140,7 @@ func (c *client) upgraded(q node.UpgradeRequest, tell func(*api.Progress) error)
 // done: to v0.5.0 Upgrade is no stream.
 func unknownForm(err error) bool {
 	var e *connect.Error
-	return errors.As(err, &e) && strings.HasPrefix(e.Message(), "415 ")
+	return errors.As(err, &e) && strings.Contains(e.Message(), "status 415")
 }
 
 // upgradedOlder asks a process of v0.5.0, which gives its report when all is over: who
