@@ -144,16 +144,22 @@ func (l *Loop) takeIdle(now flow.Instant, x IdleLeg) bool {
 		l.freeLeg(k)
 		return false
 	}
-	// In its place by age: who has come since is younger, mostly.
-	before := p.last
-	for before != 0 && l.far(before-1).since > since {
-		before = l.far(before - 1).prev
+	l.insert(k, b)
+	return true
+}
+
+// insert puts an idle leg into its pool, in its place by age: who has come since is
+// younger, mostly.
+func (l *Loop) insert(k uint32, b *backendLeg) {
+	p := b.pool
+	b.prev, b.next = p.last, 0
+	for b.prev != 0 && l.far(b.prev-1).since > b.since {
+		b.prev, b.next = l.far(b.prev-1).prev, b.prev
 	}
-	b.prev = before
-	if before != 0 {
-		b.next, l.far(before-1).next = l.far(before-1).next, k+1
+	if b.prev != 0 {
+		l.far(b.prev - 1).next = k + 1
 	} else {
-		b.next, p.oldest = p.oldest, k+1
+		p.oldest = k + 1
 	}
 	if b.next != 0 {
 		l.far(b.next - 1).prev = k + 1
@@ -162,7 +168,6 @@ func (l *Loop) takeIdle(now flow.Instant, x IdleLeg) bool {
 	}
 	p.n++
 	l.idle.n++
-	return true
 }
 
 // poolOf is the pool whose legs were dialled as this one was; nil if nobody here

@@ -181,15 +181,7 @@ func (l *Loop) rest(s *slot) bool {
 	b.depart()
 	b.account, b.owner, b.since = nil, none, l.now
 	b.brew, b.relayed = 0, 0 // the list of those that simmer has its flow, not the next one
-	b.prev, b.next = p.last, 0
-	if p.last != 0 {
-		l.far(p.last - 1).next = k + 1
-	} else {
-		p.oldest = k + 1
-	}
-	p.last = k + 1
-	p.n++
-	l.idle.n++
+	l.insert(k, b)
 	return true
 }
 
