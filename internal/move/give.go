@@ -96,7 +96,8 @@ type Giver interface {
 	Lend() []sock.FD
 	// Dropped are the cookies of what was closed since it was asked last.
 	Dropped() []uint64
-	// Unlend ends it: no other process has a duplicate.
+	// Unlend ends it: no other process has a duplicate. After an error it is the
+	// caller's to do, after the taker's end.
 	Unlend()
 	// Cookie is the kernel's name of a socket, the same in all processes.
 	Cookie(sock.FD) (uint64, error)
@@ -523,6 +524,9 @@ func (x *giving) giveAll() error {
 		if err := x.giveIdle(); err != nil {
 			return err
 		}
+		if err := x.drop(); err != nil {
+			return err
+		}
 		// After a stall one flow shows whether the taker is there again.
 		most := LotFlows
 		if x.stalls > 0 {
@@ -620,6 +624,7 @@ func (x *giving) finish() error {
 	if _, err := Expect(x.c, Settled); err != nil {
 		return err
 	}
+	x.g.Unlend()
 	x.Residue = x.speak(FeatureResidue)
 	return nil
 }
@@ -724,9 +729,6 @@ func (x *giving) answer(k Kind) (Message, error) {
 // does not answer in time, the giver serves what it has not committed, and Park
 // will find it again.
 func (x *giving) give(lot *Lot) error {
-	if err := x.drop(); err != nil {
-		return errors.Join(err, x.giveBack(lot))
-	}
 	for todo := []*Lot{lot}; len(todo) > 0; {
 		l := todo[0]
 		due, err := x.offer(l)

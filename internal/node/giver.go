@@ -34,7 +34,7 @@ const (
 
 // features are those of this release, that is of what this package implements.
 func features() []string {
-	return []string{move.FeatureLots, move.FeatureCanary, move.FeatureShare, move.FeatureEarly, move.FeatureResidue}
+	return []string{move.FeatureLots, move.FeatureCopy, move.FeatureCanary, move.FeatureShare, move.FeatureEarly, move.FeatureOrder, move.FeatureResidue}
 }
 
 // giver is this process as the one that hands over: a [move.Giver].
@@ -58,6 +58,8 @@ type giver struct {
 	given    []string            // who is the taker's, as far as they are named
 	share    json.RawMessage     // of limits, that this process keeps
 	places   map[string]int64    // at the gates, at the switch
+	lent     bool                // another process has duplicates of sockets
+	dropped  []uint64            // cookies of those that have ended
 	paused   bool                // the ledger grants nothing
 	switched bool
 	noted    bool        // the report is in the totals
@@ -215,6 +217,9 @@ func (g *giver) Park(canary bool, most int) (*move.Lot, error) {
 		var of lotOf
 		some := g.slots[:min(most, len(g.slots))]
 		g.from.Ask(func(l *loop.Loop) {
+			if g.lent {
+				g.dropped = append(g.dropped, l.Dropped()...)
+			}
 			// A slot may hold another flow than when it was listed; one that was not
 			// refused is as welcome.
 			may := slices.DeleteFunc(slices.Clone(some), func(i uint32) bool {
@@ -504,14 +509,33 @@ func (g *giver) Estate() any {
 	return e.bounded(estateMax)
 }
 
-// Lend, and what belongs to it: sockets are not copied before they move.
-func (g *giver) Lend() []sock.FD { return nil }
+// Lend lists the sockets of all flows, which go over while they are served.
+func (g *giver) Lend() (all []sock.FD) {
+	for _, l := range g.n.shared.Loops {
+		l.Ask(func(l *loop.Loop) { l.Lend(func(fds []sock.FD) { all = append(all, fds...) }) })
+	}
+	g.lent = true
+	return all
+}
 
-func (g *giver) Dropped() []uint64 { return nil }
+// Dropped are the cookies of sockets that ended since, as far as loops were asked
+// when something was parked.
+func (g *giver) Dropped() []uint64 {
+	d := g.dropped
+	g.dropped = nil
+	return d
+}
 
-func (g *giver) Unlend() {}
+// Unlend ends that closes cost more than they need to.
+func (g *giver) Unlend() {
+	if g.lent {
+		g.lent = false
+		g.n.askAll((*loop.Loop).EndLending)
+	}
+}
 
-func (g *giver) Cookie(sock.FD) (uint64, error) { return 0, errors.ErrUnsupported }
+// Cookie is the kernel's name of a socket.
+func (g *giver) Cookie(fd sock.FD) (uint64, error) { return sock.Cookie(fd) }
 
 func (g *giver) ParkIdle(int) *move.IdleLot { return nil }
 

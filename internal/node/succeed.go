@@ -3,7 +3,6 @@ package node
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"log/slog"
 	"time"
@@ -123,8 +122,8 @@ func (t *taker) Room() int {
 	return t.n.fds - kept
 }
 
-// Cookie is not used: sockets are not copied before they move.
-func (t *taker) Cookie(sock.FD) (uint64, error) { return 0, errors.ErrUnsupported }
+// Cookie is the kernel's name of a socket.
+func (t *taker) Cookie(fd sock.FD) (uint64, error) { return sock.Cookie(fd) }
 
 // Close ends a duplicate.
 func (t *taker) Close(fd sock.FD) { fd.Close() }

@@ -150,6 +150,7 @@ func (n *Node) abort(g *giver, err error) error {
 	n.mu.Lock()
 	n.leaving = false
 	n.mu.Unlock()
+	g.Unlend()
 	n.shared.Fixed.Store(false)
 	n.watch.begin()
 	n.shared.Ledger.Alone()
