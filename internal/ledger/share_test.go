@@ -42,7 +42,7 @@ type divide struct {
 	most        int // connections at the listener
 	token       uint64
 	now         int64
-	phase       string // before, told, switched
+	phase       string // before, told, switched, drains
 	share       []byte // on its way
 	stalled     bool
 	atYield     bool
@@ -133,14 +133,42 @@ func divided(seed uint64) (d *divide, finished bool) {
 	if d.stalled {
 		d.giver.l.Stalled(false)
 	}
-	for len(d.giver.all) > 0 && d.wrong == "" {
+	stay := 0 // flows that the taker cannot hold
+	if r.IntN(2) == 0 {
+		stay = r.IntN(6)
+	}
+	for len(d.giver.all) > stay && d.wrong == "" {
 		d.move()
 		d.judge()
+	}
+	if d.drain(); d.wrong != "" {
+		return d, false
 	}
 	d.taker.l.Alone()
 	d.collect(d.taker)
 	d.rest(d.taker)
 	return d, true
+}
+
+// drain lets what the taker could not hold end at the giver, which tells now and then
+// what it still keeps.
+func (d *divide) drain() {
+	d.phase, d.stalled = "drains", true // who waits there is not behind others any more
+	for len(d.giver.all) > 0 && d.wrong == "" {
+		share, _ := json.Marshal(d.giver.l.Drain())
+		d.collect(d.giver)
+		for range d.r.IntN(10) {
+			d.act([]*side{d.giver, d.taker}[d.r.IntN(2)])
+			d.judge()
+		}
+		var s ledger.Share
+		if err := json.Unmarshal(share, &s); err != nil {
+			d.fail("%v", err)
+		}
+		d.taker.l.Switched(s)
+		d.collect(d.taker)
+		d.judge()
+	}
 }
 
 // advance takes the next step of the order of an upgrade.
@@ -168,9 +196,9 @@ func (d *divide) advance() {
 // accepts tells whether connections come in at s now.
 func (d *divide) accepts(s *side) bool {
 	if s == d.giver {
-		return d.phase == "before" || d.stalled
+		return d.phase == "before" || d.phase == "switched" && d.stalled
 	}
-	return d.phase == "switched"
+	return d.phase == "switched" || d.phase == "drains"
 }
 
 // act lets something happen at one side.
