@@ -92,9 +92,7 @@ func (n *Node) alone() {
 	n.host.guest = false
 	n.mu.Unlock()
 	n.shared.Ledger.Alone()
-	if n.heir.Swap(false) {
-		n.shared.Ledger.Resume()
-	}
+	n.heir.Store(false)
 }
 
 // closeAdmin ends the rules; what both sides of an upgrade use stays if the
