@@ -86,7 +86,7 @@ func (w *web) client() sock.FD {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	fd := dup(w.t.(*testing.T), c)
+	fd := dup(w.t, c)
 	_ = c.Close()
 	return fd
 }

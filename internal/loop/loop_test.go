@@ -176,7 +176,7 @@ func TestTurnAllocatesNothing(t *testing.T) {
 }
 
 // dup is a descriptor of c's socket.
-func dup(t *testing.T, c net.Conn) (fd sock.FD) {
+func dup(t testing.TB, c net.Conn) (fd sock.FD) {
 	t.Helper()
 	raw, err := c.(*net.TCPConn).SyscallConn()
 	if err != nil {
