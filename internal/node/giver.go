@@ -34,7 +34,7 @@ const (
 
 // features are those of this release, that is of what this package implements.
 func features() []string {
-	return []string{move.FeatureLots, move.FeatureCopy, move.FeatureCanary, move.FeatureShare, move.FeatureEarly, move.FeatureOrder, move.FeatureResidue}
+	return []string{move.FeatureLots, move.FeatureCopy, move.FeatureCanary, move.FeatureIdle, move.FeatureShare, move.FeatureEarly, move.FeatureOrder, move.FeatureResidue}
 }
 
 // giver is this process as the one that hands over: a [move.Giver].
@@ -54,6 +54,10 @@ type giver struct {
 	at       int                 // the loop that is next
 	from     *loop.Loop          // the one that is being emptied
 	slots    []uint32            // of it, that are still to go
+	slotsAt  int                 // how many they were
+	idle     int                 // idle legs of the loop
+	idleAt   int                 // how many they were
+	emptied  bool                // no loop has a flow that may go
 	found    bool                // some flow, in this round of all loops
 	given    []string            // who is the taker's, as far as they are named
 	share    json.RawMessage     // of limits, that this process keeps
@@ -217,6 +221,7 @@ func (g *giver) Park(canary bool, most int) (*move.Lot, error) {
 		var of lotOf
 		some := g.slots[:min(most, len(g.slots))]
 		g.from.Ask(func(l *loop.Loop) {
+			g.idle = l.Idle()
 			if g.lent {
 				g.dropped = append(g.dropped, l.Dropped()...)
 			}
@@ -249,14 +254,16 @@ func (g *giver) nextLoop() bool {
 			more := g.found
 			g.at, g.found = 0, false
 			if !more {
+				g.emptied = true
 				return false
 			}
 		}
 		g.from = g.n.shared.Loops[g.at]
 		g.at++
-		g.from.Ask(func(l *loop.Loop) { g.slots = l.Slots(0, g.mayGo) })
+		g.from.Ask(func(l *loop.Loop) { g.slots, g.idle = l.Slots(0, g.mayGo), l.Idle() })
 		if len(g.slots) > 0 {
-			g.found = true
+			g.slotsAt, g.idleAt = len(g.slots), g.idle
+			g.found, g.emptied = true, false
 			return true
 		}
 	}
@@ -537,6 +544,66 @@ func (g *giver) Unlend() {
 // Cookie is the kernel's name of a socket.
 func (g *giver) Cookie(fd sock.FD) (uint64, error) { return sock.Cookie(fd) }
 
-func (g *giver) ParkIdle(int) *move.IdleLot { return nil }
+// idleBy is how many idle legs go at once while flows go, unless they are the last.
+const idleBy = 8
 
-func (g *giver) ForgetIdle(*move.IdleLot, bool) {}
+// idleOf is what the giver keeps of idle legs that are on their way.
+type idleOf struct {
+	legs []loop.IdleLeg
+	from *loop.Loop
+}
+
+// ParkIdle takes idle legs out of the pools: of the loop whose flows go, as large a
+// part as of its flows is gone, for those that are left need the rest; and all once
+// no flow is left.
+func (g *giver) ParkIdle(most int) *move.IdleLot {
+	if !g.emptied {
+		if g.from == nil || g.idleAt == 0 {
+			return nil
+		}
+		due := g.idle - g.idleAt*len(g.slots)/g.slotsAt
+		if due < idleBy && len(g.slots) > 0 || due <= 0 {
+			return nil
+		}
+		return g.takeIdle(g.from, min(due, most))
+	}
+	for _, l := range g.n.shared.Loops {
+		if lot := g.takeIdle(l, most); lot != nil {
+			return lot
+		}
+	}
+	return nil
+}
+
+func (g *giver) takeIdle(l *loop.Loop, most int) *move.IdleLot {
+	of := &idleOf{from: l}
+	l.Ask(func(l *loop.Loop) {
+		of.legs = l.GiveIdle(most)
+		if l == g.from {
+			g.idle = l.Idle()
+		}
+	})
+	if len(of.legs) == 0 {
+		return nil
+	}
+	octets, fds, err := loop.PackIdle(of.legs)
+	lot := &move.IdleLot{Octets: octets, FDs: fds, N: len(of.legs), Of: of}
+	if err != nil {
+		g.n.log.Error("idle legs could not be encoded and are closed", "legs", lot.N, "error", err)
+		g.ForgetIdle(lot, true)
+		return nil
+	}
+	return lot
+}
+
+// ForgetIdle lets go of idle legs that are the successor's, or takes them back.
+func (g *giver) ForgetIdle(lot *move.IdleLot, given bool) {
+	of := lot.Of.(*idleOf)
+	if !given {
+		of.from.Ask(func(l *loop.Loop) { l.TakeIdle(of.legs) })
+		return
+	}
+	for _, fd := range lot.FDs {
+		fd.Close() // the successor has its own; nothing is sent
+	}
+}

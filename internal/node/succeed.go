@@ -73,6 +73,7 @@ type taker struct {
 	h         *move.Heritage
 	flows     int // that were committed
 	accepting bool
+	idle      int             // legs that came
 	canary    map[uint64]bool // of these, those that came before we accept
 }
 
@@ -149,10 +150,27 @@ func (t *taker) Adopt(lot any, fds []sock.FD, since []int64) move.Adoption {
 	return t.n.take(batch, fds, since)
 }
 
-// AdoptIdle takes no idle legs.
-func (t *taker) AdoptIdle(_ []byte, fds []sock.FD) error {
-	for _, fd := range fds {
-		fd.Close()
+// AdoptIdle puts idle backend legs into the pools of all loops, in turn. They are no
+// reason to end.
+func (t *taker) AdoptIdle(octets []byte, fds []sock.FD) error {
+	legs, err := loop.UnpackIdle(octets, fds)
+	if err != nil {
+		t.log.Warn("idle backend legs of the predecessor are of no use here", "legs", len(fds), "error", err)
+		for _, fd := range fds {
+			fd.Close()
+		}
+		return nil
+	}
+	loops := t.n.shared.Loops
+	parts := make([][]loop.IdleLeg, len(loops))
+	for _, x := range legs {
+		parts[t.idle%len(loops)] = append(parts[t.idle%len(loops)], x)
+		t.idle++
+	}
+	for i, l := range loops {
+		if len(parts[i]) > 0 {
+			l.Do(func(l *loop.Loop) { l.TakeIdle(parts[i]) })
+		}
 	}
 	return nil
 }
