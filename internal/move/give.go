@@ -391,24 +391,36 @@ func (x *giving) prepare() error {
 	return nil
 }
 
+// copyTries bounds how often a message of duplicates is put together anew: loops go on
+// to close sockets, and one that is closed between its last look and the message
+// makes the kernel refuse all of it. What cannot be sent so goes with its offer.
+const copyTries = 20
+
 // copy sends duplicates. A socket that is closed by now is none any more, or
 // another's: its cookie tells.
 func (x *giving) copy(fds []sock.FD) error {
 	var cookies []uint64
-	var there []sock.FD
-	for _, fd := range fds {
-		if c, err := x.g.Cookie(fd); err == nil && !x.copied[c] {
-			cookies, there = append(cookies, c), append(there, fd)
+	for tries := 0; ; tries++ {
+		var there []sock.FD
+		cookies = cookies[:0]
+		for _, fd := range fds {
+			if c, err := x.g.Cookie(fd); err == nil && !x.copied[c] {
+				cookies, there = append(cookies, c), append(there, fd)
+			}
 		}
-	}
-	if len(there) == 0 {
-		return nil
-	}
-	if len(there) > x.room {
-		return &frozen.Refused{What: "open files", Why: fmt.Sprintf("%d sockets of flows have gone to the new process, which has room for %d more", len(x.copied), x.room)}
-	}
-	if err := x.send(Message{Kind: Copy, FDs: there}); err != nil {
-		return err
+		if len(there) == 0 || tries == copyTries {
+			return nil
+		}
+		if len(there) > x.room {
+			return &frozen.Refused{What: "open files", Why: fmt.Sprintf("%d sockets of flows have gone to the new process, which has room for %d more", len(x.copied), x.room)}
+		}
+		err := x.send(Message{Kind: Copy, FDs: there})
+		if err == nil {
+			break
+		}
+		if !errors.Is(err, sock.NotOpen) {
+			return err
+		}
 	}
 	if err := x.c.SetTimeout(x.patience()); err != nil {
 		return err

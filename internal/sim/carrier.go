@@ -28,6 +28,14 @@ type onWire struct {
 	torn  bool // its last part is still to be sent
 }
 
+// drop closes what came with a message that nobody will get.
+func (x *onWire) drop() {
+	for _, f := range x.files {
+		f.drop()
+	}
+	x.files = nil
+}
+
 // carrier is a [move.Carrier] in memory. It waits by way of its task, on the world's
 // clock.
 type carrier struct {
@@ -97,19 +105,27 @@ func (c *carrier) Send(m move.Message) error {
 		if err := c.flush(); err != nil {
 			return err
 		}
+	}
+	// The kernel looks descriptors up before it waits for room.
+	x := onWire{kind: m.Kind, lot: m.Lot, body: append([]byte(nil), m.Body...)}
+	for _, fd := range m.FDs {
+		f := c.p.fds.files[fd]
+		if f == nil {
+			x.drop()
+			return fmt.Errorf("sim: fd %d: %w", fd, sock.NotOpen)
+		}
+		f.refs++
+		x.files = append(x.files, f)
+	}
+	if c.side != "" {
 		if err := c.wait(c.room); err != nil {
+			x.drop()
 			return err
 		}
 	}
 	if c.out.closed {
+		x.drop()
 		return c.broken()
-	}
-	x := onWire{kind: m.Kind, lot: m.Lot, body: append([]byte(nil), m.Body...)}
-	for _, fd := range m.FDs {
-		if f := c.p.fds.get(fd, "send"); f != nil {
-			f.refs++
-			x.files = append(x.files, f)
-		}
 	}
 	// One that goes in parts may be stuck in the middle.
 	x.torn = c.side != "" && len(x.body) > 600 && c.p.w.net.rng.IntN(4) == 0
@@ -165,9 +181,7 @@ func (c *carrier) SetTimeout(d time.Duration) error { c.timeout = d; return nil 
 func (c *carrier) Close() error {
 	c.out.closed, c.in.closed = true, true
 	for _, x := range c.in.messages {
-		for _, f := range x.files {
-			f.drop()
-		}
+		x.drop()
 	}
 	c.in.messages = nil
 	return nil

@@ -3,6 +3,7 @@ package sim
 import (
 	"fmt"
 	"testing"
+	"time"
 )
 
 // marchSeeds are histories with something of everything in them.
@@ -45,6 +46,101 @@ func TestFailureMarch(t *testing.T) {
 			}
 			if step <= 3 && len(failed) < 4 {
 				t.Errorf("only %v ever failed", failed)
+			}
+		})
+	}
+}
+
+// upgrades are histories in which processes hand over, each to be marched through.
+var upgrades = []struct {
+	name string
+	seed uint64
+	sc   Scenario
+}{
+	{"connections", 186, Scenario{Clients: 6, Upgrades: 1}},
+	{"a queue", 129, Scenario{Clients: 8, Upgrades: 1, Limited: true}},
+	{"HTTP", 13, Scenario{Web: 6, Upgrades: 1}},
+	{"policy", 41, Scenario{Clients: 3, Web: 5, Upgrades: 1, Policy: true, Stands: 3}},
+}
+
+// At each call by which the sides of an upgrade speak, the call fails, or the process
+// dies, or it stands still for a while, or until it is killed. Whatever it is: no flow
+// has two owners, no octet is wrong, no limit is exceeded by the two together, nobody is
+// lost but who was with a process that died or of whom nobody knows, and somebody goes on
+// serving.
+func TestUpgradeMarch(t *testing.T) {
+	whats := []march{
+		{do: callFails}, {do: procDies}, {do: procStops, stop: 20 * time.Millisecond}, {do: procStops, stop: 700 * time.Millisecond},
+		{do: procStops, stop: time.Minute}, {do: procStops},
+	}
+	for _, u := range upgrades {
+		t.Run(u.name, func(t *testing.T) {
+			seeds := uint64(5)
+			if testing.Short() {
+				seeds = 1
+			}
+			var told tally
+			for seed := u.seed; seed < u.seed+seeds; seed++ {
+				for _, what := range whats {
+					for _, side := range []string{"giver", "taker"} {
+						for k := 1; ; k++ {
+							sc := u.sc
+							sc.March = what
+							sc.March.side, sc.March.at = side, k
+							w := NewWorld(seed, sc)
+							if err := w.Run(sc); err != nil {
+								t.Fatalf("seed %d: %s %v for %v at call %d, %s: %v", seed, side, what.do, what.stop, k, w.march.hit, err)
+							}
+							if w.march.hit == "" {
+								break
+							}
+							told.add(w)
+						}
+					}
+				}
+			}
+			t.Logf("%+v", told)
+			if told.steps < 100 || told.upgrades == 0 || told.aborts == 0 || told.restarts == 0 || told.stalls == 0 {
+				t.Errorf("too little has happened: %+v", told)
+			}
+		})
+	}
+}
+
+// tally is what marches have come to.
+type tally struct{ steps, upgrades, aborts, restarts, stalls, lost, refused int }
+
+func (y *tally) add(w *World) {
+	y.steps++
+	y.upgrades += w.upgrades
+	y.aborts += w.aborts
+	y.restarts += w.restarts
+	y.stalls += w.stalls
+	y.lost += w.lost
+	y.refused += w.refusals
+}
+
+// The call of number k of either process's kernel fails while an upgrade goes on.
+func TestUpgradeKernelMarch(t *testing.T) {
+	step := *every
+	if testing.Short() {
+		step = 9
+	}
+	for _, u := range upgrades {
+		t.Run(u.name, func(t *testing.T) {
+			failed := map[string]int{}
+			for k := 1; ; k += step {
+				sc := u.sc
+				sc.FailAt, sc.FailUpgrade = k, true
+				w := NewWorld(u.seed, sc)
+				if err := w.Run(sc); err != nil {
+					t.Fatalf("seed %d, call %d (%s) failed: %v", u.seed, k, w.net.faults.Last, err)
+				}
+				if w.net.faults.Last == "" {
+					t.Logf("%d calls, one failed at a time: %v", k-1, failed)
+					break
+				}
+				failed[w.net.faults.Last]++
 			}
 		})
 	}

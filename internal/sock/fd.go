@@ -39,6 +39,7 @@ const (
 	NoPort      = unix.EADDRNOTAVAIL
 	Unreachable = unix.EHOSTUNREACH
 	NoEntry     = unix.ENOENT
+	NotOpen     = unix.EBADF // of a descriptor
 )
 
 // made counts descriptors born here minus those closed or disowned; tests
