@@ -133,6 +133,8 @@ func codeOf(ctx context.Context, n *node.Node, err error) connect.Code {
 	var bad *config.Errors
 	var mistake *wire.Mistake
 	switch {
+	case errors.Is(err, node.ErrHandedOver):
+		return connect.CodeUnavailable // nothing was done: the successor can be asked
 	case errors.As(err, &bad), errors.As(err, &mistake):
 		return connect.CodeInvalidArgument
 	case errors.Is(err, node.ErrChanged):

@@ -85,17 +85,24 @@ func (s methods) nextEvent(ctx context.Context, w *node.Watcher, every time.Dura
 	return w.Next(ctx)
 }
 
-// follow does a write that tells of its progress.
-func (s methods) follow(ctx context.Context, name string, m *entry, out *connect.ServerStream[api.Progress], do func(tell func(node.Progress)) error) error {
+// follow does a write that tells of its progress. It ends with this process: the
+// successor goes on with it for who asks again.
+func (s methods) follow(ctx context.Context, name string, m *entry, out *connect.ServerStream[api.Progress], do func(ctx context.Context, tell func(node.Progress)) error) error {
 	began := time.Now()
+	ctx, leave := context.WithCancel(ctx)
+	defer leave()
+	defer context.AfterFunc(s.ending, leave)()
 	var mu sync.Mutex // out is for one at a time; what is told may come from anywhere
 	var last *api.Progress
-	err := do(func(p node.Progress) {
+	err := do(ctx, func(p node.Progress) {
 		mu.Lock()
 		defer mu.Unlock()
 		last = wire.To[api.Progress](&p)
 		_ = out.Send(last) // a client that went away ended ctx, and what that means is the method's
 	})
+	if err != nil && s.ending.Err() != nil {
+		err = connect.NewError(connect.CodeUnavailable, fmt.Errorf("admin: this process ends or has handed over: %w", err))
+	}
 	mu.Lock()
 	defer mu.Unlock()
 	e := *m
@@ -108,7 +115,7 @@ func (s methods) follow(ctx context.Context, name string, m *entry, out *connect
 }
 
 func (s methods) Remove(ctx context.Context, m *api.RemoveRequest, out *connect.ServerStream[api.Progress]) error {
-	return s.follow(ctx, "Remove", &entry{request: m}, out, func(tell func(node.Progress)) error {
+	return s.follow(ctx, "Remove", &entry{request: m}, out, func(ctx context.Context, tell func(node.Progress)) error {
 		q, err := guarded(ctx, m, func(q *node.RemoveRequest) *node.Guard { return &q.Guard })
 		if err != nil {
 			return err
@@ -118,7 +125,7 @@ func (s methods) Remove(ctx context.Context, m *api.RemoveRequest, out *connect.
 }
 
 func (s methods) Shift(ctx context.Context, m *api.ShiftRequest, out *connect.ServerStream[api.Progress]) error {
-	return s.follow(ctx, "Shift", &entry{request: m}, out, func(tell func(node.Progress)) error {
+	return s.follow(ctx, "Shift", &entry{request: m}, out, func(ctx context.Context, tell func(node.Progress)) error {
 		q, err := guarded(ctx, m, func(q *node.ShiftRequest) *node.Guard { return &q.Guard })
 		if err != nil {
 			return err
@@ -128,7 +135,7 @@ func (s methods) Shift(ctx context.Context, m *api.ShiftRequest, out *connect.Se
 }
 
 func (s methods) Upgrade(ctx context.Context, m *api.UpgradeRequest, out *connect.ServerStream[api.Progress]) error {
-	return s.follow(ctx, "Upgrade", &entry{request: m}, out, func(tell func(node.Progress)) error {
+	return s.follow(ctx, "Upgrade", &entry{request: m}, out, func(ctx context.Context, tell func(node.Progress)) error {
 		q, err := guarded(ctx, m, func(q *node.UpgradeRequest) *node.Guard { return &q.Guard })
 		if err != nil {
 			return err

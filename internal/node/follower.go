@@ -244,6 +244,7 @@ type portableSide struct {
 	Followers []portableFollower `json:"followers,omitempty"`
 	Sheds     json.RawMessage    `json:"sheds,omitempty"`
 	Left      []portableLeft     `json:"left,omitempty"`
+	Removing  []portableRemoval  `json:"removing,omitempty"`
 }
 
 // portable is what a successor goes on with; the caller holds change.
@@ -262,6 +263,7 @@ func (n *Node) portableSide() ([]byte, error) {
 	for ref, at := range s.left {
 		out.Left = append(out.Left, portableLeft{ref.Kind, ref.Name, ref.Version, at})
 	}
+	out.Removing = s.portableRemovals()
 	return json.Marshal(out)
 }
 
@@ -279,6 +281,7 @@ func (n *Node) inheritSide(b []byte) error {
 			s.left[ref] = x.At
 		}
 	}
+	s.begun = append(s.begun, in.Removing[:min(len(in.Removing), removalsMax)]...)
 	s.mu.Unlock()
 	for _, x := range in.Followers[:min(len(in.Followers), followersMax)] {
 		if n.checkFlows(FlowsPolicy{On: x.Policy.On, PerSecond: x.Policy.PerSecond, Jitter: x.Policy.Jitter}) != nil || x.Policy.PerSecond == 0 {

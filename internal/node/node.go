@@ -458,6 +458,13 @@ func (n *Node) inCharge() error {
 	return nil
 }
 
+// handedOver tells that another process serves.
+func (n *Node) handedOver() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.successor != 0
+}
+
 // bringing is a configuration on its way to rule every loop.
 type bringing struct {
 	c      *config.Config

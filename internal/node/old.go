@@ -30,6 +30,7 @@ type flowSide struct {
 	left      map[config.Ref]time.Time // when an object left the configuration
 	followers map[*follower]bool
 	removals  map[*removal]bool
+	begun     []portableRemoval // by a predecessor
 
 	// life ends with the node, and running are those who end with it.
 	life    context.Context

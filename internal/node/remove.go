@@ -33,6 +33,11 @@ type removal struct {
 	ended map[uint64]bool // flows that were ended, which takes a while by fin
 	last  Progress        // written under flowSide.mu
 	told  time.Time
+	// What a successor goes on with, under flowSide.mu.
+	was  string // how the endpoint was
+	left bool   // the listener or backend has left the desired state
+	// resumed: it was begun by a predecessor.
+	resumed bool
 }
 
 // Remove takes an endpoint, a backend or a listener out of the desired state, and
@@ -53,12 +58,17 @@ func (n *Node) Remove(ctx context.Context, q RemoveRequest, tell func(Progress))
 
 func (n *Node) remove(ctx context.Context, q RemoveRequest, tell func(Progress)) (*Progress, error) {
 	x := &removal{n: n, q: q, began: time.Now(), tell: tell}
-	if err := x.check(); err != nil {
+	if err := x.resume(); err != nil {
 		return nil, err
 	}
-	// What cannot leave the desired state is not drained first.
-	if _, err := n.Change(ctx, x.leaving(true)); err != nil {
-		return nil, err
+	if !x.resumed {
+		if err := x.check(); err != nil {
+			return nil, err
+		}
+		// What cannot leave the desired state is not drained first.
+		if _, err := n.Change(ctx, x.leaving(true)); err != nil {
+			return nil, err
+		}
 	}
 	by := q.Author
 	n.side.removal(x, true)
@@ -69,6 +79,9 @@ func (n *Node) remove(ctx context.Context, q RemoveRequest, tell func(Progress))
 		err = x.endpoint(ctx)
 	} else {
 		err = x.object(ctx)
+	}
+	if err != nil && n.handedOver() && q.Key != "" {
+		return nil, n.inCharge() // the successor goes on with it when it is asked
 	}
 	if err != nil {
 		x.say(Progress{Phase: "aborted", InFlight: x.last.InFlight, Cut: x.last.Cut, Done: true, Failed: err.Error(), Text: err.Error()})
@@ -163,19 +176,34 @@ func (x *removal) endpoint(ctx context.Context) error {
 	backend, name, _ := strings.Cut(x.name, "/")
 	n, b := x.n, x.n.Config().Backends[backend]
 	var full []string
-	for _, e := range endpointsOf(b, name) {
-		full = append(full, e.Ref.Name)
+	if b != nil {
+		for _, e := range endpointsOf(b, name) {
+			full = append(full, e.Ref.Name)
+		}
+	}
+	if len(full) == 0 { // only one that was resumed comes here: the predecessor did all but say so
+		x.done(0, &ChangeReport{Generation: n.Generation()})
+		return nil
 	}
 	if len(full) == len(b.Endpoints) {
 		return fmt.Errorf("node: %s is the last endpoint of %s: remove the backend, or add another one first", x.q.Object, backend)
 	}
-	was := n.adminOf(backend, full)
+	was := x.was
+	if !x.resumed {
+		was = n.adminOf(backend, full)
+		n.side.mu.Lock()
+		x.was = was
+		n.side.mu.Unlock()
+	}
 	// Out of rotation first: what is sticky to it finds another one, too.
 	if _, err := n.SetEndpoint(EndpointRequest{Guard: Guard{Author: x.q.Author}, Backend: backend, Endpoint: name, Do: "maint", Force: x.q.Force}); err != nil {
 		return err
 	}
 	// What cannot be brought back is told: nobody should take it for being in service.
 	back := func(why error) error {
+		if n.handedOver() && x.q.Key != "" {
+			return why // it is the successor's
+		}
 		if was == "" {
 			return fmt.Errorf("%w; it stays in maintenance: holdfast endpoint ready %s/%s", why, backend, name)
 		}
@@ -214,9 +242,15 @@ func (x *removal) endpoint(ctx context.Context) error {
 // object removes a listener or a backend: nothing new comes once it has left the
 // desired state, and then what is under way drains.
 func (x *removal) object(ctx context.Context) error {
-	r, err := x.leave(ctx)
-	if err != nil {
-		return err
+	r := &ChangeReport{Generation: x.n.Generation()}
+	if !x.left {
+		var err error
+		if r, err = x.leave(ctx); err != nil {
+			return err
+		}
+		x.n.side.mu.Lock()
+		x.left = true
+		x.n.side.mu.Unlock()
 	}
 	mine := func(_ *loop.Loop, _ uint32, f *flow.Flow) bool { return x.under(f) }
 	inFlight := func() (sum int64) {
@@ -259,7 +293,18 @@ func (x *removal) under(f *flow.Flow) bool {
 func (x *removal) drain(ctx context.Context, phase string, inFlight func() int64) error {
 	for {
 		began := time.Now()
+		for x.n.handingOver() { // what has gone to another process has not ended
+			if err := x.n.inCharge(); err != nil {
+				return err
+			}
+			if err := sleep(ctx, removeLook); err != nil {
+				return err
+			}
+		}
 		k := inFlight()
+		if x.n.handingOver() {
+			continue
+		}
 		// Of a listener or a backend all flows are looked at: that takes a tenth of
 		// the time at most.
 		wait := min(max(removeLook, 9*time.Since(began)), removeTell)
@@ -315,6 +360,58 @@ func (x *removal) done(inFlight int64, r *ChangeReport) {
 		text = fmt.Sprintf("done; %d go on until they end", inFlight)
 	}
 	x.say(Progress{Phase: "done", InFlight: inFlight, Cut: x.last.Cut, Text: text, Done: true, Report: r})
+}
+
+// portableRemoval is a removal under way as a successor learns of it. It goes on
+// when it is asked for again, under its key.
+type portableRemoval struct {
+	Key   string    `json:"key"`
+	Sum   string    `json:"sum"`
+	Began time.Time `json:"began"`
+	Was   string    `json:"was,omitempty"`
+	Left  bool      `json:"left,omitempty"`
+}
+
+// removalsMax bounds the removals that are kept for those who ask again.
+const removalsMax = 256
+
+// portableRemovals are those under way that have a key; the caller holds mu.
+func (s *flowSide) portableRemovals() (all []portableRemoval) {
+	for x := range s.removals {
+		if sum, err := requestSum(x.q); err == nil && x.q.Key != "" && len(all) < removalsMax {
+			all = append(all, portableRemoval{x.q.Key, sum, x.began, x.was, x.left})
+		}
+	}
+	return all
+}
+
+// resume goes on with what a predecessor has begun under the same key.
+func (x *removal) resume() error {
+	if x.q.Key == "" {
+		return nil
+	}
+	sum, err := requestSum(x.q)
+	if err != nil {
+		return err
+	}
+	s := &x.n.side
+	s.mu.Lock()
+	i := slices.IndexFunc(s.begun, func(p portableRemoval) bool { return p.Key == x.q.Key && p.Sum == sum })
+	if i < 0 {
+		s.mu.Unlock()
+		return nil
+	}
+	p := s.begun[i]
+	s.begun = slices.Delete(s.begun, i, i+1)
+	s.mu.Unlock()
+	x.resumed, x.began, x.was, x.left = true, p.Began, p.Was, p.Left
+	x.kind, x.name, _ = strings.Cut(x.q.Object, "/")
+	x.way = x.q.Then
+	if x.way == "" || x.way == "migrate" {
+		return nil
+	}
+	x.way, err = wayOf(x.q.Then)
+	return err
 }
 
 // say tells of a step, unless it is the one that was told last.

@@ -81,6 +81,7 @@ func (n *Node) upgradeOnce(ctx context.Context, q UpgradeRequest, tell func(Prog
 	}
 	u := &n.upgrades
 	x := &upgrading{q: q, began: time.Now(), r: newReport("process")}
+	x.r.From = Release
 	say := func(p Progress) {
 		p.Seconds = time.Since(x.began).Seconds()
 		u.mu.Lock()
