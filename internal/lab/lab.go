@@ -21,6 +21,7 @@ type lab struct {
 	what  string
 	run   func(ctx context.Context, o Options, out io.Writer, v *Verdict) error
 	limit time.Duration // of a full run
+	root  bool          // its processes change their user, or are a systemd
 	tags  string        // with which the product is built
 }
 
@@ -38,6 +39,7 @@ var labs = map[string]lab{
 	"rolling":        {what: "servers are restarted behind the balancer, and no request fails", run: rolling, limit: 12 * time.Minute},
 	"seed-000":       {what: "the servers run on the host that is evacuated", run: seed000, limit: 5 * time.Minute},
 	"soak":           {what: "all kinds of HTTP clients and failing backends under moves, for long", run: soaking, limit: 13 * time.Minute},
+	"systemd":        {what: "the unit of packaging/ under systemd as process 1: reloads, kill -9, stop, a socket unit", run: underSystemd, limit: 8 * time.Minute, root: true},
 	"upgrade":        {what: "a hundred upgrades in place under all traffic, and ten thousand flows; beside reloads of others", run: upgrading, limit: 30 * time.Minute},
 	"vanished-peers": {what: "clients that vanish without a word are gone in time", run: vanishedPeers, limit: 2 * time.Minute},
 	"vtc":            {what: "cases of varnishtest, each with a client and a server around the balancer", run: vtc, limit: 5 * time.Minute},
@@ -77,6 +79,10 @@ func Main(args []string) int {
 			return 1
 		}
 		return 0
+	}
+	if os.Getenv(stageEnv) == stageSystemd {
+		_, _ = fmt.Fprintln(os.Stderr, systemdMain(args)) // it becomes another program, or ends by an error
+		return 1
 	}
 	o, name, err := parse(args)
 	if errors.Is(err, flag.ErrHelp) {
@@ -150,6 +156,18 @@ const (
 
 // outside builds the product and enters the namespaces.
 func outside(name string, o Options) (int, error) {
+	group := ""
+	if labs[name].root {
+		made, remove, reason, err := systemdPrepared()
+		if err != nil {
+			return 1, err
+		}
+		if reason != "" {
+			return sayNoSystemd(reason), nil
+		}
+		defer remove()
+		group = made
+	}
 	dir, err := os.MkdirTemp("", "holdfast-lab-")
 	if err != nil {
 		return 1, err
@@ -174,10 +192,14 @@ func outside(name string, o Options) (int, error) {
 		}
 		o.began = time.Now() // building takes as long again
 	}
-	return Enter(stageWorld, []string{
+	env := []string{
 		dirEnv + "=" + dir, binaryEnv + "=" + binary,
 		beganEnv + "=" + o.began.Format(time.RFC3339Nano),
-	})
+	}
+	if !labs[name].root {
+		return Enter(stageWorld, env)
+	}
+	return EnterAsRoot(stageWorld, append(env, cgroupEnv+"="+group))
 }
 
 // inside runs the lab, and judges what there is when time is over.

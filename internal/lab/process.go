@@ -89,6 +89,11 @@ type Process struct {
 
 // Start runs argv on the host. The process ends with the world at the latest.
 func (h *Host) Start(name string, env []string, argv ...string) (*Process, error) {
+	return h.startAs(name, nil, env, argv...)
+}
+
+// startAs is Start of a process that is made in another way, if attr is not nil.
+func (h *Host) startAs(name string, attr *syscall.SysProcAttr, env []string, argv ...string) (*Process, error) {
 	p := &Process{Name: name, Log: filepath.Join(h.world.Dir, name+".log"), done: make(chan struct{})}
 	f, err := os.OpenFile(p.Log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
@@ -98,7 +103,7 @@ func (h *Host) Start(name string, env []string, argv ...string) (*Process, error
 	p.cmd = exec.Command(argv[0], argv[1:]...)
 	// What a node keeps is its own, and goes with the run.
 	p.cmd.Env = append(append(os.Environ(), "STATE_DIRECTORY="+filepath.Join(h.world.Dir, name+".state")), env...)
-	p.cmd.Stdout, p.cmd.Stderr, p.cmd.Dir = f, f, h.world.Dir
+	p.cmd.Stdout, p.cmd.Stderr, p.cmd.Dir, p.cmd.SysProcAttr = f, f, h.world.Dir, attr
 	procs := h.world.procs
 	// A child is cloned by the calling thread and inherits its namespace.
 	// The lock keeps the reaper from taking a child that is not listed yet.

@@ -73,6 +73,36 @@ type serviceSpec struct {
 // setScene builds all up to a balancer that is ready. Servers run on the host
 // servedBy.
 func setScene(ctx context.Context, o Options, out io.Writer, v *Verdict, servedBy string, specs []serviceSpec) (*scene, error) {
+	s, err := setStage(ctx, o, out, v, servedBy, specs)
+	if err != nil {
+		return s, err
+	}
+	b, err := s.cast(s.world.Host("n1"), s.world.Host("n2"))
+	if err != nil {
+		return nil, err
+	}
+	s.phase("balancer: %s", s.playedBy())
+	return s, s.castAs(b)
+}
+
+// castAs runs b as the balancer.
+func (s *scene) castAs(b Balancer) error {
+	if err := b.Start(s.ctx); err != nil {
+		return err
+	}
+	s.balancer = b
+	s.mover = &mover{world: s.world, balancer: s.balancer, traffic: s.traffic, from: s.world.Host("client"), say: s.phase}
+	for _, x := range s.services {
+		if x.HTTP {
+			s.mover.pooled = append(s.mover.pooled, x.To)
+		}
+	}
+	s.counters = s.count()
+	return nil
+}
+
+// setStage builds all but the balancer.
+func setStage(ctx context.Context, o Options, out io.Writer, v *Verdict, servedBy string, specs []serviceSpec) (*scene, error) {
 	s := &scene{Options: o, ctx: ctx, out: out, v: v, doors: map[string]*Door{}}
 	s.phase("world: hosts on a bridge")
 	var err error
@@ -111,20 +141,6 @@ func setScene(ctx context.Context, o Options, out io.Writer, v *Verdict, servedB
 		s.doors[x.name] = d
 		s.services = append(s.services, Service{Name: x.name, VIP: vip, To: d.Addr, Slots: x.slots, HTTP: x.http})
 	}
-	if s.balancer, err = s.cast(n1, n2); err != nil {
-		return nil, err
-	}
-	s.phase("balancer: %s", s.playedBy())
-	if err := s.balancer.Start(ctx); err != nil {
-		return nil, err
-	}
-	s.mover = &mover{world: s.world, balancer: s.balancer, traffic: s.traffic, from: s.world.Host("client"), say: s.phase}
-	for _, x := range s.services {
-		if x.HTTP {
-			s.mover.pooled = append(s.mover.pooled, x.To)
-		}
-	}
-	s.counters = s.count()
 	return s, nil
 }
 

@@ -35,8 +35,18 @@ const exitNoProc = 97
 // cannot be mounted (some containers) it runs without one, and Enter, as a
 // subreaper, ends what is left.
 func Enter(stage string, env []string) (int, error) {
-	_ = unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 	flags := uintptr(unix.CLONE_NEWUSER | unix.CLONE_NEWNET | unix.CLONE_NEWNS)
+	return enterWith(stage, env, flags)
+}
+
+// EnterAsRoot is Enter without a user namespace of its own, for labs whose processes
+// change their user. It needs root.
+func EnterAsRoot(stage string, env []string) (int, error) {
+	return enterWith(stage, env, unix.CLONE_NEWNET|unix.CLONE_NEWNS)
+}
+
+func enterWith(stage string, env []string, flags uintptr) (int, error) {
+	_ = unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 	status, err := enter(stage, env, flags|unix.CLONE_NEWPID)
 	if err != nil || status == exitNoProc {
 		status, err = enter(stage, env, flags)
@@ -52,12 +62,10 @@ func enter(stage string, env []string, flags uintptr) (int, error) {
 		cmd.Env = append(cmd.Env, "HOLDFAST_LAB_PIDNS=1")
 	}
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Cloneflags:                 flags,
-		UidMappings:                []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}},
-		GidMappings:                []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}},
-		GidMappingsEnableSetgroups: false,
-		Pdeathsig:                  syscall.SIGKILL,
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: flags, Pdeathsig: syscall.SIGKILL}
+	if flags&unix.CLONE_NEWUSER != 0 {
+		cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}}
+		cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}}
 	}
 	if err := cmd.Start(); err != nil {
 		return 1, fmt.Errorf("lab: new namespaces: %w", err)

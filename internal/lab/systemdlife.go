@@ -1,0 +1,350 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// visitEvery is the time between two new connections while the process is killed.
+const visitEvery = 4 * time.Millisecond
+
+// visitPatience is how long one may take: it may have to wait for a restart.
+const visitPatience = 15 * time.Second
+
+// visits are connections that come one after another, each with one request.
+type visits struct {
+	from *Host
+	to   netip.AddrPort
+	stop chan struct{}
+	done sync.WaitGroup
+
+	mu     sync.Mutex // guards what follows
+	all    int
+	broken []visit
+	worst  time.Duration
+}
+
+// visit is one that was not answered as it should.
+type visit struct {
+	began time.Time
+	err   error
+}
+
+// visiting begins them.
+func visiting(from *Host, to netip.AddrPort) *visits {
+	a := &visits{from: from, to: to, stop: make(chan struct{})}
+	a.done.Add(1)
+	go func() { // ended by end
+		defer a.done.Done()
+		t := time.NewTicker(visitEvery)
+		defer t.Stop()
+		for i := 0; ; i++ {
+			select {
+			case <-a.stop:
+				return
+			case <-t.C:
+				a.done.Add(1)
+				go a.one(i) // ends within visitPatience
+			}
+		}
+	}()
+	return a
+}
+
+func (a *visits) one(i int) {
+	defer a.done.Done()
+	began := time.Now()
+	err := visitOnce(a.from, a.to, fmt.Sprint("/", i))
+	took := time.Since(began)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.all++
+	if err != nil {
+		a.broken = append(a.broken, visit{began, err})
+	} else {
+		a.worst = max(a.worst, took)
+	}
+}
+
+// end waits for those that are under way.
+func (a *visits) end() {
+	close(a.stop)
+	a.done.Wait()
+}
+
+// since is how many of those that began after a moment were not answered, and how.
+func (a *visits) since(t time.Time) (n int, how string) {
+	for _, x := range a.broken {
+		if x.began.After(t) {
+			if n++; n <= 3 {
+				how += "; " + errorText(x.err)
+			}
+		}
+	}
+	return n, how
+}
+
+// visitOnce opens a connection, and wants its path back.
+func visitOnce(from *Host, to netip.AddrPort, path string) error {
+	var c net.Conn
+	if err := from.Do(func() (err error) {
+		c, err = net.DialTimeout("tcp", to.String(), visitPatience)
+		return err
+	}); err != nil {
+		return err
+	}
+	defer func() { _ = c.Close() }()
+	if err := c.SetDeadline(time.Now().Add(visitPatience)); err != nil {
+		return err
+	}
+	if _, err := fmt.Fprintf(c, "GET %s HTTP/1.1\r\nHost: lab\r\nConnection: close\r\n\r\n", path); err != nil {
+		return err
+	}
+	answer, err := io.ReadAll(c)
+	if err != nil {
+		return err
+	}
+	if text := string(answer); !strings.HasPrefix(text, "HTTP/1.1 200 ") || !strings.HasSuffix(text, "\r\n\r\n"+path) {
+		return fmt.Errorf("lab: answer %q to %s", text[:min(len(text), 80)], path)
+	}
+	return nil
+}
+
+// lifeOfUnit is what becomes of the unit beside upgrades. Each part leaves it serving.
+func (u *unitLab) lifeOfUnit() error {
+	for _, part := range []struct {
+		what string
+		do   func() error
+	}{
+		{"kill -9 while connections come", u.killed},
+		{"a reload to a file that does not run", u.brokenFile},
+		{"a listener is removed", u.removed},
+		{"stop, with a request under way", u.stopped},
+		{"started by who comes: the socket unit", u.activated},
+	} {
+		u.phase("%s", part.what)
+		if err := part.do(); err != nil {
+			return fmt.Errorf("lab: %s: %w", part.what, err)
+		}
+	}
+	for _, w := range u.side.wrong {
+		u.v.Say("unit: %s", w)
+	}
+	u.v.Zero("properties of the unit that are not as they should be", len(u.side.wrong))
+	return nil
+}
+
+// verb runs one of the product's verbs in the unit's world.
+func (u *unitLab) verb(args ...string) error {
+	_, err := u.side.systemd.inside(u.ctx, append([]string{"/usr/local/bin/holdfast"}, args...)...)
+	return err
+}
+
+// killed ends the main process by SIGKILL under connections that come: those that
+// come afterwards wait in the queues that systemd keeps, and none of them is refused
+// or reset. What was changed at run time is in force again.
+func (u *unitLab) killed() error {
+	b := u.side
+	if err := u.verb("config", "set", "backend/plain.connectTimeout", "7s"); err != nil {
+		return err
+	}
+	before, err := b.node.status(u.ctx)
+	if err != nil {
+		return err
+	}
+	restarts := 3
+	if u.Short {
+		restarts = 2
+	}
+	a := visiting(u.world.Host("client"), plainVIP)
+	lost, late, how := 0, 0, ""
+	var gaps Histogram
+	for i := range restarts {
+		time.Sleep(300 * time.Millisecond)
+		was, at := b.main, time.Now()
+		if err := unix.Kill(was, unix.SIGKILL); err != nil {
+			return err
+		}
+		if !eventually(bootPatience, func() bool {
+			return b.systemd.shows(u.ctx, unitName, "NRestarts") == strconv.Itoa(i+1) && b.systemd.shows(u.ctx, unitName, "ActiveState") == "active"
+		}) {
+			return fmt.Errorf("no restart: %s\n%s", b.unitStatus(u.ctx), b.Logs())
+		}
+		gaps.Add(time.Since(at))
+		if err := b.look(u.ctx); err != nil {
+			return err
+		}
+	}
+	time.Sleep(300 * time.Millisecond)
+	a.end()
+	// A request whose connection the process had accepted is gone with it: at most
+	// what came in the last moments before each kill.
+	for _, x := range a.broken {
+		if errors.Is(x.err, syscall.ECONNRESET) || errors.Is(x.err, io.EOF) || strings.Contains(x.err.Error(), `answer ""`) {
+			lost++
+		} else if late++; late <= 3 {
+			how += "; " + errorText(x.err)
+		}
+	}
+	after, err := b.node.status(u.ctx)
+	if err != nil {
+		return err
+	}
+	u.v.Say("kill -9, %d times: active again after at most %s; %d connections came, the longest took %s, %d had been accepted by a process that was killed",
+		restarts, ms(gaps.Max), a.all, ms(a.worst), lost)
+	u.v.Must(late == 0, "connections that came around kill -9 and were refused, or not answered", fmt.Sprint(late)+how, "0")
+	most := 8 * restarts
+	u.v.Must(lost <= most, "requests that went with the killed processes", fmt.Sprint(lost), fmt.Sprintf("at most %d: what was being served", most))
+	u.v.Must(a.all > 100*restarts, "connections that came around kill -9", fmt.Sprint(a.all), "more than a hundred for each")
+	u.v.Must(after.Generation == before.Generation, "generation after kill -9", fmt.Sprint(after.Generation), fmt.Sprint(before.Generation))
+	u.v.Figure("kill", map[string]any{"times": restarts, "active_ms": millis(gaps.Max), "connections": a.all, "lost": lost, "refused": late, "worst_ms": millis(a.worst)})
+	return nil
+}
+
+// brokenFile replaces the binary by one that does not run: the reload fails, and the
+// unit serves on with the process that it has.
+func (u *unitLab) brokenFile() error {
+	b := u.side
+	if err := b.put("/usr/local/bin/holdfast", []byte("#!/bin/sh\nexit 7\n"), 0o755); err != nil {
+		return err
+	}
+	was := b.main
+	_, err := b.systemd.control(u.ctx, "reload", unitName)
+	u.v.Must(err != nil || !b.oldSystemd(), "reload to a file that does not run", fmt.Sprint(err), "an error")
+	if err := b.look(u.ctx); err != nil {
+		return err
+	}
+	u.v.Must(b.main == was, "main process after it", strconv.Itoa(b.main), strconv.Itoa(was))
+	if err := visitOnce(u.world.Host("client"), plainVIP, "/broken"); err != nil {
+		u.v.Must(false, "service after it", err.Error(), "no error")
+	}
+	product, err := os.ReadFile(b.binary)
+	if err != nil {
+		return err
+	}
+	return b.put("/usr/local/bin/holdfast", product, 0o755)
+}
+
+// oldSystemd tells whether reload is a command, whose exit status it tells.
+func (b *unitSide) oldSystemd() bool {
+	release, err := strconv.Atoi(b.systemd.release)
+	return err != nil || release < 253
+}
+
+// removed takes a listener away at run time: systemd must not keep it open.
+func (u *unitLab) removed() error {
+	b, client := u.side, u.world.Host("client")
+	if err := visitOnce(client, leavingVIP, "/there"); err != nil {
+		return err
+	}
+	if err := u.verb("listener", "remove", "leaving"); err != nil {
+		return err
+	}
+	err := visitOnce(client, leavingVIP, "/gone")
+	u.v.Must(errors.Is(err, syscall.ECONNREFUSED), "connection to a listener that was removed", fmt.Sprint(err), "refused")
+	b.want(u.ctx, "after a listener was removed", "NFileDescriptorStore", strconv.Itoa(b.listeners()-1))
+	return nil
+}
+
+// stopped stops the unit while a request is under way: that is answered, who comes is
+// refused at once, and nothing is left of the unit.
+func (u *unitLab) stopped() error {
+	b, client := u.side, u.world.Host("client")
+	slow := make(chan error, 1)
+	go func() { slow <- visitOnce(client, plainVIP, "/slow") }() // ends with the answer
+	select {
+	case <-u.plain.came:
+	case err := <-slow:
+		return fmt.Errorf("the slow request: %w", err)
+	}
+	stop := make(chan error, 1)
+	go func() { // ends with the unit
+		_, err := b.systemd.control(u.ctx, "stop", unitName)
+		stop <- err
+	}()
+	var refused atomic.Bool
+	if !eventually(5*time.Second, func() bool {
+		c, err := dialFrom(client, plainVIP)
+		if err == nil {
+			_ = c.Close()
+		}
+		refused.Store(errors.Is(err, syscall.ECONNREFUSED))
+		return refused.Load()
+	}) {
+		u.v.Must(false, "connections while the unit ends", "they are taken", "refused")
+	}
+	u.v.Must(b.systemd.shows(u.ctx, unitName, "ActiveState") == "deactivating", "state while a request is under way", b.systemd.shows(u.ctx, unitName, "ActiveState"), "deactivating")
+	b.want(u.ctx, "while it ends", "NFileDescriptorStore", "0")
+	close(u.plain.slow)
+	err := <-slow
+	u.v.Must(err == nil, "the request that was under way", fmt.Sprint(err), "an answer")
+	if err := <-stop; err != nil {
+		return err
+	}
+	b.want(u.ctx, "after stop", "ActiveState", "inactive")
+	b.want(u.ctx, "after stop", "Result", "success")
+	left, _ := filepath.Glob(b.systemd.path("/sys/fs/cgroup") + "/*/" + unitName)
+	u.v.Zero("cgroups left by the unit", len(left))
+	return nil
+}
+
+func dialFrom(h *Host, to netip.AddrPort) (c net.Conn, err error) {
+	err = h.Do(func() (err error) {
+		c, err = net.DialTimeout("tcp", to.String(), visitPatience)
+		return err
+	})
+	return c, err
+}
+
+// activated has a socket unit open a listener: who comes first starts the service, and
+// who comes after a kill -9 and an upgrade is served as well.
+func (u *unitLab) activated() error {
+	b, client := u.side, u.world.Host("client")
+	// The example, with our address: an empty ListenStream forgets those of the file.
+	if err := b.put("/etc/systemd/system/holdfast.socket.d/lab.conf", fmt.Appendf(nil, "[Socket]\nListenStream=\nListenStream=%v\n", plainVIP), 0o644); err != nil {
+		return err
+	}
+	for _, args := range [][]string{{"daemon-reload"}, {"start", "holdfast.socket"}} {
+		if _, err := b.systemd.control(u.ctx, args...); err != nil {
+			return err
+		}
+	}
+	b.want(u.ctx, "before anybody comes", "ActiveState", "inactive")
+	err := visitOnce(client, plainVIP, "/first")
+	u.v.Must(err == nil, "the connection that starts the service", fmt.Sprint(err), "an answer")
+	if err := b.look(u.ctx); err != nil {
+		return err
+	}
+	handed := strings.Contains(b.Logs(), "a listener was handed on")
+	u.v.Must(handed, "the listener of the socket unit", fmt.Sprint(handed), "used")
+	a := visiting(client, plainVIP)
+	time.Sleep(100 * time.Millisecond)
+	_, err = b.systemd.control(u.ctx, "reload", unitName)
+	time.Sleep(100 * time.Millisecond)
+	a.end()
+	if err != nil {
+		return err
+	}
+	was := b.main
+	if err := b.look(u.ctx); err != nil {
+		return err
+	}
+	n, how := a.since(time.Time{})
+	u.v.Must(n == 0 && b.main != was, "connections to a socket unit around a reload", fmt.Sprintf("%d of %d failed%s", n, a.all, how), "none failed")
+	_, err = b.systemd.control(context.WithoutCancel(u.ctx), "stop", "holdfast.socket", unitName)
+	return err
+}
