@@ -78,6 +78,10 @@ type Options struct {
 	Level *slog.LevelVar
 	// Keeper is told of listeners that come and go.
 	Keeper Keeper
+	// Loops is node.loops in place of the configuration's; nil: as that says. There are
+	// as many of them for as long as the process lives, so a successor that is about to
+	// apply another file begins with what that one says.
+	Loops *int
 }
 
 // Node is a running data plane.
@@ -152,6 +156,11 @@ func Start(o Options) (*Node, error) {
 		o.Log.Warn(w)
 	}
 	c := fresh.next.doc.Config()
+	if o.Loops != nil {
+		own := *c
+		own.Node.Loops = *o.Loops
+		c = &own
+	}
 	place, err := accesslog.Open(c.AccessLog, logTag)
 	if err != nil {
 		return nil, fmt.Errorf("node: %w", err)

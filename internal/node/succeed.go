@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"os"
 	"time"
 
 	"github.com/holdfast-lb/holdfast/internal/flow"
@@ -90,6 +91,11 @@ func (t *taker) Begin(h *move.Heritage, fds []sock.FD) (r move.Readiness, err er
 	if len(h.Names) > 0 {
 		if err := json.Unmarshal(h.Names, &o.Names); err != nil {
 			o.Log.Warn("the predecessor's names are not readable and are asked for again", "error", err)
+		}
+	}
+	if len(h.Order) > 0 {
+		if o.Loops, err = loopsOf(o.File); err != nil {
+			return r, &frozen.Refused{What: "configuration", Why: err.Error()}
 		}
 	}
 	n, err := Start(o)
@@ -316,6 +322,19 @@ func (n *Node) take(batch *frozen.Batch, fds []sock.FD, since []int64) move.Adop
 	p.Adopted = func(pauses []int64, lost int) { done <- move.Adoption{Pauses: pauses, Lost: lost} }
 	to.Deliver(p)
 	return <-done
+}
+
+// loopsOf is what a file says of node.loops.
+func loopsOf(file string) (*int, error) {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return nil, fmt.Errorf("node: %w", err)
+	}
+	c, _, err := Parse(file, text)
+	if err != nil {
+		return nil, err
+	}
+	return &c.Node.Loops, nil
 }
 
 // obey applies the configuration with which this process is to begin in place of
