@@ -63,8 +63,9 @@ func (f *file) wake(key sock.Ready) {
 		}
 		w.mark()
 		// EPOLLEXCLUSIVE: the first that sleeps gets it alone; ones that are
-		// awake are told as well.
-		if w.shared && w.poll.net.rng.IntN(2) == 0 {
+		// awake are told as well. One that was stopped does not sleep there
+		// (fs/eventpoll.c, ep_poll_callback; kernel/signal.c, do_signal_stop).
+		if w.shared && !w.poll.fds.stopped && w.poll.net.rng.IntN(2) == 0 {
 			break
 		}
 	}
@@ -118,6 +119,8 @@ type FDs struct {
 	files []*file // by number; nil: free
 	max   int
 	dead  bool
+	// The process stands still.
+	stopped bool
 	// What was accepted by listener, where that is bounded.
 	accepted map[*Listener]*acceptedAt
 	rest     bool // what waits is taken however much it is: the listener goes
@@ -217,6 +220,9 @@ func (t *FDs) crash() {
 		}
 		if f.sock != nil && f.refs == 1 {
 			f.sock.excuse("its process died")
+		}
+		if f.listener != nil {
+			f.listener.orphaned = true
 		}
 		t.files[i] = nil
 		f.drop()

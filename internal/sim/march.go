@@ -58,7 +58,7 @@ func (w *World) called(c *carrier, what string) error {
 		c.p.crash()
 		panic(killed{})
 	case procStops:
-		c.p.stopped = true
+		c.p.stopped, c.p.fds.stopped = true, true
 		if m.stop > 0 {
 			c.p.goesOn = w.net.now.Add(m.stop)
 		}
@@ -71,7 +71,7 @@ func (w *World) called(c *carrier, what string) error {
 func (w *World) wake() {
 	for _, p := range w.procs {
 		if p.stopped && p.goesOn > 0 && w.net.now >= p.goesOn {
-			p.stopped, p.goesOn = false, 0
+			p.stopped, p.fds.stopped, p.goesOn = false, false, 0
 			w.note("%s goes on", p.name)
 		}
 	}

@@ -436,12 +436,13 @@ func (n *Net) sweep() {
 
 // Listener is a listening socket with the connections that wait.
 type Listener struct {
-	at      netip.AddrPort
-	file    *file // nil: outside
-	queue   []*Sock
-	backlog int
-	closed  bool
-	barred  bool // no handshake begins any more
+	at       netip.AddrPort
+	file     *file // nil: outside
+	queue    []*Sock
+	backlog  int
+	closed   bool
+	barred   bool // no handshake begins any more
+	orphaned bool // one of its processes has died
 }
 
 type dial struct {
@@ -469,7 +470,7 @@ func (n *Net) decide(i int) {
 	switch l := n.routes[d.to]; {
 	case n.behaviour[d.to] == swallows:
 	case n.behaviour[d.to] == refuses || l == nil || l.closed:
-		if d.to == extraVIP && d.from.owner != nil {
+		if (d.to == extraVIP || l != nil && l.orphaned) && d.from.owner != nil {
 			d.from.owner.excuse("nobody listens there now")
 		}
 		d.from.broken(sock.Refused)
