@@ -77,7 +77,8 @@ type Taking struct {
 	fds      []sock.FD          // of the offer, by place
 	cookies  []uint64           // of fds: 0 came with it, the others are copies
 	state    takingState
-	took     int // flows that were committed
+	took     int  // flows that were committed
+	deaf     bool // the giver has not heard that all is settled
 }
 
 type takingState uint8
@@ -245,7 +246,8 @@ func (x *Taking) step(m Message) error {
 		x.state = finished
 		x.end(x.t.Close) // copies of what the giver keeps
 		x.t.Finish(m.Body)
-		_ = x.c.Send(Message{Kind: Settled}) // if it has died, it needs none
+		// If it has died, it needs no answer, and nothing drains there.
+		x.deaf = x.c.Send(Message{Kind: Settled}) != nil
 		return nil
 	}
 	return fmt.Errorf("move: %v came out of turn", m.Kind)
@@ -406,7 +408,7 @@ func (x *Taking) idle(m Message) error {
 // Run, if the giver was done, and ends with the channel.
 func (x *Taking) Watch() {
 	defer x.t.Remains(nil)
-	if x.state != finished || !x.speak(FeatureResidue) {
+	if x.state != finished || x.deaf || !x.speak(FeatureResidue) {
 		return
 	}
 	for {

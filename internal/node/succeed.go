@@ -18,7 +18,7 @@ import (
 
 // Succession is the taker's side of an upgrade.
 type Succession struct {
-	carrier *move.Local
+	carrier move.Carrier
 	taking  *move.Taking
 	taker   *taker
 	Node    *Node
@@ -28,7 +28,11 @@ type Succession struct {
 // that does not accept yet. prepare does for that node whatever else may fail:
 // the predecessor hears that we are ready after it, and goes on if we are not.
 func Succeed(fd int, o Options, prepare func(*Node) error) (*Succession, error) {
-	s := &Succession{carrier: move.NewLocal(sock.ChannelFrom(sock.Own(fd)))}
+	return succeedOver(move.NewLocal(sock.ChannelFrom(sock.Own(fd))), o, prepare)
+}
+
+func succeedOver(c move.Carrier, o Options, prepare func(*Node) error) (*Succession, error) {
+	s := &Succession{carrier: c}
 	s.taker = &taker{canary: map[uint64]bool{}, o: o, log: o.Log, prepare: prepare}
 	hello := move.Greeting{Protocol: move.Protocol, Format: frozen.Format, Release: Release, PID: pid, Late: true, Features: features()}
 	var err error
