@@ -27,10 +27,6 @@ import (
 
 const defaultSocket = "/run/holdfast/admin.sock"
 
-// drainMax is how long a process that has been replaced keeps flows that its
-// successor refused.
-const drainMax = 10 * time.Minute
-
 // graceDefault is how long what is under way may take when the process is told
 // to end, graceEnv what a successor is to do: it is started with the file alone.
 const (
@@ -227,12 +223,12 @@ func serve(n *node.Node, server *admin.Server, sup *supervise.Supervisor, signal
 		left = nil
 		empty = make(chan struct{})
 		sup.MainPID(n.Successor()) // it says so as well, but may not be heard before we do
-		go func() {                // ends within drainMax, or with the process
+		go func() {                // ends with its flows, or with the process
 			defer close(empty)
 			server.Drain()
 			server.Close(true) // our file, if the successor's has another place
 			if !drain(n, sup, log) {
-				log.Warn("flows that the successor refused are ended", "after", drainMax)
+				log.Warn("flows that the successor refused are ended: their time is over")
 			}
 		}()
 	}

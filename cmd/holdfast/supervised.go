@@ -82,12 +82,12 @@ func upgradeBySignal(n *node.Node, s *supervise.Supervisor, log *slog.Logger) bo
 	return false
 }
 
-// drain waits until flows that the successor refused have ended, for drainMax at
-// most, and tells whether they have. Under a supervisor it does not outlive the
+// drain waits until flows that the successor refused have ended, as long as they may
+// take, and tells whether they have. Under a supervisor it does not outlive the
 // successor: a unit that is not empty is not started again, and nobody would serve.
 func drain(n *node.Node, s *supervise.Supervisor, log *slog.Logger) bool {
 	done := make(chan bool, 1)
-	go func() { done <- n.WaitEmpty(drainMax) }() // ends with the flows, or with the process
+	go func() { done <- n.WaitEmpty(n.DrainTime()) }() // ends with the flows, or with the process
 	heir, err := os.FindProcess(n.Successor())
 	if err != nil || !s.Listens() {
 		return <-done

@@ -169,8 +169,20 @@ func Listen(s ListenSpec) (FD, error) {
 }
 
 // Relisten brings the options of an open listener to s, for a listener whose
-// address stays while its policy changes. The backlog may change, too.
+// address stays while its policy changes, or that another program opened. The
+// backlog may change, too. Bounds of the segment size and of buffers are set, and
+// not taken back: the kernel has no way to let buffers grow by themselves again.
 func Relisten(fd FD, s ListenSpec) error {
+	for _, x := range []struct{ level, opt, v int }{
+		{unix.IPPROTO_TCP, unix.TCP_MAXSEG, s.MSS}, {unix.SOL_SOCKET, unix.SO_RCVBUF, s.Buffer}, {unix.SOL_SOCKET, unix.SO_SNDBUF, s.Buffer},
+	} {
+		if x.v <= 0 {
+			continue
+		}
+		if e := setInt(fd, x.level, x.opt, x.v); e != 0 {
+			return fmt.Errorf("sock: options of listener %v: %w", s.Addr, e)
+		}
+	}
 	if e := s.Life.set(fd); e != 0 {
 		return fmt.Errorf("sock: options of listener %v: %w", s.Addr, e)
 	}
