@@ -2,16 +2,19 @@ package main
 
 import (
 	"context"
+	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
 	"regexp"
 	"strings"
+	"syscall"
 	"time"
 
 	"connectrpc.com/connect"
@@ -126,7 +129,11 @@ func ask[Q, A any, P interface {
 	*A
 	proto.Message
 }](c *client, method func(context.Context, *Q) (P, error), q *Q, out any) (told bool, err error) {
-	m, err := method(context.Background(), q)
+	var m P
+	err = lasting(repeatable(q), func() (err error) {
+		m, err = method(context.Background(), q)
+		return err
+	})
 	if err != nil {
 		return false, c.refusal(err)
 	}
@@ -137,6 +144,44 @@ func ask[Q, A any, P interface {
 		return false, printMessage(m)
 	}
 	return true, nil
+}
+
+// lasting asks until there is an answer of a process that serves: one that has handed
+// over to another says so, having done nothing, and one that has ended since says
+// nothing. The latter is asked again if that can do no harm.
+func lasting(again bool, do func() error) error {
+	for deadline := time.Now().Add(silenceMax); ; time.Sleep(waitPoll) {
+		err := do()
+		if err == nil || time.Now().After(deadline) || !handedOver(err) && !(again && brokenOff(err)) {
+			return err
+		}
+	}
+}
+
+// handedOver tells that a process answers which has handed over.
+func handedOver(err error) bool {
+	return connect.IsWireError(err) && connect.CodeOf(err) == connect.CodeUnavailable
+}
+
+// brokenOff tells that somebody was there and went away without an answer.
+func brokenOff(err error) bool {
+	var dial *net.OpError
+	if connect.IsWireError(err) || errors.As(err, &dial) && dial.Op == "dial" {
+		return false
+	}
+	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
+}
+
+// repeatable tells whether a question that has been asked, perhaps, may be asked
+// again: it only looks, or has a key.
+func repeatable(q any) bool {
+	switch q := q.(type) {
+	case interface{ GetIdempotencyKey() string }:
+		return q.GetIdempotencyKey() != ""
+	case interface{ GetReason() string }, *api.BusyRequest:
+		return false
+	}
+	return true
 }
 
 // printMessage prints an answer as one line of JSON.
@@ -274,6 +319,12 @@ func (g *guarded) register(c *cobra.Command) {
 	c.Flags().StringVar(&g.key, "idempotency-key", "", "sent again with the same one it has no further effect")
 }
 
+// guard is what they say. Without a key it has one of its own, so that it can be sent
+// again should the process that is asked hand over to another.
 func (g *guarded) guard() node.Guard {
-	return node.Guard{Author: node.Author{Reason: g.reason}, Expect: g.expect, Key: g.key}
+	key := g.key
+	if key == "" {
+		key = "once-" + rand.Text()
+	}
+	return node.Guard{Author: node.Author{Reason: g.reason}, Expect: g.expect, Key: key}
 }

@@ -83,17 +83,20 @@ func move[Q any](d *demonstration, command string, method func(context.Context, 
 
 // upgrade has another process take over.
 func (d *demonstration) upgrade() error {
-	h, before := d.holdfast, d.holdfast.serving()
+	h := d.holdfast
+	var first *node.Status
 	var r *node.Report
 	err := persist(func() (err error) {
-		r, err = h.client.upgraded(node.UpgradeRequest{}, func(*api.Progress) error { return nil })
+		if first, err = h.client.status(); err == nil {
+			r, err = h.client.upgraded(context.Background(), first, node.UpgradeRequest{}, func(*api.Progress) error { return nil })
+		}
 		return err
 	})
 	if err != nil {
 		return fmt.Errorf("holdfast upgrade: %w\n%s", err, h.tail())
 	}
 	h.know(r.PID)
-	d.say("-- holdfast upgrade: %s", upgradedLine(before, r))
+	d.say("-- holdfast upgrade: %s", upgradedLine(first.PID, r))
 	return nil
 }
 

@@ -64,8 +64,9 @@ func removeCommand(kind, use, wanted, example string) *cobra.Command {
 				return err
 			}
 			q := node.RemoveRequest{Guard: f.guard(), Object: kind + "/" + args[0], Drain: f.drain, Deadline: f.deadline, Then: f.then, To: f.to, Force: f.force}
-			stream, err := c.api.Remove(context.Background(), wire.To[api.RemoveRequest](&q))
-			return follow(c, stream, err, args[0])
+			return follow(c, func() (*connect.ServerStreamForClient[api.Progress], error) {
+				return c.api.Remove(context.Background(), wire.To[api.RemoveRequest](&q))
+			}, args[0])
 		},
 	}
 	f.register(x)
@@ -77,63 +78,104 @@ func removeCommand(kind, use, wanted, example string) *cobra.Command {
 	return x
 }
 
-// follow prints the steps of something that takes a while, and how it ended.
-func follow(c *client, stream *connect.ServerStreamForClient[api.Progress], err error, name string) error {
+// follow prints the steps of something that takes a while, and how it ended. A
+// process that hands over ends the steps: the next one tells the others when it is
+// asked again, which open does.
+func follow(c *client, open func() (*connect.ServerStreamForClient[api.Progress], error), name string) error {
+	show := steps{c: c, name: name, terminal: sock.IsTerminal(os.Stdout) && !c.json}
+	for heard := time.Now(); ; time.Sleep(waitPoll) {
+		before := show.count
+		ended, err := show.follow(open)
+		if ended {
+			return err
+		}
+		if show.count > before {
+			heard = time.Now()
+		}
+		if handedOver(err) || brokenOff(err) {
+			if time.Since(heard) < silenceMax {
+				continue
+			}
+		}
+		show.newline()
+		switch {
+		case err != nil:
+			return c.refusal(err)
+		case c.json:
+			return nil
+		}
+		return &exit{exitFailed, fmt.Errorf("%s: the answer ended before it was done; see: holdfast status", name)}
+	}
+}
+
+// steps prints steps: on a terminal each in place of the one before.
+type steps struct {
+	c        *client
+	name     string
+	terminal bool
+	open     bool   // a line has no end yet
+	before   string // the last line
+	count    int
+}
+
+func (x *steps) newline() {
+	if x.open {
+		fmt.Println()
+		x.open = false
+	}
+}
+
+// follow prints what comes until the last step, or until it breaks off.
+func (x *steps) follow(open func() (*connect.ServerStreamForClient[api.Progress], error)) (ended bool, err error) {
+	stream, err := open()
 	if err != nil {
-		return c.refusal(err)
+		return false, err
 	}
 	defer func() { _ = stream.Close() }()
-	terminal := sock.IsTerminal(os.Stdout) && !c.json
-	open, before := false, ""
-	newline := func() {
-		if open {
-			fmt.Println()
-			open = false
-		}
-	}
 	for stream.Receive() {
-		m := stream.Msg()
-		if c.json {
-			if err := printMessage(m); err != nil {
-				return err
-			}
-			if m.GetFailed() != "" {
-				return &exit{exitFailed, errors.New(m.GetFailed())}
-			}
-			continue
+		x.count++
+		if ended, err := x.step(stream.Msg()); ended {
+			return true, err
 		}
-		var p node.Progress
-		if err := wire.From(m, &p); err != nil {
-			return &exit{exitFailed, err}
-		}
-		line := progressLine(name, &p)
-		switch {
-		case p.Failed != "":
-			newline()
-			return &exit{exitFailed, errors.New(line)}
-		case p.Done:
-			newline()
-			if p.Report != nil {
-				sayBeside(p.Report)
-			}
-			fmt.Println(line)
-			return nil
-		case terminal:
-			fmt.Print(clearLine + wrapOff + line + wrapOn)
-			open = true
-		case line != before:
-			fmt.Println(line)
-		}
-		before = line
 	}
-	newline()
-	switch err := stream.Err(); {
-	case err != nil && connect.IsWireError(err):
-		return c.refusal(err)
-	case err == nil && c.json:
-		return nil
+	return false, stream.Err()
+}
+
+// step prints one step, and tells whether it is the last.
+func (x *steps) step(m *api.Progress) (last bool, err error) {
+	if x.c.json {
+		if err := printMessage(m); err != nil {
+			return true, err
+		}
+		if m.GetFailed() != "" {
+			return true, &exit{exitFailed, errors.New(m.GetFailed())}
+		}
+		return m.GetDone(), nil
 	}
-	return &exit{exitFailed, fmt.Errorf("%s: the answer ended before it was done, as in an upgrade; what was begun goes on, see: holdfast status", name)}
+	var p node.Progress
+	if err := wire.From(m, &p); err != nil {
+		return true, &exit{exitFailed, err}
+	}
+	line := progressLine(x.name, &p)
+	switch {
+	case p.Failed != "":
+		x.newline()
+		return true, &exit{exitFailed, errors.New(line)}
+	case p.Done:
+		x.newline()
+		if p.Report != nil {
+			sayBeside(p.Report)
+		}
+		fmt.Println(line)
+		return true, nil
+	case x.terminal:
+		fmt.Print(clearLine + wrapOff + line + wrapOn)
+		x.open = true
+	case line != x.before:
+		fmt.Println(line)
+	}
+	x.before = line
+	return false, nil
 }
 
 // progressLine is one step in words.
@@ -157,8 +199,9 @@ func progressLine(name string, p *node.Progress) string {
 
 // shiftWeight moves a weight gradually.
 func (c *client) shiftWeight(q node.ShiftRequest) error {
-	stream, err := c.api.Shift(context.Background(), wire.To[api.ShiftRequest](&q))
-	return follow(c, stream, err, q.Backend+"/"+q.Endpoint)
+	return follow(c, func() (*connect.ServerStreamForClient[api.Progress], error) {
+		return c.api.Shift(context.Background(), wire.To[api.ShiftRequest](&q))
+	}, q.Backend+"/"+q.Endpoint)
 }
 
 func endpointAddCommand() *cobra.Command {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"time"
@@ -78,22 +79,20 @@ func (f *upgrading) request() (q node.UpgradeRequest, err error) {
 
 // upgrade asks for an upgrade and prints how it goes.
 func (c *client) upgrade(q node.UpgradeRequest) error {
-	before := 0
-	if !c.json {
-		s, err := c.status()
-		if err != nil {
-			return err
-		}
-		before = s.PID
+	ctx, end := signal.NotifyContext(context.Background(), os.Interrupt)
+	defer end()
+	first, err := c.status()
+	if err != nil {
+		return err
 	}
 	show := upgradeShow{json: c.json, terminal: sock.IsTerminal(os.Stdout) && !c.json}
-	r, err := c.upgraded(q, show.step)
+	r, err := c.upgraded(ctx, first, q, show.step)
 	show.newline()
 	if err != nil {
 		return err
 	}
 	if !c.json {
-		fmt.Println(upgradedLine(before, r))
+		fmt.Println(upgradedLine(first.PID, r))
 	}
 	if r.Lost > 0 {
 		return &exit{code: exitFailed}
@@ -102,9 +101,9 @@ func (c *client) upgrade(q node.UpgradeRequest) error {
 }
 
 // upgraded asks for an upgrade, tells of each step, and gives the report of the
-// last.
-func (c *client) upgraded(q node.UpgradeRequest, tell func(*api.Progress) error) (*node.Report, error) {
-	stream, err := c.api.Upgrade(context.Background(), wire.To[api.UpgradeRequest](&q))
+// last. first is how it was before. The end of ctx asks for no upgrade any more.
+func (c *client) upgraded(ctx context.Context, first *node.Status, q node.UpgradeRequest, tell func(*api.Progress) error) (*node.Report, error) {
+	stream, err := c.api.Upgrade(ctx, wire.To[api.UpgradeRequest](&q))
 	if err != nil {
 		return nil, c.refusal(err)
 	}
@@ -126,14 +125,56 @@ func (c *client) upgraded(q node.UpgradeRequest, tell func(*api.Progress) error)
 	switch {
 	case p.Done && p.Failed == "" && p.Move != nil:
 		return p.Move, nil
-	case p.Move != nil && p.Move.Lost > 0: // not as it was before: no refusal
-		return p.Move, &exit{exitFailed, errors.New(plainText(p.Failed))}
+	case p.Done:
+		return p.Move, aborted(p.Failed, p.Move)
 	case last == nil && unknownForm(err):
 		return c.upgradedOlder(q, tell)
-	case err != nil && connect.IsWireError(err):
+	case last == nil && err != nil && connect.IsWireError(err):
 		return nil, c.refusal(err)
 	}
-	return nil, &exit{exitFailed, errors.New("upgrade: the answer ended before it was done; see: holdfast status")}
+	return c.outcome(ctx, first)
+}
+
+// aborted is the error of an upgrade after which the old process goes on.
+func aborted(why string, r *node.Report) error {
+	code := exitRefused // all is as it was
+	if r != nil && r.Lost > 0 {
+		code = exitFailed
+	}
+	return &exit{code, errors.New(plainText(why))}
+}
+
+// outcomeMax is longer than an upgrade may take to come to nothing.
+const outcomeMax = 30 * time.Second
+
+// outcome finds out what came of an upgrade of which no last step was heard: the old
+// process may have ended before it had told all, or nobody was to be told any more.
+func (c *client) outcome(ctx context.Context, first *node.Status) (*node.Report, error) {
+	if ctx.Err() != nil {
+		fmt.Fprintln(os.Stderr, "interrupted: it is aborted unless flows have moved already")
+	}
+	var heard error
+	for deadline := time.Now().Add(outcomeMax); time.Now().Before(deadline); time.Sleep(waitPoll) {
+		s, err := c.status()
+		if heard = err; err != nil || s.Upgrading != nil {
+			continue
+		}
+		u := s.LastUpgrade
+		fresh := u != nil && u.Was == first.PID && (first.LastUpgrade == nil || !u.At.Equal(first.LastUpgrade.At))
+		switch {
+		case s.PID != first.PID && fresh && u.Move != nil:
+			return u.Move, nil
+		case s.PID != first.PID:
+			return nil, &exit{exitFailed, fmt.Errorf("upgrade: process %d serves now and was not told all: process %d ended while it handed over; see the log", s.PID, first.PID)}
+		case fresh:
+			return u.Move, aborted(u.Why, u.Move)
+		}
+		return nil, &exit{exitRefused, fmt.Errorf("upgrade: process %d goes on, and knows of no upgrade; see the log", s.PID)}
+	}
+	if heard != nil {
+		return nil, heard
+	}
+	return nil, &exit{exitFailed, fmt.Errorf("upgrade: it is under way for more than %s; see: holdfast status", short(outcomeMax))}
 }
 
 // unknownForm tells whether a question was not understood at all, so that nothing was
