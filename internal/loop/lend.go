@@ -9,10 +9,11 @@ import "github.com/holdfast-lb/holdfast/internal/sock"
 // duplicate be closed, too.
 
 // Lend lists the descriptors of all legs, with a flow or idle, and begins that each
-// close has its full effect at once, whoever has duplicates. do runs on the loop's thread;
-// nil: nobody asks. To be called between turns.
+// close has its full effect at once, whoever has duplicates. do is called at once; nil:
+// the sockets came from somebody who still has descriptors, so nobody asks what was
+// Dropped. To be called between turns.
 func (l *Loop) Lend(do func(fds []sock.FD)) {
-	l.lent = true
+	l.lent, l.tells = true, do != nil
 	if do == nil {
 		return
 	}
@@ -29,7 +30,7 @@ func (l *Loop) Lend(do func(fds []sock.FD)) {
 }
 
 // EndLending ends it: no other process has a duplicate.
-func (l *Loop) EndLending() { l.lent, l.dropped = false, nil }
+func (l *Loop) EndLending() { l.lent, l.tells, l.dropped = false, false, nil }
 
 // Dropped are the cookies of the sockets that were closed since Lend, or since it was
 // asked last; the caller's. Among them are those of sockets that have come since.
@@ -63,6 +64,9 @@ func (l *Loop) closeReset(fd sock.FD) {
 // descriptor, and notes that it ends.
 func (l *Loop) drop(fd sock.FD) {
 	_ = l.k.Unwatch(fd) // it may not be watched yet
+	if !l.tells {
+		return
+	}
 	if c, err := l.k.Cookie(fd); err == nil {
 		l.dropped = append(l.dropped, c)
 	}

@@ -136,6 +136,7 @@ type Loop struct {
 	idle    idle
 	absent  leg
 	lent    bool     // see Lend
+	tells   bool     // somebody asks for dropped
 	dropped []uint64 // cookies of what was closed meanwhile
 	wants   flow.Wants
 	spec    sock.DialSpec

@@ -412,7 +412,7 @@ func (g *giver) Lose(lot *move.Lot) {
 	g.note(of)
 	g.r.paused(nil, len(of.parked))
 	for _, fd := range lot.FDs {
-		fd.CloseReset()
+		fd.CloseResetLent() // the successor may not have ended yet
 	}
 	g.n.forget(of.parked, true)
 }

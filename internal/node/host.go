@@ -814,7 +814,10 @@ func (t *hostTaker) offer(m move.Message) error {
 	if t.offers++; len(t.held) == 0 || t.offers > 1 {
 		return errors.New("node: an offer that was not prepared")
 	}
-	batch, err := t.n.examine(m.Body, 0)
+	batch, err := t.n.decode(m.Body)
+	for i := 0; err == nil && i < len(batch.Flows); i++ {
+		_, err = flow.Thaw(0, batch.Flows[i], t.n.registry)
+	}
 	if err == nil {
 		err = t.restore(batch)
 	}
@@ -937,7 +940,11 @@ func (t *hostTaker) commit() error {
 			t.shared[z.Endpoint.Name]-- // take imports it
 		}
 	}
-	a := t.n.take(batch, fds, nil)
+	octets, e := batch.Encode() // the sockets are in it no more
+	if e != nil {               // it was decoded a moment ago
+		panic(e)
+	}
+	a := t.n.take(batch, &loop.Parcel{Octets: octets, FDs: fds})
 	t.n.totals.arrive(len(batch.Flows) - a.Lost)
 	t.letIn()
 	return errors.Join(err, move.SendJSON(t.c, move.Adopted, a))

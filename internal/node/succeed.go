@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -108,6 +109,8 @@ func (t *taker) Begin(h *move.Heritage, fds []sock.FD) (r move.Readiness, err er
 	}
 	t.n = n
 	n.heir.Store(true)
+	// The predecessor closes its descriptors of a socket after this process serves it.
+	n.askAll(func(l *loop.Loop) { l.Lend(nil) })
 	// Until all flows are here waiting ones come in any order, and what is limited is
 	// the predecessor's to grant.
 	n.shared.Ledger.PlacesAfter(h.LastPlace + successorGap)
@@ -139,8 +142,9 @@ func (t *taker) Cookie(fd sock.FD) (uint64, error) { return sock.Cookie(fd) }
 // Close ends a duplicate.
 func (t *taker) Close(fd sock.FD) { fd.Close() }
 
-// Reset ends a socket that has no owner any more.
-func (t *taker) Reset(fd sock.FD) { fd.CloseReset() }
+// Reset ends a socket that has no owner any more, though the predecessor's end may
+// not have closed its own descriptor yet.
+func (t *taker) Reset(fd sock.FD) { fd.CloseResetLent() }
 
 // Examine reads a lot.
 func (t *taker) Examine(octets []byte, fds []sock.FD) (any, error) {
@@ -149,15 +153,19 @@ func (t *taker) Examine(octets []byte, fds []sock.FD) (any, error) {
 
 // Adopt serves a lot.
 func (t *taker) Adopt(lot any, fds []sock.FD, since []int64) move.Adoption {
-	batch := lot.(*frozen.Batch)
-	for _, z := range batch.Flows {
+	thawed := lot.(*loop.Thawed)
+	for _, z := range thawed.Batch.Flows {
 		if t.accepting {
 			break
 		}
 		t.canary[z.Id] = true
 	}
-	t.flows += len(batch.Flows)
-	return t.n.take(batch, fds, since)
+	t.flows += len(thawed.Batch.Flows)
+	p := &loop.Parcel{Thawed: thawed, FDs: fds, Since: make([]flow.Instant, len(since))}
+	for i, at := range since {
+		p.Since[i] = flow.Instant(at)
+	}
+	return t.n.take(thawed.Batch, p)
 }
 
 // AdoptIdle puts idle backend legs into the pools of all loops, in turn. They are no
@@ -241,6 +249,7 @@ func (t *taker) Finish(estate []byte) {
 	}
 	// Flows that it keeps because we refused them count no longer.
 	n.alone()
+	n.askAll((*loop.Loop).EndLending)
 	n.keepJournal()
 	t.settle()
 	n.log.Info("took over", "flows", n.flows(), "generation", n.Generation())
@@ -255,6 +264,7 @@ func (t *taker) Orphaned(accepting bool, why error) {
 	}
 	n.totals.inherit(&Totals{Accepted: uint64(t.flows)}) // so that the counts balance
 	n.alone()
+	n.askAll((*loop.Loop).EndLending)
 	n.removeOtherRules()
 	t.settle()
 	n.log.Warn("the predecessor died while it handed over; this process goes on with what it had got", "flows", n.flows(), "error", why)
@@ -268,37 +278,48 @@ func (t *taker) Remains(r *move.Remains) {
 	t.n.upgrades.drains(ResidueStatus{PID: r.PID, Release: t.h.Release, Flows: r.Flows, Reasons: r.Reasons, Until: r.Until})
 }
 
-// examine decodes an offer and sees that each flow of it could be thawed here.
-func (n *Node) examine(octets []byte, fds int) (*frozen.Batch, error) {
+// examine decodes an offer and thaws it.
+func (n *Node) examine(octets []byte, fds int) (*loop.Thawed, error) {
+	batch, err := n.decode(octets)
+	if err != nil {
+		return nil, err
+	}
+	thawed, no := loop.Thaw(flow.Instant(sock.Monotonic()), batch, fds, n.registry)
+	if no == nil {
+		return thawed, nil
+	}
+	var some move.Unheld
+	for i, z := range batch.Flows {
+		if err := no[i]; err != nil {
+			r := move.Refusal{Flow: z.Id, What: "flow", Why: err.Error()}
+			var because *frozen.Refused
+			if errors.As(err, &because) {
+				r.What, r.Why, r.Retry = because.What, because.Why, because.Retry
+			}
+			some = append(some, r)
+		}
+	}
+	return nil, some
+}
+
+// decode reads a batch and the objects that come with it.
+func (n *Node) decode(octets []byte) (*frozen.Batch, error) {
 	batch, err := frozen.Decode(octets)
 	if err != nil {
 		return nil, err
 	}
-	if err := n.registry.receive(time.Now(), batch.Objects); err != nil {
-		return nil, err
-	}
-	for _, z := range batch.Flows {
-		if _, err := flow.Thaw(0, z, n.registry); err != nil {
-			return nil, err
-		}
-		for _, g := range append([]*frozen.Leg{z.Client}, z.Legs...) {
-			if int(g.Fd) > fds {
-				return nil, &frozen.Refused{What: "leg", Why: fmt.Sprintf("descriptor %d of %d", g.Fd, fds)}
-			}
-		}
-	}
-	return batch, nil
+	return batch, n.registry.receive(time.Now(), batch.Objects)
 }
 
 // take makes flows ours: the ledger learns what they hold, and a loop adopts
 // them. It returns when they are served.
-func (n *Node) take(batch *frozen.Batch, fds []sock.FD, since []int64) move.Adoption {
+func (n *Node) take(batch *frozen.Batch, p *loop.Parcel) move.Adoption {
 	for _, z := range batch.Flows {
 		if z.Endpoint != nil {
 			n.account(z.Endpoint.Name).Import(1)
 		}
 		listener, node := n.shared.Ledger.Listener(z.Listener.Name), &n.shared.Ledger.Node
-		if since != nil { // from a predecessor, which had counted them
+		if p.Since != nil { // from a predecessor, which had counted them
 			listener.Import()
 			node.Import()
 		} else {
@@ -313,15 +334,6 @@ func (n *Node) take(batch *frozen.Batch, fds []sock.FD, since []int64) move.Adop
 			to = l
 		}
 	}
-	p := &loop.Parcel{FDs: fds}
-	for _, t := range since {
-		p.Since = append(p.Since, flow.Instant(t))
-	}
-	octets, err := batch.Encode()
-	if err != nil { // it was decoded a moment ago
-		panic(err)
-	}
-	p.Octets = octets
 	done := make(chan move.Adoption, 1)
 	p.Adopted = func(pauses []int64, lost int) { done <- move.Adoption{Pauses: pauses, Lost: lost} }
 	to.Deliver(p)
