@@ -87,11 +87,7 @@ func (r *running) upgraded() {
 	if _, err := fmt.Sscanf(out[strings.Index(out, "done: "):], "done: process %d -> %d", &from, &to); err != nil {
 		r.t.Fatalf("%v: %s", err, out)
 	}
-	p, err := os.FindProcess(to)
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	r.t.Cleanup(func() { _ = p.Kill() })
+	r.successor(to)
 }
 
 func TestExampleDualStack(t *testing.T) {
