@@ -6,7 +6,7 @@ SHELL := bash
 
 BENCH ?= tcp-echo
 LAB ?= four-distances
-LABS ?= four-distances seed-000 vanished-peers corpora vtc hostile rolling ledger misbehave durable soak reload systemd main-job
+LABS ?= four-distances seed-000 vanished-peers corpora vtc hostile rolling ledger misbehave durable soak reload upgrade systemd main-job
 FUZZTIME ?= 10s
 SEEDS ?= 200
 RELEASE ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
@@ -187,7 +187,7 @@ labs: ## LABS="...": every lab in turn
 # A name before a colon is another lab than the first one.
 SABOTAGES = drop-octet rst-one blind-relay kill \
 	corpora:blind-relay corpora:drop-octet corpora:kill vtc:blind-relay vtc:kill rolling:kill ledger:drop-octet misbehave:drop-octet \
-	reload:skip-apply reload:kill durable:forget
+	reload:skip-apply reload:kill durable:forget upgrade:drop-octet upgrade:rst-one upgrade:kill upgrade:old-stays
 sabotage: ## each sabotage of the lab is noticed
 	@bad=0; out=$$(mktemp); trap 'rm -f "$$out"' EXIT
 	for s in $(SABOTAGES); do
