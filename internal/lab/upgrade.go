@@ -57,6 +57,8 @@ type upgradeLab struct {
 	peers              []*peerReload
 	appetites          [2]appetite // before and after the hundred
 	collected          collections
+	both               weight // of both processes in an upgrade of the second scene, at most
+	alone              int    // octets of one of them, anonymous and resident
 	nofile             int
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -170,10 +171,16 @@ func (u *upgradeLab) crowded() error {
 			return fmt.Errorf("lab: upgrade %d: %w", i+1, err)
 		}
 	}
+	if u.both, err = u.weighed(side.node); err != nil {
+		return err
+	}
+	u.v.Say("while both processes are there, with %d flows: %.1f MB at most, shared pages counted twice", x.flows, megabytes(u.both.rss))
+	u.v.Must(u.both.processes == 2, "processes during an upgrade, at most", fmt.Sprint(u.both.processes), "2")
 	a, err := appetiteOf(side.node.pid)
 	if err != nil {
 		return err
 	}
+	u.alone = a.rssBytes
 	u.v.Say("process %d with %d flows after %d upgrades: %v", side.node.pid, x.flows, u.manyUpgrades, a)
 	side.node.judgePromises(u.ctx, u.v)
 	var rep ReloadReport
@@ -244,6 +251,33 @@ func (u *upgradeLab) crowdedOnce(m *manyRun, n *shopNode, x *upgradeScene) error
 	u.phase("   %3d: %5d flows (%d with octets) in %.0f ms, pause p50/p99/max %.0f/%.0f/%.0f us, refused %d, lost %d, phases %v; echo %v; %d dials", x.n, rep.Flows, rep.WithOctets, rep.Millis,
 		rep.Pause.P50, rep.Pause.P99, rep.Pause.Max, rep.Refused, rep.Lost, rep.Phases, e.Worst, x.dials[len(x.dials)-1])
 	return nil
+}
+
+// weighEvery is how often the processes are weighed in one upgrade, which is not
+// measured otherwise.
+const weighEvery = 10 * time.Millisecond
+
+// weighed makes one more upgrade and gives the most that both processes had.
+func (u *upgradeLab) weighed(n *shopNode) (most weight, err error) {
+	stop, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			pids := slices.DeleteFunc(running(n.binary), isVerb)
+			most.processes, most.rss = max(most.processes, len(pids)), max(most.rss, resident(pids))
+			select {
+			case <-stop:
+				return
+			case <-time.After(weighEvery):
+			}
+		}
+	}()
+	was := n.pid
+	_, err = n.upgrade(u.ctx)
+	eventually(leavePatience, func() bool { return !Alive(was) })
+	close(stop)
+	<-done
+	return most, err
 }
 
 // tracedHoldfast is the product with the collector's trace.

@@ -37,6 +37,9 @@ processors clients, servers and both processes share.
 	was, is := u.appetites[0], u.appetites[1]
 	fmt.Fprintf(&s, "\nBefore the first of the %d upgrades the process had %.1f MB (anonymous, resident) and %d descriptors; the one after the last %.1f MB and %d.\n", u.upgrades,
 		megabytes(was.rssBytes), was.fds, megabytes(is.rssBytes), is.fds)
+	if n := len(u.scenes); n > 1 {
+		fmt.Fprintf(&s, "With %d flows one process has %.1f MB; in an upgrade both together have at most %.1f MB, shared pages and the binary counted twice.\n", u.scenes[n-1].flows, megabytes(u.alone), megabytes(u.both.rss))
+	}
 	c := &u.collected
 	fmt.Fprintf(&s, "The collector of Go ran %d times in all of these processes; everything stood for %s (p50 / p99 / max ms) each time, as its own trace says.\n", c.stops.N, triple(&c.stops))
 	u.writeParts(&s, row)
