@@ -259,12 +259,16 @@ func (l *Loop) Turn(wait bool) bool {
 	again := l.again
 	l.again, l.spare = l.spare[:0], again
 	for l.next < l.n {
-		l.handle()
+		if l.handle(); l.mail.urgent.Load() {
+			l.readMail()
+		}
 	}
 	for _, i := range again {
 		if s := l.at(i); s.live && s.again {
 			s.again = false
-			l.guard(i)
+			if l.guard(i); l.mail.urgent.Load() {
+				l.readMail()
+			}
 		}
 	}
 	l.spare = again[:0]
@@ -341,11 +345,12 @@ func (l *Loop) even() {
 	l.evenAt = l.now.Add(evenEvery / 64)
 }
 
-// handle works events off. It is one of the two places where a panic ends: it
+// handle works events off, until there are no more or a letter is urgent: between
+// two of them every flow is at rest. It is one of the two places where a panic ends: it
 // costs the flow it came from, which is reset, counted and logged.
 func (l *Loop) handle() {
 	defer l.survive()
-	for l.next < l.n {
+	for urgent := false; l.next < l.n && !urgent; urgent = l.mail.urgent.Load() {
 		ev := &l.events[l.next]
 		l.next++
 		data := ev.Data()

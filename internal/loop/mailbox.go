@@ -30,14 +30,20 @@ type mailbox struct {
 	in   []letter
 	out  []letter // being read by the loop
 	full atomic.Bool
+	// urgent: flows stand still for a letter, so it waits for the flow of the moment
+	// and not for the turn, which may have hundreds of others to deal with.
+	urgent atomic.Bool
 }
 
 func (m *mailbox) put(x letter) (first bool) {
 	m.mu.Lock()
 	m.in = append(m.in, x)
 	first = len(m.in) == 1
-	m.mu.Unlock()
 	m.full.Store(true)
+	if x.kind == parcelLetter {
+		m.urgent.Store(true)
+	}
+	m.mu.Unlock()
 	return first
 }
 
@@ -48,6 +54,7 @@ func (m *mailbox) take() []letter {
 	}
 	m.mu.Lock()
 	m.full.Store(false)
+	m.urgent.Store(false)
 	clear(m.out)
 	m.out, m.in = m.in, m.out[:0]
 	m.mu.Unlock()
