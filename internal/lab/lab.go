@@ -121,6 +121,7 @@ func parse(args []string) (Options, string, error) {
 	f.StringVar(&o.VTC, "vtc", "", "`directory` of further *.vtc for the lab vtc")
 	f.IntVar(&o.Applies, "applies", 0, "the lab reload: only so `many` changes, one after another, and what they leave behind")
 	f.StringVar(&o.Previous, "previous", "", "`path` of the release before this one, for the lab previous; empty: build what internal/frozen/testdata/releases.txt says")
+	f.StringVar(&o.Systemd, "systemd", "", "`directory` with another systemd for the lab systemd, as its packages unpack")
 	f.StringVar(&o.Out, "out", "", "`directory` for the table of the lab reload, such as docs/benchmarks")
 	f.BoolVar(&o.FiguresOnly, "figures-only", false, "a missed goal of speed is no failure")
 	if err := f.Parse(args); err != nil {
@@ -131,6 +132,12 @@ func parse(args []string) (Options, string, error) {
 	}
 	if o.Sabotage != "" && !slices.Contains(Sabotages, o.Sabotage) {
 		return o, name, fmt.Errorf("sabotage %q: one of %s", o.Sabotage, strings.Join(Sabotages, ", "))
+	}
+	if o.Systemd != "" {
+		var err error
+		if o.Systemd, err = filepath.Abs(o.Systemd); err != nil {
+			return o, name, err
+		}
 	}
 	if distances != "" {
 		o.Distances = strings.Split(distances, ",")

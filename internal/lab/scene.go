@@ -24,6 +24,7 @@ type Options struct {
 	VTC         string // a directory of further cases for the lab vtc; "": none
 	Applies     int    // of the lab reload: only so many changes, one after another; 0: all that it does
 	Out         string // a directory for the tables of the lab reload; "": none
+	Systemd     string // a directory with another one than the machine's; "": that
 	Previous    string // binary of the release before this one; "": build it
 
 	dir   string    // of this run

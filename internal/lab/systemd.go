@@ -88,6 +88,7 @@ type unitSide struct {
 	at       *Host
 	services []Service
 	binary   string
+	other    string         // directory of another systemd than the machine's
 	plain    netip.AddrPort // where the plain server is
 	systemd  *systemdHost
 	node     *shopNode
@@ -121,7 +122,7 @@ func (b *unitSide) Start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if b.systemd, err = bootSystemd(ctx, b.at, packaging, b.binary); err != nil {
+	if b.systemd, err = bootSystemd(ctx, b.at, packaging, b.binary, b.other); err != nil {
 		return err
 	}
 	files := map[string][]byte{"/etc/holdfast/holdfast.yaml": []byte(b.config())}
@@ -277,7 +278,7 @@ func (u *unitLab) start() error {
 	if u.plain, err = servePlain(server, netip.AddrPortFrom(server.V4, 9090)); err != nil {
 		return err
 	}
-	u.side = &unitSide{at: n1, services: u.services, binary: u.Binary, plain: u.plain.at}
+	u.side = &unitSide{at: n1, services: u.services, binary: u.Binary, other: u.Systemd, plain: u.plain.at}
 	u.phase("systemd as process 1, and the unit")
 	if err := u.castAs(u.side); err != nil {
 		return err

@@ -34,14 +34,8 @@ type visits struct {
 
 	mu     sync.Mutex // guards what follows
 	all    int
-	broken []visit
+	broken []error
 	worst  time.Duration
-}
-
-// visit is one that was not answered as it should.
-type visit struct {
-	began time.Time
-	err   error
 }
 
 // visiting begins them.
@@ -74,7 +68,7 @@ func (a *visits) one(i int) {
 	defer a.mu.Unlock()
 	a.all++
 	if err != nil {
-		a.broken = append(a.broken, visit{began, err})
+		a.broken = append(a.broken, err)
 	} else {
 		a.worst = max(a.worst, took)
 	}
@@ -86,17 +80,22 @@ func (a *visits) end() {
 	a.done.Wait()
 }
 
-// since is how many of those that began after a moment were not answered, and how.
-func (a *visits) since(t time.Time) (n int, how string) {
-	for _, x := range a.broken {
-		if x.began.After(t) {
-			if n++; n <= 3 {
-				how += "; " + errorText(x.err)
-			}
+// failed counts those that ended with the process that had accepted them, which it
+// cannot help when it is killed, and all others that were not answered; of these it
+// gives a few.
+func (a *visits) failed() (lost, others int, how string) {
+	for _, err := range a.broken {
+		if errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) || errors.Is(err, errNoAnswer) {
+			lost++
+		} else if others++; others <= 3 {
+			how += "; " + errorText(err)
 		}
 	}
-	return n, how
+	return lost, others, how
 }
+
+// errNoAnswer: the connection ended before an octet of the answer came.
+var errNoAnswer = errors.New("lab: no answer")
 
 // visitOnce opens a connection, and wants its path back.
 func visitOnce(from *Host, to netip.AddrPort, path string) error {
@@ -118,6 +117,9 @@ func visitOnce(from *Host, to netip.AddrPort, path string) error {
 	if err != nil {
 		return err
 	}
+	if len(answer) == 0 {
+		return errNoAnswer
+	}
 	if text := string(answer); !strings.HasPrefix(text, "HTTP/1.1 200 ") || !strings.HasSuffix(text, "\r\n\r\n"+path) {
 		return fmt.Errorf("lab: answer %q to %s", text[:min(len(text), 80)], path)
 	}
@@ -130,8 +132,11 @@ func (u *unitLab) lifeOfUnit() error {
 		what string
 		do   func() error
 	}{
-		{"kill -9 while connections come", u.killed},
 		{"a reload to a file that does not run", u.brokenFile},
+		{"SIGUSR2 by systemctl kill", u.signalled},
+		{"the new process dies while its first flows are watched", func() error { return u.diesInUpgrade(false) }},
+		{"the main process dies then", func() error { return u.diesInUpgrade(true) }},
+		{"kill -9 while connections come", u.killed},
 		{"a listener is removed", u.removed},
 		{"stop, with a request under way", u.stopped},
 		{"started by who comes: the socket unit", u.activated},
@@ -170,8 +175,11 @@ func (u *unitLab) killed() error {
 	if u.Short {
 		restarts = 2
 	}
+	made, err := strconv.Atoi(b.systemd.shows(u.ctx, unitName, "NRestarts"))
+	if err != nil {
+		return err
+	}
 	a := visiting(u.world.Host("client"), plainVIP)
-	lost, late, how := 0, 0, ""
 	var gaps Histogram
 	for i := range restarts {
 		time.Sleep(300 * time.Millisecond)
@@ -180,7 +188,7 @@ func (u *unitLab) killed() error {
 			return err
 		}
 		if !eventually(bootPatience, func() bool {
-			return b.systemd.shows(u.ctx, unitName, "NRestarts") == strconv.Itoa(i+1) && b.systemd.shows(u.ctx, unitName, "ActiveState") == "active"
+			return b.systemd.shows(u.ctx, unitName, "NRestarts") == strconv.Itoa(made+i+1) && b.systemd.shows(u.ctx, unitName, "ActiveState") == "active"
 		}) {
 			return fmt.Errorf("no restart: %s\n%s", b.unitStatus(u.ctx), b.Logs())
 		}
@@ -191,15 +199,7 @@ func (u *unitLab) killed() error {
 	}
 	time.Sleep(300 * time.Millisecond)
 	a.end()
-	// A request whose connection the process had accepted is gone with it: at most
-	// what came in the last moments before each kill.
-	for _, x := range a.broken {
-		if errors.Is(x.err, syscall.ECONNRESET) || errors.Is(x.err, io.EOF) || strings.Contains(x.err.Error(), `answer ""`) {
-			lost++
-		} else if late++; late <= 3 {
-			how += "; " + errorText(x.err)
-		}
-	}
+	lost, late, how := a.failed()
 	after, err := b.node.status(u.ctx)
 	if err != nil {
 		return err
@@ -237,6 +237,132 @@ func (u *unitLab) brokenFile() error {
 		return err
 	}
 	return b.put("/usr/local/bin/holdfast", product, 0o755)
+}
+
+// signalled has the main process upgrade itself: it tells systemd of a reload, and the
+// successor ends that as the main process.
+func (u *unitLab) signalled() error {
+	b := u.side
+	a, was := visiting(u.world.Host("client"), plainVIP), b.main
+	time.Sleep(50 * time.Millisecond)
+	if _, err := b.systemd.control(u.ctx, "kill", "--signal=USR2", "--kill-who=main", unitName); err != nil {
+		return err
+	}
+	changed := eventually(signalPatience, func() bool {
+		return b.look(u.ctx) == nil && b.main != was && b.systemd.shows(u.ctx, unitName, "SubState") == "running"
+	})
+	time.Sleep(50 * time.Millisecond)
+	a.end()
+	u.v.Must(changed && !Alive(was), "a new main process after SIGUSR2, and no old one", fmt.Sprint(changed, !Alive(was)), "true true")
+	u.v.Must(len(a.broken) == 0, "connections that came around it", fmt.Sprintf("%d of %d failed: %v", len(a.broken), a.all, a.broken), "none failed")
+	return nil
+}
+
+// canaryPhase is said by an upgrade while its first flows are watched.
+const canaryPhase = "canary"
+
+// diesInUpgrade kills one of the two processes of an upgrade while the first flows are
+// with the new one. If that one dies the old one goes on and the unit knows of nothing;
+// if the old one dies the new one goes on with what it has, or the unit is started
+// again. In both cases nobody who comes is refused.
+func (u *unitLab) diesInUpgrade(main bool) error {
+	b, client := u.side, u.world.Host("client")
+	var held []net.Conn
+	for range 12 { // or there is nothing to watch
+		c, err := dialFrom(client, plainVIP)
+		if err != nil {
+			return err
+		}
+		held = append(held, c)
+		if _, err := fmt.Fprint(c, "GET /held HTTP/1.1\r\nHost: lab\r\n\r\n"); err != nil {
+			return err
+		}
+		if _, err := c.Read(make([]byte, 4096)); err != nil {
+			return err
+		}
+	}
+	defer func() {
+		for _, c := range held {
+			_ = c.Close()
+		}
+	}()
+	restarts := b.systemd.shows(u.ctx, unitName, "NRestarts")
+	was := b.main
+	a := visiting(client, plainVIP)
+	asked := make(chan error, 1)
+	go func() { asked <- u.verb("upgrade", "--canary", "1s") }() // ends with one of the processes
+	var s struct {
+		Upgrading struct {
+			Phase string `json:"phase"`
+			PID   int    `json:"pid"`
+		} `json:"upgrading"`
+	}
+	if !eventually(signalPatience, func() bool {
+		err := b.node.call(u.ctx, "Status", struct{}{}, &s)
+		return err == nil && s.Upgrading.Phase == canaryPhase
+	}) {
+		a.end()
+		return fmt.Errorf("the upgrade does not come to its canary: %+v", s)
+	}
+	victim := was
+	if !main {
+		for _, pid := range b.processes() {
+			if pid != was {
+				victim = pid
+			}
+		}
+	}
+	if victim == was && !main {
+		a.end()
+		return errors.New("the new process is not in the unit")
+	}
+	if err := unix.Kill(victim, unix.SIGKILL); err != nil {
+		return err
+	}
+	failure := <-asked
+	up := eventually(bootPatience, func() bool {
+		return b.systemd.shows(u.ctx, unitName, "ActiveState") == "active" && b.look(u.ctx) == nil && main == (b.main != was) && len(b.processes()) == 1
+	})
+	time.Sleep(100 * time.Millisecond)
+	a.end()
+	what := "the new process died in an upgrade"
+	if main {
+		what = "the main process died in an upgrade"
+	}
+	lost, late, how := a.failed()
+	u.v.Say("%s: %d connections came, the longest took %s, %d went with it; the verb said: %v", what, a.all, ms(a.worst), lost, failure)
+	u.v.Must(failure != nil, what+": the verb", fmt.Sprint(failure), "an error")
+	u.v.Must(up, what+": one process, which systemd takes for the main one", fmt.Sprint(up), "true")
+	u.v.Must(late == 0, what+": connections refused, or not answered", fmt.Sprint(late)+how, "0")
+	// Those that had been accepted go with the main process; of the new one only the
+	// canary's, of which the held ones are most.
+	u.v.Must(lost <= 8, what+": requests that went with it", fmt.Sprint(lost), "at most 8")
+	if !main {
+		b.want(u.ctx, what, "NRestarts", restarts)
+		alive := 0
+		for _, c := range held {
+			if _, err := fmt.Fprint(c, "GET /held HTTP/1.1\r\nHost: lab\r\n\r\n"); err != nil {
+				continue
+			}
+			_ = c.SetReadDeadline(time.Now().Add(visitPatience))
+			if n, err := c.Read(make([]byte, 4096)); err == nil && n > 0 {
+				alive++
+			}
+		}
+		u.v.Must(alive >= len(held)-8, what+": held connections that go on", fmt.Sprint(alive), fmt.Sprintf("at least %d: all but the watched ones", len(held)-8))
+	}
+	return nil
+}
+
+// processes are those of the unit, as they are numbered here.
+func (b *unitSide) processes() (pids []int) {
+	text, _ := os.ReadFile(filepath.Join(b.systemd.path("/sys/fs/cgroup/system.slice"), unitName, "cgroup.procs"))
+	for f := range strings.FieldsSeq(string(text)) {
+		if pid, err := strconv.Atoi(f); err == nil && pid > 0 {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
 }
 
 // oldSystemd tells whether reload is a command, whose exit status it tells.
@@ -343,8 +469,7 @@ func (u *unitLab) activated() error {
 	if err := b.look(u.ctx); err != nil {
 		return err
 	}
-	n, how := a.since(time.Time{})
-	u.v.Must(n == 0 && b.main != was, "connections to a socket unit around a reload", fmt.Sprintf("%d of %d failed%s", n, a.all, how), "none failed")
+	u.v.Must(len(a.broken) == 0 && b.main != was, "connections to a socket unit around a reload", fmt.Sprintf("%d of %d failed: %v", len(a.broken), a.all, a.broken), "none failed")
 	_, err = b.systemd.control(context.WithoutCancel(u.ctx), "stop", "holdfast.socket", unitName)
 	return err
 }

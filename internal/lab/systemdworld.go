@@ -144,8 +144,9 @@ type systemdHost struct {
 	release string
 }
 
-// bootSystemd starts it in the network of a host.
-func bootSystemd(ctx context.Context, at *Host, packaging, binary string) (*systemdHost, error) {
+// bootSystemd starts it in the network of a host. other is a directory with another
+// release than the machine's, as its packages unpack; "": there is none.
+func bootSystemd(ctx context.Context, at *Host, packaging, binary, other string) (*systemdHost, error) {
 	group, err := os.Open(os.Getenv(cgroupEnv))
 	if err != nil {
 		return nil, fmt.Errorf("lab: systemd: its cgroup: %w", err)
@@ -157,7 +158,7 @@ func bootSystemd(ctx context.Context, at *Host, packaging, binary string) (*syst
 		UseCgroupFD: true, CgroupFD: int(group.Fd()),
 	}
 	env := []string{stageEnv + "=" + stageSystemd}
-	if s.process, err = at.startAs("systemd", attr, env, "/proc/self/exe", packaging, binary); err != nil {
+	if s.process, err = at.startAs("systemd", attr, env, "/proc/self/exe", packaging, binary, other); err != nil {
 		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, bootPatience)
@@ -248,11 +249,11 @@ var etcFiles = []string{"passwd", "group", "shadow", "gshadow", "ld.so.cache", "
 // systemdMain makes the world and becomes systemd. It does not return unless that
 // fails.
 func systemdMain(args []string) error {
-	if len(args) != 2 {
+	if len(args) != 3 {
 		return fmt.Errorf("lab: systemd: %d arguments", len(args))
 	}
 	runtime.LockOSThread() // the namespace of cgroups is the thread's until exec
-	if err := makeSystemdWorld(args[0], args[1]); err != nil {
+	if err := makeSystemdWorld(args[0], args[1], args[2]); err != nil {
 		return err
 	}
 	program := systemdProgram()
@@ -262,7 +263,7 @@ func systemdMain(args []string) error {
 }
 
 // makeSystemdWorld hides all that systemd could change, before it is there.
-func makeSystemdWorld(packaging, binary string) error {
+func makeSystemdWorld(packaging, binary, other string) error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("lab: private mounts: %w", err)
 	}
@@ -289,6 +290,9 @@ func makeSystemdWorld(packaging, binary string) error {
 		units[name], err = os.ReadFile(path)
 		return err
 	}); err != nil {
+		return err
+	}
+	if err := mountOther(other); err != nil {
 		return err
 	}
 	if err := mountSystemdWorld(); err != nil {
@@ -346,6 +350,33 @@ func makeSystemdWorld(packaging, binary string) error {
 	// What it says before it has a log, if it does not come up.
 	_, _ = io.WriteString(os.Stderr, "the world is made\n")
 	return unix.Chdir("/")
+}
+
+// mountOther lays the programs and libraries of another release over the machine's.
+func mountOther(other string) error {
+	if other == "" {
+		return nil
+	}
+	for at, from := range map[string][]string{"/usr/bin": {"bin", "usr/bin"}, "/usr/lib": {"lib", "usr/lib"}} {
+		var all []string
+		for _, d := range from {
+			if dir := filepath.Join(other, d); isDir(dir) {
+				all = append(all, dir)
+			}
+		}
+		if len(all) == 0 {
+			continue
+		}
+		if err := unix.Mount("overlay", at, "overlay", unix.MS_RDONLY, "lowerdir="+strings.Join(append(all, at), ":")); err != nil {
+			return fmt.Errorf("lab: %s over %s: %w", other, at, err)
+		}
+	}
+	return nil
+}
+
+func isDir(name string) bool {
+	s, err := os.Lstat(name)
+	return err == nil && s.IsDir()
 }
 
 // mountSystemdWorld puts memory over every place where something is written, and over
