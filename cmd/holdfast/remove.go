@@ -325,7 +325,7 @@ type addedLine struct {
 func (c *client) added(f *changeFlags, r *node.ChangeReport, full string, serves *node.EndpointState, began time.Time) error {
 	took := time.Since(began)
 	if c.json {
-		if err := printJSON(addedLine{full, r.Generation, serves != nil, r.Loops, r.EffectiveMillis, r.Durable, float64(took.Microseconds()) / 1000}); err != nil || f.canary == 0 {
+		if err := printJSON(addedLine{full, r.Generation, serves != nil, r.Loops, r.EffectiveMillis, r.Durable, millis(took)}); err != nil || f.canary == 0 {
 			return err
 		}
 		return c.awaitCanary(r.Generation)

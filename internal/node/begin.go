@@ -24,7 +24,9 @@ func (s *stateSide) begin(o *Options) (*became, error) {
 	if len(o.Heritage) > 0 {
 		b, err := s.inherit(o.Heritage)
 		if err == nil {
-			s.unwritten = "the predecessor has the journal still"
+			if s.dir != "" {
+				s.unwritten = "the predecessor has the journal still"
+			}
 			return b, nil
 		}
 		// Another release: what the file says with all edits in it is known, too.

@@ -50,7 +50,7 @@ func (n *Node) Busy(d time.Duration, parses, checksPerSecond int) (*BusyReport, 
 		r.Parses++
 	}
 	r.Checks, r.Failed = checks, <-failed
-	r.Millis = float64(time.Since(began).Microseconds()) / 1000
+	r.Millis = millis(time.Since(began))
 	return r, nil
 }
 

@@ -433,7 +433,7 @@ func (j *judge) state(e *config.Endpoint, v health.View) EndpointState {
 		SinceSeconds: v.Since.Seconds(), EjectedSeconds: v.Ejected.Seconds(), ReadySeconds: v.Ready.Seconds(),
 		Weight: v.Weight, EffectiveWeight: float64(v.Weight) * float64(v.Standing.Permille) / 1000,
 		InFlight: inFlight(x), ConnectionsMax: j.of.ConnectionsPerEndpoint,
-		CheckMillis: float64(v.Took.Microseconds()) / 1000, LatencyMillis: latencyOf(x).Seconds() * 1000,
+		CheckMillis: millis(v.Took), LatencyMillis: latencyOf(x).Seconds() * 1000,
 		Tries: attempts, Failures: failures, Errors: x.Errors(),
 	}
 	if e.ConnectionsMax > 0 {

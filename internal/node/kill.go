@@ -76,7 +76,7 @@ func (n *Node) kill(ctx context.Context, q KillRequest) (*KillReport, error) {
 			r.Left++
 		}
 	})
-	r.Millis = float64(time.Since(began).Microseconds()) / 1000
+	r.Millis = millis(time.Since(began))
 	n.log.Info("flows ended by order", "flows", r.Killed, "left", r.Left, "then", way, "by", q.Name, "took", time.Since(began))
 	n.tell("kill", "", q.Author, map[string]string{"killed": strconv.Itoa(r.Killed), "left": strconv.Itoa(r.Left), "then": way},
 		"%d flows ended by %s, %d left that match", r.Killed, way, r.Left)

@@ -115,7 +115,7 @@ func (r *Report) paused(pauses []int64, lost int) {
 func (r *Report) done(began time.Time) *Report {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.Millis = float64(time.Since(began).Microseconds()) / 1000
+	r.Millis = millis(time.Since(began))
 	r.Pause = pauseOf(r.pauses)
 	return r
 }

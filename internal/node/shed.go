@@ -93,7 +93,7 @@ func (n *Node) shed(q ShedRequest) (*ShedReport, error) {
 	for _, l := range n.shared.Loops { // each ends its turn before it answers
 		l.Ask(func(*loop.Loop) {})
 	}
-	r.Millis = float64(time.Since(began).Microseconds()) / 1000
+	r.Millis = millis(time.Since(began))
 	n.log.Info("shedding", "backend", q.Backend, "percent", r.Percent, "was", r.Was, "as", r.As, "until", r.Until, "by", q.Name)
 	until := "until it is ended"
 	if !r.Until.IsZero() {

@@ -247,8 +247,8 @@ func (t *taker) Finish(estate []byte) {
 	} else {
 		n.inherit(&e)
 	}
-	// Flows that it keeps because we refused them count no longer.
 	n.alone()
+	n.shared.Ledger.Arrived() // flows that it keeps because we refused them still count
 	n.askAll((*loop.Loop).EndLending)
 	n.keepJournal()
 	t.settle()
@@ -264,6 +264,7 @@ func (t *taker) Orphaned(accepting bool, why error) {
 	}
 	n.totals.inherit(&Totals{Accepted: uint64(t.flows)}) // so that the counts balance
 	n.alone()
+	n.shared.Ledger.Alone()
 	n.askAll((*loop.Loop).EndLending)
 	n.removeOtherRules()
 	t.settle()
@@ -272,10 +273,19 @@ func (t *taker) Orphaned(accepting bool, why error) {
 
 // Remains hears what drains in the predecessor.
 func (t *taker) Remains(r *move.Remains) {
-	if r == nil {
+	switch {
+	case r == nil: // nothing any more
 		r = &move.Remains{PID: t.h.PID}
+		t.n.shared.Ledger.Alone()
+	case len(r.Share) > 0:
+		var share ledger.Share
+		if err := json.Unmarshal(r.Share, &share); err != nil {
+			t.n.log.Error("what drains in the predecessor holds of limits is not readable", "error", err)
+			break
+		}
+		t.n.shared.Ledger.Switched(share)
 	}
-	t.n.upgrades.drains(ResidueStatus{PID: r.PID, Release: t.h.Release, Flows: r.Flows, Reasons: r.Reasons, Until: r.Until})
+	t.n.drains(ResidueStatus{PID: r.PID, Release: t.h.Release, Flows: r.Flows, Reasons: r.Reasons, Until: r.Until})
 }
 
 // examine decodes an offer and thaws it.

@@ -171,9 +171,9 @@ func (n *Node) abort(g *giver, err error) error {
 	n.removeOtherRules()
 	n.log.Warn("upgrade aborted; this process goes on", "error", err, "lost", r.Lost)
 	if r.Lost > 0 {
-		return fmt.Errorf("node: upgrade aborted, this process goes on; %d flows that the new one had taken are lost: %w", r.Lost, err)
+		return fmt.Errorf("node: aborted: %d flows that the new process had taken are lost; this process goes on: %w", r.Lost, err)
 	}
-	return fmt.Errorf("node: upgrade aborted, this process goes on: %w", err)
+	return fmt.Errorf("node: aborted: nothing moved%s; this process goes on: %w", r.longest(), err)
 }
 
 // settleTime is how long a successor that fell silent after it was given all
@@ -249,17 +249,26 @@ func (n *Node) takeBack(l *loop.Loop, p *loop.Parcel, parked []loop.Parked) erro
 // forget ends the accounts of flows that have left. What they held the other
 // process holds now, unless they are lost.
 func (n *Node) forget(parked []loop.Parked, lost bool) {
+	l := n.shared.Ledger
 	for _, p := range parked {
-		if p.Account != nil {
-			if lost {
+		at := l.Listener(p.Frozen.Listener.Name)
+		if lost {
+			if p.Account != nil {
 				p.Account.Release()
-			} else {
-				p.Account.Forget(1)
 			}
+			p.LeaveSource(l)
+			at.Leave()
+			l.Node.Leave()
+			continue
 		}
-		p.LeaveSource(n.shared.Ledger)
-		n.shared.Ledger.Listener(p.Frozen.Listener.Name).Leave()
-		n.shared.Ledger.Node.Leave()
+		if p.Account != nil {
+			p.Account.Forget(1)
+		}
+		if p.Source != nil {
+			l.ForgetSource(p.Source.Listener, p.Source.Address)
+		}
+		at.Forget()
+		l.Node.Forget()
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"strconv"
 	"sync"
 	"time"
 
@@ -84,6 +85,9 @@ func (n *Node) upgradeOnce(ctx context.Context, q UpgradeRequest, tell func(Prog
 	x.r.From = Release
 	say := func(p Progress) {
 		p.Seconds = time.Since(x.began).Seconds()
+		if !x.told {
+			n.tell("upgrade", "", q.Author, nil, "an upgrade begins: %s", p.Text)
+		}
 		u.mu.Lock()
 		x.step, x.told = p, true
 		u.mu.Unlock()
@@ -144,6 +148,16 @@ func (r *Report) sofar(began time.Time) *Report {
 	out := &Report{}
 	_ = json.Unmarshal(text, out) // what was just written
 	return out
+}
+
+// longest says how long flows were held up that did not move after all.
+func (r *Report) longest() string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if p := pauseOf(r.pauses); p.Max > 0 {
+		return fmt.Sprintf(", longest pause %.1f ms", p.Max/1000)
+	}
+	return ""
 }
 
 // movedText says in one line what an upgrade has done.
@@ -241,17 +255,25 @@ func doneStep(r *Report, seconds float64) Progress {
 }
 
 // drains notes what a process that was replaced still has; no flows end it.
-func (u *upgrades) drains(r ResidueStatus) {
+func (n *Node) drains(r ResidueStatus) {
+	u := &n.upgrades
 	u.mu.Lock()
-	defer u.mu.Unlock()
+	before, known := u.residue[r.PID]
 	if r.Flows == 0 {
 		delete(u.residue, r.PID)
-		return
+	} else {
+		if u.residue == nil {
+			u.residue = map[int]ResidueStatus{}
+		}
+		u.residue[r.PID] = r
 	}
-	if u.residue == nil {
-		u.residue = map[int]ResidueStatus{}
+	u.mu.Unlock()
+	switch {
+	case r.Flows > 0 && !known:
+		n.tell("upgrade", "", Author{}, map[string]string{"flows": strconv.Itoa(r.Flows)}, "%d flows drain in process %d, which ends them at %s", r.Flows, r.PID, r.Until.Format(time.RFC3339))
+	case r.Flows == 0 && known:
+		n.tell("upgrade", "", Author{}, map[string]string{"flows": strconv.Itoa(before.Flows)}, "nothing drains in process %d any more; it had %d flows last", r.PID, before.Flows)
 	}
-	u.residue[r.PID] = r
 }
 
 // look is the step of an upgrade that is under way, what came of the last one,

@@ -87,7 +87,7 @@ func TestResidueIsShown(t *testing.T) {
 	vip, server := free(t), echo(t)
 	n := start(t, yaml(vip, server, "", ""))
 	until := time.Now().Add(time.Minute)
-	n.upgrades.drains(ResidueStatus{PID: 9, Release: "v1", Flows: 3, Reasons: map[string]int{"leg: x": 2, "leg: y": 1}, Until: until})
+	n.drains(ResidueStatus{PID: 9, Release: "v1", Flows: 3, Reasons: map[string]int{"leg: x": 2, "leg: y": 1}, Until: until})
 	if r := n.Status().Residue; len(r) != 1 || r[0].Flows != 3 || !r[0].Until.Equal(until) {
 		t.Errorf("%+v", r)
 	}
@@ -104,7 +104,7 @@ func TestResidueIsShown(t *testing.T) {
 	if k := sum(); k != 3 {
 		t.Errorf("%g flows", k)
 	}
-	n.upgrades.drains(ResidueStatus{PID: 9})
+	n.drains(ResidueStatus{PID: 9})
 	if r := n.Status().Residue; len(r) != 0 || sum() != 0 {
 		t.Errorf("%+v", r)
 	}
