@@ -197,7 +197,8 @@ func (a Address) freeze() []byte {
 	if a == (Address{}) {
 		return nil
 	}
-	return binary.BigEndian.AppendUint16(a.AddrPort().Addr().AsSlice(), a.port)
+	out, _ := a.AddrPort().Addr().AppendBinary(make([]byte, 0, 18)) // it cannot fail, and there is no zone
+	return binary.BigEndian.AppendUint16(out, a.port)
 }
 
 func thawAddress(b []byte) (Address, error) {
