@@ -1,16 +1,19 @@
 package node
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/holdfast-lb/holdfast/internal/frozen"
 	"github.com/holdfast-lb/holdfast/internal/move"
 	"github.com/holdfast-lb/holdfast/internal/sock"
 )
@@ -281,4 +284,189 @@ func TestUpgradeMarch(t *testing.T) {
 			}
 		})
 	}
+}
+
+// tampered is a carrier of the taker that says something else.
+type tampered struct {
+	move.Carrier
+	with func(m *move.Message)
+}
+
+func (x *tampered) Send(m move.Message) error {
+	x.with(&m)
+	return x.Carrier.Send(m)
+}
+
+// handTampered is an upgrade to a taker that says something else than it would.
+func handTampered(t *testing.T, old *running, q UpgradeRequest, with func(m *move.Message)) *upgraded {
+	t.Helper()
+	return upgradeHere(t, old, q, 1, 1, func(m *marching) error {
+		m.Carrier = &tampered{m.Carrier, with}
+		return nil
+	}, slog.New(slog.DiscardHandler))
+}
+
+// What breaks in the new process breaks with a few flows, which are named; the
+// others never left.
+func TestBadCanary(t *testing.T) {
+	for _, c := range []struct {
+		sight move.Sight
+		why   string
+	}{
+		{move.Sight{Lost: 1, Loops: 2, Of: 2}, "1 flows broke in the new process"},
+		{move.Sight{Panics: 3, Loops: 2, Of: 2}, "3 panics in the new process"},
+		{move.Sight{Loops: 1, Of: 2}, "1 of 2 loops of the new process do not answer"},
+	} {
+		vip, server := free(t), echo(t)
+		old := start(t, yaml(vip, server, "", ""))
+		people := newCrowd(t, vip, 20, 20)
+		u := handTampered(t, old, UpgradeRequest{}, func(m *move.Message) {
+			if m.Kind == move.Seen {
+				var err error
+				if m.Body, err = json.Marshal(c.sight); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+		r := u.g.r
+		if u.err == nil || !strings.Contains(u.err.Error(), c.why) || u.given.Switched {
+			t.Errorf("%v: %+v", u.err, u.given)
+		}
+		if lost := people.leave(t, c.why); lost != 8 || r.Lost != 8 || len(r.LostFlows) != 8 || r.CanaryFlows != 8 {
+			t.Errorf("%s: %d clients lost, %d told: %q", c.why, lost, r.Lost, r.LostFlows)
+		}
+		says(t, dial(t, vip), "new")
+	}
+}
+
+// A successor that stands still for longer than anything may wait delays nobody:
+// what was about to go is served here, and goes when it has come to itself.
+func TestSuccessorStandsStill(t *testing.T) {
+	vip, server := free(t), echo(t)
+	old := start(t, yaml(vip, server, ", connectionsMax: 100", ""))
+	const still = 3 * move.ParkedTime
+	stood := 0
+	for k := int32(2); ; k++ {
+		people := newCrowd(t, vip, 10, 10)
+		late := make(chan error, 1)
+		u := upgradeHere(t, old, UpgradeRequest{Canary: time.Millisecond}, 1, k, func(*marching) error {
+			go func() { // ends below
+				time.Sleep(move.ParkedTime)
+				late <- asks(vip) // somebody comes in the middle of it
+			}()
+			time.Sleep(still)
+			return nil
+		}, slog.New(slog.DiscardHandler))
+		when := fmt.Sprintf("call %d", k)
+		if u.err != nil || u.taken != nil {
+			t.Fatalf("%s: giver %v, taker %v", when, u.err, u.taken)
+		}
+		if lost := people.leave(t, when); lost != 0 || u.g.r.Lost != 0 {
+			t.Fatalf("%s: %d lost", when, lost)
+		}
+		if u.calls[1] >= k {
+			if err := <-late; err != nil {
+				t.Fatalf("%s: who came meanwhile: %v", when, err)
+			}
+			stood++
+		}
+		old = &running{Node: u.heir, t: old.t, file: old.file}
+		if u.calls[1] < k {
+			break
+		}
+	}
+	if stood < 20 {
+		t.Errorf("it stood still at %d calls only", stood)
+	}
+}
+
+// asks is a client that comes, asks once and goes.
+func asks(vip string) error {
+	c, err := net.Dial("tcp4", vip)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = c.Close() }()
+	if err := c.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
+		return err
+	}
+	return saysStill(c)
+}
+
+// A new process without room for the flows is refused before anything has moved,
+// with both numbers.
+func TestSuccessorWithoutRoom(t *testing.T) {
+	vip, server := free(t), echo(t)
+	old := start(t, yaml(vip, server, "", ""))
+	people := newCrowd(t, vip, 5, 5)
+	u := handTampered(t, old, UpgradeRequest{}, func(m *move.Message) {
+		if m.Kind == move.Ready {
+			m.Body = []byte(`{"room":7,"file_limit":64}`)
+		}
+	})
+	if u.err == nil || !strings.Contains(u.err.Error(), "20 sockets of flows are to go to the new process, which has room for 7") || u.given.Committed {
+		t.Errorf("%v %+v", u.err, u.given)
+	}
+	if lost := people.leave(t, "no room"); lost != 0 {
+		t.Errorf("%d lost", lost)
+	}
+}
+
+// picky is the carrier of a taker that cannot hold some flows.
+type picky struct {
+	move.Carrier
+	no      func(*frozen.Flow) bool
+	refused []move.Refusal // of the last offer
+}
+
+func (x *picky) Receive() (move.Message, error) {
+	m, err := x.Carrier.Receive()
+	if err == nil && m.Kind == move.Offer {
+		x.refused = nil
+		skip := 2 + 8*(int(m.Body[0])<<8|int(m.Body[1])) // where descriptors are
+		b, err := frozen.Decode(m.Body[skip:])
+		if err != nil {
+			return m, err
+		}
+		for _, f := range b.Flows {
+			if x.no(f) {
+				x.refused = append(x.refused, move.Refusal{Flow: f.Id, What: "h1", Why: "a field that this release does not know"})
+			}
+		}
+	}
+	return m, err
+}
+
+func (x *picky) Send(m move.Message) error {
+	if m.Kind == move.Taken && len(x.refused) > 0 {
+		body, err := json.Marshal(move.Refusal{What: "h1", Why: "some", Flows: x.refused})
+		if err != nil {
+			return err
+		}
+		m = move.Message{Kind: move.Refuse, Lot: m.Lot, Body: body}
+	}
+	return x.Carrier.Send(m)
+}
+
+// Flows that the new process cannot hold stay and end here, counted by the reason,
+// while all others of their lots have gone.
+func TestResidue(t *testing.T) {
+	vip, server := free(t), echo(t)
+	old := start(t, yaml(vip, server, "", ""))
+	people := newCrowd(t, vip, 10, 10)
+	u := upgradeHere(t, old, UpgradeRequest{Canary: time.Millisecond}, 1, 1, func(m *marching) error {
+		m.Carrier = &picky{Carrier: m.Carrier, no: func(f *frozen.Flow) bool { return f.Id%5 == 0 }}
+		return nil
+	}, slog.New(slog.DiscardHandler))
+	r, why := u.g.r, "h1: a field that this release does not know"
+	if u.err != nil || r.Flows != 16 || r.Refused != 4 || r.Residue != 4 || r.Reasons[why] != 4 {
+		t.Fatalf("%v: %+v", u.err, r)
+	}
+	if left := old.remains(u.g, time.Now()); left.Flows != 4 || left.Reasons[why] != 4 || u.heir.flows() != 16 {
+		t.Errorf("%+v here, %d there", left, u.heir.flows())
+	}
+	if lost := people.leave(t, "residue"); lost != 0 {
+		t.Errorf("%d lost", lost)
+	}
+	await(t, "the residue does not end", func() bool { return old.remains(u.g, time.Now()).Flows == 0 })
 }
