@@ -68,29 +68,30 @@ func (u *upgradeLab) phase(format string, args ...any) {
 
 // upgradeScene is what was measured of upgrades with about the same flows.
 type upgradeScene struct {
-	name    string
-	flows   int
-	n       int       // upgrades
-	pauses  pauses    // as the reports say
-	whole   Histogram // of a report, from the beginning to the end
-	over    Histogram // of these the part in which flows move
-	leave   Histogram // from the answer until the old process is gone
-	quiet   []time.Duration
-	seen    []time.Duration // the longest word of each echo flow in each upgrade
-	words   [2]ReloadDelay  // of all words: without upgrades, with
-	kinds   map[string]kindReport
-	phases  map[string]*Histogram
-	octets  uint64
-	moved   int
-	refused int
-	lost    int
-	copied  int
-	idle    int
-	dials   []int64 // of servers, in each upgrade
-	onOld   int     // flows whose objects are no longer in force, the least
-	extra   []ReloadDelay
-	closed  int // idle and kept connections that were closed, or told so
-	failed  int // new connections and requests
+	name       string
+	flows      int
+	n          int       // upgrades
+	pauses     pauses    // as the reports say
+	whole      Histogram // of a report, from the beginning to the end
+	over       Histogram // of these the part in which flows move
+	leave      Histogram // from the answer until the old process is gone
+	quiet      []time.Duration
+	seen       []time.Duration // the longest word of each echo flow in each upgrade
+	words      [2]ReloadDelay  // of all words: without upgrades, with
+	kinds      map[string]kindReport
+	phases     map[string]*Histogram
+	octets     uint64
+	moved      int
+	refused    int
+	lost       int
+	copied     int
+	idle       int
+	dials      []int64 // of servers, in each upgrade
+	dialsQuiet int64   // without upgrades
+	onOld      int     // flows whose objects are no longer in force, the least
+	extra      []ReloadDelay
+	closed     int // idle and kept connections that were closed, or told so
+	failed     int // new connections and requests
 }
 
 // note adds one report.

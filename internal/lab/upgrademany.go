@@ -129,6 +129,10 @@ func (u *upgradeLab) newMany(here *Host) *reloadLab {
 // of that.
 const manyApart = 1500 * time.Millisecond
 
+// keepers is how many clients keep a connection for one route, and ask again and
+// again.
+const keepers = 8
+
 // crowded has many flows, and some upgrades.
 func (u *upgradeLab) crowded() error {
 	w, here, err := newLoopback(u.dir)
@@ -147,7 +151,7 @@ func (u *upgradeLab) crowded() error {
 	// Who keeps a connection and asks again and again: his leg to the server is
 	// idle in between, and should be there after an upgrade.
 	q := ReloadLoad{ApartIn: 5 * time.Millisecond}
-	for range 8 {
+	for range keepers {
 		q.Apart = append(q.Apart, fmt.Sprintf("%d/a/x", apartPort))
 	}
 	if err := m.d.Call("Driver.Load", q, new(bool)); err != nil {
@@ -160,9 +164,17 @@ func (u *upgradeLab) crowded() error {
 		return err
 	}
 	u.phase("%v without upgrades", u.manyControl)
+	var before, after ReloadReport
+	if err := m.d.Call("Driver.Look", true, &before); err != nil {
+		return err
+	}
 	if x.quiet, x.words[0], err = m.echo.windows(u.ctx, u.manyControl, manyApart); err != nil {
 		return err
 	}
+	if err := m.d.Call("Driver.Look", true, &after); err != nil {
+		return err
+	}
+	x.dialsQuiet = after.Servers["apart"].Spoken - before.Servers["apart"].Spoken
 	if err := m.d.Call("Driver.Phase", phaseApplies, new(ReloadPhase)); err != nil {
 		return err
 	}
