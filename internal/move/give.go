@@ -242,6 +242,7 @@ type giving struct {
 	canary   time.Duration
 	features []string // that both speak
 	room     int      // for descriptors, at the taker
+	files    int      // that it may have open
 	copied   map[uint64]bool
 	number   uint16
 	stalls   int // in a row
@@ -361,7 +362,7 @@ func (x *giving) greet(o Options) error {
 			return err
 		}
 	}
-	x.room = r.Room
+	x.room, x.files = r.Room, r.FileLimit
 	return x.g.Stopped()
 }
 
@@ -378,7 +379,7 @@ func (x *giving) prepare() error {
 	x.g.Enter(Copying)
 	fds := x.g.Lend()
 	if len(fds) > x.room {
-		return &frozen.Refused{What: "open files", Why: fmt.Sprintf("%d sockets of flows are to go to the new process, which has room for %d", len(fds), x.room)}
+		return x.noRoom(len(fds), x.room)
 	}
 	for some := range slices.Chunk(fds, sock.RightsMax) {
 		if err := x.copy(some); err != nil {
@@ -412,7 +413,7 @@ func (x *giving) copy(fds []sock.FD) error {
 			return nil
 		}
 		if len(there) > x.room {
-			return &frozen.Refused{What: "open files", Why: fmt.Sprintf("%d sockets of flows have gone to the new process, which has room for %d more", len(x.copied), x.room)}
+			return x.noRoom(len(x.copied)+len(there), len(x.copied)+x.room)
 		}
 		err := x.send(Message{Kind: Copy, FDs: there})
 		if err == nil {
@@ -442,6 +443,10 @@ func (x *giving) copy(fds []sock.FD) error {
 		x.copied[c] = true
 	}
 	return nil
+}
+
+func (x *giving) noRoom(sockets, room int) error {
+	return &frozen.Refused{What: "open files", Why: fmt.Sprintf("%d sockets of flows are to go to the new process, which has room for %d: it may have %d files open", sockets, room, x.files)}
 }
 
 // drop tells which copies are not needed any more.
