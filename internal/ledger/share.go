@@ -20,6 +20,7 @@ import (
 //	Yield: keeps what it holds, and      Switched: has all but what the giver said
 //	       half of what is free            |
 //	  Stalled(true), Stalled(false)        |
+//	Drain: keeps what it holds           Arrived, Switched again
 //	Alone: all is its own again          Alone: all is its own
 //
 // The giver grants as ever until Yield. After it, those who wait at the giver go to
@@ -130,6 +131,15 @@ func (l *Ledger) Switched(s Share) {
 		l.elsewhere(name, all)
 	}
 	l.all((*Backend).grantAll)
+}
+
+// Arrived tells a taker that all who waited at the giver have come: they are served
+// in their order, within its part. What drains at the giver is still the giver's.
+func (l *Ledger) Arrived() {
+	l.all(func(b *Backend) {
+		b.withheld.Store(false)
+		b.grantAll()
+	})
 }
 
 // Stalled tells a giver whose taker does not answer that those who wait stay for now:

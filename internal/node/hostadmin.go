@@ -86,12 +86,11 @@ func (n *Node) hostHeritage() json.RawMessage {
 	return b
 }
 
-// alone notes that there is no predecessor any more.
+// alone notes that there is no predecessor any more, but for what drains in it.
 func (n *Node) alone() {
 	n.mu.Lock()
 	n.host.guest = false
 	n.mu.Unlock()
-	n.shared.Ledger.Alone()
 	n.heir.Store(false)
 }
 

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"encoding/json"
 	"time"
 
 	"github.com/holdfast-lb/holdfast/internal/flow"
@@ -70,6 +71,13 @@ func (n *Node) tellResidue() (end func()) {
 // remains are the flows that are still here, by why they were refused.
 func (n *Node) remains(g *giver, until time.Time) move.Remains {
 	r := move.Remains{PID: pid, Reasons: map[string]int{}, Until: until}
+	if g.speaks(move.FeatureShare) {
+		share, err := json.Marshal(n.shared.Ledger.Drain())
+		if err != nil { // names and numbers
+			panic(err)
+		}
+		r.Share = share
+	}
 	for _, l := range n.shared.Loops {
 		l.Ask(func(l *loop.Loop) {
 			l.Slots(0, func(f *flow.Flow) bool {
