@@ -30,6 +30,9 @@ func underSystemd(ctx context.Context, o Options, out io.Writer, v *Verdict) err
 	if o.Moves == 0 {
 		o.Moves = 10
 	}
+	if o.Sabotage == NoStore {
+		o.Moves = 1 // it strikes afterwards
+	}
 	u := &unitLab{v: v}
 	mix, webMix := mixOf(o.Flows), httpMixOf(o.Flows*httpPerThousand/1000)
 	s, err := setStage(ctx, o, out, v, "server", allKinds(mix, webMix))
@@ -64,6 +67,9 @@ func underSystemd(ctx context.Context, o Options, out io.Writer, v *Verdict) err
 	if v.Wrong() {
 		v.Say("-- log of the unit\n%s", u.side.Logs())
 	}
+	if errors.Is(err, errNoDistance) {
+		err = nil // the verdict has it
+	}
 	return err
 }
 
@@ -73,6 +79,9 @@ type unitLab struct {
 	side  *unitSide
 	plain *plainServer
 }
+
+// NoStore is the sabotage of the lab systemd alone: the unit keeps no listener.
+const NoStore = "no-store"
 
 // unitName is that of packaging/.
 const unitName = "holdfast.service"
@@ -89,6 +98,7 @@ type unitSide struct {
 	services []Service
 	binary   string
 	other    string         // directory of another systemd than the machine's
+	noStore  bool           // as sabotage
 	plain    netip.AddrPort // where the plain server is
 	systemd  *systemdHost
 	node     *shopNode
@@ -132,8 +142,11 @@ func (b *unitSide) Start(ctx context.Context) error {
 			return err
 		}
 	}
-	for name, b2 := range files {
-		if err := b.put(name, b2, 0o644); err != nil {
+	if b.noStore {
+		files["/etc/systemd/system/holdfast.service.d/sabotage.conf"] = []byte("[Service]\nFileDescriptorStoreMax=0\n")
+	}
+	for name, text := range files {
+		if err := b.put(name, text, 0o644); err != nil {
 			return err
 		}
 	}
@@ -278,7 +291,7 @@ func (u *unitLab) start() error {
 	if u.plain, err = servePlain(server, netip.AddrPortFrom(server.V4, 9090)); err != nil {
 		return err
 	}
-	u.side = &unitSide{at: n1, services: u.services, binary: u.Binary, other: u.Systemd, plain: u.plain.at}
+	u.side = &unitSide{at: n1, services: u.services, binary: u.Binary, other: u.Systemd, noStore: u.Sabotage == NoStore, plain: u.plain.at}
 	u.phase("systemd as process 1, and the unit")
 	if err := u.castAs(u.side); err != nil {
 		return err
