@@ -308,7 +308,7 @@ func applyCommand() *cobra.Command {
 			"holdfast config diff FILE tells beforehand what it would do, holdfast config rollback N takes it back.",
 		Example: "  holdfast apply holdfast.yaml\n  holdfast apply holdfast.yaml --canary 30s --abort-on 'errors>1%,p99>250ms'",
 		Args:    wants(1, 1, "one FILE, or - for standard input"),
-		RunE: func(cmd *cobra.Command, args []string) error {
+		RunE: asking(func(c *client, args []string) error {
 			name, source, err := readSource(args[0])
 			if err != nil {
 				return &exit{exitFailed, err}
@@ -316,13 +316,9 @@ func applyCommand() *cobra.Command {
 			if len(source) == 0 {
 				return &exit{exitUsage, fmt.Errorf("apply: %s is empty; `listeners: {}` is a configuration without any listener", args[0])}
 			}
-			c, err := newClient(cmd)
-			if err != nil {
-				return err
-			}
 			c.sent = name
 			return c.change(&f, "apply", node.ChangeRequest{Source: source}, nil)
-		},
+		}),
 	}
 	f.register(x, true)
 	return x
@@ -362,11 +358,7 @@ func canaryCommand() *cobra.Command {
 		var g guarded
 		verb := &cobra.Command{
 			Use: end.word, Short: end.what, Args: wants(0, 0, "no argument"),
-			RunE: func(cmd *cobra.Command, _ []string) error {
-				c, err := newClient(cmd)
-				if err != nil {
-					return err
-				}
+			RunE: asking(func(c *client, _ []string) error {
 				var r node.ChangeReport
 				q := &api.SettleRequest{Keep: end.word == "keep", Reason: g.reason, IdempotencyKey: g.key, ExpectedGeneration: g.expect}
 				told, err := ask(c, c.api.Settle, q, &r)
@@ -380,7 +372,7 @@ func canaryCommand() *cobra.Command {
 				}
 				fmt.Println("canary: " + r.Canary + "\nrolled back: " + changeLine(&r))
 				return nil
-			},
+			}),
 		}
 		g.register(verb)
 		x.AddCommand(verb)

@@ -72,7 +72,7 @@ func endpointVerb(do, what string) *cobra.Command {
 		Use: do + " BACKEND/ENDPOINT", Short: what, Args: wants(1, 1, endpointWanted),
 		Long:    what + ".\nIt is in force on every event loop when the command returns; web/* is all endpoints of web.",
 		Example: "  holdfast endpoint " + do + " " + endpointExamples[do],
-		RunE: func(c *cobra.Command, args []string) error {
+		RunE: asking(func(c *client, args []string) error {
 			q, err := endpointRequest(do, args[0])
 			if err != nil {
 				return err
@@ -81,12 +81,8 @@ func endpointVerb(do, what string) *cobra.Command {
 				return &exit{exitUsage, errors.New("hold: --for is at least 1s; endpoint ready ends it before")}
 			}
 			q.Seconds, q.Force, q.Guard = hold.Seconds(), force, g.guard()
-			client, err := newClient(c)
-			if err != nil {
-				return err
-			}
-			return client.setEndpoint(q, w)
-		},
+			return c.setEndpoint(q, w)
+		}),
 	}
 	if do == "hold" {
 		c.Flags().DurationVar(&hold, "for", node.HoldTime, "ready again by itself after so long")
@@ -119,7 +115,7 @@ func endpointWeightCommand() *cobra.Command {
 			"command is ended.",
 		Example: "  holdfast endpoint weight web/a2 20\n  holdfast endpoint weight web/a2 100 --over 10m --abort-on 'errors>1%'",
 		Args:    wants(2, 2, endpointWanted+", and a weight"),
-		RunE: func(cmd *cobra.Command, args []string) error {
+		RunE: asking(func(c *client, args []string) error {
 			q, err := endpointRequest("weight", args[0])
 			if err != nil {
 				return err
@@ -142,15 +138,11 @@ func endpointWeightCommand() *cobra.Command {
 			case over > 0 && q.Endpoint == "*":
 				return &exit{exitUsage, errors.New("weight: --over is for one endpoint")}
 			}
-			c, err := newClient(cmd)
-			if err != nil {
-				return err
-			}
 			if over > 0 {
 				return c.shiftWeight(node.ShiftRequest{Guard: q.Guard, Backend: q.Backend, Endpoint: q.Endpoint, Weight: q.Weight, Over: over, AbortOn: abortOn})
 			}
 			return c.setEndpoint(q, patience{})
-		},
+		}),
 	}
 	x.Flags().BoolVar(&force, "force", false, "0 also if nothing else serves, and what is new will fail")
 	x.Flags().DurationVar(&over, "over", 0, "get there gradually, in so long")
@@ -530,12 +522,8 @@ func some(names []string) string {
 func endpointListCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "list [BACKEND[/ENDPOINT]]", Short: "Show endpoints, their states and what is in flight", Args: wants(0, 1, "one BACKEND or BACKEND/ENDPOINT at most"),
-		RunE: func(c *cobra.Command, args []string) error {
-			client, err := newClient(c)
-			if err != nil {
-				return err
-			}
-			all, err := client.endpoints()
+		RunE: asking(func(c *client, args []string) error {
+			all, err := c.endpoints()
 			if err != nil {
 				return err
 			}
@@ -544,7 +532,7 @@ func endpointListCommand() *cobra.Command {
 					return err
 				}
 			}
-			if client.json {
+			if c.json {
 				if err := json.NewEncoder(os.Stdout).Encode(all); err != nil {
 					return &exit{exitFailed, err}
 				}
@@ -552,7 +540,7 @@ func endpointListCommand() *cobra.Command {
 			}
 			fmt.Print(endpointTable(all, nil).String())
 			return nil
-		},
+		}),
 	}
 }
 

@@ -15,7 +15,7 @@ func logCommand() *cobra.Command {
 		Use:   "log [LEVEL]",
 		Short: "Show or change what the log tells: debug, info, warn or error",
 		Args:  wants(0, 1, "a LEVEL at most: debug, info, warn or error"),
-		RunE: func(cmd *cobra.Command, args []string) error {
+		RunE: asking(func(c *client, args []string) error {
 			q := &api.LogRequest{}
 			if len(args) > 0 {
 				var level slog.Level
@@ -23,10 +23,6 @@ func logCommand() *cobra.Command {
 					return &exit{exitUsage, fmt.Errorf("log: %q is none of debug, info, warn, error%s", args[0], meant(args[0], []string{"debug", "info", "warn", "error"}))}
 				}
 				q.Level = level.String()
-			}
-			c, err := newClient(cmd)
-			if err != nil {
-				return err
 			}
 			var r logLevels
 			told, err := ask(c, c.api.SetLog, q, &r)
@@ -40,7 +36,7 @@ func logCommand() *cobra.Command {
 			}
 			fmt.Printf("log level %s -> %s\n", was, is)
 			return nil
-		},
+		}),
 	}
 }
 

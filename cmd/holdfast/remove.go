@@ -42,7 +42,7 @@ func removeCommand(kind, use, wanted, example string) *cobra.Command {
 			"  --then migrate  it moves to another host, with --to NODE",
 		Example: "  holdfast " + kind + " remove " + example + " --drain --deadline 30s --then fin",
 		Args:    wants(1, 1, wanted),
-		RunE: func(cmd *cobra.Command, args []string) error {
+		RunE: asking(func(c *client, args []string) error {
 			if kind == "endpoint" {
 				if _, err := endpointRequest("remove", args[0]); err != nil {
 					return err
@@ -59,15 +59,11 @@ func removeCommand(kind, use, wanted, example string) *cobra.Command {
 			case f.deadline > 0 && !f.drain:
 				return &exit{exitUsage, errors.New("remove: --deadline is for --drain")}
 			}
-			c, err := newClient(cmd)
-			if err != nil {
-				return err
-			}
 			q := node.RemoveRequest{Guard: f.guard(), Object: kind + "/" + args[0], Drain: f.drain, Deadline: f.deadline, Then: f.then, To: f.to, Force: f.force}
 			return follow(c, func() (*connect.ServerStreamForClient[api.Progress], error) {
 				return c.api.Remove(context.Background(), wire.To[api.RemoveRequest](&q))
 			}, args[0])
-		},
+		}),
 	}
 	f.register(x)
 	x.Flags().BoolVar(&f.drain, "drain", false, "let what is under way end by itself")
@@ -377,17 +373,13 @@ func shedCommand() *cobra.Command {
 			"  --as reset   the connection is reset\n  --as 503     it is answered 503, or closed where it is not HTTP; so it is without --as\n  --as hold    it is not answered at all",
 		Example: "  holdfast backend shed web 20% --as reset --for 10m\n  holdfast backend shed web 0%",
 		Args:    wants(2, 2, "a BACKEND and a share, as web 20%"),
-		RunE: func(cmd *cobra.Command, args []string) error {
+		RunE: asking(func(c *client, args []string) error {
 			share, err := strconv.ParseFloat(strings.TrimSuffix(args[1], "%"), 64)
 			if err != nil || share < 0 || share > 100 {
 				return &exit{exitUsage, fmt.Errorf("shed: %q is no share: from 0%% to 100%%", args[1])}
 			}
 			if hold < 0 {
 				return &exit{exitUsage, errors.New("shed: --for is not negative")}
-			}
-			c, err := newClient(cmd)
-			if err != nil {
-				return err
 			}
 			q := node.ShedRequest{Guard: g.guard(), Backend: args[0], Percent: share, As: as, For: hold}
 			var r node.ShedReport
@@ -397,7 +389,7 @@ func shedCommand() *cobra.Command {
 			}
 			fmt.Println(shedLine(&r))
 			return nil
-		},
+		}),
 	}
 	x.Flags().StringVar(&as, "as", "", "reset, 503 or hold")
 	x.Flags().DurationVar(&hold, "for", 0, "end by itself after so long; 0s: when it is ended, or the process is")
@@ -446,19 +438,15 @@ func flowsKillCommand() *cobra.Command {
 			"it wants --yes. Without a filter it wants --all.",
 		Example: "  holdfast flows kill --client 192.0.2.0/24 --yes\n  holdfast flows kill --endpoint web/a1 --older 1h --fin --rate 50\n  holdfast flows kill --id f-7c3100000001",
 		Args:    wants(0, 0, "filters only"),
-		RunE: func(cmd *cobra.Command, _ []string) error {
+		RunE: asking(func(c *client, _ []string) error {
 			if k.id == "" && !f.filtered() && !k.all {
 				return &exit{exitUsage, errors.New("kill: wants a filter, as --backend web, or --id of one flow, or --all")}
 			}
 			if k.rate < 0 {
 				return &exit{exitUsage, errors.New("kill: --rate is not negative")}
 			}
-			c, err := newClient(cmd)
-			if err != nil {
-				return err
-			}
 			return c.kill(&f, &k)
-		},
+		}),
 	}
 	f.register(x)
 	k.register(x)

@@ -50,13 +50,9 @@ func configDiffCommand() *cobra.Command {
 			"generation N, and who did it.",
 		Example: "  holdfast config diff holdfast.yaml\n  holdfast config diff\n  holdfast config diff --since 41",
 		Args:    wants(0, 1, "one FILE at most, or - for standard input"),
-		RunE: func(cmd *cobra.Command, args []string) error {
+		RunE: asking(func(c *client, args []string) error {
 			if since > 0 && len(args) > 0 {
 				return &exit{exitUsage, fmt.Errorf("diff: either FILE or --since")}
-			}
-			c, err := newClient(cmd)
-			if err != nil {
-				return err
 			}
 			switch {
 			case since > 0:
@@ -70,7 +66,7 @@ func configDiffCommand() *cobra.Command {
 			}
 			f.dryRun, f.wait, c.sent = true, waitEffective, name
 			return c.change(&f, "diff", node.ChangeRequest{Source: source}, nil)
-		},
+		}),
 	}
 	x.Flags().Uint64Var(&since, "since", 0, "what has changed since this generation")
 	x.Flags().StringVar(&f.edits, "edits", "", "as for apply: keep, discard or refuse")
@@ -148,13 +144,9 @@ func configHistoryCommand() *cobra.Command {
 		Use:   "history",
 		Short: "Generations, the newest first: when, who, how, what, why",
 		Args:  wants(0, 0, "no argument"),
-		RunE: func(cmd *cobra.Command, _ []string) error {
+		RunE: asking(func(c *client, _ []string) error {
 			if most < 0 {
 				return &exit{exitUsage, fmt.Errorf("history: --max is not negative; 0 is for all")}
-			}
-			c, err := newClient(cmd)
-			if err != nil {
-				return err
 			}
 			var all generationList
 			told, err := ask(c, c.api.History, &api.HistoryRequest{Max: int64(most)}, &all)
@@ -163,7 +155,7 @@ func configHistoryCommand() *cobra.Command {
 			}
 			fmt.Print(historyTable(all.Generations, time.Now()).String())
 			return nil
-		},
+		}),
 	}
 	x.Flags().IntVar(&most, "max", 20, "how many at most, 0 for all that are kept")
 	return x
@@ -211,19 +203,15 @@ func configRollbackCommand() *cobra.Command {
 			"reload applies it again.",
 		Example: "  holdfast config history\n  holdfast config rollback 41",
 		Args:    wants(1, 1, "a GENERATION, as config history lists them"),
-		RunE: func(cmd *cobra.Command, args []string) error {
+		RunE: asking(func(c *client, args []string) error {
 			n, err := strconv.ParseUint(args[0], 10, 64)
 			if err != nil || n == 0 {
 				return &exit{exitUsage, fmt.Errorf("rollback: %q is no generation; holdfast config history lists them", args[0])}
 			}
-			c, err := newClient(cmd)
-			if err != nil {
-				return err
-			}
 			return c.change(&f, "rollback", node.ChangeRequest{Rollback: n}, func(r *node.ChangeReport) string {
 				return fmt.Sprintf("generation %d = %d,", r.Generation, n)
 			})
-		},
+		}),
 	}
 	f.register(x, false)
 	return x
@@ -346,13 +334,9 @@ func configRevertCommand() *cobra.Command {
 			"the file rules again. holdfast config diff lists what there is.\n\n" + objectsHelp,
 		Example: "  holdfast config revert endpoint/web/a1.weight\n  holdfast config revert --all",
 		Args:    wants(0, 2, objectsWanted+", or --all"),
-		RunE: func(cmd *cobra.Command, args []string) error {
+		RunE: asking(func(c *client, args []string) (err error) {
 			if all == (len(args) > 0) {
 				return &exit{exitUsage, fmt.Errorf("revert: wants %s; or --all", objectsWanted)}
-			}
-			c, err := newClient(cmd)
-			if err != nil {
-				return err
 			}
 			p := config.Patch{Object: "*"}
 			if !all {
@@ -361,7 +345,7 @@ func configRevertCommand() *cobra.Command {
 				}
 			}
 			return c.change(&f, "revert", node.ChangeRequest{Revert: []config.Patch{p}}, nil)
-		},
+		}),
 	}
 	x.Flags().BoolVar(&all, "all", false, "everything that was changed at run time")
 	f.register(x, false)

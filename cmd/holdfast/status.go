@@ -29,23 +29,19 @@ func statusCommand() *cobra.Command {
 		Long: "One line says how it is; then listeners, backends and endpoints, and the sums that must\n" +
 			"balance. Of many those are listed of which there is most to say; --verbose lists all.",
 		Args: wants(0, 0, "no argument"),
-		RunE: func(c *cobra.Command, _ []string) error {
-			client, err := newClient(c)
-			if err != nil {
-				return err
-			}
+		RunE: asking(func(c *client, _ []string) error {
 			var s node.Status
-			told, err := ask(client, client.api.Status, &api.StatusRequest{}, &s)
+			told, err := ask(c, c.api.Status, &api.StatusRequest{}, &s)
 			if err != nil || !told {
 				return err
 			}
-			endpoints, err := client.endpoints()
+			endpoints, err := c.endpoints()
 			if err != nil {
 				return err
 			}
 			fmt.Print(statusText(&s, endpoints, verbose))
 			return nil
-		},
+		}),
 	}
 	x.Flags().BoolVar(&verbose, "verbose", false, "list all, however many")
 	return x
@@ -165,7 +161,7 @@ func statusText(s *node.Status, endpoints []node.EndpointState, verbose bool) st
 		backends.rows = first(backends.rows, verbose, func(a, b []string) int { return cmp.Compare(worst[b[0]], worst[a[0]]) })
 		out.WriteString(backends.String() + more(all, verbose) + "\n")
 	}
-	listed := first(endpoints, verbose, func(a, b node.EndpointState) int { return cmp.Compare(boolInt(a.Serves), boolInt(b.Serves)) })
+	listed := first(endpoints, verbose, worse)
 	if len(listed) > 0 {
 		out.WriteString(endpointTable(listed, nil).String())
 	}
@@ -300,12 +296,8 @@ func more(all int, verbose bool) string {
 	return fmt.Sprintf("... and %s more; --verbose lists all\n", thousands(all-rowsMax))
 }
 
-// worstFirst has those first that do not serve.
-func worstFirst(all []node.EndpointState) []node.EndpointState {
-	all = slices.Clone(all)
-	slices.SortStableFunc(all, func(a, b node.EndpointState) int { return cmp.Compare(boolInt(a.Serves), boolInt(b.Serves)) })
-	return all
-}
+// worse has those first that do not serve.
+func worse(a, b node.EndpointState) int { return cmp.Compare(boolInt(a.Serves), boolInt(b.Serves)) }
 
 func boolInt(b bool) int {
 	if b {
@@ -434,16 +426,12 @@ func flowsCommand() *cobra.Command {
 		Long: "Lists open flows, oldest first: who, by which listener, to which endpoint, what it is doing, its\n" +
 			"age, its octets and how often it has moved. All filters that are given must hold.",
 		Args: wants(0, 0, "no argument"),
-		RunE: func(c *cobra.Command, _ []string) error {
+		RunE: asking(func(c *client, _ []string) error {
 			if f.max < 0 {
 				return &exit{exitUsage, fmt.Errorf("flows: --max is not negative; 0 is for all")}
 			}
-			client, err := newClient(c)
-			if err != nil {
-				return err
-			}
-			return listFlows(client, &f)
-		},
+			return listFlows(c, &f)
+		}),
 	}
 	x.Flags().IntVar(&f.max, "max", 100, "how many at most, 0 for all")
 	f.register(x)

@@ -357,7 +357,7 @@ func (m *topModel) page() []string {
 				left = max(4, left/2)
 			}
 			if view == endpointView && left < len(l.endpoints) {
-				t = endpointTable(worstFirst(l.endpoints), endpoints)
+				t = endpointTable(slices.SortedStableFunc(slices.Values(l.endpoints), worse), endpoints)
 			}
 			m.fit(t)
 			out = append(out, cut(t, 0, max(1, left))...)

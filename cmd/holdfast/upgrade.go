@@ -102,7 +102,27 @@ func (c *client) upgrade(q node.UpgradeRequest) error {
 
 // upgraded asks for an upgrade, tells of each step, and gives the report of the
 // last. first is how it was before. The end of ctx asks for no upgrade any more.
-func (c *client) upgraded(ctx context.Context, first *node.Status, q node.UpgradeRequest, tell func(*api.Progress) error) (*node.Report, error) {
+func (c *client) upgraded(ctx context.Context, first *node.Status, q node.UpgradeRequest, tell func(*api.Progress) error) (r *node.Report, err error) {
+	// Somebody else's upgrade may end just now: the next process is asked then.
+	bad := lasting(false, func() error {
+		if s, ask := c.status(); ask == nil {
+			*first = *s
+		}
+		var again error
+		if r, err = c.upgradedBy(ctx, first, q, tell); handedOver(err) {
+			again = err
+		}
+		return again
+	})
+	if bad != nil {
+		return nil, c.refusal(bad)
+	}
+	return r, err
+}
+
+// upgradedBy asks the process that first is of. An error of the API comes as it is if
+// that has handed over before it did anything.
+func (c *client) upgradedBy(ctx context.Context, first *node.Status, q node.UpgradeRequest, tell func(*api.Progress) error) (*node.Report, error) {
 	stream, err := c.api.Upgrade(ctx, wire.To[api.UpgradeRequest](&q))
 	if err != nil {
 		return nil, c.refusal(err)
@@ -129,6 +149,8 @@ func (c *client) upgraded(ctx context.Context, first *node.Status, q node.Upgrad
 		return p.Move, aborted(p.Failed, p.Move)
 	case last == nil && unknownForm(err):
 		return c.upgradedOlder(q, tell)
+	case last == nil && handedOver(err):
+		return nil, err
 	case last == nil && err != nil && connect.IsWireError(err):
 		return nil, c.refusal(err)
 	}

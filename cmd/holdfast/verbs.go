@@ -79,16 +79,12 @@ func migrateCommand() *cobra.Command {
 		Use:   "migrate --to NODE",
 		Short: "Move the flows of movable listeners to another host",
 		Args:  wants(0, 0, "no argument"),
-		RunE: func(cmd *cobra.Command, _ []string) error {
+		RunE: asking(func(c *client, _ []string) error {
 			if to == "" {
 				return &exit{exitUsage, errors.New("migrate: wants --to NODE, a peer named in the configuration")}
 			}
-			c, err := newClient(cmd)
-			if err != nil {
-				return err
-			}
 			return moved(c, c.api.Migrate, &api.MigrateRequest{To: to}, "migrated to "+to)
-		},
+		}),
 	}
 	x.Flags().StringVar(&to, "to", "", "a peer named in the configuration")
 	return x

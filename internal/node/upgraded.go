@@ -36,6 +36,9 @@ type ResidueStatus struct {
 
 // upgrades is what a node knows of upgrades.
 type upgrades struct {
+	// turn is held by who makes one.
+	turn sync.Mutex
+
 	// mu guards what follows.
 	mu      sync.Mutex
 	now     *upgrading // nil: none is under way
@@ -95,11 +98,9 @@ func (n *Node) upgradeOnce(ctx context.Context, q UpgradeRequest, tell func(Prog
 			tell(p)
 		}
 	}
+	u.turn.Lock()
+	defer u.turn.Unlock()
 	u.mu.Lock()
-	if u.now != nil {
-		u.mu.Unlock()
-		return nil, fmt.Errorf("node: an upgrade is under way already: %w", ErrBusy)
-	}
 	u.now = x
 	u.mu.Unlock()
 	err := n.upgrade(ctx, q, x.r, say)
