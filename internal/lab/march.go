@@ -192,8 +192,12 @@ func (m *marchLab) doubt(format string, args ...any) {
 	m.say("DOUBT: %s", s)
 }
 
-// marchShortEnds is when a short run begins no further step.
-const marchShortEnds = 26 * time.Second
+// A short run begins no further step so long after it began to march, or, building
+// included, to run.
+const (
+	marchShortTime = 15 * time.Second
+	marchShortEnds = 33 * time.Second
+)
 
 // march makes an upgrade that nothing happens to, which tells the calls that there
 // are, and then one for each of them and for each thing that can happen there.
@@ -201,6 +205,7 @@ func (m *marchLab) march() error {
 	if _, err := m.traffic.awaitRounds(marchPatience); err != nil {
 		return fmt.Errorf("lab: before the first upgrade: %w", err)
 	}
+	began := time.Now()
 	row, all, err := m.step(marchNothing, "", 0)
 	if err != nil {
 		return err
@@ -210,7 +215,9 @@ func (m *marchLab) march() error {
 	}
 	most := map[string]int{}
 	for _, c := range all {
-		most[c.side] = max(most[c.side], c.n)
+		if c.what == "receive after done" || c.what == "send settled" { // the end of it for either side
+			most[c.side] = c.n
+		}
 	}
 	m.say("%d calls of the giver, %d of the taker", most[sideGiver], most[sideTaker])
 	m.v.Must(most[sideGiver] > 5 && most[sideTaker] > 5, "calls of an upgrade", fmt.Sprintf("%d and %d", most[sideGiver], most[sideTaker]), "more than 5 of either side")
@@ -234,7 +241,7 @@ func (m *marchLab) march() error {
 		plan = slices.DeleteFunc(plan, func(s step) bool { return s.do == marchStop })
 	}
 	for _, s := range plan {
-		if m.Short && time.Since(m.began) > marchShortEnds {
+		if m.Short && (time.Since(m.began) > marchShortEnds || time.Since(began) > marchShortTime) {
 			break
 		}
 		if err := m.ctx.Err(); err != nil {
@@ -257,11 +264,11 @@ const (
 	pauseTime = 400 * time.Millisecond
 	// giveUpTime is longer than the longest that the giver waits for a taker, which
 	// holds flows, that stands still.
-	giveUpTime = 40 * time.Second
+	giveUpTime = 30 * time.Second
 	// operatorTime is after how long somebody ends a giver that stands still.
 	operatorTime = 2 * time.Second
 	// recoverTime bounds how long it may take until everybody is served again.
-	recoverTime = 30 * time.Second
+	recoverTime = 10 * time.Second
 )
 
 // step makes one upgrade, at one call of which something happens.
@@ -275,7 +282,7 @@ func (m *marchLab) step(do marchDo, side string, n int) (*marchRow, []marchCall,
 	}
 	giver := m.node.pid
 	if _, err := m.traffic.awaitRounds(recoverTime); err != nil {
-		return nil, nil, err
+		return nil, nil, fmt.Errorf("before it: %w", err)
 	}
 	was := m.traffic.count()
 	answer := make(chan error, 1)
@@ -321,9 +328,10 @@ func (m *marchLab) step(do marchDo, side string, n int) (*marchRow, []marchCall,
 	standing, fresh := m.traffic.count().since(was)
 	row.standing, row.fresh = row.standing+standing, row.fresh+fresh
 	row.most, row.pause = max(row.most, standing+fresh), max(row.pause, worst)
-	m.say("%s, call %d (%s), %v: %s; lost %d, and %d that began; the longest pause %s; the answer: %v", side, n, row.what, do,
-		servedBy(serving, giver), standing, fresh, ms(worst), told)
-	m.allow(do, side, n, all, serving, giver, standing, fresh)
+	ends := m.traffic.ends()
+	m.say("%s, call %d (%s), %v: %s; lost %d, and %d that began (%s); the longest pause %s; the answer: %v", side, n, row.what, do,
+		servedBy(serving, giver), standing, fresh, ends, ms(worst), told)
+	m.allow(do, side, n, all, serving, giver, standing, fresh, ends)
 	return row, all, nil
 }
 
@@ -416,13 +424,10 @@ func (m *marchLab) whoServes() (int, error) {
 func (m *marchLab) row(do marchDo, side string, n int, all []marchCall) *marchRow {
 	what, again := "", 0
 	for _, c := range all {
-		if c.side != side {
-			continue
-		}
-		if c.what == "send accept" || c.what == "receive accept" {
+		if c.side == sideGiver && c.what == "send accept" {
 			again++
 		}
-		if c.n == n {
+		if c.side == side && c.n == n {
 			what = c.what
 			break
 		}
@@ -450,7 +455,7 @@ func (m *marchLab) row(do marchDo, side string, n int, all []marchCall) *marchRo
 const lotMost = 8
 
 // allow holds what was lost against what the design lets be lost.
-func (m *marchLab) allow(do marchDo, side string, n int, all []marchCall, serving, giver, standing, fresh int) {
+func (m *marchLab) allow(do marchDo, side string, n int, all []marchCall, serving, giver, standing, fresh int, ends string) {
 	commits, accepts := 0, 0
 	for _, c := range all {
 		switch {
@@ -476,7 +481,7 @@ func (m *marchLab) allow(do marchDo, side string, n int, all []marchCall, servin
 		}
 	}
 	if standing > most || fresh > 0 && most == 0 {
-		m.doubt("%s, call %d, %v: %d connections lost, and %d that began; %d may be (%d commits)", side, n, do, standing, fresh, most, commits)
+		m.doubt("%s, call %d, %v: %d connections lost, and %d that began; %d may be (%d commits): %s", side, n, do, standing, fresh, most, commits, ends)
 	}
 	if serving == 0 && (side != sideGiver || do != marchKill && do != marchStop) {
 		m.doubt("%s, call %d, %v: nobody serves any more", side, n, do)

@@ -25,10 +25,12 @@ type marchTraffic struct {
 	stop  chan struct{}
 	all   sync.WaitGroup
 	seats *marchSeats
+	gone  sync.Map // connections, by number, whose server has lost them already
 
 	mu    sync.Mutex // guards all below
 	wrong []string   // octets that are not the right ones: never
 	lost  map[string]int
+	how   map[string]int    // what was lost by how it ended, since it was asked last
 	open  map[net.Conn]bool // to be closed at the end
 	limit []string          // moments at which a limited endpoint had too many
 }
@@ -37,9 +39,10 @@ type marchTraffic struct {
 // connection.
 type marchSlot struct {
 	kind   marchKind
-	rounds atomic.Int64 // exchanges, or pieces, that came as they should
-	last   atomic.Int64 // when the last did, nanoseconds since the beginning
-	worst  atomic.Int64 // the longest time between two of them since it was reset
+	id     atomic.Uint32 // of its connection
+	rounds atomic.Int64  // exchanges, or pieces, that came as they should
+	last   atomic.Int64  // when the last did, nanoseconds since the beginning
+	worst  atomic.Int64  // the longest time between two of them since it was reset
 }
 
 // marchKind is what a client does all the time.
@@ -74,6 +77,13 @@ var (
 
 // marchSeatsMost is how many connections the limited endpoint takes at once.
 const marchSeatsMost = 2
+
+// aheadBytes bounds what a client's kernel holds of what it reads slowly, and
+// aheadRounds is how many readings that is, at least.
+const (
+	aheadBytes  = 16 << 10
+	aheadRounds = 12
+)
 
 // pieceOctets is what a server sends at once to a client that only reads.
 const pieceOctets = 6 << 10
@@ -168,7 +178,28 @@ func (t *marchTraffic) note(k marchKind, err error) {
 		t.wrong = append(t.wrong, fmt.Sprintf("%v: %v", k, err))
 		return
 	}
-	t.lost[k.String()]++
+	var op *net.OpError
+	if errors.As(err, &op) && op.Op == "dial" { // nobody listens
+		t.lost[marchShort.String()]++
+	} else {
+		t.lost[k.String()]++
+	}
+	if t.how == nil {
+		t.how = map[string]int{}
+	}
+	t.how[k.String()+": "+errorText(err)]++
+}
+
+// ends tells how connections were lost since it was asked last.
+func (t *marchTraffic) ends() string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var s []string
+	for _, what := range sortedKeys(t.how) {
+		s = append(s, fmt.Sprintf("%d x %s", t.how[what], what))
+	}
+	t.how = nil
+	return strings.Join(s, "; ")
 }
 
 // marchCount is what there was at a moment.
@@ -212,7 +243,11 @@ func (t *marchTraffic) awaitRounds(patience time.Duration) (worst time.Duration,
 	for end := time.Now().Add(patience); ; time.Sleep(2 * time.Millisecond) {
 		var behind []string
 		for i, s := range t.slots {
-			if s.rounds.Load() == was[i] {
+			more := int64(1)
+			if s.kind == marchDown || s.kind == marchHalf {
+				more = aheadRounds
+			}
+			if _, gone := t.gone.Load(s.id.Load()); gone || s.rounds.Load() < was[i]+more {
 				behind = append(behind, s.kind.String())
 			}
 		}
@@ -250,13 +285,20 @@ func (t *marchTraffic) client(s *marchSlot, began time.Time) error {
 	case marchLimited:
 		to = marchFew
 	}
-	c, err := net.DialTimeout("tcp4", to.String(), marchPatience)
+	d := net.Dialer{Timeout: marchPatience}
+	if s.kind == marchDown || s.kind == marchHalf {
+		// What the kernel holds is read on when the connection is lost, and the loss
+		// is found late.
+		d.Control = bounded(aheadBytes)
+	}
+	c, err := d.Dial("tcp4", to.String())
 	if err != nil {
 		return err
 	}
 	t.keep(c)
 	defer t.close(c)
 	id := t.ids.Add(1)
+	s.id.Store(id)
 	head := binary.BigEndian.AppendUint32(nil, id)
 	if _, err := c.Write(append(head, byte(s.kind), 0, 0, 0)); err != nil {
 		return err
@@ -278,7 +320,7 @@ func (t *marchTraffic) client(s *marchSlot, began time.Time) error {
 				return err
 			}
 			s.got(began)
-			if s.kind == marchDown {
+			if _, gone := t.gone.Load(id); s.kind == marchDown && !gone {
 				time.Sleep(4 * time.Millisecond)
 			}
 		}
@@ -365,6 +407,8 @@ func (t *marchTraffic) serve(c net.Conn) {
 		for send(pieceOctets) == nil {
 			time.Sleep(every)
 		}
+		// Its client may have much to read before it finds out.
+		t.gone.Store(id, true)
 		return
 	}
 	up, sizes := Verifier{Stream: NewStream(t.seed, id, Up)}, mix(t.seed+uint64(id)*golden)
