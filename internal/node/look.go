@@ -58,6 +58,10 @@ type Look struct {
 	Endpoints  []EndpointState
 	Paces      map[Path]Pace // nil: the first look, there is nothing to compare with
 	Config     *config.Config
+	// Upgrading, LastUpgrade and Residue are as in [Status].
+	Upgrading   *Progress
+	LastUpgrade *UpgradeStatus
+	Residue     []ResidueStatus
 }
 
 // Balance is the sum that must balance: what came is open, or has ended, or went.
@@ -120,6 +124,7 @@ func (n *Node) look(now time.Time, k *looks) *Look {
 		At: now, Node: c.Node.Name, Release: Release, PID: pid, Generation: n.Generation(), Up: now.Sub(n.started), Config: c,
 		Connected: map[string]int64{}, Queued: map[string]int{}, Endpoints: n.EndpointStates(), Balance: n.balance(),
 	}
+	s.Upgrading, s.LastUpgrade, s.Residue = n.upgrades.look()
 	for name := range c.Listeners {
 		s.Connected[name] = n.shared.Ledger.Listener(name).InUse()
 	}

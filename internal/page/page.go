@@ -208,6 +208,30 @@ func (v view) Moves() []term {
 	return out
 }
 
+// UpgradeMood is how the last upgrade is painted.
+func (v view) UpgradeMood() string {
+	switch v.Look.LastUpgrade.Result {
+	case "done":
+		return ""
+	case "aborted":
+		return "odd"
+	}
+	return "bad"
+}
+
+// UpgradeWords says what the last upgrade has done.
+func (v view) UpgradeWords() string {
+	u := v.Look.LastUpgrade
+	if u.Move == nil {
+		return ""
+	}
+	text := fmt.Sprintf("%s connections moved, %s lost, longest pause %s", thousands(u.Move.Flows), thousands(u.Move.Lost), millis(time.Duration(u.Move.Pause.Max*1e3)))
+	if u.Move.To != "" && u.Move.To != u.Move.From {
+		text += fmt.Sprintf("; release %s to %s", u.Move.From, u.Move.To)
+	}
+	return text
+}
+
 // Balance is where to read of the sum.
 func (v view) Balance() *node.Balance { return &v.Look.Balance }
 

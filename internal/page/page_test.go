@@ -66,6 +66,9 @@ func snapshot(t *testing.T, v View) *Snapshot {
 			{Name: "web/a2", Backend: "web", Address: "127.0.0.1:9002", State: "quiescing", Admin: "quiescing", Health: "up", SinceSeconds: 12, Weight: 50, EffectiveWeight: 50},
 		},
 		Paces: map[node.Path]node.Pace{},
+		LastUpgrade: &node.UpgradeStatus{At: time.Date(2026, 3, 1, 11, 0, 0, 0, time.UTC), Result: "done", Was: 4710,
+			Move: &node.Report{Flows: 20110, PID: 4711, From: "1.4.0", To: "1.5.0", Pause: node.Pause{Max: 2900}}},
+		Residue: []node.ResidueStatus{{PID: 4710, Release: "1.4.0", Flows: 3, Until: time.Date(2026, 3, 1, 11, 10, 0, 0, time.UTC)}},
 	}}
 	pace := func(p node.Path, perSecond, errors float64) {
 		s.Look.Paces[p] = node.Pace{PerSecond: perSecond, ErrorsPerSecond: errors, P50: 1500 * time.Microsecond, P99: 48 * time.Millisecond}
