@@ -3,6 +3,7 @@ package lab
 import (
 	"bytes"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -167,5 +168,79 @@ func TestEchoNotices(t *testing.T) {
 		}
 		_ = unix.Close(pair[0])
 		_ = unix.Close(pair[1])
+	}
+}
+
+// Each balancer gets the service of the echo flows once, and peers a bound if
+// they shall have one; the product reads what it gets.
+func TestUpgradeSyntaxes(t *testing.T) {
+	f := newServiceFleet(10)
+	f.next(1)
+	all := map[string]*syntax{
+		"holdfast": holdfastSyntax(),
+		"haproxy":  haproxySyntax("/tmp/stats", 100),
+		"nginx":    nginxSyntax("/tmp/nginx", 100),
+	}
+	bounds := map[string]string{"haproxy": "hard-stop-after 10s\n", "nginx": "worker_shutdown_timeout 10s;\n"}
+	for name, y := range all {
+		if bounds[name] != "" {
+			y = y.bounded(10 * time.Second)
+		}
+		for i := range f.services { // each syntax renders all of them once
+			f.dirty[i] = true
+		}
+		text := y.withEcho().file(f)
+		if n := strings.Count(text, loopbackPort(manyEchoPort)); n != 1 {
+			t.Errorf("%s: the echo flows' VIP is there %d times, want 1\n%s", name, n, text)
+		}
+		if n := strings.Count(text, manyEchoServer); n != 1 {
+			t.Errorf("%s: the echo flows' server is there %d times, want 1\n%s", name, n, text)
+		}
+		if b := bounds[name]; b != "" && strings.Count(text, b) != 1 {
+			t.Errorf("%s: %q is not there once\n%s", name, b, text)
+		}
+		if name != "holdfast" {
+			continue
+		}
+		c, _, err := config.Parse(name, []byte(strings.Replace(text, "SOCKET", "/tmp/s", 1)), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if c.Listeners["echo"] == nil || c.Backends["echo"] == nil {
+			t.Error("holdfast: no service for the echo flows")
+		}
+	}
+}
+
+// What a process holds is counted by the kernel's word: connections to the
+// services' ports, accepted ones alone.
+func TestClientConnections(t *testing.T) {
+	lis, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = lis.Close() }()
+	port := uint64(lis.Addr().(*net.TCPAddr).Port)
+	for range 3 {
+		c, err := net.Dial("tcp", lis.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = c.Close() }()
+		s, err := lis.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = s.Close() }()
+	}
+	me := []int{os.Getpid()}
+	if n := clientConnections(me, port, port); n != 3 {
+		t.Errorf("%d connections, want 3", n)
+	}
+	if n := clientConnections([]int{1 << 30}, port, port); n != 0 {
+		t.Errorf("%d connections of a process that there is not", n)
+	}
+	if n := clientConnections(me, port+1, port+1); n != 0 {
+		t.Errorf("%d connections to a port at which nobody listens", n)
 	}
 }

@@ -26,9 +26,9 @@ type peerReload struct {
 	ended     []string      // echo flows that broke
 }
 
-// clientConnections counts those that some processes hold to the ports of the
-// services, by the kernel's word.
-func clientConnections(pids []int) int {
+// clientConnections counts those that some processes hold to ports of their own in
+// a range, by the kernel's word.
+func clientConnections(pids []int, from, to uint64) int {
 	inodes := map[string]bool{}
 	for _, pid := range pids {
 		dir := fmt.Sprintf("/proc/%d/fd", pid)
@@ -50,7 +50,7 @@ func clientConnections(pids []int) int {
 		}
 		_, port, _ := strings.Cut(f[1], ":")
 		p, err := strconv.ParseUint(port, 16, 16)
-		if err == nil && p >= servicePort && p <= manyEchoPort {
+		if err == nil && p >= from && p <= to {
 			n++
 		}
 	}
@@ -175,7 +175,7 @@ func (u *upgradeLab) reloadOnce(r *reloadLab, name string, side reloadSide, y *s
 			x.gone = time.Since(began)
 		}
 	}
-	x.processes, x.sitting, x.rss = len(old), clientConnections(old), resident(old)
+	x.processes, x.sitting, x.rss = len(old), clientConnections(old, servicePort, manyEchoPort), resident(old)
 	if e, err = m.echo.look(); err != nil {
 		return x, err
 	}
