@@ -86,9 +86,10 @@ type upgradeScene struct {
 	lost       int
 	copied     int
 	idle       int
-	dials      []int64 // of servers, in each upgrade
-	dialsQuiet int64   // without upgrades
-	onOld      int     // flows whose objects are no longer in force, the least
+	dials      []int64            // of servers, in each upgrade
+	dialsQuiet int64              // without upgrades
+	cpu        [2][]time.Duration // of processors, spent on the old and the new process in each upgrade
+	onOld      int                // flows whose objects are no longer in force, the least
 	extra      []ReloadDelay
 	closed     int // idle and kept connections that were closed, or told so
 	failed     int // new connections and requests

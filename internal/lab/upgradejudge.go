@@ -59,6 +59,9 @@ func (x *upgradeScene) judge(v *Verdict) {
 	v.Say("  all words: %v (without upgrades %v)", x.words[1], x.words[0])
 	v.Say("  an upgrade took, %s: %s; as a whole: %s", what, quantiles(took), quantiles(&x.whole))
 	v.Say("  the old process was gone after %s", quantiles(&x.leave))
+	if len(x.cpu[0]) > 0 {
+		v.Say("  processors spent p50 / p99 / max ms on the old process %v, on the new one %v", threefoldOf(x.cpu[0]), threefoldOf(x.cpu[1]))
+	}
 	for _, name := range sortedNames(x.phases) {
 		v.Say("  phase %-10s %s", name, quantiles(x.phases[name]))
 	}

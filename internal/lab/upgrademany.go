@@ -1,10 +1,13 @@
 package lab
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"net/netip"
+	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -229,15 +232,19 @@ func (u *upgradeLab) crowdedOnce(m *manyRun, n *shopNode, x *upgradeScene) error
 		return err
 	}
 	began, was := time.Now(), n.pid
+	spent := watchCPU(was)
 	rep, err := n.upgrade(u.ctx)
 	if err != nil {
 		return err
 	}
+	taker := cpuOf(n.pid)
 	answered := time.Now()
 	if !eventually(leavePatience, func() bool { return !Alive(was) && len(n.oldProcesses()) == 0 }) {
 		return fmt.Errorf("lab: old processes: %v", n.oldProcesses())
 	}
 	x.leave.Add(time.Since(answered))
+	giver := spent()
+	x.cpu[0], x.cpu[1] = append(x.cpu[0], giver), append(x.cpu[1], taker)
 	time.Sleep(time.Until(began.Add(manyApart)))
 	e, err := m.echo.look()
 	if err != nil {
@@ -260,9 +267,39 @@ func (u *upgradeLab) crowdedOnce(m *manyRun, n *shopNode, x *upgradeScene) error
 	x.seen = append(x.seen, e.Worst...)
 	x.words[1] = worse(x.words[1], e.Delay)
 	x.dials = append(x.dials, after.Servers["apart"].Spoken-before.Servers["apart"].Spoken)
-	u.phase("   %3d: %5d flows (%d with octets) in %.0f ms, pause p50/p99/max %.0f/%.0f/%.0f us, refused %d, lost %d, phases %v; echo %v; %d dials", x.n, rep.Flows, rep.WithOctets, rep.Millis,
-		rep.Pause.P50, rep.Pause.P99, rep.Pause.Max, rep.Refused, rep.Lost, rep.Phases, e.Worst, x.dials[len(x.dials)-1])
+	u.phase("   %3d: %5d flows (%d with octets) in %.0f ms, pause p50/p99/max %.0f/%.0f/%.0f us, refused %d, lost %d, phases %v; CPU %v and %v; echo %v; %d dials", x.n, rep.Flows, rep.WithOctets, rep.Millis,
+		rep.Pause.P50, rep.Pause.P99, rep.Pause.Max, rep.Refused, rep.Lost, rep.Phases, giver, taker, e.Worst, x.dials[len(x.dials)-1])
 	return nil
+}
+
+// clockTick is the unit of /proc/PID/stat (proc(5), USER_HZ).
+const clockTick = 10 * time.Millisecond
+
+// cpuOf is the time that processors have spent on a process.
+func cpuOf(pid int) time.Duration {
+	text, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	f := strings.Fields(string(text[bytes.LastIndexByte(text, ')')+1:]))
+	if len(f) < 13 {
+		return 0
+	}
+	user, _ := strconv.Atoi(f[11])
+	system, _ := strconv.Atoi(f[12])
+	return time.Duration(user+system) * clockTick
+}
+
+// watchCPU looks at a process until it has ended; what it gives tells what
+// processors have spent on it meanwhile, to about a tick.
+func watchCPU(pid int) (spent func() time.Duration) {
+	first := cpuOf(pid)
+	last, done := first, make(chan struct{})
+	go func() { // ends with the process
+		defer close(done)
+		for Alive(pid) {
+			last = max(last, cpuOf(pid))
+			time.Sleep(clockTick / 2)
+		}
+	}()
+	return func() time.Duration { <-done; return last - first }
 }
 
 // weighEvery is how often the processes are weighed in one upgrade, which is not

@@ -40,6 +40,11 @@ processors clients, servers and both processes share.
 	if n := len(u.scenes); n > 1 {
 		fmt.Fprintf(&s, "With %d flows one process has %.1f MB; in an upgrade both together have at most %.1f MB, shared pages and the binary counted twice.\n", u.scenes[n-1].flows, megabytes(u.alone), megabytes(u.both.rss))
 	}
+	for _, x := range u.scenes {
+		if len(x.cpu[0]) > 0 {
+			fmt.Fprintf(&s, "An upgrade of %d flows takes %s ms of processors' time in the old process and %s ms in the new one (p50).\n", x.flows, short(threefoldOf(x.cpu[0]).p50), short(threefoldOf(x.cpu[1]).p50))
+		}
+	}
 	c := &u.collected
 	fmt.Fprintf(&s, "The collector of Go ran %d times in all of these processes; everything stood for %s (p50 / p99 / max ms) each time, as its own trace says.\n", c.stops.N, triple(&c.stops))
 	u.writeParts(&s, row)
