@@ -225,7 +225,7 @@ const packedEntry = 8 + 4 + 4
 
 // packTable packs entries as they were at now; they come in the order of their use.
 func packTable(all []entry, now int64) *Table {
-	slices.SortStableFunc(all, func(a, b entry) int { return cmp.Compare(a.used, b.used) })
+	slices.SortFunc(all, func(a, b entry) int { return cmp.Compare(a.used, b.used) })
 	out, at := &Table{Packed: make([]byte, 0, packedEntry*len(all))}, map[*Endpoint]uint32{}
 	for _, e := range all {
 		i, ok := at[e.to]
@@ -258,6 +258,7 @@ func (of *Table) unpack() bool {
 func (s *shard) whole() (now int64, all []entry) {
 	s.mu.Lock()
 	now = s.now
+	all = make([]entry, 0, s.entries.size())
 	s.mu.Unlock()
 	for from, more := 1, true; more; from += tableLook {
 		s.mu.Lock()
