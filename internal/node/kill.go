@@ -42,7 +42,7 @@ func (n *Node) Kill(ctx context.Context, q KillRequest) (*KillReport, error) {
 
 func (n *Node) kill(ctx context.Context, q KillRequest) (*KillReport, error) {
 	began := time.Now()
-	if err := n.expects(q.Guard); err != nil {
+	if err := n.state.current().expected(q.Expect); err != nil {
 		return nil, err
 	}
 	way, err := wayOf(q.Then)

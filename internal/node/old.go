@@ -56,11 +56,6 @@ func (n *Node) beginFlows() (end func()) {
 	}
 }
 
-// expects refuses a write whose writer has seen another generation.
-func (n *Node) expects(g Guard) error {
-	return n.state.current().expected(g.Expect)
-}
-
 // tell notes an event that is no change of the desired state.
 func (n *Node) tell(kind, object string, by Author, fields map[string]string, format string, args ...any) {
 	n.events.note(Event{Kind: kind, Object: object, Generation: n.Generation(), By: by.Name, Fields: fields, Text: fmt.Sprintf(format, args...)})

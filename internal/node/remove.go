@@ -96,7 +96,7 @@ func (n *Node) remove(ctx context.Context, q RemoveRequest, tell func(Progress))
 // check understands the request, and refuses it before anything is done.
 func (x *removal) check() error {
 	n, q := x.n, &x.q
-	if err := n.expects(q.Guard); err != nil {
+	if err := n.state.current().expected(q.Expect); err != nil {
 		return err
 	}
 	if err := n.state.watched(); err != nil {

@@ -47,7 +47,7 @@ func (n *Node) Shed(q ShedRequest) (*ShedReport, error) {
 
 func (n *Node) shed(q ShedRequest) (*ShedReport, error) {
 	began := time.Now()
-	if err := n.expects(q.Guard); err != nil {
+	if err := n.state.current().expected(q.Expect); err != nil {
 		return nil, err
 	}
 	q.As = cmp.Or(q.As, "503")

@@ -80,7 +80,7 @@ func (n *Node) Upgrade(ctx context.Context, q UpgradeRequest, tell func(Progress
 }
 
 func (n *Node) upgradeOnce(ctx context.Context, q UpgradeRequest, tell func(Progress)) (*Progress, error) {
-	if err := n.expects(q.Guard); err != nil {
+	if err := n.state.current().expected(q.Expect); err != nil {
 		return nil, err
 	}
 	u := &n.upgrades
