@@ -26,6 +26,7 @@ type giver struct {
 	switched bool
 	onWire   map[uint64]bool // flows whose commit was sent
 	first    int             // the loop to look at first
+	idles    int             // how often idle legs were asked for
 	far      *carrier
 	heir     *Proc
 }
@@ -172,11 +173,49 @@ func (g *giver) Unlend() {
 	}
 }
 
-// ParkIdle leaves idle legs where they are.
-func (g *giver) ParkIdle(int) *move.IdleLot { return nil }
+// idleOf is what is kept of idle legs on their way.
+type idleOf struct {
+	from *loop.Loop
+	legs []loop.IdleLeg
+}
 
-// ForgetIdle see ParkIdle.
-func (g *giver) ForgetIdle(*move.IdleLot, bool) {}
+// ParkIdle takes some idle legs out of the pools now and then, and all when there is
+// no flow left that could use them.
+func (g *giver) ParkIdle(most int) *move.IdleLot {
+	left := g.p.flows() - len(g.refused)
+	if g.idles++; left > 0 {
+		if g.idles%2 == 0 {
+			return nil
+		}
+		most = min(most, 1+g.p.w.net.rng.IntN(3))
+	}
+	for _, l := range g.p.shared.Loops {
+		of := idleOf{from: l}
+		g.t.ask(l, func(l *loop.Loop) { of.legs = l.GiveIdle(most) })
+		if len(of.legs) == 0 {
+			continue
+		}
+		octets, fds, err := loop.PackIdle(of.legs)
+		if err != nil {
+			panic(err)
+		}
+		return &move.IdleLot{Octets: octets, FDs: fds, N: len(fds), Of: of}
+	}
+	return nil
+}
+
+// ForgetIdle lets go of idle legs that are the taker's, or takes them back.
+func (g *giver) ForgetIdle(lot *move.IdleLot, given bool) {
+	of := lot.Of.(idleOf)
+	if !given {
+		g.t.ask(of.from, func(l *loop.Loop) { l.TakeIdle(of.legs) })
+		return
+	}
+	g.p.w.idles += lot.N
+	for _, fd := range lot.FDs {
+		g.p.fds.close(fd)
+	}
+}
 
 // Cookie is the kernel's name of a socket.
 func (g *giver) Cookie(fd sock.FD) (uint64, error) { return g.p.cookie(fd) }

@@ -202,7 +202,11 @@ func (p *Proc) take(t *task, c *carrier) error {
 				return errors.New("a commit without an offer")
 			}
 			p.w.release(p.fds, fds)
-			p.adopt(t, offered, fds, nil)
+			octets, err := offered.Encode()
+			if err != nil { // it was decoded a moment ago
+				return err
+			}
+			p.adopt(t, offered, &loop.Parcel{Octets: octets, FDs: fds, Since: make([]flow.Instant, len(offered.Flows))}, false)
 			offered, fds = nil, nil
 			if err := move.SendJSON(c, move.Adopted, move.Adoption{}); err != nil {
 				return err
@@ -233,17 +237,17 @@ func (p *Proc) examine(octets []byte) (*frozen.Batch, error) {
 	return batch, nil
 }
 
-// adopt serves flows that are this process's from now on. since is nil if they come
-// from another host, whose ledger is not ours.
-func (p *Proc) adopt(t *task, batch *frozen.Batch, fds []sock.FD, since []int64) {
+// adopt serves flows that are this process's from now on. counted tells that they
+// come from a predecessor, whose ledger divides its limits with ours.
+func (p *Proc) adopt(t *task, batch *frozen.Batch, parcel *loop.Parcel, counted bool) {
 	for _, z := range batch.Flows {
 		if z.Endpoint != nil {
-			if since == nil {
+			if !counted {
 				p.arrived(z.Endpoint.Name)
 			}
 			p.account(z.Endpoint.Name).Import(1)
 		}
-		if since == nil {
+		if !counted {
 			p.shared.Ledger.Listener(z.Listener.Name).Admit()
 			p.shared.Ledger.Node.Admit()
 		} else {
@@ -257,12 +261,7 @@ func (p *Proc) adopt(t *task, batch *frozen.Batch, fds []sock.FD, since []int64)
 			to = l
 		}
 	}
-	octets, err := batch.Encode()
-	if err != nil { // it was decoded a moment ago
-		panic(err)
-	}
 	done, lost := false, 0
-	parcel := &loop.Parcel{Octets: octets, FDs: fds, Since: make([]flow.Instant, len(batch.Flows))}
 	parcel.Adopted = func(_ []int64, n int) { done, lost = true, n }
 	to.Deliver(parcel)
 	t.wait(func() bool { return done })

@@ -2,11 +2,12 @@ package sim
 
 import (
 	"encoding/json"
-	"fmt"
 	"time"
 
+	"github.com/holdfast-lb/holdfast/internal/flow"
 	"github.com/holdfast-lb/holdfast/internal/frozen"
 	"github.com/holdfast-lb/holdfast/internal/ledger"
+	"github.com/holdfast-lb/holdfast/internal/loop"
 	"github.com/holdfast-lb/holdfast/internal/move"
 	"github.com/holdfast-lb/holdfast/internal/sock"
 )
@@ -85,38 +86,49 @@ func (x *taker) Reset(fd sock.FD) {
 
 // Examine decodes a lot. A picky process holds not all that another one does.
 func (x *taker) Examine(octets []byte, fds []sock.FD) (any, error) {
-	batch, err := x.p.examine(octets)
+	batch, err := frozen.Decode(octets)
 	if err != nil {
 		return nil, err
 	}
+	if err := x.p.objects.receive(batch.Objects); err != nil {
+		return nil, err
+	}
 	var no move.Unheld
-	for _, z := range batch.Flows {
-		for _, g := range append([]*frozen.Leg{z.Client}, z.Legs...) {
-			if int(g.Fd) > len(fds) {
-				return nil, &frozen.Refused{What: "leg", Why: fmt.Sprintf("descriptor %d of %d", g.Fd, len(fds))}
+	if w := x.p.w; w.shape.picky > 0 {
+		for _, z := range batch.Flows {
+			if mix(w.seed, z.Id)%uint64(w.shape.picky) == 0 {
+				no = append(no, move.Refusal{Flow: z.Id, What: "flow", Why: "it is of a release that this one does not know"})
 			}
 		}
-		if w := x.p.w; w.shape.picky > 0 && mix(w.seed, z.Id)%uint64(w.shape.picky) == 0 {
-			no = append(no, move.Refusal{Flow: z.Id, What: "flow", Why: "it is of a release that this one does not know"})
-		}
+	}
+	thawed, wrong := loop.Thaw(x.p.shared.Loops[0].Now(), batch, len(fds), x.p.objects)
+	for i, err := range wrong {
+		no = append(no, move.Refusal{Flow: batch.Flows[i].Id, What: "flow", Why: err.Error()})
 	}
 	if len(no) > 0 {
 		return nil, no
 	}
-	return batch, nil
+	return thawed, nil
 }
 
 // Adopt serves what was examined.
 func (x *taker) Adopt(lot any, fds []sock.FD, since []int64) move.Adoption {
 	x.took += len(since)
-	x.p.adopt(x.t, lot.(*frozen.Batch), fds, since)
+	parcel := &loop.Parcel{Thawed: lot.(*loop.Thawed), FDs: fds, Since: make([]flow.Instant, len(since))}
+	x.p.adopt(x.t, parcel.Thawed.Batch, parcel, true)
 	return move.Adoption{Pauses: make([]int64, len(since))}
 }
 
-// AdoptIdle closes what nobody gives.
-func (x *taker) AdoptIdle(_ []byte, fds []sock.FD) error {
-	for _, fd := range fds {
-		x.p.fds.close(fd)
+// AdoptIdle puts idle backend legs into the pools.
+func (x *taker) AdoptIdle(octets []byte, fds []sock.FD) error {
+	legs, err := loop.UnpackIdle(octets, fds)
+	if err != nil {
+		return err
+	}
+	loops := x.p.shared.Loops
+	for i := range legs {
+		l := loops[i%len(loops)]
+		l.Do(func(l *loop.Loop) { l.TakeIdle(legs[i : i+1]) })
 	}
 	return nil
 }

@@ -36,6 +36,7 @@ type World struct {
 	restarts int
 	upgrades int // that were done
 	aborts   int
+	idles    int // legs that went along
 	stalls   int
 	lost     int // flows of which nobody knew who had served them
 
