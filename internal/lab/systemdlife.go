@@ -140,6 +140,7 @@ func (u *unitLab) lifeOfUnit() error {
 		{"a listener is removed", u.removed},
 		{"stop, with a request under way", u.stopped},
 		{"started by who comes: the socket unit", u.activated},
+		{"a cluster, by the drop-in for it", u.clustered},
 	} {
 		u.phase("%s", part.what)
 		if err := part.do(); err != nil {
@@ -471,5 +472,98 @@ func (u *unitLab) activated() error {
 	}
 	u.v.Must(len(a.broken) == 0 && b.main != was, "connections to a socket unit around a reload", fmt.Sprintf("%d of %d failed: %v", len(a.broken), a.all, a.broken), "none failed")
 	_, err = b.systemd.control(context.WithoutCancel(u.ctx), "stop", "holdfast.socket", unitName)
+	return err
+}
+
+// clusteredFlows are moved to another host.
+const clusteredFlows = 6
+
+// clustered starts the unit with a cluster and the drop-in for it, and moves flows to
+// another host, where no unit is: what that takes the sandbox must let through.
+func (u *unitLab) clustered() error {
+	b := u.side
+	n1, n2 := b.at, u.world.Host("n2")
+	if err := writeIdentities(u.dir, n1, n2); err != nil {
+		return err
+	}
+	drop, err := os.ReadFile("packaging/holdfast.service.d/cluster.conf.example")
+	if err != nil {
+		return err
+	}
+	h := &Holdfast{Services: u.services, Nodes: []*Host{n1, n2}, Cluster: true}
+	_, rest, _ := strings.Cut(h.config(0, 0), "\n")
+	text := "node: { name: n1, loops: 2 }\n" + strings.ReplaceAll(rest, u.dir, "/etc/holdfast")
+	files := map[string][]byte{
+		"/etc/systemd/system/holdfast.service.d/cluster.conf": drop,
+		"/etc/holdfast/holdfast.yaml":                         []byte(text),
+	}
+	for _, name := range []string{"ca.crt", "n1.crt", "n1.key"} {
+		if files["/etc/holdfast/"+name], err = os.ReadFile(filepath.Join(u.dir, name)); err != nil {
+			return err
+		}
+	}
+	for name, octets := range files {
+		if err := b.put(name, octets, 0o644); err != nil {
+			return err
+		}
+	}
+	// Another node: what the first one desired is not for it.
+	if err := os.RemoveAll(b.systemd.path("/var/lib/holdfast")); err != nil {
+		return err
+	}
+	for _, args := range [][]string{{"daemon-reload"}, {"start", unitName}} {
+		if _, err := b.systemd.control(u.ctx, args...); err != nil {
+			return fmt.Errorf("%w\n%s\n%s", err, b.unitStatus(u.ctx), b.Logs())
+		}
+	}
+	if err := b.look(u.ctx); err != nil {
+		return err
+	}
+	file := filepath.Join(u.dir, "n2.yaml")
+	if err := os.WriteFile(file, []byte(h.config(1, 0)), 0o600); err != nil {
+		return err
+	}
+	other, err := n2.Start("n2", nil, b.binary, "run", "--grace", "0s", "-c", file)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(u.ctx, readyPatience)
+	defer cancel()
+	if err := other.WaitLine(ctx, "ready:"); err != nil {
+		return err
+	}
+	flows := u.open(Exchange, clusteredFlows, "main")
+	if err := u.traffic.AwaitEach(5*time.Second, "flows to be served", flows, func(f *Flow) bool { return f.Served.Load() != 0 }); err != nil {
+		return err
+	}
+	before := u.traffic.LostTotal()
+	if err := u.verb("migrate", "--to", "n2"); err != nil {
+		return fmt.Errorf("%w\n%s\n%s", err, b.Logs(), other.Tail(20))
+	}
+	here, err := b.node.status(u.ctx)
+	if err != nil {
+		return err
+	}
+	was := make([]uint64, len(flows))
+	for i, f := range flows {
+		was[i] = f.Octets()
+	}
+	going := 0
+	if !eventually(5*time.Second, func() bool {
+		going = 0
+		for i, f := range flows {
+			if f.Octets() > was[i] {
+				going++
+			}
+		}
+		return going == len(flows)
+	}) {
+		u.phase("only %d of %d flows go on", going, len(flows))
+	}
+	u.traffic.Finish(5*time.Second, flows)
+	lost := u.traffic.LostTotal() - before
+	u.v.Must(going == len(flows) && lost == 0 && here.Flows == 0, "flows that a unit with a cluster gave to another host",
+		fmt.Sprintf("%d of %d go on, %d lost, %d left", going, len(flows), lost, here.Flows), "all go on, none lost, none left")
+	_, err = b.systemd.control(u.ctx, "stop", unitName)
 	return err
 }
