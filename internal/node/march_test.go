@@ -25,7 +25,7 @@ type marching struct {
 	calls  atomic.Int32
 	at     int32
 	do     func(m *marching) error // nil: all goes well
-	last   string                  // call that did not
+	last   atomic.Value            // the call that did not, a string
 	killed atomic.Bool
 }
 
@@ -37,7 +37,7 @@ func (m *marching) call(what string) error {
 	if m.calls.Add(1) != m.at || m.do == nil {
 		return nil
 	}
-	m.last = what
+	m.last.Store(what)
 	return m.do(m)
 }
 
@@ -125,7 +125,7 @@ func upgradeHere(t *testing.T, of *running, q UpgradeRequest, side int, at int32
 	for i, s := range sides {
 		u.calls[i] = s.calls.Load()
 	}
-	u.last = sides[side].last
+	u.last, _ = sides[side].last.Load().(string)
 	return u
 }
 
