@@ -97,7 +97,7 @@ func benchLot(b *testing.B, kind string, copied bool) {
 				}
 			}
 		}
-		if err := here.Send(p.Octets, with); err != nil {
+		if err := here.Send(with, p.Octets); err != nil {
 			b.Fatal(err)
 		}
 		n, fds, err := there.Receive(buf)

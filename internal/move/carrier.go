@@ -57,13 +57,13 @@ func (l *Local) Send(m Message) error {
 		if n < len(body) {
 			more = 1
 		}
-		part := append([]byte{byte(m.Kind), more, byte(m.Lot >> 8), byte(m.Lot)}, body[:n]...)
+		head, part := []byte{byte(m.Kind), more, byte(m.Lot >> 8), byte(m.Lot)}, body[:n]
 		body = body[n:]
 		if !first {
-			l.rest = append(l.rest, part)
+			l.rest = append(l.rest, append(head, part...)) // it may go when the body is the caller's again
 			continue
 		}
-		if err := l.c.Send(part, fds); err != nil {
+		if err := l.c.Send(fds, head, part); err != nil {
 			return fmt.Errorf("move: %v: %w", m.Kind, err)
 		}
 	}
@@ -79,7 +79,7 @@ func (l *Local) Send(m Message) error {
 // flush sends the parts that are left.
 func (l *Local) flush() error {
 	for len(l.rest) > 0 {
-		if err := l.c.Send(l.rest[0], nil); err != nil {
+		if err := l.c.Send(nil, l.rest[0]); err != nil {
 			return err
 		}
 		l.rest = l.rest[1:]
@@ -111,7 +111,11 @@ func (l *Local) Receive() (Message, error) {
 			return Message{}, err
 		}
 		m.Kind, m.Lot = Kind(l.buf[0]), binary.BigEndian.Uint16(l.buf[2:])
-		m.Body = append(m.Body, l.buf[partHeader:n]...)
+		if part := l.buf[partHeader:n]; m.Kind == Offer && l.buf[1] == 0 && m.Body == nil {
+			m.Body = part // flows stand still meanwhile: see Message
+		} else {
+			m.Body = append(m.Body, part...)
+		}
 		if l.buf[1] == 0 {
 			whole := *m
 			l.partial = Message{}

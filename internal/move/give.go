@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/holdfast-lb/holdfast/internal/frozen"
+	"github.com/holdfast-lb/holdfast/internal/planted"
 	"github.com/holdfast-lb/holdfast/internal/sock"
 )
 
@@ -245,7 +246,8 @@ type giving struct {
 	files    int      // that it may have open
 	copied   map[uint64]bool
 	number   uint16
-	stalls   int // in a row
+	body     []byte // of the last offer: room for the next one
+	stalls   int    // in a row
 }
 
 // Give speaks the giver's part of an upgrade from greeting to end.
@@ -709,7 +711,7 @@ func (x *giving) outlast(due bool) error {
 		}
 		return err
 	}
-	if x.Switched {
+	if x.Switched && !planted.Bug(92) {
 		x.g.Stalled(false)
 	}
 	return nil
@@ -784,6 +786,9 @@ func (x *giving) give(lot *Lot) error {
 // giveBack returns lots that were not committed.
 func (x *giving) giveBack(lots ...*Lot) (err error) {
 	for _, l := range lots {
+		if planted.Bug(81) {
+			continue
+		}
 		if e := l.to(returned); e != nil {
 			err = errors.Join(err, e)
 			continue
@@ -801,8 +806,9 @@ func (x *giving) offer(l *Lot) (due bool, err error) {
 	}
 	l.number = x.number
 	cookies, fds := x.places(l.FDs)
-	body, err := l.encode(cookies, x.speak(FeatureCopy))
+	body, err := l.encode(x.body[:0], cookies, x.speak(FeatureCopy))
 	if err == nil {
+		x.body = body // fresh memory costs more in page faults than in copying
 		err = l.to(offered)
 	}
 	if err == nil {
@@ -863,6 +869,9 @@ func (x *giving) sort(l *Lot, no *Refusal) (again []*Lot, err error) {
 	if err != nil {
 		return []*Lot{l}, err
 	}
+	if planted.Bug(91) {
+		return []*Lot{others}, nil
+	}
 	return []*Lot{others}, x.giveBack(those)
 }
 
@@ -884,7 +893,7 @@ func (x *giving) commit(l *Lot) error {
 	if err := x.c.SetTimeout(ParkedTime); err != nil {
 		return err
 	}
-	if err := x.c.Send(m); err != nil {
+	if err := x.c.Send(m); err != nil && !planted.Bug(93) {
 		return err
 	}
 	x.Committed = true
@@ -922,6 +931,9 @@ func (x *giving) adopted(l *Lot, others *[]*Lot) error {
 	if err != nil {
 		// It may have served them before it died: what it read and wrote nobody
 		// knows, so they cannot go on.
+		if planted.Bug(82) {
+			return errors.Join(err, x.g.Return(l))
+		}
 		x.g.Lose(l)
 		return err
 	}

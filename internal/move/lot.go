@@ -66,10 +66,10 @@ func (l *Lot) to(next lotState) error {
 	return fmt.Errorf("move: lot %d is %v and cannot be %v", l.number, l.state, next)
 }
 
-// encode is the body of an offer. With cookies it says first where each
-// descriptor is: with the message (0), or held by the taker under its cookie.
-func (l *Lot) encode(cookies []uint64, withCookies bool) ([]byte, error) {
-	var out []byte
+// encode is the body of an offer, in the room of out if it is enough. With cookies it
+// says first where each descriptor is: with the message (0), or held by the taker under
+// its cookie.
+func (l *Lot) encode(out []byte, cookies []uint64, withCookies bool) ([]byte, error) {
 	if withCookies {
 		out = binary.BigEndian.AppendUint16(out, uint16(len(cookies)))
 		for _, c := range cookies {

@@ -160,7 +160,9 @@ type Message struct {
 	Kind Kind
 	// Lot is the number of the lot that it speaks of: in Offer, Commit and Abort, and
 	// in what answers them. 0 is a release that numbers none.
-	Lot  uint16
+	Lot uint16
+	// Body is the sender's again when Send returns. Of an Offer that was received it is
+	// valid until the next Receive.
 	Body []byte
 	FDs  []sock.FD // the receiver's
 }

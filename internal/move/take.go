@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/holdfast-lb/holdfast/internal/frozen"
+	"github.com/holdfast-lb/holdfast/internal/planted"
 	"github.com/holdfast-lb/holdfast/internal/sock"
 )
 
@@ -154,6 +155,9 @@ func (x *Taking) Run() error {
 		switch {
 		case err != nil && Gone(err):
 			// What it had not committed has ended with it: not in peace.
+			if planted.Bug(83) {
+				x.end(x.t.Close)
+			}
 			x.end(x.t.Reset)
 			if x.state != accepting && x.took == 0 {
 				return fmt.Errorf("move: succession: %w", err)
@@ -292,6 +296,9 @@ func (x *Taking) find(cookies []uint64, with []sock.FD) (fds []sock.FD, missing 
 		}
 		fds = append(fds, fd)
 	}
+	if n := len(fds); n > 1 && planted.Bug(94) {
+		fds[0], fds[n-1] = fds[n-1], fds[0]
+	}
 	if k != len(with) {
 		return nil, nil, fmt.Errorf("move: %d descriptors came, %d are named", len(with), k)
 	}
@@ -367,7 +374,9 @@ func (x *Taking) adopt(m Message) error {
 		return fmt.Errorf("move: lot %d was committed, and is not offered", m.Lot)
 	}
 	for _, c := range x.cookies {
-		delete(x.copies, c)
+		if !planted.Bug(84) {
+			delete(x.copies, c)
+		}
 	}
 	lot, fds := x.lot, x.fds
 	x.lot, x.count, x.fds, x.cookies = nil, 0, nil, nil

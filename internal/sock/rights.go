@@ -50,10 +50,15 @@ func (c Channel) SetTimeout(millis int) error {
 }
 
 // Send sends one message with copies of the descriptors; the caller keeps
-// owning its own. b must not be empty and not exceed [MessageMax].
-func (c Channel) Send(b []byte, fds []FD) error {
-	if len(b) == 0 || len(b) > MessageMax || len(fds) > RightsMax {
-		return fmt.Errorf("sock: message of %d octets (max %d) with %d descriptors (max %d)", len(b), MessageMax, len(fds), RightsMax)
+// owning its own. The parts follow each other without a seam. They must not be empty and
+// not exceed [MessageMax] together.
+func (c Channel) Send(fds []FD, parts ...[]byte) error {
+	size := 0
+	for _, b := range parts {
+		size += len(b)
+	}
+	if size == 0 || size > MessageMax || len(fds) > RightsMax {
+		return fmt.Errorf("sock: message of %d octets (max %d) with %d descriptors (max %d)", size, MessageMax, len(fds), RightsMax)
 	}
 	var oob []byte
 	if len(fds) > 0 {
@@ -64,10 +69,10 @@ func (c Channel) Send(b []byte, fds []FD) error {
 		oob = unix.UnixRights(n...)
 	}
 	for {
-		err := unix.Sendmsg(int(c.fd), b, oob, nil, unix.MSG_NOSIGNAL)
+		_, err := unix.SendmsgBuffers(int(c.fd), parts, oob, nil, unix.MSG_NOSIGNAL)
 		if err != unix.EINTR {
 			if err != nil {
-				return fmt.Errorf("sock: send %d octets, %d descriptors: %w", len(b), len(fds), timeout(err))
+				return fmt.Errorf("sock: send %d octets, %d descriptors: %w", size, len(fds), timeout(err))
 			}
 			return nil
 		}
