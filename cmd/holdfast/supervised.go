@@ -92,16 +92,24 @@ func drain(n *node.Node, s *supervise.Supervisor, log *slog.Logger) bool {
 	if err != nil || !s.Listens() {
 		return <-done
 	}
+	empty, orphaned := emptyOrOrphaned(done, heir)
+	if orphaned {
+		log.Error("the new process has ended; flows that it had refused end with this one, so that the unit is started again", "successor", heir.Pid)
+	}
+	return empty || orphaned
+}
+
+// emptyOrOrphaned waits for what done says, or for the end of heir.
+func emptyOrOrphaned(done <-chan bool, heir *os.Process) (empty, orphaned bool) {
 	look := time.NewTicker(successorEvery)
 	defer look.Stop()
 	for {
 		select {
-		case all := <-done:
-			return all
+		case empty = <-done:
+			return empty, false
 		case <-look.C:
 			if sock.Gone(heir) {
-				log.Error("the new process has ended; flows that it had refused end with this one, so that the unit is started again", "successor", heir.Pid)
-				return true
+				return false, true
 			}
 		}
 	}

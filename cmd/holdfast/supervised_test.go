@@ -326,3 +326,36 @@ func TestSocketActivation(t *testing.T) {
 		t.Errorf("after an upgrade: status %d", status)
 	}
 }
+
+// A process that drains what its successor refused ends with its flows, whatever
+// becomes of the successor; and with the successor, however many flows there are.
+func TestDrainingEndsWithTheSuccessor(t *testing.T) {
+	cmd := exec.CommandContext(t.Context(), "sleep", "1000")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	reaped := make(chan struct{})
+	go func() { // ends with the process
+		_ = cmd.Wait()
+		close(reaped)
+	}()
+	for _, all := range []bool{true, false} {
+		done := make(chan bool, 1)
+		done <- all
+		if empty, orphaned := emptyOrOrphaned(done, cmd.Process); empty != all || orphaned {
+			t.Errorf("flows that have all ended (%t): empty %t, orphaned %t", all, empty, orphaned)
+		}
+	}
+	over := make(chan [2]bool)
+	go func() { // ends below
+		empty, orphaned := emptyOrOrphaned(make(chan bool), cmd.Process)
+		over <- [2]bool{empty, orphaned}
+	}()
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	<-reaped
+	if got := <-over; got != [2]bool{false, true} {
+		t.Errorf("the successor has died: %v", got)
+	}
+}
