@@ -145,6 +145,7 @@ func TestSessionsOfTheAPI(t *testing.T) {
 	if err != nil {
 		t.Errorf("%v", err)
 	}
+	h.successor(h.status().PID)
 	got := strings.Split(string(out), mark+"\n")
 	if len(got) != len(all)+1 {
 		t.Fatalf("%d answers to %d commands:\n%s", len(got)-1, len(all), out)

@@ -14,7 +14,6 @@ import (
 	"os"
 	"regexp"
 	"strings"
-	"syscall"
 	"time"
 
 	"connectrpc.com/connect"
@@ -25,6 +24,7 @@ import (
 	"github.com/holdfast-lb/holdfast/api/holdfast/v1/holdfastv1connect"
 	"github.com/holdfast-lb/holdfast/internal/admin/wire"
 	"github.com/holdfast-lb/holdfast/internal/node"
+	"github.com/holdfast-lb/holdfast/internal/sock"
 )
 
 // client asks the running holdfast by its API: over its admin socket, or with
@@ -169,7 +169,7 @@ func brokenOff(err error) bool {
 	if connect.IsWireError(err) || errors.As(err, &dial) && dial.Op == "dial" {
 		return false
 	}
-	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
+	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, sock.Reset) || errors.Is(err, sock.BrokenPipe)
 }
 
 // repeatable tells whether a question that has been asked, perhaps, may be asked

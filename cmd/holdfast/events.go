@@ -33,8 +33,7 @@ func eventsCommand() *cobra.Command {
 		Long: "Prints the events that are kept, the oldest first, and ends; with -f it goes on with what happens,\n" +
 			"over upgrades too. Each has a number: --from N begins there, so nothing is missed between two calls.\n" +
 			"With -f and without --from it begins now.\n\n" +
-			"After an upgrade the numbers go on and what is kept begins anew: a reader that is not there then (-f is)\n" +
-			"gets an event of kind missed for those before. After a restart the numbers begin at 1.",
+			"After an upgrade the numbers go on, and the latest that were kept go along. After a restart they begin at 1.",
 		Example: "  holdfast events\n  holdfast events -f --kind generation,endpoint\n  holdfast events -f --from 1205 --json",
 		Args:    wants(0, 0, "no argument"),
 		RunE: asking(func(c *client, _ []string) error {

@@ -251,7 +251,7 @@ func desired(out *strings.Builder, s *node.Status) {
 // what replaced processes still have.
 func upgrades(out *strings.Builder, s *node.Status) {
 	if p := s.Upgrading; p != nil {
-		fmt.Fprintf(out, "upgrade   under way for %s: %s\n", short(secondsOf(p.Seconds)), strings.TrimSpace(p.Phase+": "+p.Text))
+		fmt.Fprintf(out, "upgrade   %s\n", underWay(p))
 	}
 	if u := s.LastUpgrade; u != nil {
 		text := plainText(u.Why)
@@ -263,6 +263,11 @@ func upgrades(out *strings.Builder, s *node.Status) {
 	for i := range s.Residue {
 		fmt.Fprintf(out, "residue   %s\n", residueLine(&s.Residue[i]))
 	}
+}
+
+// underWay is how far an upgrade is.
+func underWay(p *node.Progress) string {
+	return fmt.Sprintf("under way for %s: %s", short(secondsOf(p.Seconds)), strings.TrimPrefix(p.Phase+": "+p.Text, ": "))
 }
 
 // residueLine is what a replaced process still has.

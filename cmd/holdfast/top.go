@@ -304,6 +304,12 @@ func (m *topModel) page() []string {
 			size(float64(s.FromClients-before.status.FromClients)/seconds), size(float64(s.FromBackends-before.status.FromBackends)/seconds), s.Loops),
 		fmt.Sprintf("promises   lost %d   reset by a move %d   moves %s", s.Lost, s.ResetByMove, movesText(s)),
 	}
+	if s.Upgrading != nil {
+		out = append(out, "upgrade    "+underWay(s.Upgrading))
+	}
+	for i := range s.Residue {
+		out = append(out, "residue    "+residueLine(&s.Residue[i]))
+	}
 	if m.colour {
 		var tabs []string
 		for v, word := range topViewWords {

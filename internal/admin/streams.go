@@ -140,7 +140,7 @@ func (s methods) Upgrade(ctx context.Context, m *api.UpgradeRequest, out *connec
 		if err != nil {
 			return err
 		}
-		if err = s.node.Upgrade(ctx, q, tell); err == nil {
+		if err = s.node.Upgrade(ctx, q, tell); err == nil && s.node.Left() { // else it was made by a predecessor
 			callOf(ctx).after = func() { s.leave.Do(func() { close(s.Left) }) }
 		}
 		return err
