@@ -89,6 +89,7 @@ type upgradeScene struct {
 	dials      []int64            // of servers, in each upgrade
 	dialsQuiet int64              // without upgrades
 	cpu        [2][]time.Duration // of processors, spent on the old and the new process in each upgrade
+	serving    float64            // of one processor, what serving alone takes
 	onOld      int                // flows whose objects are no longer in force, the least
 	extra      []ReloadDelay
 	closed     int // idle and kept connections that were closed, or told so

@@ -60,7 +60,7 @@ func (x *upgradeScene) judge(v *Verdict) {
 	v.Say("  an upgrade took, %s: %s; as a whole: %s", what, quantiles(took), quantiles(&x.whole))
 	v.Say("  the old process was gone after %s", quantiles(&x.leave))
 	if len(x.cpu[0]) > 0 {
-		v.Say("  processors spent p50 / p99 / max ms on the old process %v, on the new one %v", threefoldOf(x.cpu[0]), threefoldOf(x.cpu[1]))
+		v.Say("  processors spent p50 / p99 / max ms on the old process %v, on the new one %v; serving alone takes %.2f of one", threefoldOf(x.cpu[0]), threefoldOf(x.cpu[1]), x.serving)
 	}
 	for _, name := range sortedNames(x.phases) {
 		v.Say("  phase %-10s %s", name, quantiles(x.phases[name]))

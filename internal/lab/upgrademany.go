@@ -171,9 +171,11 @@ func (u *upgradeLab) crowded() error {
 	if err := m.d.Call("Driver.Look", true, &before); err != nil {
 		return err
 	}
+	began, spent := time.Now(), cpuOf(side.node.pid)
 	if x.quiet, x.words[0], err = m.echo.windows(u.ctx, u.manyControl, manyApart); err != nil {
 		return err
 	}
+	x.serving = float64(cpuOf(side.node.pid)-spent) / float64(time.Since(began))
 	if err := m.d.Call("Driver.Look", true, &after); err != nil {
 		return err
 	}

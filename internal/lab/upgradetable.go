@@ -42,7 +42,7 @@ processors clients, servers and both processes share.
 	}
 	for _, x := range u.scenes {
 		if len(x.cpu[0]) > 0 {
-			fmt.Fprintf(&s, "An upgrade of %d flows takes %s ms of processors' time in the old process and %s ms in the new one (p50).\n", x.flows, short(threefoldOf(x.cpu[0]).p50), short(threefoldOf(x.cpu[1]).p50))
+			fmt.Fprintf(&s, "An upgrade of %d flows takes %s ms of processors' time in the old process and %s ms in the new one (p50); serving them takes %.2f of one all the time.\n", x.flows, short(threefoldOf(x.cpu[0]).p50), short(threefoldOf(x.cpu[1]).p50), x.serving)
 		}
 	}
 	c := &u.collected
