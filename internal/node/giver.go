@@ -15,6 +15,7 @@ import (
 	"github.com/holdfast-lb/holdfast/internal/frozen"
 	"github.com/holdfast-lb/holdfast/internal/loop"
 	"github.com/holdfast-lb/holdfast/internal/move"
+	"github.com/holdfast-lb/holdfast/internal/planted"
 	"github.com/holdfast-lb/holdfast/internal/sock"
 )
 
@@ -314,6 +315,9 @@ func (g *giver) pack(of lotOf) *move.Lot {
 	var since []int64
 	for _, p := range of.parked {
 		z := p.Frozen
+		if field := planted.Unknown(z.Listener.GetName()); field != nil {
+			z.ProtoReflect().SetUnknown(field)
+		}
 		flows = append(flows, z)
 		objects = append(objects, g.n.registry.portable(z, g.sent)...)
 		z.Client.Fd = uint32(len(fds) + 1)
@@ -361,6 +365,9 @@ func (g *giver) Return(lot *move.Lot) (err error) {
 		var mine []loop.Parked
 		for i, p := range of.parked {
 			if of.from[i] == l {
+				if planted.Unknown(p.Frozen.Listener.GetName()) != nil {
+					p.Frozen.ProtoReflect().SetUnknown(nil) // whoever writes a field knows it
+				}
 				mine = append(mine, p)
 			}
 		}
