@@ -188,3 +188,34 @@ func TestLentFlowBreaks(t *testing.T) {
 		fd.Close()
 	}
 }
+
+// While its flows are about to move a loop puts little into its pipes: what is in
+// them goes along.
+func TestLentLoopKeepsItsPipesShallow(t *testing.T) {
+	most := func(lend bool, least int) (held int) {
+		w := newWorld(t, 1)
+		l := w.loops[0]
+		if lend {
+			l.Lend(func([]sock.FD) {})
+		}
+		c := dup(t, w.dial())
+		some := make([]byte, 256<<10)
+		stuck := 0
+		w.turn(func() bool { // the echo is not read, so all queues on its way fill
+			if _, e := sock.Send(c, some); e == 0 {
+				stuck = 0
+			} else if stuck++; stuck < 100 {
+				return false
+			}
+			for _, p := range l.pipes.all {
+				held = max(held, p.held)
+			}
+			return stuck >= 100 && held >= least
+		})
+		return held
+	}
+	if n := most(true, 1); n > lentBytes {
+		t.Errorf("a pipe holds %d octets, at most %d are to go along", n, lentBytes)
+	}
+	most(false, lentBytes+1) // it comes to that, else the above shows nothing
+}

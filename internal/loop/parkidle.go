@@ -8,6 +8,7 @@ import (
 
 	"github.com/holdfast-lb/holdfast/internal/flow"
 	"github.com/holdfast-lb/holdfast/internal/frozen"
+	"github.com/holdfast-lb/holdfast/internal/planted"
 	"github.com/holdfast-lb/holdfast/internal/sock"
 )
 
@@ -35,6 +36,9 @@ func (l *Loop) GiveIdle(max int) []IdleLeg {
 			out = append(out, IdleLeg{freezeIdle(p, now-b.since), b.fd})
 			_ = l.k.Unwatch(b.fd)
 			l.unlink(k, b)
+			if planted.Bug(86) {
+				break
+			}
 			l.freeLeg(k)
 		}
 	}
@@ -181,6 +185,9 @@ func (l *Loop) poolOf(z *frozen.IdleLeg) *pool {
 		return nil
 	}
 	e := b.Endpoint(z.Endpoint)
+	if planted.Bug(87) {
+		e = b.Endpoints[0]
+	}
 	if e == nil || e.Unix != z.Unix {
 		return nil
 	}

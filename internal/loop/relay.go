@@ -13,8 +13,11 @@ import (
 // Bulk goes from leg to leg through a pipe, without being copied to user space.
 const (
 	pipeBytes = 256 << 10 // the most a flow may have in a pipe
-	pipesMax  = 256       // per loop: two descriptors each; beyond it bulk is copied
-	slackMax  = 8 << 10   // a transfer that gave less before it ran dry is no bulk
+	// lentBytes is so while the flows of the loop are about to move: what a pipe holds
+	// then goes along, and all others of the lot wait for it.
+	lentBytes = 32 << 10
+	pipesMax  = 256     // per loop: two descriptors each; beyond it bulk is copied
+	slackMax  = 8 << 10 // a transfer that gave less before it ran dry is no bulk
 	noPipe    = int16(-1)
 )
 
@@ -142,7 +145,7 @@ func (l *Loop) relay(i uint32, s *slot, side flow.Side, most uint64, budget *int
 			l.slacken(i, s, side, most-uint64(moved))
 			return tell()
 		}
-		n, e := l.k.Splice(from.fd, p.w, int(min(pipeBytes, most-uint64(moved))))
+		n, e := l.k.Splice(from.fd, p.w, int(min(l.pipeRoom(), most-uint64(moved))))
 		switch {
 		case from.has(urgent) && (e == sock.Again || e == 0 && n == 0):
 			// It stops before an urgent octet; reading goes on behind it.
@@ -173,6 +176,14 @@ func (l *Loop) relay(i uint32, s *slot, side flow.Side, most uint64, budget *int
 	}
 	tell()
 	return true
+}
+
+// pipeRoom is the most that is put into a pipe at once.
+func (l *Loop) pipeRoom() uint64 {
+	if l.tells {
+		return lentBytes
+	}
+	return pipeBytes
 }
 
 // slacken gives the empty pipe of a transfer that has run dry to others. If it
