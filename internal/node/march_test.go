@@ -7,6 +7,8 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -14,6 +16,7 @@ import (
 	"time"
 
 	"github.com/holdfast-lb/holdfast/internal/frozen"
+	"github.com/holdfast-lb/holdfast/internal/loop"
 	"github.com/holdfast-lb/holdfast/internal/move"
 	"github.com/holdfast-lb/holdfast/internal/sock"
 )
@@ -469,4 +472,84 @@ func TestResidue(t *testing.T) {
 		t.Errorf("%d lost", lost)
 	}
 	await(t, "the residue does not end", func() bool { return old.remains(u.g, time.Now()).Flows == 0 })
+}
+
+// Idle legs to servers go along: after an upgrade nobody dials who has not dialled
+// before it.
+func TestIdleLegsGoAlong(t *testing.T) {
+	var dials atomic.Int32
+	var waiting sync.WaitGroup
+	open := make(chan struct{})
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+		if q.URL.Path == "/together" {
+			waiting.Done()
+			<-open // all at once, so that each has a leg of its own
+		}
+		_, _ = io.WriteString(w, q.URL.Path)
+	}))
+	server.Config.ConnState = func(_ net.Conn, s http.ConnState) {
+		if s == http.StateNew {
+			dials.Add(1)
+		}
+	}
+	server.Start()
+	t.Cleanup(server.Close)
+	vip := free(t)
+	old := start(t, fmt.Sprintf("node: { loops: 2 }\nlisteners: { web: { vip: %q, protocol: http, backend: app } }\nbackends: { app: { endpoints: [ { name: a, address: %q } ] } }\n",
+		vip, server.Listener.Addr()))
+	const people = 12
+	var clients []*http.Client
+	get := func(c *http.Client, path string) error {
+		r, err := c.Get("http://" + vip + path)
+		if err != nil {
+			return err
+		}
+		defer func() { _ = r.Body.Close() }()
+		got, err := io.ReadAll(r.Body)
+		if err == nil && string(got) != path {
+			err = fmt.Errorf("%q where %q was due", got, path)
+		}
+		return err
+	}
+	answers := make(chan error, people)
+	waiting.Add(people)
+	for range people {
+		c := &http.Client{Transport: &http.Transport{}}
+		t.Cleanup(c.CloseIdleConnections)
+		clients = append(clients, c)
+		go func() { answers <- get(c, "/together") }() // waited for below
+	}
+	waiting.Wait()
+	close(open)
+	for range people {
+		if err := <-answers; err != nil {
+			t.Fatal(err)
+		}
+	}
+	legs := func(n *Node) (idle int) {
+		for _, l := range n.shared.Loops {
+			l.Ask(func(l *loop.Loop) { idle += l.Idle() })
+		}
+		return idle
+	}
+	await(t, "the legs are not idle", func() bool { return legs(old.Node) == people })
+	for range 3 {
+		u := upgradeHere(t, old, UpgradeRequest{Canary: time.Millisecond}, 0, 0, nil, slog.New(slog.DiscardHandler))
+		if u.err != nil || u.taken != nil {
+			t.Fatal(u.err, u.taken)
+		}
+		if n := legs(u.heir); n != people || legs(old.Node) != 0 || u.g.r.IdleLegs != people || u.g.r.Copied != 2*people {
+			t.Errorf("%d idle legs there, %d here, %d told, %d copied", n, legs(old.Node), u.g.r.IdleLegs, u.g.r.Copied)
+		}
+		for _, c := range clients {
+			if err := get(c, "/one"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if n := dials.Load(); n != people {
+			t.Errorf("%d legs were dialled for %d", n, people)
+		}
+		await(t, "a leg is missing", func() bool { return legs(u.heir) == people })
+		old = &running{Node: u.heir, t: old.t, file: old.file}
+	}
 }
