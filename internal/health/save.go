@@ -1,7 +1,7 @@
 package health
 
 import (
-	"reflect"
+	"slices"
 	"time"
 
 	"github.com/holdfast-lb/holdfast/internal/ledger"
@@ -20,6 +20,17 @@ type Saved struct {
 
 // SavedEndpoint is what is known of one endpoint.
 type SavedEndpoint struct {
+	SavedFacts
+	// Window are the attempts of the last while.
+	Window []SavedCounts `json:"window,omitempty"`
+}
+
+func (z *SavedEndpoint) equal(o *SavedEndpoint) bool {
+	return z.SavedFacts == o.SavedFacts && slices.Equal(z.Window, o.Window)
+}
+
+// SavedFacts are what can be compared of it.
+type SavedFacts struct {
 	Name      string        `json:"name"`    // full
 	Address   string        `json:"address"` // whose health this is
 	Admin     string        `json:"admin"`
@@ -39,9 +50,8 @@ type SavedEndpoint struct {
 	Returned  time.Duration `json:"returned,omitempty"` // so long ago
 	Ramp      time.Duration `json:"ramp,omitempty"`     // how long slow start is under way
 	// Tried are the attempts since it returned last, or came, as of the last look at
-	// them; Window is what they were in the last while.
-	Tried  uint64        `json:"tried,omitempty"`
-	Window []SavedCounts `json:"window,omitempty"`
+	// them.
+	Tried uint64 `json:"tried,omitempty"`
 }
 
 // SavedCounts are attempts that came after an instant of a window, so long ago.
@@ -92,12 +102,12 @@ func (b *Backend) Save(now Instant) Saved {
 		s.Window = b.breaker.window.save(now, b.breaker.seen)
 	}
 	for _, e := range b.order {
-		z := SavedEndpoint{
+		z := SavedEndpoint{SavedFacts: SavedFacts{
 			Name: e.name, Address: e.of.Address(), Admin: e.admin.String(), Weight: e.weight, Health: e.checked.String(),
 			Run: e.run, Need: e.need, First: e.first, Why: e.why, Took: e.took, Since: now.since(e.since),
 			Agent:     SavedAgent{Drain: e.agent.drain, Maint: e.agent.maint, Down: e.agent.down, Less: whole - e.agent.permille, Line: e.agent.why},
-			Ejections: e.times, Ejection: e.last, Tried: e.seen.Attempts - e.base, Window: e.window.save(now, e.seen),
-		}
+			Ejections: e.times, Ejection: e.last, Tried: e.seen.Attempts - e.base,
+		}, Window: e.window.save(now, e.seen)}
 		if e.readyAt != 0 {
 			z.ReadyIn = max(1, e.readyAt.since(now))
 		}
@@ -115,27 +125,50 @@ func (b *Backend) Save(now Instant) Saved {
 	return s
 }
 
-// Since gives the endpoints of s that are otherwise in then than in was, which both
-// were saved as of one instant.
-func (s Saved) Since(then, was Saved) []SavedEndpoint {
+// Same tells whether two that were saved as of one instant say the same.
+func (s *Saved) Same(o *Saved) bool {
+	return s.Breaker == o.Breaker && s.BreakerLeft == o.BreakerLeft && slices.Equal(s.Window, o.Window) && !s.Counts.since(o.Counts).any() &&
+		slices.EqualFunc(s.Endpoints, o.Endpoints, func(a, b SavedEndpoint) bool { return a.equal(&b) })
+}
+
+// Since is what of s was not told by was: what is otherwise in then, which was saved as of
+// the same instant as was, and what was counted since.
+func (s Saved) Since(then, was Saved) Saved {
 	known := make(map[string]*SavedEndpoint, len(was.Endpoints))
 	for i := range was.Endpoints {
 		known[was.Endpoints[i].Name] = &was.Endpoints[i]
 	}
 	same := map[string]bool{}
 	for i := range then.Endpoints {
-		if e := &then.Endpoints[i]; known[e.Name] != nil && reflect.DeepEqual(*e, *known[e.Name]) {
+		if e := &then.Endpoints[i]; known[e.Name] != nil && e.equal(known[e.Name]) {
 			same[e.Name] = true
 		}
 	}
-	var out []SavedEndpoint
-	for _, e := range s.Endpoints {
+	all := s.Endpoints
+	s.Endpoints = nil
+	for _, e := range all {
 		if !same[e.Name] {
-			out = append(out, e)
+			s.Endpoints = append(s.Endpoints, e)
+		}
+	}
+	s.Counts = s.Counts.since(was.Counts)
+	return s
+}
+
+func (c Counts) since(was Counts) Counts {
+	out := Counts{Passed: c.Passed - was.Passed, Drained: c.Drained - was.Drained, Failed: c.Failed - was.Failed}
+	for reason, n := range c.Ejections {
+		if n -= was.Ejections[reason]; n > 0 {
+			if out.Ejections == nil {
+				out.Ejections = map[string]uint64{}
+			}
+			out.Ejections[reason] = n
 		}
 	}
 	return out
 }
+
+func (c Counts) any() bool { return c.Passed|c.Drained|c.Failed != 0 || len(c.Ejections) > 0 }
 
 // find gives the value of which word is the String; def if there is none, as of
 // a word that another release uses.

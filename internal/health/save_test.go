@@ -99,7 +99,6 @@ func TestToldInBulkAndThenWhatChanged(t *testing.T) {
 	if early.Breaker != ledger.Open.String() {
 		t.Fatalf("the breaker is %q", early.Breaker)
 	}
-	early.Counts = health.Counts{}
 	j.pass(4 * time.Second) // a comes back
 	j.serve("b", true, 1)   // the breaker's probe
 	j.pass(time.Second)
@@ -108,9 +107,13 @@ func TestToldInBulkAndThenWhatChanged(t *testing.T) {
 	}
 	j.take()
 	last := j.Save(j.now)
-	changed := last.Since(j.Save(at), early)
+	then := j.Save(at)
+	if again := j.Save(at); !then.Same(&again) || then.Same(&early) {
+		t.Error("what has changed is not seen, or what has not is")
+	}
+	changed := last.Since(then, early)
 	names := map[string]bool{}
-	for _, e := range changed {
+	for _, e := range changed.Endpoints {
 		names[e.Name] = true
 	}
 	if len(names) != 3 || !names["web/a"] || !names["web/b"] || !names["web/c"] {
@@ -120,8 +123,7 @@ func TestToldInBulkAndThenWhatChanged(t *testing.T) {
 	all.Restore(all.now, over(t, last))
 	parts := heirOf(t, j)
 	parts.Restore(parts.now-health.Instant(5*time.Second), early)
-	last.Endpoints = changed
-	parts.Restore(parts.now, over(t, last))
+	parts.Restore(parts.now, over(t, changed))
 	for i := range 30 {
 		all.take()
 		parts.take()

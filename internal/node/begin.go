@@ -205,7 +205,7 @@ type portableDesired struct {
 	State []byte `json:"state,omitempty"`
 	// Since, if it is not 0, is the generation that the successor was told of before:
 	// State is without the text of the file then, for that has not changed, or nil if
-	// nothing of it has; History and Kept are what came after it.
+	// nothing of it has; History, Kept and Keys are what came after it.
 	Since      uint64            `json:"since,omitempty"`
 	Generation uint64            `json:"generation"`
 	Least      uint64            `json:"least,omitempty"` // the number of the next one
@@ -247,10 +247,13 @@ func (n *Node) portableSince(was *desired) json.RawMessage {
 		Keys: map[string]*keyed{}, LastEvent: last,
 	}
 	for _, key := range s.keys.order {
-		if k := s.keys.all[key]; k != nil && k.done == nil {
+		if k := s.keys.all[key]; k != nil && k.done == nil && (was == nil || !s.keys.told[key]) {
 			p.Keys[key] = k
 			p.KeyOrder = append(p.KeyOrder, key)
 		}
+	}
+	if was == nil {
+		s.keys.told = set(p.KeyOrder)
 	}
 	p.History = s.history.infos[max(0, len(s.history.infos)-heritageHistory):]
 	if s.dir == "" { // else the journal has them
@@ -334,9 +337,13 @@ func (s *stateSide) adopt(p *portableDesired) error {
 		x.say("shifting", fmt.Sprintf("weight %d, to %d", x.Weight, x.To), time.Now())
 		s.shifts[x.Object] = x
 	}
-	s.keys = keys{all: p.Keys, order: slices.DeleteFunc(p.KeyOrder, func(key string) bool { return p.Keys[key] == nil })}
 	if p.Since == 0 {
-		s.history = generations{}
+		s.keys, s.history = keys{}, generations{}
+	}
+	for _, key := range p.KeyOrder {
+		if k := p.Keys[key]; k != nil && s.keys.all[key] == nil {
+			s.keys.add(key, k)
+		}
 	}
 	for _, i := range p.History {
 		s.history.add(i)

@@ -432,6 +432,20 @@ func (w *watch) save(now health.Instant) []health.Saved {
 	return out
 }
 
+// saveSince is save of what a successor does not know yet.
+func (w *watch) saveSince(now health.Instant, t *heirKnows) (out []health.Saved) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for name, j := range w.judges {
+		// As seen from the same instant, what has not changed is the same.
+		was, then := t.health[name], j.Save(t.at)
+		if !then.Same(&was) {
+			out = append(out, j.Save(now).Since(then, was))
+		}
+	}
+	return out
+}
+
 // restore takes over what a predecessor has saved.
 func (w *watch) restore(saved []health.Saved) {
 	w.mu.Lock()

@@ -34,9 +34,6 @@ func (n *Node) tellEarly(send func(move.Knowledge) error) (*heirKnows, error) {
 	for _, s := range saved {
 		t.health[s.Backend] = s
 	}
-	for i := range saved {
-		saved[i].Counts = health.Counts{} // counted once, at last
-	}
 	if err := sendHealth(saved, send); err != nil {
 		return nil, err
 	}
@@ -52,17 +49,11 @@ func (n *Node) tellEarly(send func(move.Knowledge) error) (*heirKnows, error) {
 // done to flows and to the desired state. Without t it tells all, in the form that every
 // release reads. Nothing is accepted meanwhile, so it is little.
 func (n *Node) tellLast(t *heirKnows, send func(move.Knowledge) error) error {
-	now := n.watch.now()
-	saved := n.watch.save(now)
-	if t != nil {
-		// As seen from the same instant, what has not changed is the same.
-		then := map[string]health.Saved{}
-		for _, s := range n.watch.save(t.at) {
-			then[s.Backend] = s
-		}
-		for i, s := range saved {
-			saved[i].Endpoints = s.Since(then[s.Backend], t.health[s.Backend])
-		}
+	var saved []health.Saved
+	if now := n.watch.now(); t == nil {
+		saved = n.watch.save(now)
+	} else {
+		saved = n.watch.saveSince(now, t)
 	}
 	if err := sendHealth(saved, send); err != nil {
 		return err

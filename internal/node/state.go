@@ -696,7 +696,8 @@ const (
 // keys are answers to writes that may be sent again. Its owner's lock guards it.
 type keys struct {
 	all   map[string]*keyed
-	order []string // the oldest first
+	order []string        // the oldest first
+	told  map[string]bool // to a successor, at first
 }
 
 // keyed is one answer.
