@@ -159,12 +159,22 @@ func (c *client) upgradedBy(ctx context.Context, first *node.Status, q node.Upgr
 
 // aborted is the error of an upgrade after which the old process goes on.
 func aborted(why string, r *node.Report) error {
-	code := exitRefused // all is as it was
+	code, text := exitRefused, plainText(why) // all is as it was
 	if r != nil && r.Lost > 0 {
 		code = exitFailed
+		for i, who := range r.LostFlows {
+			if i == lostShown {
+				text += fmt.Sprintf("\nand %d more: holdfast status --json", r.Lost-i)
+				break
+			}
+			text += "\nlost: " + who
+		}
 	}
-	return &exit{code, errors.New(plainText(why))}
+	return &exit{code, errors.New(text)}
 }
+
+// lostShown is how many lost flows are named where an upgrade tells of its end.
+const lostShown = 10
 
 // outcomeMax is longer than an upgrade may take to come to nothing.
 const outcomeMax = 30 * time.Second
@@ -225,39 +235,48 @@ func (c *client) upgradedOlder(q node.UpgradeRequest, tell func(*api.Progress) e
 		Flows: int64(r.Flows), FlowsTotal: int64(r.Flows), Pid: int64(r.PID), Move: a.Msg})
 }
 
-// upgradeShow prints the steps of an upgrade: a line for each phase, of which a
-// terminal has the last one drawn anew.
+// upgradeShow prints the steps of an upgrade: a line for each, but of those that count
+// flows the last one, which a terminal has drawn anew meanwhile.
 type upgradeShow struct {
 	json, terminal bool
-	last           node.Progress // step
-	line           string        // of it, that is not printed or not ended yet
+	line           string // that is not ended yet
 }
 
 // step prints one step.
 func (x *upgradeShow) step(m *api.Progress) error {
+	if x.json {
+		return printMessage(m)
+	}
 	var p node.Progress
 	if err := wire.From(m, &p); err != nil {
 		return &exit{exitFailed, err}
 	}
-	if x.json {
-		x.last = p
-		return printMessage(m)
-	}
-	if p.Phase != x.last.Phase {
+	counts := p.Phase == "flows" && p.FlowsTotal > 0
+	switch {
+	case p.Done: // the rest is said at the end
+		if x.line != "" && p.Failed == "" && p.Flows > 0 {
+			p.Phase = "flows"
+			x.draw(&p)
+		}
 		x.newline()
-	}
-	x.last = p
-	if p.Done {
-		return nil // it is said at the end
-	}
-	x.line = upgradeLine(&p)
-	if x.terminal {
-		fmt.Print(clearLine + wrapOff + x.line + wrapOn)
+	case counts:
+		x.draw(&p)
+	default:
+		x.newline()
+		fmt.Println(p.Text)
 	}
 	return nil
 }
 
-// newline ends the line of a phase that is over.
+// draw puts a step into the line that is open.
+func (x *upgradeShow) draw(p *node.Progress) {
+	x.line = fmt.Sprintf("%-9s %s  %s/%s  %s", p.Phase, bar(p.Flows, p.FlowsTotal), thousands(p.Flows), thousands(p.FlowsTotal), short(secondsOf(p.Seconds)))
+	if x.terminal {
+		fmt.Print(clearLine + wrapOff + x.line + wrapOn)
+	}
+}
+
+// newline ends the line that is open.
 func (x *upgradeShow) newline() {
 	if x.line == "" {
 		return
@@ -267,15 +286,6 @@ func (x *upgradeShow) newline() {
 	}
 	fmt.Println()
 	x.line = ""
-}
-
-// upgradeLine is a step in words.
-func upgradeLine(p *node.Progress) string {
-	if p.FlowsTotal == 0 {
-		return p.Text
-	}
-	return fmt.Sprintf("%-9s %s  %s/%s  %s", p.Phase, bar(p.Flows, p.FlowsTotal), thousands(p.Flows), thousands(p.FlowsTotal),
-		short(secondsOf(p.Seconds)))
 }
 
 // barCells is how wide a bar is.

@@ -171,10 +171,29 @@ func (n *Node) abort(g *giver, err error) error {
 	n.removeOtherRules()
 	n.log.Warn("upgrade aborted; this process goes on", "error", err, "lost", r.Lost)
 	if r.Lost > 0 {
-		return fmt.Errorf("node: aborted: %d flows that the new process had taken are lost; this process goes on: %w", r.Lost, err)
+		return fmt.Errorf("node: aborted: %d flows that the new process had taken are lost; this process goes on: %w", r.Lost, plainCause(err))
 	}
-	return fmt.Errorf("node: aborted: nothing moved%s; this process goes on: %w", r.longest(), err)
+	return fmt.Errorf("node: aborted: nothing moved%s; this process goes on: %w", r.longest(), plainCause(err))
 }
+
+// plainCause says in words for people why an upgrade came to nothing.
+func plainCause(err error) error {
+	var no *frozen.Refused
+	switch {
+	case errors.As(err, &no) && err.Error() == no.Error():
+		return &refusalCause{no}
+	case move.Gone(err):
+		return fmt.Errorf("the new process ended: %w", err)
+	}
+	return err
+}
+
+// refusalCause is what the new process says against it, without our name for that.
+type refusalCause struct{ *frozen.Refused }
+
+func (c *refusalCause) Error() string { return c.What + ": " + c.Why }
+
+func (c *refusalCause) Unwrap() error { return c.Refused }
 
 // settleTime is how long a successor that fell silent after it was given all
 // may take to die of what silenced it.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -117,7 +118,7 @@ func (n *Node) upgradeOnce(ctx context.Context, q UpgradeRequest, tell func(Prog
 		return nil, err // it was refused before anything was begun
 	}
 	u.ended(s)
-	n.tell("upgrade", "", q.Author, map[string]string{"result": s.Result}, "the upgrade is %s: %s", s.Result, s.Why)
+	n.tell("upgrade", "", q.Author, map[string]string{"result": s.Result}, "upgrade %s", s.Why)
 	say(Progress{Phase: "aborted", Text: s.Why, Failed: s.Why, Done: true, PID: pid, Release: Release, Move: s.Move})
 	return nil, err
 }
@@ -126,7 +127,7 @@ func (n *Node) upgradeOnce(ctx context.Context, q UpgradeRequest, tell func(Prog
 func (x *upgrading) status(err error) *UpgradeStatus {
 	s := &UpgradeStatus{At: time.Now(), By: x.q.Author, Result: "done", Was: pid, Move: x.r.sofar(x.began)}
 	if err != nil {
-		s.Result, s.Why = "aborted", err.Error()
+		s.Result, s.Why = "aborted", strings.TrimPrefix(err.Error(), "node: ")
 	}
 	if s.Move.Lost > 0 {
 		s.Result = "failed"
@@ -284,6 +285,7 @@ func (u *upgrades) look() (now *Progress, last *UpgradeStatus, residue []Residue
 	defer u.mu.Unlock()
 	if u.now != nil {
 		step := u.now.step
+		step.Seconds = time.Since(u.now.began).Seconds()
 		now = &step
 	}
 	for _, r := range u.residue {
