@@ -133,7 +133,10 @@ func (l *Local) forget() {
 }
 
 // SetTimeout bounds each later call; 0 is for ever.
-func (l *Local) SetTimeout(d time.Duration) error { return l.c.SetTimeout(int(d.Milliseconds())) }
+func (l *Local) SetTimeout(d time.Duration) error {
+	millis := (d + time.Millisecond - 1) / time.Millisecond // less would be for ever
+	return l.c.SetTimeout(int(millis))
+}
 
 // Close ends the channel.
 func (l *Local) Close() error {

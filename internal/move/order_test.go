@@ -375,7 +375,7 @@ func (h *host) Examine([]byte, []sock.FD) (any, error)        { h.examined++; re
 func (h *host) Adopt(any, []sock.FD, []int64) Adoption        { h.adopted++; return Adoption{} }
 func (h *host) AdoptIdle([]byte, []sock.FD) error             { return nil }
 func (h *host) Accept(Acceptance)                             { h.accepted++ }
-func (h *host) Observe(time.Duration) Sight                   { return Sight{} }
+func (h *host) Observe() Sight                                { return Sight{} }
 func (h *host) Finish([]byte)                                 { h.finished++ }
 func (h *host) Orphaned(bool, error)                          { h.orphaned++ }
 func (h *host) Remains(*Remains)                              {}
@@ -447,6 +447,7 @@ func TestGiverDies(t *testing.T) {
 		{"after the copies", []Message{copies}, 0, []sock.FD{3, 4}},
 		{"after an offer", []Message{copies, offer}, 0, []sock.FD{3, 4, 5, 6}},
 		{"after a commit", []Message{copies, offer, commit}, 1, []sock.FD{4}},
+		{"while they are observed", []Message{copies, offer, commit, {Kind: Look, Body: []byte(`{"for":1000000}`)}}, 1, []sock.FD{4}},
 		{"after it was told to accept", []Message{copies, {Kind: Accept, Body: []byte("{}")}, offer}, 1, []sock.FD{3, 4, 5, 6}},
 	} {
 		h := &host{}

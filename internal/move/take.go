@@ -43,8 +43,8 @@ type Taker interface {
 
 	// Accept begins to accept, and to grant what the giver does not hold.
 	Accept(Acceptance)
-	// Observe watches what was adopted for that long.
-	Observe(time.Duration) Sight
+	// Observe tells how what was adopted has fared.
+	Observe() Sight
 	// Finish makes this process the node: estate is what the giver has counted.
 	// Nothing that fails ends it, for nobody else has the flows.
 	Finish(estate []byte)
@@ -223,7 +223,7 @@ func (x *Taking) step(m Message) error {
 		if err := m.Into(&w); err != nil {
 			return err
 		}
-		return SendJSON(x.c, Seen, x.t.Observe(w.For))
+		return x.look(w.For)
 	case Accept:
 		if x.state != waiting {
 			return errors.New("move: to accept was told twice")
@@ -255,6 +255,28 @@ func (x *Taking) step(m Message) error {
 		return nil
 	}
 	return fmt.Errorf("move: %v came out of turn", m.Kind)
+}
+
+// look observes what was adopted for that long, unless the giver dies meanwhile:
+// nobody else would accept then.
+func (x *Taking) look(d time.Duration) error {
+	if d > 0 {
+		if err := x.c.SetTimeout(d); err != nil {
+			return err
+		}
+		m, err := x.c.Receive()
+		if err == nil {
+			x.closeAll(m.FDs)
+			return fmt.Errorf("move: %v came out of turn", m.Kind)
+		}
+		if !late(err) {
+			return err
+		}
+	}
+	if err := x.c.SetTimeout(0); err != nil { // as after Accept: what was adopted has nobody else
+		return err
+	}
+	return SendJSON(x.c, Seen, x.t.Observe())
 }
 
 func (x *Taking) acceptance(m Message) (a Acceptance, err error) {

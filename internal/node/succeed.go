@@ -211,10 +211,9 @@ func (t *taker) Accept(a move.Acceptance) {
 // loopAnswer bounds how long a loop may take to answer while a canary is observed.
 const loopAnswer = time.Second
 
-// Observe watches what was adopted.
-func (t *taker) Observe(d time.Duration) move.Sight {
+// Observe tells how what was adopted has fared.
+func (t *taker) Observe() move.Sight {
 	n := t.n
-	time.Sleep(d)
 	s := move.Sight{Of: len(n.shared.Loops)}
 	// What a loop does not answer in time it may still say later, to nobody.
 	answers := make(chan move.Sight, s.Of)

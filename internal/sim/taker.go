@@ -2,7 +2,6 @@ package sim
 
 import (
 	"encoding/json"
-	"time"
 
 	"github.com/holdfast-lb/holdfast/internal/flow"
 	"github.com/holdfast-lb/holdfast/internal/frozen"
@@ -143,10 +142,8 @@ func (x *taker) Accept(a move.Acceptance) {
 	x.p.accepting(true)
 }
 
-// Observe watches what was adopted.
-func (x *taker) Observe(d time.Duration) move.Sight {
-	until := x.p.w.net.now.Add(d)
-	x.t.wait(func() bool { return x.p.w.net.now >= until })
+// Observe tells how what was adopted has fared.
+func (x *taker) Observe() move.Sight {
 	n := len(x.p.shared.Loops)
 	s := move.Sight{Alive: x.p.flows(), Ended: x.took - x.p.flows(), Loops: n, Of: n}
 	for _, l := range x.p.shared.Loops {
