@@ -304,7 +304,7 @@ func (l *longRun) patience() time.Duration {
 	case l.broken:
 		return 2 * time.Second
 	case l.Short:
-		return max(l.left(shortLimit-3*time.Second)/2, 500*time.Millisecond)
+		return max(l.left(l.shortLimit()-3*time.Second)/2, 500*time.Millisecond)
 	}
 	return 60 * time.Second
 }

@@ -19,6 +19,10 @@ func previousBinary(dir string) string { return filepath.Join(dir, "previous") }
 // this is no clone of the project there is nothing to build it from: that is a
 // reason, and no failure.
 func preparePrevious(o Options, dir string) (reason string, err error) {
+	planted := exec.Command("go", "build", "-tags", "planted", "-o", plantedBinary(dir), "./cmd/holdfast")
+	if msg, err := planted.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("lab: build ./cmd/holdfast with its plants: %w\n%s", err, msg)
+	}
 	if o.Previous != "" {
 		b, err := os.ReadFile(o.Previous)
 		if err != nil {
