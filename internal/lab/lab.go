@@ -54,6 +54,14 @@ const (
 // shortLimit is the most that a short run may take, building included.
 const shortLimit = 43 * time.Second
 
+// shortLimit is that of this run: between two releases there is as much to do again.
+func (o Options) shortLimit() time.Duration {
+	if o.Previous != "" {
+		return 2 * shortLimit
+	}
+	return shortLimit
+}
+
 // Main runs the lab that the arguments name and returns the exit status: 0 if
 // every figure holds, 1 if not, 2 for a wrong argument.
 func Main(args []string) int {
@@ -226,7 +234,7 @@ func inside(name string, o Options) int {
 	}
 	limit := labs[name].limit
 	if o.Short {
-		limit = shortLimit
+		limit = o.shortLimit()
 	}
 	v := newVerdict(name, o.began)
 	v.Figure("short", o.Short)
