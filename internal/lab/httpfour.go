@@ -84,7 +84,9 @@ func (l *httpRun) look(ctx context.Context, d Label) {
 	}
 	moves := map[string]int{}
 	for _, x := range list {
-		moves[x.Client] = x.Moves
+		// One address may be that of two connections, to different VIPs: a short one may
+		// have that of a standing flow, which has moved more.
+		moves[x.Client] = max(moves[x.Client], x.Moves)
 	}
 	if l.seen == nil {
 		l.seen = map[*HTTPFlow]int{}
