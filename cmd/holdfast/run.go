@@ -227,6 +227,7 @@ func serve(n *node.Node, server *admin.Server, sup *supervise.Supervisor, signal
 			defer close(empty)
 			server.Drain()
 			server.Close(true) // our file, if the successor's has another place
+			n.LetListenersGo()
 			if !drain(n, sup, log) {
 				log.Warn("flows that the successor refused are ended: their time is over")
 			}

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"bufio"
+	"encoding/json"
 	"fmt"
 	"net"
 	"os"
@@ -325,6 +327,91 @@ func TestSocketActivation(t *testing.T) {
 	if status, _, _, _ := get(t, "http://"+at["web"]+"/late"); status != 200 {
 		t.Errorf("after an upgrade: status %d", status)
 	}
+}
+
+// With another file the new process opens and closes listeners only when it serves: as
+// long as the old one may go on, its listeners are as they were, to clients and to the
+// supervisor. When it serves they are as the new file says.
+func TestListenersWhileUpgradeMayFail(t *testing.T) {
+	server := newNamed(t, "a")
+	web, other, third := freshAddress(t), freshAddress(t), freshAddress(t)
+	u := newUnit(t, fmt.Sprintf(unitText, web, other, server.address))
+	u.start(nil)
+	file := filepath.Join(u.dir, "other.yaml")
+	text := strings.Replace(fmt.Sprintf(unitText, web, third, server.address), "  other:", "  third:", 1)
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	kept := func(vips ...string) (names []string) {
+		for _, vip := range vips {
+			names = append(names, keptName(vip))
+		}
+		slices.Sort(names)
+		return names
+	}
+	held := dialHTTP(t, web) // what the new process watches first
+	held.ask("/held")
+	held.answered()
+
+	cmd := holdfast(t, "upgrade", "--config", file, "--canary", "1m", "--socket", u.socket, "--json")
+	out, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	heir := 0
+	for in := bufio.NewScanner(out); in.Scan(); {
+		var step struct {
+			Phase string `json:"phase"`
+			PID   int    `json:"pid"`
+		}
+		if err := json.Unmarshal(in.Bytes(), &step); err != nil {
+			t.Fatalf("%s: %v", in.Bytes(), err)
+		}
+		if step.PID != 0 && step.PID != u.State().Main {
+			heir = step.PID
+		}
+		if step.Phase != "canary" {
+			continue
+		}
+		if status, _, _, _ := get(t, "http://"+other); status != 200 {
+			t.Errorf("while the canary is watched: status %d", status)
+		}
+		if x := u.State(); !slices.Equal(x.Kept, kept(web, other)) {
+			t.Errorf("while the canary is watched %q are kept", x.Kept)
+		}
+		if p, err := os.FindProcess(heir); err != nil || p.Kill() != nil {
+			t.Errorf("the new process is %d: %v", heir, err)
+		}
+	}
+	if err := cmd.Wait(); err == nil {
+		t.Error("the upgrade is done, though the new process died")
+	}
+	if status, _, _, _ := get(t, "http://"+other); status != 200 {
+		t.Errorf("after the upgrade that was not done: status %d", status)
+	}
+	if x := u.State(); !slices.Equal(x.Kept, kept(web, other)) {
+		t.Errorf("after the upgrade that was not done %q are kept", x.Kept)
+	}
+	if c, err := net.Dial("tcp", third); err == nil {
+		_ = c.Close()
+		t.Error("what only the new file names is open")
+	}
+
+	u.verb("upgrade", "--config", file)
+	u.Await("what the new file names is kept", func(x supervisetest.State) bool { return slices.Equal(x.Kept, kept(web, third)) })
+	if status, _, _, _ := get(t, "http://"+third); status != 200 {
+		t.Errorf("after the upgrade: status %d", status)
+	}
+	eventually(t, "what the new file does not name refuses", func() bool {
+		c, err := net.Dial("tcp", other)
+		if err == nil {
+			_ = c.Close()
+		}
+		return err != nil
+	})
 }
 
 // A process that drains what its successor refused ends with its flows, whatever

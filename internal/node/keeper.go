@@ -1,6 +1,9 @@
 package node
 
 import (
+	"maps"
+	"slices"
+
 	"github.com/holdfast-lb/holdfast/internal/config"
 	"github.com/holdfast-lb/holdfast/internal/loop"
 	"github.com/holdfast-lb/holdfast/internal/sock"
@@ -68,9 +71,14 @@ func (n *Node) closeStrange(c *config.Config, o *Options) {
 		if known[vip] {
 			continue
 		}
-		o.Log.Warn("an inherited listener is not in the configuration and is closed", "vip", vip)
-		if n.keeper.Forget != nil && !o.Quiet {
-			n.keeper.Forget(vip)
+		if o.Quiet {
+			// A predecessor serves it, and has said what it is.
+			n.strange = append(n.strange, vip)
+		} else {
+			o.Log.Warn("an inherited listener is not in the configuration and is closed", "vip", vip)
+			if n.keeper.Forget != nil {
+				n.keeper.Forget(vip)
+			}
 		}
 		fd.Close()
 		delete(o.Inherited, vip)
@@ -82,4 +90,58 @@ func (n *Node) Successor() int {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.successor
+}
+
+// takeListeners makes the listeners this process's own, which its predecessor has left:
+// those that went with its configuration are closed now, and not before, for they
+// would have been closed to the predecessor, too.
+func (n *Node) takeListeners() {
+	s := &n.retiring
+	s.mu.Lock()
+	later := s.later
+	s.later = nil
+	s.running.Add(1)
+	s.mu.Unlock()
+	n.retire(later...)
+	go func() { // waited for by endRetiring
+		defer s.running.Done()
+		n.change.Lock()
+		defer n.change.Unlock()
+		n.mu.Lock()
+		g := n.gen
+		n.mu.Unlock()
+		if n.keeper.Forget != nil && len(n.strange) > 0 {
+			n.keeper.Forget(n.strange...)
+		}
+		n.keep(slices.Collect(maps.Values(g.Listening))...)
+	}()
+}
+
+// LetListenersGo closes the listeners, and the doors of metrics and API, of a process
+// that has handed over and may have flows left. It had not accepted any more; but as
+// long as it has them open they are, even when its successor has closed them, and who
+// comes then would wait for nobody.
+func (n *Node) LetListenersGo() {
+	n.change.Lock()
+	defer n.change.Unlock()
+	if n.Successor() == 0 {
+		return
+	}
+	n.closeDoors()
+	n.closeOpen()
+}
+
+// closeOpen closes the listeners that are open, without a look at what waits there.
+func (n *Node) closeOpen() {
+	n.mu.Lock()
+	old := n.gen
+	n.gen = &loop.Generation{Number: old.Number, Config: old.Config, Listening: map[string]*loop.Listening{}}
+	g := n.gen
+	n.mu.Unlock()
+	if !n.stopped.Load() {
+		n.askAll(func(l *loop.Loop) { l.SetGeneration(g) })
+	}
+	for _, x := range old.Listening {
+		x.FD.Close()
+	}
 }

@@ -134,8 +134,10 @@ func (d *door) close() {
 }
 
 func (n *Node) closeDoors() {
-	n.scrape.close()
-	n.api.close()
+	n.doors.Do(func() {
+		n.scrape.close()
+		n.api.close()
+	})
 }
 
 // MetricsListener is where metrics are to be served over TCP; nil: nowhere. The

@@ -100,6 +100,7 @@ type Node struct {
 	memory   memory
 	scrape   door // of metrics
 	api      door
+	doors    sync.Once // closes both
 	history  history
 	looks    looks
 	told     atomic.Bool // a successor knows what this process has counted
@@ -111,6 +112,7 @@ type Node struct {
 	state    stateSide
 	side     flowSide
 	keeper   Keeper
+	strange  []string // listeners of the predecessor that are not ours; written by Start
 
 	// change is held by whoever applies a configuration or moves flows.
 	change sync.Mutex
@@ -243,7 +245,9 @@ func Start(o Options) (*Node, error) {
 		return nil, err
 	}
 	serves = true
-	n.keep(slices.Collect(maps.Values(g.Listening))...)
+	if !o.Quiet {
+		n.keep(slices.Collect(maps.Values(g.Listening))...)
+	}
 	return n, nil
 }
 
@@ -539,7 +543,9 @@ func (n *Node) bring(x *bringing) error {
 	}
 	n.state.swap.Unlock()
 	n.obeyAll()
-	n.keep(step.Opened()...)
+	if !n.heir.Load() {
+		n.keep(step.Opened()...)
+	}
 	n.retire(step.Closed()...)
 	x.following = n.followAll(x.plan, g.Config, n.Generation(), x.flows, x.end, x.report)
 	return nil
@@ -794,9 +800,7 @@ func (n *Node) Stop() {
 		}
 		n.access.Close()
 		n.closeDoors()
-		for _, x := range n.gen.Listening {
-			x.FD.Close()
-		}
+		n.closeOpen()
 		n.freeKernels()
 	})
 }

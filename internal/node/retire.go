@@ -32,6 +32,7 @@ type retirements struct {
 	// mu guards what follows.
 	mu      sync.Mutex
 	by      map[string]*retirement // by vipKey
+	later   []*loop.Listening      // a predecessor serves them still, and may go on to
 	ending  bool
 	running sync.WaitGroup
 }
@@ -51,8 +52,14 @@ func (n *Node) retire(all ...*loop.Listening) {
 	if len(all) == 0 {
 		return
 	}
-	n.unkeep(all)
 	s := &n.retiring
+	if n.heir.Load() {
+		s.mu.Lock()
+		s.later = append(s.later, all...)
+		s.mu.Unlock()
+		return
+	}
+	n.unkeep(all)
 	list := make([]*retirement, len(all))
 	s.mu.Lock()
 	if s.by == nil {

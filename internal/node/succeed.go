@@ -250,6 +250,7 @@ func (t *taker) Finish(estate []byte) {
 	n.shared.Ledger.Arrived() // flows that it keeps because we refused them still count
 	n.askAll((*loop.Loop).EndLending)
 	n.keepJournal()
+	n.takeListeners()
 	t.settle()
 	n.log.Info("took over", "flows", n.flows(), "generation", n.Generation())
 }
@@ -266,6 +267,7 @@ func (t *taker) Orphaned(accepting bool, why error) {
 	n.shared.Ledger.Alone()
 	n.askAll((*loop.Loop).EndLending)
 	n.removeOtherRules()
+	n.takeListeners()
 	t.settle()
 	n.log.Warn("the predecessor died while it handed over; this process goes on with what it had got", "flows", n.flows(), "error", why)
 }
