@@ -1,6 +1,8 @@
 package ledger_test
 
 import (
+	"encoding/json"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"runtime"
@@ -226,6 +228,112 @@ func TestLimitsHoldOverUpgrades(t *testing.T) {
 		h.account().Release()
 	}
 	if left := now.Load().l.Held(); len(left) > 0 {
+		t.Errorf("at the end the last process holds %v", left)
+	}
+}
+
+// Both processes of an upgrade are asked all the time, by four loops, while a few flows
+// go before the switch and the others after it, and while the taker stalls: together they
+// never exceed a limit.
+func TestLimitsHoldWhileBothServe(t *testing.T) {
+	const limit = 3
+	c := backend(1, equal(2), func(c *config.Backend) { c.ConnectionsPerEndpoint = limit; c.QueueMax = 0 })
+	begin := func() *process {
+		l := newLedger(nil)
+		p := &process{l, l.Backend("b")}
+		p.b.Govern(c)
+		return p
+	}
+	var serve [2]atomic.Pointer[process] // either is asked
+	first := begin()
+	serve[0].Store(first)
+	serve[1].Store(first)
+	var gauge [2]atomic.Int64
+	var over, granted atomic.Int64
+	var flows pool
+	var done atomic.Bool
+	var all sync.WaitGroup
+	var asking sync.RWMutex // written by who takes a process away from those who ask
+	for loop := range 4 {
+		all.Go(func() {
+			r := rand.New(rand.NewPCG(uint64(loop), 3))
+			for !done.Load() {
+				asking.RLock()
+				p := serve[r.IntN(2)].Load()
+				g, w, answer := p.b.Secure(c, &ledger.Asking{Loop: loop})
+				if answer == ledger.Waiting {
+					g = p.b.Withdraw(w)
+				}
+				if g.Endpoint != nil {
+					h := held{p, int(g.Endpoint.Name[1] - '0')}
+					granted.Add(1)
+					if gauge[h.e].Add(1) > limit {
+						over.Add(1)
+					}
+					flows.put(h)
+				}
+				asking.RUnlock()
+				if r.IntN(2) == 0 || g.Endpoint == nil {
+					if h, ok := flows.take(nil); ok {
+						gauge[h.e].Add(-1)
+						h.account().Release()
+					}
+				}
+			}
+		})
+	}
+	r := rand.New(rand.NewPCG(1, 3))
+	for range rounds(t, 300) {
+		from, to := serve[0].Load(), begin()
+		to.l.Await()
+		move := func() {
+			h, ok := flows.take(from)
+			if !ok {
+				runtime.Gosched()
+				return
+			}
+			was := h.account()
+			h.by = to
+			h.account().Import(1) // it has it before the other forgets
+			was.Forget(1)
+			flows.put(h)
+		}
+		serve[1].Store(to)
+		for range r.IntN(4) {
+			move()
+		}
+		body, err := json.Marshal(from.l.Yield())
+		var share ledger.Share
+		if err := errors.Join(err, json.Unmarshal(body, &share)); err != nil {
+			t.Fatal(err)
+		}
+		to.l.Switched(share)
+		for range r.IntN(4) {
+			move()
+		}
+		from.l.Stalled(true)
+		runtime.Gosched()
+		from.l.Stalled(false)
+		asking.Lock()
+		serve[0].Store(to)
+		asking.Unlock()
+		for len(from.l.Held()) > 0 {
+			move()
+		}
+		to.l.Alone()
+		for before := granted.Load(); granted.Load() == before; {
+			runtime.Gosched()
+		}
+	}
+	done.Store(true)
+	all.Wait()
+	if over.Load() > 0 {
+		t.Errorf("a limit was exceeded %d times", over.Load())
+	}
+	for h, ok := flows.take(nil); ok; h, ok = flows.take(nil) {
+		h.account().Release()
+	}
+	if left := serve[0].Load().l.Held(); len(left) > 0 {
 		t.Errorf("at the end the last process holds %v", left)
 	}
 }
