@@ -7,20 +7,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// notifyMillis bounds how long a datagram waits for room in the queue of a
-// supervisor that is busy.
-const notifyMillis = 1000
-
 // Notify sends one datagram with copies of the descriptors to the unix socket at
-// path; one that begins with @ has no place among the files (unix(7)).
-func Notify(path string, b []byte, fds ...FD) error {
+// path; one that begins with @ has no place among the files (unix(7)). millis bounds
+// how long it waits for room in the queue of a receiver that is busy.
+func Notify(path string, b []byte, millis int, fds ...FD) error {
 	n, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("sock: socket for %s: %w", path, err)
 	}
 	fd := born(uintptr(n))
 	defer fd.Close()
-	if err := (Channel{fd}).SetTimeout(notifyMillis); err != nil {
+	if err := (Channel{fd}).SetTimeout(millis); err != nil {
 		return err
 	}
 	var oob []byte

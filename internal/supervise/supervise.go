@@ -29,6 +29,15 @@ const (
 // statusMax bounds a line of status, in octets.
 const statusMax = 512
 
+// How long one datagram may wait for a supervisor that is busy; and when one has waited
+// in vain, how long the next ones may, and for how long that is so: there may be
+// thousands.
+const (
+	sendMillis = 1000
+	deafMillis = 1
+	deafTime   = 5 * time.Second
+)
+
 // barrierTime bounds how long is waited until the supervisor has read what it was
 // sent.
 const barrierTime = time.Second
@@ -44,6 +53,7 @@ type Supervisor struct {
 	stored map[string]bool // by name: the supervisor was given these
 	full   bool            // that it cannot keep all was said
 	failed bool            // that it does not listen was said
+	deaf   time.Time       // until then it is not waited for
 }
 
 // FromEnvironment gives the supervisor that the environment names. The variable
@@ -194,7 +204,14 @@ func (s *Supervisor) say(lines ...string) {
 // send sends one datagram. That nobody listens is said once: flows do not depend on
 // it. The caller holds mu.
 func (s *Supervisor) send(lines []string, fds ...sock.FD) {
-	err := sock.Notify(s.path, []byte(strings.Join(lines, "\n")), fds...)
+	millis := sendMillis
+	if time.Now().Before(s.deaf) {
+		millis = deafMillis
+	}
+	err := sock.Notify(s.path, []byte(strings.Join(lines, "\n")), millis, fds...)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		s.deaf = time.Now().Add(deafTime)
+	}
 	if err != nil && !s.failed {
 		s.failed = true
 		s.log.Warn("the supervisor cannot be told what becomes of this process", "error", err)

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -166,6 +167,29 @@ func TestNobodyListens(t *testing.T) {
 		if want := path != "" && path[0] != 'v'; s.Listens() != want {
 			t.Errorf("%q listens: %t", path, s.Listens())
 		}
+	}
+}
+
+// A supervisor that stands still holds nobody up for long: a thousand listeners are
+// told of while it does, and nothing fails.
+func TestNobodyReads(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "notify")
+	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close() }()
+	t.Setenv(notifyEnv, path)
+	var log bytes.Buffer
+	s := FromEnvironment(slog.New(slog.NewTextHandler(&log, nil)))
+	for range 1000 {
+		s.Status("still")
+	}
+	if n := strings.Count(log.String(), "cannot be told"); n != 1 {
+		t.Errorf("said %d times: %s", n, &log)
+	}
+	if s.deaf.IsZero() {
+		t.Error("it was waited for each time")
 	}
 }
 
