@@ -283,7 +283,7 @@ func TestLimitsHoldWhileBothServe(t *testing.T) {
 		})
 	}
 	r := rand.New(rand.NewPCG(1, 3))
-	for range rounds(t, 300) {
+	for range rounds(t, 150) {
 		from, to := serve[0].Load(), begin()
 		to.l.Await()
 		move := func() {
