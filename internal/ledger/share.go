@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/holdfast-lb/holdfast/internal/config"
+	"github.com/holdfast-lb/holdfast/internal/planted"
 )
 
 // While two processes of one node serve, a limit is divided between them: what one
@@ -59,6 +60,9 @@ type Presence struct {
 // that came with flows. It is called before the first flow comes; what is governed
 // or made afterwards is bound by it, too.
 func (l *Ledger) Await() {
+	if planted.Bug(89) {
+		return
+	}
 	l.sharing.Store(int32(awaiting))
 	l.all(func(b *Backend) {
 		for _, e := range b.list() {
@@ -231,7 +235,7 @@ func (e *Endpoint) yield() int64 {
 			return ours
 		}
 		part := ours + max(0, limit-ours-theirs)/2
-		if e.held.CompareAndSwap(held, uint64(ours)|uint64(max(0, limit-part))*foreignOne) {
+		if planted.Bug(88) || e.held.CompareAndSwap(held, uint64(ours)|uint64(max(0, limit-part))*foreignOne) {
 			return part
 		}
 	}
@@ -256,7 +260,9 @@ func (e *Endpoint) setForeign(n int64) {
 // Forget ends the account of a connection whose flow left to another process:
 // nothing becomes free, that one holds it under the same limit.
 func (g *Gate) Forget() {
-	g.foreign.Add(1) // first: the two together never seem less than they are
+	if !planted.Bug(95) {
+		g.foreign.Add(1) // first: the two together never seem less than they are
+	}
 	g.inUse.Add(-1)
 }
 

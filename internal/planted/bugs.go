@@ -114,6 +114,22 @@ var All = []string{
 	78: "who has waited is shed as if it came anew",
 	79: "who has left goes on counting at its backend",
 	80: "connections go on to come under the listener that their socket had before",
+	// Of upgrades: the protocol, what is lent, idle legs, the switch.
+	81: "flows that were not committed are not given back",
+	82: "flows of which nobody knows who has served them are served on",
+	83: "what the giver had not committed ends in peace with it",
+	84: "a copy that was adopted counts as one still",
+	85: "a close of a leg that is lent says nothing",
+	86: "an idle leg that went along stays here as well",
+	87: "an idle leg that came along is taken for one to another endpoint",
+	88: "the giver goes on to grant all that is free after the switch",
+	89: "the taker grants before the switch",
+	90: "what drains keeps more of a limit than it says",
+	91: "flows that the taker cannot hold are in no table any more",
+	92: "the giver goes on to accept when the taker has come back",
+	93: "a commit that could not be sent counts as sent",
+	94: "copies are found in the wrong order",
+	95: "a gate has room for who has left to the taker",
 }
 
 // Record writes rows into the section of docs/planted-bugs.md that begins and

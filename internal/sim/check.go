@@ -31,12 +31,14 @@ func (w *World) check() {
 	}
 	owners := map[uint64]string{}
 	perEnd := map[string]int{}
+	clear(w.let)
 	for id, p := range w.inFlight {
 		if !p.dead {
 			owners[id] = p.name + " (on its way)"
 			if name := w.slotOf[id]; name != "" {
 				perEnd[name]++
 			}
+			w.let[w.letBy[id]]++
 		}
 	}
 	w.lines = w.lines[:0]
@@ -87,6 +89,7 @@ func (w *World) checkServed() {
 // hold notes that a flow is in no table: it is p's.
 func (w *World) hold(x loop.Parked, p *Proc) {
 	w.inFlight[x.Frozen.Id] = p
+	w.letBy[x.Frozen.Id] = x.Frozen.Listener.Name
 	delete(w.slotOf, x.Frozen.Id)
 	if x.Frozen.Endpoint != nil {
 		w.slotOf[x.Frozen.Id] = x.Frozen.Endpoint.Name
@@ -120,10 +123,22 @@ func (w *World) checkLimits(perEnd map[string]int) {
 	if len(w.hosts) > 1 {
 		return
 	}
-	if w.shape.revision == 0 {
+	// A third process does not know what drains in the first: limits are divided by
+	// two.
+	third := slices.ContainsFunc(w.procs, func(p *Proc) bool { return !p.dead && p.forgotten })
+	if w.shape.revision == 0 && !third {
 		for name, most := range w.ends() {
 			if n := perEnd[name]; most > 0 && n > most {
 				w.fail("%d connections or requests are open to %s, the limit is %d", n, name, most)
+			}
+		}
+		for name, n := range w.let {
+			most := w.shape.listenMax
+			if w.web != nil && name != w.storm.tcpName() {
+				most = w.web.shape.listenMax
+			}
+			if most > 0 && n > most {
+				w.fail("%d connections came by %s, the limit is %d", n, name, most)
 			}
 		}
 	}
@@ -147,10 +162,11 @@ func (w *World) checkFlows(p *Proc, l *loop.Loop, owners map[uint64]string, perE
 		turn := inTurn{f.ID(), f.Requests()}
 		if s := f.State(); f.Place() != 0 && (s == flow.Queued || s == flow.Dialing || s == flow.Relaying) && w.queuedAt[turn] == 0 {
 			w.queuedAt[turn] = uint64(w.turns)
-			// Who begins to wait in a taker that grants nothing yet, and those who
-			// do in its giver, are in no order.
-			w.unordered[turn] = p.arriving
+			// Who begins to wait in a taker that grants nothing yet, or in what
+			// drains, and those who do in the other process, are in no order.
+			w.unordered[turn] = p.arriving || p.gave
 		}
+		w.let[f.Listener().Ref.Name]++
 		if e := f.Endpoint(); e != nil {
 			perEnd[e.Ref.Name]++
 		} else if f.Place() != 0 && f.State() == flow.Queued {

@@ -49,6 +49,9 @@ func (p *Proc) upgrade() *task {
 	name := fmt.Sprintf("release-%d", w.releases)
 	return p.task("upgrade", func(t *task) {
 		p.leaving = true
+		for _, x := range w.procs {
+			x.forgotten = x.forgotten || x.gave
+		}
 		heir := w.shell(name, p.host, newFDs(w.net, w.fdsMax))
 		near, far := carriers(p, heir)
 		near.side, near.t, far.side = "giver", t, "taker"
@@ -76,7 +79,7 @@ func (p *Proc) upgrade() *task {
 			w.aborts++
 			return
 		}
-		p.gave = true
+		p.gave, p.fds.gave = true, true
 		w.upgrades++
 		if !heir.dead {
 			p.host.proc = heir
@@ -336,6 +339,8 @@ func (g *giver) Split(lot *move.Lot, ids []uint64) (those, others *move.Lot) {
 // Refused notes who stays.
 func (g *giver) Refused(id uint64, why *frozen.Refused) {
 	g.refused[id] = true
+	// A taker that hears nothing of what drains takes all of every limit.
+	g.p.forgotten = g.p.forgotten || g.p.w.shape.plain || g.p.w.shape.elder
 	g.p.w.refusals++
 	g.p.w.note("%s: flow %x stays: %v", g.p.name, id, why)
 }

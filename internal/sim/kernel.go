@@ -121,6 +121,7 @@ type FDs struct {
 	dead  bool
 	// The process stands still.
 	stopped bool
+	gave    bool // it has a successor
 	// What was accepted by listener, where that is bounded.
 	accepted map[*Listener]*acceptedAt
 	rest     bool // what waits is taken however much it is: the listener goes
@@ -376,6 +377,9 @@ func (k *Kernel) Accept(listener sock.FD) (sock.FD, netip.AddrPort, sock.Errno) 
 		return sock.NoFD, netip.AddrPort{}, sock.Invalid
 	}
 	l := f.listener
+	if k.fds.gave {
+		k.net.violate("a process that has handed over accepts")
+	}
 	if len(l.queue) == 0 {
 		return sock.NoFD, netip.AddrPort{}, sock.Again
 	}

@@ -108,7 +108,7 @@ func TestUpgradeMarch(t *testing.T) {
 }
 
 // tally is what marches have come to.
-type tally struct{ steps, upgrades, aborts, restarts, stalls, lost, refused int }
+type tally struct{ steps, upgrades, aborts, restarts, stalls, lost, refused, idles int }
 
 func (y *tally) add(w *World) {
 	y.steps++
@@ -118,6 +118,7 @@ func (y *tally) add(w *World) {
 	y.stalls += w.stalls
 	y.lost += w.lost
 	y.refused += w.refusals
+	y.idles += w.idles
 }
 
 // The call of number k of either process's kernel fails while an upgrade goes on.

@@ -23,7 +23,11 @@ const plantedSeeds = 600
 // consist of them find those.
 const firstOfChanges = 71
 
-var changing bool
+// firstOfUpgrades is the first bug of upgrades.
+const firstOfUpgrades = 81
+
+// history is the kind of histories in which bugs are looked for.
+var history func(seed uint64) Scenario
 
 // notHere are bugs of what a simulated history does not depend on; package
 // flow's test finds them by comparing a flow that moved with one that did not.
@@ -60,7 +64,14 @@ func TestPlanted(t *testing.T) {
 			continue
 		}
 		planted.Set(n)
-		changing = n >= firstOfChanges
+		switch {
+		case n >= firstOfUpgrades:
+			history = handovers
+		case n >= firstOfChanges:
+			history = stormy
+		default:
+			history = scenario
+		}
 		seed, what := 0, ""
 		most := plantedSeeds
 		if notHere[n] != "" {
@@ -96,10 +107,7 @@ func found(seed uint64) (what string) {
 			what = fmt.Sprint("panic: ", r)
 		}
 	}()
-	sc := scenario(seed)
-	if changing {
-		sc = stormy(seed)
-	}
+	sc := history(seed)
 	if err := NewWorld(seed, sc).Run(sc); err != nil {
 		return err.Error()
 	}

@@ -31,14 +31,16 @@ type Proc struct {
 	source   string
 	log      *bytes.Buffer
 	dead     bool
-	leaving  bool         // it hands everything over
-	arriving bool         // it takes over
-	gave     bool         // it has handed something over and is to end
-	crashed  bool         // it was killed
-	stopped  bool         // it stands still, as by SIGSTOP
-	goesOn   flow.Instant // then it does no more; 0: never
-	tasks    []*task
-	carriers []*carrier
+	leaving  bool // it hands everything over
+	arriving bool // it takes over
+	gave     bool // it has handed something over and is to end
+	crashed  bool // it was killed
+	stopped  bool // it stands still, as by SIGSTOP
+	// It drains, and the process that serves does not know what it holds.
+	forgotten bool
+	goesOn    flow.Instant // then it does no more; 0: never
+	tasks     []*task
+	carriers  []*carrier
 	// During a migration: what has left for, or come from, another host.
 	departed, arrived func(endpoint string)
 }

@@ -44,6 +44,45 @@ func scenario(seed uint64) Scenario {
 	return sc
 }
 
+// handovers is what happens in a history of upgrades, each of which may come to harm.
+func handovers(seed uint64) Scenario {
+	sc := Scenario{Upgrades: 4, Crash: true, Clients: 4 + int(seed%7), Rebalances: int(seed>>1) % 3, Limited: seed%2 == 0, Calm: seed%5 == 0}
+	switch seed % 3 {
+	case 1:
+		sc.Web = 6
+	case 2:
+		sc.Web, sc.Policy, sc.Stands = 5, true, 4
+	}
+	if seed%8 == 7 {
+		sc.Reloads = 3
+	}
+	if seed%11 == 3 {
+		sc.FaultOdds, sc.FailUpgrade = 200, true
+	}
+	return sc
+}
+
+// Processes hand over again and again, calls fail, processes die and stand still.
+func TestHandovers(t *testing.T) {
+	n := max(5, uint64(*seeds)/10)
+	if testing.Short() {
+		n = min(n, 10)
+	}
+	var told tally
+	for seed := uint64(1); seed <= n; seed++ {
+		if *only != 0 && seed != *only {
+			continue
+		}
+		sc := handovers(seed)
+		w := NewWorld(seed, sc)
+		if err := w.Run(sc); err != nil {
+			t.Fatalf("seed %d: %v\nrerun: go test ./internal/sim -run TestHandovers -seed %d", seed, err, seed)
+		}
+		told.add(w)
+	}
+	t.Logf("%+v", told)
+}
+
 func live(seed uint64) error {
 	sc := scenario(seed)
 	if err := NewWorld(seed, sc).Run(sc); err != nil {

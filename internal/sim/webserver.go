@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"cmp"
 	"fmt"
 	"strconv"
 	"strings"
@@ -169,7 +170,7 @@ func (p *webServer) answered() {
 		p.answering = false
 		p.served++
 		p.cur = nil
-		p.tube = &tube{key: a.down(), total: a.answerSize, peerKey: a.up(), peerTotal: a.size, open: true}
+		p.tube = &tube{key: a.down(), total: a.answerSize, peerKey: a.up(), peerTotal: a.size, open: true, ask: a}
 		p.tube.hear(p.in, p.fault)
 		p.in = nil
 		return
@@ -219,7 +220,7 @@ func (p *webServer) hear() bool {
 		return true
 	case e == 0 && !(p.s.dead && !p.s.finIn):
 		if p.tube != nil && !p.tube.fin {
-			p.tube.ended(p.fault, p.excused)
+			p.tube.ended(p.fault, cmp.Or(p.excused, p.tube.ask.harm))
 			p.tubeEnd()
 			return true
 		}
@@ -468,6 +469,7 @@ type tube struct {
 	total, peerTotal int
 	said, got        int
 	shut, fin        bool
+	ask              *ask // of a server: what became of it at its client
 }
 
 func (t *tube) String() string {

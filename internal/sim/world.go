@@ -46,6 +46,8 @@ type World struct {
 	simmers   map[uint64]simmer
 	inFlight  map[uint64]*Proc  // flows that are in no table: who owns them
 	slotOf    map[uint64]string // the endpoint that such a flow holds a slot of
+	letBy     map[uint64]string // the listener by which such a flow came
+	let       map[string]int    // flows by listener, at the last look
 	tally     loop.Counters     // of processes that are no more
 	trace     []string
 	turns     int
@@ -143,7 +145,7 @@ func (w *World) counted(c *loop.Counters) {
 
 // NewWorld makes the world of a seed: one host, or two if flows migrate.
 func NewWorld(seed uint64, sc Scenario) *World {
-	w := &World{seed: seed, net: newNet(seed), inFlight: map[uint64]*Proc{}, slotOf: map[uint64]string{}, queuedAt: map[inTurn]uint64{}, unordered: map[inTurn]bool{}, simmers: map[uint64]simmer{}, fdsMax: 4000}
+	w := &World{seed: seed, net: newNet(seed), inFlight: map[uint64]*Proc{}, slotOf: map[uint64]string{}, letBy: map[uint64]string{}, let: map[string]int{}, queuedAt: map[inTurn]uint64{}, unordered: map[inTurn]bool{}, simmers: map[uint64]simmer{}, fdsMax: 4000}
 	r := w.net.rng
 	w.loops = 1 + r.IntN(3)
 	w.bulk, w.flood, w.chase = sc.Bulk, sc.Flood, sc.Chase
