@@ -170,7 +170,7 @@ func TestNobodyListens(t *testing.T) {
 	}
 }
 
-// A supervisor that stands still holds nobody up for long: a thousand listeners are
+// A supervisor that stands still holds nobody up for long: hundreds of listeners are
 // told of while it does, and nothing fails.
 func TestNobodyReads(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "notify")
@@ -182,7 +182,7 @@ func TestNobodyReads(t *testing.T) {
 	t.Setenv(notifyEnv, path)
 	var log bytes.Buffer
 	s := FromEnvironment(slog.New(slog.NewTextHandler(&log, nil)))
-	for range 1000 {
+	for range 600 { // more than a queue holds: net.unix.max_dgram_qlen
 		s.Status("still")
 	}
 	if n := strings.Count(log.String(), "cannot be told"); n != 1 {
