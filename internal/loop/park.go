@@ -386,6 +386,13 @@ func (l *Loop) unpack(p *Parcel) {
 	now := l.k.Now()
 	l.now = now
 	batch, err := p.batch()
+	if err == errTwice { // its descriptors are those of flows that are served
+		l.shared.Log.Error("a parcel of flows came twice", "error", err)
+		if p.Adopted != nil {
+			p.Adopted(nil, 0)
+		}
+		return
+	}
 	if err != nil {
 		// Both ends of a mailbox are the same code; other carriers decode
 		// before they deliver.
