@@ -122,6 +122,7 @@ func (j *job) judge() {
 	j.judgeBench()
 	j.judgeIperf()
 	j.judgeWeb()
+	j.judgePaced()
 	if !j.v.holds() {
 		for _, b := range j.balancers {
 			j.v.say("log of %s:\n%s", b.process.name, b.process.tail())

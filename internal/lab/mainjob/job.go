@@ -36,6 +36,8 @@ type job struct {
 	download, upload *process // of curl, through all events
 	downloaded       string   // file
 	transferOctets   int
+	paced            *process // curl, at the server's pace
+	pacedOctets      int
 	visited          int      // of curl's visits; its witness alone writes it
 	browser          *browser // nil: none
 	reader           *reader
@@ -57,17 +59,17 @@ type pace struct {
 
 func (o *options) pace() pace {
 	if o.short {
-		return pace{1500 * time.Millisecond, 400 * time.Millisecond, 6 * time.Second}
+		return pace{1500 * time.Millisecond, 400 * time.Millisecond, 9 * time.Second} // an upgrade watches its first flows, in five nodes
 	}
 	return pace{8 * time.Second, 2 * time.Second, 20 * time.Second}
 }
 
-// standing flows: psql and pgbench; pings, transaction, publisher, subscriber;
+// standing flows: psql and pgbench; pings, transaction, redis-cli, publisher, subscriber;
 // ssh; iperf3's control connection and its stream.
 func (j *job) makeBalancers() {
 	for _, b := range []balancer{
 		{name: "postgres", vip: postgresVIP, server: postgresServer, standing: 1 + benchClients},
-		{name: "redis", vip: redisVIP, server: redisServer, standing: 4},
+		{name: "redis", vip: redisVIP, server: redisServer, standing: 5},
 		{name: "ssh", vip: sshVIP, server: sshServer, standing: 1},
 		{name: "iperf3", vip: iperfVIP, server: iperfServer, standing: 2},
 		{name: "websocket", vip: webVIP, server: webServers[0], standing: webStanding, keeps: true},
@@ -108,7 +110,7 @@ func (j *job) run() error {
 	}
 	j.v.say("waiting for the loads to end")
 	j.stage.Store("the end of the loads")
-	return j.await(j.bench, j.iperf, j.download, j.upload)
+	return j.await(j.bench, j.iperf, j.download, j.upload, j.paced)
 }
 
 // connect opens all sessions and starts the loads.
@@ -136,7 +138,7 @@ func (j *job) connect(p pace) (err error) {
 		return err
 	}
 	planned := p.control + time.Duration(3*j.moves)*p.gap + p.slack
-	if err := errors.Join(j.startBench(planned), j.startIperfClient(planned), j.startTransfers(planned)); err != nil {
+	if err := errors.Join(j.startBench(planned), j.startIperfClient(planned), j.startTransfers(planned), j.startPaced(planned)); err != nil {
 		return err
 	}
 	if err := j.awaitBench(); err != nil {
@@ -146,6 +148,16 @@ func (j *job) connect(p pace) (err error) {
 	if err != nil {
 		return err
 	}
+	members, err := openChat()
+	if err != nil {
+		return err
+	}
+	cli, err := j.openRedisCLI()
+	if err != nil {
+		return err
+	}
+	j.keep("redis-cli", 20*time.Millisecond, cli.identity)
+	j.keep("WebSocket chat", 20*time.Millisecond, members.identity)
 	j.keep("psql", 0, j.session.identity)
 	j.keep("pgbench", 0, j.benchIdentity)
 	j.keep("ssh", 50*time.Millisecond, shell.identity)

@@ -28,8 +28,8 @@ const webSeed = 7
 var webServers = []string{"127.0.0.1:9001", "127.0.0.1:9005", "127.0.0.1:9006"}
 
 // webStanding are the connections through the web's Holdfast that are never
-// without a request: a WebSocket, a download and an upload.
-const webStanding = 3
+// without a request: a WebSocket, two downloads, an upload and the members of a chat.
+const webStanding = 4 + chatMembers
 
 // startWeb starts the servers of pages and WebSockets.
 func (j *job) startWeb() error {
@@ -59,6 +59,8 @@ func pages() http.Handler {
 	serve("/page.css", "page.css", []byte("#result { color: rgb(1, 2, 3) }\n"))
 	serve("/page.js", "page.js", []byte(strings.ReplaceAll(pageScript, "ARTICLE", strconv.Itoa(len(article)))))
 	serve("/page.svg", "page.svg", []byte(`<svg xmlns="http://www.w3.org/2000/svg" width="7" height="5"/>`))
+	mux.Handle("/chat", &room{})
+	mux.HandleFunc("/paced", paced)
 	mux.HandleFunc("/echo", func(w http.ResponseWriter, r *http.Request) {
 		b, err := io.ReadAll(io.LimitReader(r.Body, 8<<20))
 		if err != nil {
