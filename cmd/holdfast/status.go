@@ -276,8 +276,8 @@ func residueLine(r *node.ResidueStatus) string {
 	for _, name := range sortedKeys(r.Reasons) {
 		why = append(why, fmt.Sprintf("%s %s", thousands(r.Reasons[name]), name))
 	}
-	return fmt.Sprintf("%s drain in process %d of release %s (%s); what is left is ended in %s",
-		count(r.Flows, "flow"), r.PID, r.Release, strings.Join(why, ", "), short(max(0, time.Until(r.Until).Round(time.Second))))
+	return fmt.Sprintf("%s in process %d of release %s, which was replaced (%s); what is left is ended in %s",
+		count(r.Flows, "flow"), r.PID, cmp.Or(r.Release, "unknown"), strings.Join(why, ", "), short(max(0, time.Until(r.Until).Round(time.Second))))
 }
 
 // secondsOf is a duration as reports have it.

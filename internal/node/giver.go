@@ -119,7 +119,14 @@ func (g *giver) Enter(p move.Phase) {
 		g.say("copying", "the sockets of all flows go over while they are served")
 	case move.Canary:
 		g.n.moving()
-		g.say("canary", fmt.Sprintf("the first flows go over and are watched for %v", g.canary()))
+		switch {
+		case g.n.flows() == 0:
+			g.say("canary", "no flow is open that could be watched")
+		case g.canary() == 0:
+			g.say("canary", "the first flows go over")
+		default:
+			g.say("canary", fmt.Sprintf("the first flows go over and are watched for %v", g.canary()))
+		}
 	case move.Switching:
 		g.n.moving()
 		g.total = g.n.flows() + g.r.given
@@ -161,7 +168,9 @@ func (g *giver) progress(text string) {
 		p.Flows, p.FlowsTotal = g.r.given, max(g.total, g.r.given)
 	}
 	if text == "" {
-		p.Text = fmt.Sprintf("flows %d/%d", p.Flows, p.FlowsTotal)
+		if p.Text = fmt.Sprintf("flows %d/%d", p.Flows, p.FlowsTotal); p.FlowsTotal == 0 {
+			p.Text = "no flow is to go over"
+		}
 	}
 	g.tell(p)
 }

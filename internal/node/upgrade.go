@@ -110,6 +110,9 @@ func (n *Node) upgrade(ctx context.Context, q UpgradeRequest, r *Report, tell fu
 	})
 	defer unwatch()
 	given, err := n.handOver(carrier, g)
+	if err != nil && !given.Committed && ctx.Err() != nil {
+		err = fmt.Errorf("who asked for it does not want it any more: %w", ctx.Err())
+	}
 	if err != nil && !given.Done {
 		g.resume() // before the other's end: that may take a moment
 		_ = child.Process.Kill()
@@ -230,7 +233,7 @@ func (n *Node) heritage() (move.Heritage, []sock.FD) {
 	g := n.gen
 	n.mu.Unlock()
 	d := n.state.current()
-	h := move.Heritage{Generation: d.Generation, Source: d.doc.Source(), File: n.file, State: n.portableState(), Held: n.shared.Ledger.Held(), LastID: n.shared.NextID.Load(), LastPlace: n.shared.Ledger.LastPlace()}
+	h := move.Heritage{Release: Release, PID: pid, Generation: d.Generation, Source: d.doc.Source(), File: n.file, State: n.portableState(), Held: n.shared.Ledger.Held(), LastID: n.shared.NextID.Load(), LastPlace: n.shared.Ledger.LastPlace()}
 	var fds []sock.FD
 	for _, x := range g.Listening {
 		h.Listeners = append(h.Listeners, vipKey(x.Object))

@@ -86,6 +86,9 @@ func TestAbortedUpgradeIsTold(t *testing.T) {
 func TestResidueIsShown(t *testing.T) {
 	vip, server := free(t), echo(t)
 	n := start(t, yaml(vip, server, "", ""))
+	if h, _ := n.heritage(); h.PID != pid || h.Release != Release { // whom the successor says that it is of
+		t.Errorf("process %d of release %q", h.PID, h.Release)
+	}
 	until := time.Now().Add(time.Minute)
 	n.drains(ResidueStatus{PID: 9, Release: "v1", Flows: 3, Reasons: map[string]int{"leg: x": 2, "leg: y": 1}, Until: until})
 	if r := n.Status().Residue; len(r) != 1 || r[0].Flows != 3 || !r[0].Until.Equal(until) {
