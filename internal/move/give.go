@@ -46,8 +46,12 @@ const (
 	// StartTime bounds how long a new binary may take until it could serve.
 	StartTime = 20 * time.Second
 	// ParkedTime bounds how long anything stands still for a taker that does not
-	// answer: flows that are parked and not committed, and who waits to be accepted.
+	// answer: flows that are parked and not committed, and who waits to be accepted. For
+	// one that has then answered late it is doubled, up to slowMax times: on a machine
+	// that is so busy it would never get a lot in time, and would be ended in the end
+	// with all the flows that it has.
 	ParkedTime = 50 * time.Millisecond
+	slowMax    = 4
 	// PatienceTime bounds how long a silent taker is waited for while nothing was
 	// committed to it, PatienceLong once something was: its end would end those flows.
 	PatienceTime = 2 * time.Second
@@ -248,6 +252,7 @@ type giving struct {
 	number   uint16
 	body     []byte // of the last offer: room for the next one
 	stalls   int    // in a row
+	slow     int    // how often it has answered late, up to slowMax
 }
 
 // Give speaks the giver's part of an upgrade from greeting to end.
@@ -309,6 +314,17 @@ func (x *giving) patience() time.Duration {
 		d = PatienceLong
 	}
 	return d >> x.stalls
+}
+
+// parkedTime is how long flows may stand still for this taker.
+func (x *giving) parkedTime() time.Duration { return ParkedTime << x.slow }
+
+// answeredLate notes that a stall is over.
+func (x *giving) answeredLate() {
+	x.slow = min(x.slow+1, slowMax)
+	if x.Switched && !planted.Bug(92) {
+		x.g.Stalled(false)
+	}
 }
 
 // greet brings the taker to the point where it could serve. Nothing changes here.
@@ -711,9 +727,7 @@ func (x *giving) outlast(due bool) error {
 		}
 		return err
 	}
-	if x.Switched && !planted.Bug(92) {
-		x.g.Stalled(false)
-	}
+	x.answeredLate()
 	return nil
 }
 
@@ -812,7 +826,7 @@ func (x *giving) offer(l *Lot) (due bool, err error) {
 		err = l.to(offered)
 	}
 	if err == nil {
-		err = x.c.SetTimeout(ParkedTime)
+		err = x.c.SetTimeout(x.parkedTime())
 	}
 	if err != nil {
 		return false, err
@@ -890,7 +904,7 @@ func (x *giving) commit(l *Lot) error {
 		return err
 	}
 	m.Lot = l.number
-	if err := x.c.SetTimeout(ParkedTime); err != nil {
+	if err := x.c.SetTimeout(x.parkedTime()); err != nil {
 		return err
 	}
 	if err := x.c.Send(m); err != nil && !planted.Bug(93) {
@@ -914,8 +928,8 @@ func (x *giving) adopted(l *Lot, others *[]*Lot) error {
 			x.g.Stalled(true)
 		}
 		if err = errors.Join(back, x.c.SetTimeout(d)); err == nil {
-			if m, err = x.answer(Adopted); err == nil && x.Switched {
-				x.g.Stalled(false)
+			if m, err = x.answer(Adopted); err == nil {
+				x.answeredLate()
 			}
 		}
 		if late(err) {

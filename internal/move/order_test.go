@@ -27,6 +27,7 @@ type script struct {
 	blocked map[Kind]int   // kinds that cannot be sent in time
 	waits   []time.Duration
 	timeout time.Duration
+	busy    time.Duration // how long a lot takes
 }
 
 func (s *script) Send(m Message) error {
@@ -44,7 +45,12 @@ func (s *script) Receive() (Message, error) {
 	if len(s.in) == 0 {
 		return Message{}, io.EOF
 	}
-	if k := s.in[0].Kind.String(); s.silent[k] > 0 {
+	k := s.in[0].Kind
+	if s.timeout < s.busy && (k == Taken || k == Adopted) {
+		s.waits = append(s.waits, s.timeout)
+		return Message{}, os.ErrDeadlineExceeded
+	}
+	if k := k.String(); s.silent[k] > 0 {
 		s.silent[k]--
 		s.waits = append(s.waits, s.timeout)
 		return Message{}, os.ErrDeadlineExceeded
@@ -272,6 +278,29 @@ func TestStall(t *testing.T) {
 		}
 		if c.kind == "taken" && s.waits[0] != ParkedTime {
 			t.Errorf("what is parked waited %v", s.waits[0])
+		}
+	}
+}
+
+// A taker that always answers, and never in the usual time, as on a machine that has
+// too much to do, gets everything: it is given twice the time after each late answer. One
+// that takes longer than anything may stand still is given up.
+func TestBusyTaker(t *testing.T) {
+	for busy, done := range map[time.Duration]bool{ParkedTime << 2: true, ParkedTime << 3: true, ParkedTime<<slowMax + 1: false} {
+		g := someFlows(t, 200)
+		s := agreeable(t, Features(), nil)
+		s.busy = busy
+		how, err := Give(s, g, Options{Features: Features()})
+		if how.Done != done || (err == nil) != done || err != nil && !errors.Is(err, ErrStalled) {
+			t.Errorf("a lot takes %v: %v %+v", busy, err, how)
+		}
+		if n := g.count(); n["parked"] != 0 || n["lost"] != 0 || done && n["there"] != 200 {
+			t.Errorf("a lot takes %v: %v", busy, n)
+		}
+		for _, d := range s.waits[1:] {
+			if d > PatienceLong {
+				t.Errorf("a lot takes %v: waited %v", busy, s.waits)
+			}
 		}
 	}
 }
