@@ -1,6 +1,7 @@
 package node
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -9,9 +10,12 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -552,4 +556,33 @@ func TestIdleLegsGoAlong(t *testing.T) {
 		await(t, "a leg is missing", func() bool { return legs(u.heir) == people })
 		old = &running{Node: u.heir, t: old.t, file: old.file}
 	}
+}
+
+// Who asked for an upgrade may end it while the new process has not come up; it
+// is ended, too, and nothing has happened.
+func TestUpgradeIsNotWantedAnyMore(t *testing.T) {
+	vip, server := free(t), echo(t)
+	old := start(t, yaml(vip, server, "", ""))
+	conn := dial(t, vip)
+	says(t, conn, "before")
+	hangs := filepath.Join(t.TempDir(), "hangs")
+	if err := os.WriteFile(hangs, []byte("#!/bin/sh\nexec sleep 1000\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	started := 0
+	err := old.Upgrade(ctx, UpgradeRequest{Binary: hangs}, func(p Progress) {
+		if p.Phase == "starting" && started == 0 {
+			started = p.PID
+			time.AfterFunc(10*time.Millisecond, cancel)
+		}
+	})
+	if !errors.Is(err, context.Canceled) || started == 0 {
+		t.Errorf("%v, process %d", err, started)
+	}
+	if err := syscall.Kill(started, 0); !errors.Is(err, syscall.ESRCH) {
+		t.Errorf("process %d is left: %v", started, err)
+	}
+	says(t, conn, "after")
+	says(t, dial(t, vip), "new")
 }
