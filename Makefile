@@ -16,6 +16,9 @@ short = $(if $(filter-out 0,$(SHORT)),-short)
 sabotage = $(if $(SABOTAGE),-sabotage $(SABOTAGE))
 # Directories with more of what the labs corpora and vtc have of their own.
 more = $(if $(CORPUS),-corpus $(CORPUS)) $(if $(VTC),-vtc $(VTC))
+# Many labs in a row share what `make build` made: else each would link the product
+# again. BUILT=1 says that it is there. What a lab builds with plants it builds itself.
+runlab = $(if $(BUILT),bin/holdfast-lab $(if $(filter march,$(LAB)),,-binary bin/holdfast),go run ./cmd/holdfast-lab)
 # In CI a skipped test is a failure unless internal/lint/skips/allowed.txt lists it.
 tests = go run ./internal/lint/skips $(if $(CI),-strict)
 
@@ -40,7 +43,7 @@ bench: ## BENCH=tcp-echo,http-small [SHORT=1] [OUT=docs/benchmarks]: Holdfast be
 	done
 
 lab: ## LAB=four-distances [SHORT=1] [SABOTAGE=drop-octet|rst-one|blind-relay|kill] [CORPUS=dir] [VTC=dir]
-	@go run ./cmd/holdfast-lab -lab $(LAB) $(short) $(sabotage) $(more) $(LABFLAGS)
+	@$(runlab) -lab $(LAB) $(short) $(sabotage) $(more) $(LABFLAGS)
 
 # The clone may be shallow, or have no history: internal/lab/previousbuild.go.
 previous: ## up to this release from the one before it, down and up again, under load
@@ -170,14 +173,15 @@ planted: ## the tests find each bug that was put in on purpose, see docs/planted
 	@go test -timeout 300s -count=1 -tags planted -run '^TestPlanted' -json ./internal/sim ./internal/flow ./internal/ledger ./internal/journal ./internal/loop ./internal/node | $(tests)
 
 labs: ## LABS="...": every lab in turn
-	@bad=0
+	@$(MAKE) --no-print-directory build
+	bad=0
 	for l in $(LABS); do
 		echo "-- $$l"; flags="$(LABFLAGS)"
 		if [[ $$l == main-job ]]; then # all of its figures are of correctness; its servers change their users
 			flags=
 			if ((EUID != 0)); then echo "skipped: it needs root"; [[ -z "$${CI:-}" ]] || bad=1; continue; fi
 		fi
-		$(MAKE) --no-print-directory lab LAB=$$l LABFLAGS="$$flags" || bad=1
+		$(MAKE) --no-print-directory lab LAB=$$l BUILT=1 LABFLAGS="$$flags" || bad=1
 	done
 	exit $$bad
 
@@ -190,11 +194,12 @@ SABOTAGES = drop-octet rst-one blind-relay kill \
 	reload:skip-apply reload:kill durable:forget upgrade:drop-octet upgrade:rst-one upgrade:kill upgrade:old-stays \
 	systemd:kill systemd:no-store
 sabotage: ## each sabotage of the lab is noticed
-	@bad=0; out=$$(mktemp); trap 'rm -f "$$out"' EXIT
+	@$(MAKE) --no-print-directory build
+	bad=0; out=$$(mktemp); trap 'rm -f "$$out"' EXIT
 	for s in $(SABOTAGES); do
 		lab=$(LAB); how=$$s
 		if [[ $$s == *:* ]]; then lab=$${s%%:*}; how=$${s##*:}; fi
-		if $(MAKE) --no-print-directory lab LAB=$$lab SHORT=1 SABOTAGE=$$how LABFLAGS=-figures-only >"$$out" 2>&1; then
+		if $(MAKE) --no-print-directory lab LAB=$$lab BUILT=1 SHORT=1 SABOTAGE=$$how LABFLAGS=-figures-only >"$$out" 2>&1; then
 			if grep -q '^NOT SHOWN' "$$out"; then echo "-- $$s: the lab cannot run here"; continue; fi
 			echo "-- $$s: NOT NOTICED"; tail -n 20 "$$out"; bad=1; continue
 		fi
