@@ -381,7 +381,12 @@ func (u *unitLab) removed() error {
 	if err := u.verb("listener", "remove", "leaving"); err != nil {
 		return err
 	}
-	err := visitOnce(client, leavingVIP, "/gone")
+	// A handshake that is under way is let in, which the change waits for a moment only.
+	var err error
+	_ = eventually(leavePatience, func() bool {
+		err = visitOnce(client, leavingVIP, "/gone")
+		return errors.Is(err, syscall.ECONNREFUSED)
+	})
 	u.v.Must(errors.Is(err, syscall.ECONNREFUSED), "connection to a listener that was removed", fmt.Sprint(err), "refused")
 	b.want(u.ctx, "after a listener was removed", "NFileDescriptorStore", strconv.Itoa(b.listeners()-1))
 	return nil

@@ -340,12 +340,26 @@ func makeSystemdWorld(packaging, binary, other string) error {
 	if err := unix.Mount("cgroup2", "/sys/fs/cgroup", "cgroup2", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
 		return fmt.Errorf("lab: cgroup2: %w", err)
 	}
-	// Switches of the kernel are the machine's.
+	// Switches of the kernel are the machine's, but for those of the network, which
+	// each namespace has.
+	const spare = "/run/spare"
+	if err := os.Mkdir(spare, 0o755); err != nil {
+		return err
+	}
+	if err := unix.Mount("proc", spare, "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
+		return fmt.Errorf("lab: another /proc: %w", err)
+	}
 	if err := unix.Mount("/proc/sys", "/proc/sys", "", unix.MS_BIND, ""); err != nil {
 		return fmt.Errorf("lab: /proc/sys: %w", err)
 	}
 	if err := unix.Mount("", "/proc/sys", "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
 		return fmt.Errorf("lab: /proc/sys, to be read only: %w", err)
+	}
+	if err := unix.Mount(spare+"/sys/net", "/proc/sys/net", "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("lab: /proc/sys/net: %w", err)
+	}
+	if err := unix.Unmount(spare, unix.MNT_DETACH); err != nil {
+		return fmt.Errorf("lab: another /proc: %w", err)
 	}
 	// What it says before it has a log, if it does not come up.
 	_, _ = io.WriteString(os.Stderr, "the world is made\n")
