@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"strings"
 	"time"
 )
@@ -415,9 +416,38 @@ func (u *upgradeLab) hundred() error {
 		u.v.Broken(err)
 	}
 	h.finish(err != nil)
+	h.sayStuck()
 	u.collected = readCollections(h.side.node.process.Log)
 	h.judge()
 	return nil
+}
+
+// sayStuck tells where the octets of flows are that have not ended: what the
+// product knows of them, and the queues of their sockets.
+func (h *hundredRun) sayStuck() {
+	by, _ := h.traffic.Lost()
+	if by[Unfinished] == 0 {
+		return
+	}
+	text, err := h.side.node.command(h.ctx, "flows", "--max", "50")
+	h.v.Say("flows that have not ended (%v):\n%s", err, text)
+	for _, name := range []string{"client", "n1", "server"} {
+		_ = h.world.Host(name).Do(func() error {
+			for _, file := range []string{"/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"} {
+				text, err := os.ReadFile(file)
+				if err != nil {
+					return err
+				}
+				for line := range strings.Lines(string(text)) {
+					// sl local_address rem_address st tx_queue:rx_queue tr:when retransmits
+					if f := strings.Fields(line); len(f) > 6 && f[3] != "06" && f[4] != "00000000:00000000" {
+						h.v.Say("  socket of %-6s %s -> %s, state %s, queues tx:rx %s, timer %s, %s", name, f[1], f[2], f[3], f[4], f[5], f[6])
+					}
+				}
+			}
+			return nil
+		})
+	}
 }
 
 func (h *hundredRun) end() {
