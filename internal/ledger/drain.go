@@ -1,7 +1,5 @@
 package ledger
 
-import "github.com/holdfast-lb/holdfast/internal/planted"
-
 // Drain begins, or goes on, to drain as a giver that has handed over: it keeps of each
 // limit what its last flows hold, and of what is free no more than one, for those who
 // wait and hold nothing, and says that. Its flows are granted within it, in their
@@ -39,7 +37,7 @@ func (e *Endpoint) keepHeld(waits bool) int64 {
 		if waits && part == 0 && theirs < limit {
 			part = 1
 		}
-		if planted.Bug(90) || e.held.CompareAndSwap(held, uint64(ours)|uint64(max(0, limit-part))*foreignOne) {
+		if e.held.CompareAndSwap(held, uint64(ours)|uint64(max(0, limit-part))*foreignOne) {
 			return part
 		}
 	}

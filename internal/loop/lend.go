@@ -1,9 +1,6 @@
 package loop
 
-import (
-	"github.com/holdfast-lb/holdfast/internal/planted"
-	"github.com/holdfast-lb/holdfast/internal/sock"
-)
+import "github.com/holdfast-lb/holdfast/internal/sock"
 
 // While descriptors are lent another process has duplicates of a loop's sockets, to
 // serve them later. Nothing changes for a flow; but a close says nothing to the peer
@@ -45,7 +42,7 @@ func (l *Loop) Dropped() []uint64 {
 
 // close ends a leg that is watched, or may be. Negative descriptors are none.
 func (l *Loop) close(fd sock.FD) {
-	if !l.lent || fd < 0 || planted.Bug(85) {
+	if !l.lent || fd < 0 {
 		l.k.Close(fd)
 		return
 	}

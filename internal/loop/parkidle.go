@@ -185,9 +185,6 @@ func (l *Loop) poolOf(z *frozen.IdleLeg) *pool {
 		return nil
 	}
 	e := b.Endpoint(z.Endpoint)
-	if planted.Bug(87) {
-		e = b.Endpoints[0]
-	}
 	if e == nil || e.Unix != z.Unix {
 		return nil
 	}

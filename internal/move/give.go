@@ -322,7 +322,7 @@ func (x *giving) parkedTime() time.Duration { return ParkedTime << x.slow }
 // answeredLate notes that a stall is over.
 func (x *giving) answeredLate() {
 	x.slow = min(x.slow+1, slowMax)
-	if x.Switched && !planted.Bug(92) {
+	if x.Switched {
 		x.g.Stalled(false)
 	}
 }
