@@ -145,12 +145,7 @@ func (n *Node) sendTables(send func(move.Knowledge) error) error {
 	return nil
 }
 
-// sendKnowledge tells a successor all at the last moment.
-func (n *Node) sendKnowledge(c move.Carrier) error {
-	return n.tellLast(nil, func(k move.Knowledge) error { return move.SendJSON(c, move.Inherit, k) })
-}
-
-// learn takes what sendKnowledge tells.
+// learn takes a message of what tellEarly and tellLast tell.
 func (n *Node) learn(m move.Message) error {
 	var k move.Knowledge
 	if err := m.Into(&k); err != nil {

@@ -18,15 +18,8 @@ import (
 // InheritEnv names the descriptor of the channel to the predecessor.
 const InheritEnv = "HOLDFAST_INHERIT_FD"
 
-const (
-	// startTime bounds how long a new binary may take until it could serve.
-	startTime = 20 * time.Second
-	// answerTime bounds each answer while flows move.
-	answerTime = 5 * time.Second
-	// processChunk is how many flows move to another process at once: each
-	// waits for its whole batch, and the loop for the freezing of it.
-	processChunk = 8
-)
+// answerTime bounds each answer while flows move to another host.
+const answerTime = 5 * time.Second
 
 // successorGap is how many identities, and places in queues, are left for what
 // the predecessor accepts after it has told its last ones, until its successor
