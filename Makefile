@@ -6,7 +6,7 @@ SHELL := bash
 
 BENCH ?= tcp-echo
 LAB ?= four-distances
-LABS ?= four-distances seed-000 vanished-peers corpora vtc hostile rolling ledger misbehave durable soak reload upgrade systemd main-job
+LABS ?= four-distances seed-000 vanished-peers corpora vtc hostile rolling ledger misbehave durable soak reload upgrade march systemd main-job
 FUZZTIME ?= 10s
 SEEDS ?= 200
 RELEASE ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
