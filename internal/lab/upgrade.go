@@ -19,17 +19,21 @@ func upgrading(ctx context.Context, o Options, out io.Writer, v *Verdict) error 
 	if o.Short {
 		u.upgrades, u.control, u.many = 5, 3*time.Second, 0
 	}
-	if o.Flows > 0 {
+	u.nofile = int(limitOf())
+	switch {
+	case o.Flows >= crowdedFrom:
+		u.many = o.Flows
+		return u.crowded()
+	case o.Flows > 0:
 		u.small = o.Flows
 	}
 	if o.Moves > 0 {
 		u.upgrades = o.Moves
 	}
-	u.nofile = int(limitOf())
 	if err := u.hundred(); err != nil {
 		return err
 	}
-	if o.Sabotage != "" || o.Short {
+	if o.Sabotage != "" || o.Short || o.Moves > 0 {
 		return nil
 	}
 	if err := u.crowded(); err != nil {
@@ -40,6 +44,10 @@ func upgrading(ctx context.Context, o Options, out io.Writer, v *Verdict) error 
 	}
 	return u.write()
 }
+
+// crowdedFrom is how many flows one has to ask for to get the second scene alone. A
+// number of moves gives the first one alone.
+const crowdedFrom = 1000
 
 // upgradeLab is one run.
 type upgradeLab struct {
