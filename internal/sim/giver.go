@@ -19,16 +19,15 @@ import (
 // giver is one process of the world as package move needs it: what package node is
 // in a real one.
 type giver struct {
-	p        *Proc
-	t        *task
-	sent     map[config.Ref]bool // objects
-	refused  map[uint64]bool
-	switched bool
-	onWire   map[uint64]bool // flows whose commit was sent
-	first    int             // the loop to look at first
-	idles    int             // how often idle legs were asked for
-	far      *carrier
-	heir     *Proc
+	p       *Proc
+	t       *task
+	sent    map[config.Ref]bool // objects
+	refused map[uint64]bool
+	onWire  map[uint64]bool // flows whose commit was sent
+	first   int             // the loop to look at first
+	idles   int             // how often idle legs were asked for
+	far     *carrier
+	heir    *Proc
 }
 
 // part is what of a lot came from one loop.
