@@ -42,6 +42,16 @@ func underSystemd(ctx context.Context, o Options, out io.Writer, v *Verdict) err
 	if err != nil {
 		return err
 	}
+	// Hundreds of flows whose receivers are slow fill their queues in the kernel, which
+	// without a bound grow to the limit of the whole machine (tcp_mem): then the kernel
+	// drops segments, and a flow stands still for a minute, upgrade or not.
+	for _, h := range s.world.Hosts {
+		for _, name := range []string{"net/ipv4/tcp_rmem", "net/ipv4/tcp_wmem"} {
+			if err := h.Sysctl(name, "4096 65536 262144"); err != nil {
+				return err
+			}
+		}
+	}
 	u.longRun = &longRun{scene: s, mix: mix, http: &httpRun{scene: s, mix: webMix}}
 	if err := u.start(); err != nil {
 		return err
