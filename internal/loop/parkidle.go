@@ -6,6 +6,7 @@ import (
 	"math"
 	"net/netip"
 
+	"github.com/holdfast-lb/holdfast/internal/config"
 	"github.com/holdfast-lb/holdfast/internal/flow"
 	"github.com/holdfast-lb/holdfast/internal/frozen"
 	"github.com/holdfast-lb/holdfast/internal/planted"
@@ -138,6 +139,11 @@ func (l *Loop) takeIdle(now flow.Instant, x IdleLeg) bool {
 	if p == nil || p.server.gone || p.n >= p.server.policy.IdleMax || now >= since.Add(p.server.policy.IdleTime) {
 		return false
 	}
+	if _, e := l.k.Peek(x.FD); e != sock.Again {
+		// Its peer has closed it, or said what nobody asked for, while nobody watched; a
+		// flow may come for it before the poller tells.
+		return false
+	}
 	k := l.table.legs.take()
 	b := l.far(k)
 	*b = backendLeg{
@@ -181,7 +187,7 @@ func (l *Loop) poolOf(z *frozen.IdleLeg) *pool {
 		return nil
 	}
 	b := l.gen.Config.Backends[z.Backend]
-	if b == nil || b.IdleMax == 0 {
+	if b == nil || b.IdleMax == 0 || b.ProxyHeader != config.NoProxyHeader {
 		return nil
 	}
 	e := b.Endpoint(z.Endpoint)

@@ -261,3 +261,25 @@ func TestUnpackIdleRefuses(t *testing.T) {
 		t.Error("octets that are no batch were read")
 	}
 }
+
+// What came on an idle leg while nobody watched it was not asked for: a flow that
+// takes the leg in the same turn must not have it for its answer.
+func TestTakeIdleLooksFirst(t *testing.T) {
+	for name, meanwhile := range map[string]func(w *web, far sock.FD){
+		"octets": func(w *web, far sock.FD) { w.says(far, plainAnswer) },
+		"end":    func(_ *web, far sock.FD) { far.Shutdown() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWeb(t, "")
+			far := w.idleLegs(2)
+			to := w.successor()
+			legs := w.l.GiveIdle(2)
+			meanwhile(w, far[0])
+			meanwhile(w, far[1])
+			there := w.carry(legs)
+			if taken := to.TakeIdle(there); taken != 0 || to.Idle() != 0 {
+				t.Errorf("%d taken, %d idle", taken, to.Idle())
+			}
+		})
+	}
+}
