@@ -69,10 +69,10 @@ type marchLab struct {
 	traffic *marchTraffic
 	starts  int
 
-	steps, undisturbed int
-	doubts             []string
-	rows               []*marchRow
-	lots               map[string]*marchRow // by step and call
+	steps  int
+	doubts []string
+	rows   []*marchRow
+	lots   map[string]*marchRow // by step and call
 }
 
 // marchDo is what happens at a call.
@@ -364,9 +364,11 @@ func (m *marchLab) attend(do marchDo, giver int, answer <-chan error) (told, err
 		if do == marchStop && stopped == giver {
 			wait = operatorTime
 		}
+		answered := false
 		if do == marchPause || stopped == giver {
 			select {
 			case told = <-answer:
+				answered = true
 			case <-time.After(wait):
 			}
 		}
@@ -375,6 +377,9 @@ func (m *marchLab) attend(do marchDo, giver int, answer <-chan error) (told, err
 			_ = unix.Kill(stopped, unix.SIGCONT) // it may be gone
 		case stopped == giver:
 			_ = unix.Kill(stopped, unix.SIGKILL)
+		}
+		if answered {
+			return told, nil
 		}
 	}
 	select {

@@ -45,7 +45,6 @@ type divide struct {
 	phase       string // before, told, switched, drains
 	share       []byte // on its way
 	stalled     bool
-	atYield     bool
 	wrong       string
 	entered     int // connections that came in at the taker before the end
 	grantedLate int // slots that the taker granted before the end

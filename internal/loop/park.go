@@ -386,7 +386,7 @@ func (l *Loop) unpack(p *Parcel) {
 	now := l.k.Now()
 	l.now = now
 	batch, err := p.batch()
-	if err == errTwice { // its descriptors are those of flows that are served
+	if errors.Is(err, errTwice) { // its descriptors are those of flows that are served
 		l.shared.Log.Error("a parcel of flows came twice", "error", err)
 		if p.Adopted != nil {
 			p.Adopted(nil, 0)
