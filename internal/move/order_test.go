@@ -397,7 +397,7 @@ type host struct {
 func (h *host) Begin(*Heritage, []sock.FD) (Readiness, error) { return Readiness{Room: 100}, nil }
 func (h *host) Learn(Knowledge) error                         { return nil }
 func (h *host) Room() int                                     { return 100 }
-func (h *host) Cookie(fd sock.FD) (uint64, error)             { return uint64(fd) * 1000, nil }
+func (h *host) Cookie(fd sock.FD) (uint64, error)             { return uint64(fd) % 100 * 1000, nil } // fd and fd + 100 are of one socket
 func (h *host) Close(fd sock.FD)                              { h.closed = append(h.closed, fd) }
 func (h *host) Reset(fd sock.FD)                              { h.reset = append(h.reset, fd) }
 func (h *host) Examine([]byte, []sock.FD) (any, error)        { h.examined++; return 1, h.no }
@@ -498,5 +498,22 @@ func TestMissingCopy(t *testing.T) {
 	var no Refusal
 	if err := answers[0].Into(&no); err != nil || !slices.Equal(no.Cookies, []uint64{9}) {
 		t.Errorf("%v %+v", err, no)
+	}
+}
+
+// Between the look at a descriptor and the message the giver may have closed it and
+// opened another socket under its number: then there is a copy of which the giver does
+// not know, and the socket comes once more with its offer. That copy must not live on:
+// it would be reset when the giver dies, and with it the flow that is served.
+func TestCopyThatNobodyKnowsOf(t *testing.T) {
+	copies := Message{Kind: Copy, FDs: []sock.FD{3}}
+	offer := Message{Kind: Offer, Lot: 1, FDs: []sock.FD{103}, Body: append([]byte{0, 1}, make([]byte, 8)...)}
+	commit := Message{Kind: Commit, Lot: 1, Body: []byte("[0]")}
+	h := &host{}
+	if _, err := takes(t, h, Features(), copies, offer, commit); err != nil || h.adopted != 1 {
+		t.Fatalf("%v, adopted %d", err, h.adopted)
+	}
+	if len(h.reset) != 0 || !slices.Equal(h.closed, []sock.FD{3}) {
+		t.Errorf("reset %v, closed %v; want the copy closed", h.reset, h.closed)
 	}
 }

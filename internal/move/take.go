@@ -395,8 +395,10 @@ func (x *Taking) adopt(m Message) error {
 	if x.count == 0 || m.Lot != x.last {
 		return fmt.Errorf("move: lot %d was committed, and is not offered", m.Lot)
 	}
-	for _, c := range x.cookies {
-		if !planted.Bug(84) {
+	for i, c := range x.cookies {
+		if c == 0 {
+			x.forget(x.fds[i])
+		} else if !planted.Bug(84) {
 			delete(x.copies, c)
 		}
 	}
@@ -414,6 +416,22 @@ func (x *Taking) adopt(m Message) error {
 	return x.c.Send(a)
 }
 
+// forget closes a copy of a socket that came with its message. The giver does not
+// know of it: its number was another socket's when it was looked at.
+func (x *Taking) forget(fd sock.FD) {
+	if len(x.copies) == 0 {
+		return
+	}
+	c, err := x.t.Cookie(fd)
+	if err != nil {
+		return
+	}
+	if other, ok := x.copies[c]; ok {
+		x.t.Close(other)
+		delete(x.copies, c)
+	}
+}
+
 // idle takes idle backend legs.
 func (x *Taking) idle(m Message) error {
 	var b idleBody
@@ -429,7 +447,10 @@ func (x *Taking) idle(m Message) error {
 		x.closeAll(m.FDs)
 		return err
 	}
-	for _, c := range b.Cookies {
+	for i, c := range b.Cookies {
+		if c == 0 {
+			x.forget(fds[i])
+		}
 		delete(x.copies, c)
 	}
 	return x.t.AdoptIdle(b.Octets, fds)
