@@ -40,12 +40,13 @@ func features() []string {
 
 // giver is this process as the one that hands over: a [move.Giver].
 type giver struct {
-	n    *Node
-	ctx  context.Context
-	q    UpgradeRequest
-	r    *Report
-	tell func(Progress)
-	pid  int // of the taker
+	n     *Node
+	ctx   context.Context
+	q     UpgradeRequest
+	r     *Report
+	tell  func(Progress)
+	pid   int // of the taker
+	child *child
 
 	hello    move.Greeting
 	features []string
@@ -92,6 +93,9 @@ func (g *giver) speaks(feature string) bool { return slices.Contains(g.features,
 func (g *giver) Greeted(hello move.Greeting, features []string) error {
 	g.hello, g.features = hello, features
 	g.r.To = hello.Release
+	if err := g.child.is(hello.PID); err != nil {
+		return err
+	}
 	if hello.PID != 0 {
 		g.pid = hello.PID
 	}

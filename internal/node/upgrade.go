@@ -76,29 +76,30 @@ func (n *Node) upgrade(ctx context.Context, q UpgradeRequest, r *Report, tell fu
 	if n.level != nil {
 		args = append(args, "--log", n.level.Level().String())
 	}
-	child := exec.Command(binary, args...)
-	child.Env = append(os.Environ(), InheritEnv+"=3")
-	child.Stdout, child.Stderr = os.Stdout, os.Stderr
+	cmd := exec.Command(binary, args...)
+	child := &child{cmd: cmd}
+	cmd.Env = append(os.Environ(), InheritEnv+"=3")
+	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 	end := os.NewFile(uintptr(far.FD().Disown()), "successor") // closed below, or by exec
-	child.ExtraFiles = []*os.File{end}
-	err = child.Start()
+	cmd.ExtraFiles = []*os.File{end}
+	err = cmd.Start()
 	_ = end.Close()
 	if err != nil {
 		return fmt.Errorf("node: start %s: %w", binary, err)
 	}
 	gone := make(chan struct{})
 	go func() { // ends with the child; if we go first, init reaps it
-		_ = child.Wait() // how it ended is in its own log
+		_ = cmd.Wait() // how it ended is in its own log
 		close(gone)
 	}()
 	g := newGiver(ctx, n, q, r, tell)
-	g.pid = child.Process.Pid
+	g.pid, g.child = cmd.Process.Pid, child
 	tell(Progress{Phase: "starting", Text: fmt.Sprintf("new process %d", g.pid), PID: g.pid})
 	// Before the first flow is another's nothing is lost by ending a process that does
 	// not even come up.
 	unwatch := context.AfterFunc(ctx, func() {
 		if g.begins.Load() {
-			_ = child.Process.Kill()
+			child.kill()
 		}
 	})
 	defer unwatch()
@@ -108,8 +109,9 @@ func (n *Node) upgrade(ctx context.Context, q UpgradeRequest, r *Report, tell fu
 	}
 	if err != nil && !given.Done {
 		g.resume() // before the other's end: that may take a moment
-		_ = child.Process.Kill()
+		child.kill()
 		<-gone
+		child.awaitReal() // the channel is closed after its end, not before
 	}
 	if err != nil {
 		// Once all was handed over the other process is never killed: it has
