@@ -127,7 +127,7 @@ type Giver interface {
 	// are, such that the rest fits the flows that are left; all if there are none. nil: there
 	// is nothing to give. most bounds how many.
 	ParkIdle(most int) *IdleLot
-	// ForgetIdle lets go of idle legs that are the taker's, or takes back those that
+	// ForgetIdle lets go of idle legs that may be the taker's, or takes back those that
 	// could not be given.
 	ForgetIdle(lot *IdleLot, given bool)
 
@@ -593,11 +593,13 @@ func (x *giving) giveIdle() error {
 		}
 		cookies, fds := x.places(lot.FDs)
 		body, err := json.Marshal(idleBody{Cookies: cookies, Octets: lot.Octets})
-		if err == nil {
+		sent := err == nil
+		if sent {
 			err = x.send(Message{Kind: Idle, Body: body, FDs: fds})
 		}
 		x.used(cookies)
-		x.g.ForgetIdle(lot, err == nil)
+		// After an error the taker may have them all the same, and lives until it is ended.
+		x.g.ForgetIdle(lot, sent)
 		x.Idle += lot.N
 		if err != nil {
 			return err
