@@ -128,6 +128,9 @@ type Node struct {
 	ending     bool // no listener is open any more
 	stopLoops  sync.Once
 	stopped    atomic.Bool
+	// ends is done when the process is told to end: what may still be given up is.
+	ends       context.Context
+	end        context.CancelFunc
 	heir       atomic.Bool // flows of a predecessor are still to come
 	background []func()    // to be called at Stop
 	retiring   retirements
@@ -143,6 +146,7 @@ func Parse(file string, source []byte) (*config.Config, config.Warnings, error) 
 // serves. Its loops run until Stop.
 func Start(o Options) (*Node, error) {
 	n := &Node{log: o.Log, level: o.Level, keeper: o.Keeper, file: o.File, registry: newRegistry(), started: time.Now()}
+	n.ends, n.end = context.WithCancel(context.Background())
 	n.state.init(o.File)
 	serves := false
 	defer func() {

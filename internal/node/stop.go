@@ -26,7 +26,9 @@ func (n *Node) Drain(d time.Duration, hurry <-chan struct{}, tell func(left int)
 	defer end.Stop()
 	look := time.NewTicker(idleEvery)
 	defer look.Stop()
-	// An upgrade or a migration may be under way, and take long.
+	// An upgrade or a migration may be under way, and take long. One that has moved
+	// nothing yet ends now.
+	n.end()
 	for !n.change.TryLock() {
 		select {
 		case <-look.C:

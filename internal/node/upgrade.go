@@ -46,6 +46,9 @@ func (n *Node) upgrade(ctx context.Context, q UpgradeRequest, r *Report, tell fu
 		return errors.New("node: as process 1 of a container it cannot be replaced: everything would end with it; start it under an init")
 	}
 	binary := q.Binary
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(n.ends, cancel)()
 	began := time.Now()
 	n.awaitRetired()
 	if binary == "" {
@@ -104,7 +107,9 @@ func (n *Node) upgrade(ctx context.Context, q UpgradeRequest, r *Report, tell fu
 	})
 	defer unwatch()
 	given, err := n.handOver(carrier, g)
-	if err != nil && !given.Committed && ctx.Err() != nil {
+	if err != nil && !given.Committed && n.ends.Err() != nil {
+		err = errors.New("this process was told to end")
+	} else if err != nil && !given.Committed && ctx.Err() != nil {
 		err = fmt.Errorf("who asked for it does not want it any more: %w", ctx.Err())
 	}
 	if err != nil && !given.Done {

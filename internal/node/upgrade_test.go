@@ -1,6 +1,7 @@
 package node
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -188,6 +189,31 @@ func TestUpgradeOfProcessOne(t *testing.T) {
 	defer func() { pid = was }()
 	if err := old.Upgrade(t.Context(), UpgradeRequest{Binary: filepath.Join(t.TempDir(), "none")}, nil); err == nil || !strings.Contains(err.Error(), "process 1") || errors.Is(err, os.ErrNotExist) {
 		t.Error(err)
+	}
+}
+
+// Who tells the process to end does not wait for a new binary that does not come up.
+func TestUpgradeEndsWithTheProcess(t *testing.T) {
+	vip, server := free(t), echo(t)
+	n := start(t, yaml(vip, server, "", "")).Node
+	hangs := filepath.Join(t.TempDir(), "hangs")
+	if err := os.WriteFile(hangs, []byte("#!/bin/sh\nexec sleep 600\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	began, done := make(chan struct{}, 1), make(chan error, 1)
+	go func() {
+		done <- n.Upgrade(context.Background(), UpgradeRequest{Binary: hangs}, func(p Progress) {
+			if p.Phase == "starting" {
+				began <- struct{}{}
+			}
+		})
+	}()
+	<-began
+	if left := n.Drain(time.Minute, nil, nil); left != 0 {
+		t.Errorf("%d flows are left", left)
+	}
+	if err := <-done; err == nil || !strings.Contains(err.Error(), "told to end") {
+		t.Errorf("the upgrade ended by %v", err)
 	}
 }
 
