@@ -45,6 +45,16 @@ func (l *Loop) SetAccepting(on bool) {
 	l.unwatchListeners()
 }
 
+// Relook finds what waits at the listeners although nobody will tell: who shares them
+// and was woken for it alone (EPOLLEXCLUSIVE) may have ended, or have stopped to
+// watch, before it took it. Watching anew looks (fs/eventpoll.c, ep_insert).
+func (l *Loop) Relook() {
+	if l.open {
+		l.unwatchListeners()
+		l.watchListeners()
+	}
+}
+
 func (l *Loop) watchListeners() {
 	for _, x := range l.listening {
 		if x != nil && !l.watchListener(x) {

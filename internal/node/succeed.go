@@ -262,6 +262,7 @@ func (t *taker) Orphaned(accepting bool, why error) {
 		n.watch.begin()
 		n.askAll(func(l *loop.Loop) { l.SetAccepting(true) })
 	}
+	n.askAll((*loop.Loop).Relook) // what the predecessor was woken for
 	n.totals.inherit(&Totals{Accepted: uint64(t.flows)}) // so that the counts balance
 	n.alone()
 	n.shared.Ledger.Alone()

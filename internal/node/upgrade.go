@@ -162,7 +162,10 @@ func (n *Node) abort(g *giver, err error) error {
 		n.shared.Ledger.Resume()
 	}
 	for _, l := range n.shared.Loops {
-		l.Do(func(l *loop.Loop) { l.SetAccepting(true) })
+		l.Do(func(l *loop.Loop) {
+			l.SetAccepting(true)
+			l.Relook() // what the other process was woken for
+		})
 	}
 	n.told.Store(false)
 	r.paused(nil, r.given) // what it had taken died with it

@@ -75,6 +75,7 @@ func (p *Proc) upgrade() *task {
 			p.shared.Fixed.Store(false)
 			p.shared.Ledger.Alone()
 			p.accepting(true)
+			p.relook()
 			w.aborts++
 			return
 		}
@@ -411,6 +412,11 @@ func (g *giver) Stalled(is bool) {
 	g.p.shared.Ledger.Stalled(is)
 	for _, l := range g.p.shared.Loops {
 		g.t.ask(l, func(l *loop.Loop) { l.SetAccepting(is) })
+	}
+	if !is {
+		for _, name := range slices.Sorted(maps.Keys(g.p.gen.Listening)) {
+			g.p.acceptRest(g.t, g.p.gen.Listening[name])
+		}
 	}
 }
 

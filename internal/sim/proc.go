@@ -157,6 +157,13 @@ func (p *Proc) accepting(on bool) {
 	}
 }
 
+// relook finds what another process was woken for.
+func (p *Proc) relook() {
+	for _, l := range p.shared.Loops {
+		l.Do((*loop.Loop).Relook)
+	}
+}
+
 // account finds the ledger's account of an endpoint by its full name.
 func (p *Proc) account(endpoint string) *ledger.Endpoint {
 	backend, _, _ := strings.Cut(endpoint, "/")
@@ -219,6 +226,12 @@ func (p *Proc) exit() {
 	}
 	p.count()
 	p.dead = true
+	for _, t := range p.tasks {
+		t.kill() // what it hears of a process before it
+	}
+	for _, c := range p.carriers {
+		_ = c.Close()
+	}
 	p.fds.dead = true
 }
 

@@ -165,6 +165,7 @@ func (x *taker) Orphaned(accepting bool, why error) {
 	if !accepting {
 		x.p.accepting(true)
 	}
+	x.p.relook()
 }
 
 // Remains leaves to what drains in the giver what it holds of limits.
