@@ -514,27 +514,8 @@ func (g *giver) Stalled(is bool) {
 		n.shared.Ledger.Resume() // what it took counts here as well; it grants nothing before all is over
 	}
 	n.askAll(func(l *loop.Loop) { l.SetAccepting(is) })
-	if !is {
-		g.acceptRest()
-	}
 	if is {
 		n.log.Warn("the new process does not answer; this one goes on meanwhile", "successor", g.pid)
-	}
-}
-
-// restTries bounds how often this process takes what waits at a listener.
-const restTries = 16
-
-// acceptRest takes what waits at the listeners when this process has stopped to watch
-// them beside another that does: for some of it only this one may have been woken.
-func (g *giver) acceptRest() {
-	g.n.mu.Lock()
-	gen := g.n.gen
-	g.n.mu.Unlock()
-	for _, x := range gen.Listening {
-		for empty, tries := false, 0; !empty && tries < restTries; tries++ {
-			g.n.shared.Loops[0].Ask(func(l *loop.Loop) { empty = l.AcceptRest(x) })
-		}
 	}
 }
 

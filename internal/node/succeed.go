@@ -248,7 +248,10 @@ func (t *taker) Finish(estate []byte) {
 	}
 	n.alone()
 	n.shared.Ledger.Arrived() // flows that it keeps because we refused them still count
-	n.askAll((*loop.Loop).EndLending)
+	n.askAll(func(l *loop.Loop) {
+		l.EndLending()
+		l.Relook() // what the predecessor was woken for, if it accepted again meanwhile
+	})
 	n.keepJournal()
 	n.takeListeners()
 	t.settle()
@@ -262,7 +265,7 @@ func (t *taker) Orphaned(accepting bool, why error) {
 		n.watch.begin()
 		n.askAll(func(l *loop.Loop) { l.SetAccepting(true) })
 	}
-	n.askAll((*loop.Loop).Relook) // what the predecessor was woken for
+	n.askAll((*loop.Loop).Relook)                        // what the predecessor was woken for
 	n.totals.inherit(&Totals{Accepted: uint64(t.flows)}) // so that the counts balance
 	n.alone()
 	n.shared.Ledger.Alone()

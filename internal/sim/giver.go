@@ -413,11 +413,6 @@ func (g *giver) Stalled(is bool) {
 	for _, l := range g.p.shared.Loops {
 		g.t.ask(l, func(l *loop.Loop) { l.SetAccepting(is) })
 	}
-	if !is {
-		for _, name := range slices.Sorted(maps.Keys(g.p.gen.Listening)) {
-			g.p.acceptRest(g.t, g.p.gen.Listening[name])
-		}
-	}
 }
 
 // Estate is nothing that this world judges.

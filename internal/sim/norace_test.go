@@ -3,6 +3,6 @@
 package sim
 
 const (
-	seedsDefault = 1000
-	marchDefault = 3
+	seedsDefault = 400
+	marchDefault = 6
 )

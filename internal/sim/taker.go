@@ -154,7 +154,10 @@ func (x *taker) Observe() move.Sight {
 }
 
 // Finish makes this the process of its host.
-func (x *taker) Finish([]byte) { x.p.arriving = false }
+func (x *taker) Finish([]byte) {
+	x.p.arriving = false
+	x.p.relook()
+}
 
 // Orphaned goes on with what was committed.
 func (x *taker) Orphaned(accepting bool, why error) {

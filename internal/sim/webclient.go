@@ -390,6 +390,11 @@ func (c *webClient) cutOff() {
 	if c.excused != "" || c.closing && c.head == nil {
 		return
 	}
+	// It was told the end and goes on talking: that is listened to for a while only, and
+	// RST throws away what it has not read (RFC 9112, section 9.6).
+	if c.closing && len(c.out) > 0 {
+		return
+	}
 	for _, a := range c.asks[c.answered:] {
 		if a.harm != "" {
 			return
