@@ -191,7 +191,7 @@ labs: ## LABS="...": every lab in turn
 # A name before a colon is another lab than the first one.
 SABOTAGES = drop-octet rst-one blind-relay kill \
 	corpora:blind-relay corpora:drop-octet corpora:kill vtc:blind-relay vtc:kill rolling:kill ledger:drop-octet misbehave:drop-octet \
-	reload:skip-apply reload:kill durable:forget upgrade:drop-octet upgrade:rst-one upgrade:kill upgrade:old-stays \
+	reload:skip-apply reload:kill durable:forget upgrade:kill upgrade:old-stays \
 	systemd:kill systemd:no-store
 sabotage: ## each sabotage of the lab is noticed
 	@$(MAKE) --no-print-directory build
