@@ -34,6 +34,9 @@ const (
 	FeatureOrder = "order"
 	// FeatureResidue: the giver tells what drains in it.
 	FeatureResidue = "residue"
+	// FeatureTalk: hosts ask each other questions, and flows come between Begin and
+	// Done (remote).
+	FeatureTalk = "talk"
 )
 
 // Features are all of this release.

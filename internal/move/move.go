@@ -59,9 +59,12 @@ const (
 	Seen    Kind = 19 // Sight: what it saw
 	Idle    Kind = 20 // idle backend legs of the loops' pools, the taker's from here on
 	Residue Kind = 21 // Remains: what drains in the giver, after Settled
+	Ask     Kind = 22 // Question, of one node to another (remote)
+	Answer  Kind = 23 // what was asked for (remote)
+	Begin   Kind = 24 // Coming: flows are about to come, until Done (remote)
 )
 
-var kindNames = [...]string{"none", "hello", "inherit", "ready", "accept", "prepare", "held", "offer", "taken", "refuse", "commit", "adopted", "abort", "done", "settled", "copy", "copied", "drop", "look", "seen", "idle", "residue"}
+var kindNames = [...]string{"none", "hello", "inherit", "ready", "accept", "prepare", "held", "offer", "taken", "refuse", "commit", "adopted", "abort", "done", "settled", "copy", "copied", "drop", "look", "seen", "idle", "residue", "ask", "answer", "begin"}
 
 func (k Kind) String() string {
 	if int(k) < len(kindNames) {
@@ -77,9 +80,6 @@ type Greeting struct {
 	Release  string `json:"release"`
 	Node     string `json:"node"`
 	PID      int    `json:"pid"`
-	// Held is what the giver holds at each endpoint, in connections: the taker
-	// counts it under its own limits until the move is over.
-	Held map[string]int64 `json:"held,omitempty"`
 	// SourcePorts, the first and the last, are those from which this side
 	// dials when it dials from a movable address (remote).
 	SourcePorts [2]uint16 `json:"source_ports,omitzero"`
@@ -87,7 +87,7 @@ type Greeting struct {
 	// Accept (local).
 	Late bool `json:"late,omitempty"`
 	// Features are the parts of the protocol that this side speaks beyond those
-	// that all releases of it do (local).
+	// that all releases of it do.
 	Features []string `json:"features,omitempty"`
 }
 
@@ -134,6 +134,20 @@ type Knowledge struct {
 	State  json.RawMessage `json:"state,omitempty"`  // Heritage.State as it is by now
 	Ledger json.RawMessage `json:"ledger,omitempty"` // rates, budgets, latencies, turns
 	Events json.RawMessage `json:"events,omitempty"` // what happened last
+}
+
+// Question is what one node asks of another beside flows. What it is called says who
+// answers.
+type Question struct {
+	What string          `json:"what"`
+	Body json.RawMessage `json:"body,omitempty"`
+}
+
+// Coming announces flows from another host.
+type Coming struct {
+	// Held is what the giver holds at each endpoint, in connections: the taker counts
+	// it under its own limits until Done.
+	Held map[string]int64 `json:"held,omitempty"`
 }
 
 // Refusal names what could not be taken.

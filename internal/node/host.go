@@ -1,6 +1,7 @@
 package node
 
 import (
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -39,10 +40,12 @@ type hostSide struct {
 	// process's, is its own to undo. The node's mu guards it.
 	guest bool
 
-	// conns guards open and closing: peers that are connected now.
+	// conns guards open and closing: peers that are connected now; and who answers
+	// what they ask.
 	conns   sync.Mutex
 	open    map[net.Conn]bool
 	closing bool
+	answers map[string]answerer
 }
 
 // peersMax bounds the connections of peers at one time, whether they have shown
@@ -196,98 +199,55 @@ type candidate struct {
 	queued int // octets in the kernel's queues, which go along
 }
 
-// Migrate moves every flow of movable listeners that is here now to the peer of
-// that name. The listener and its address stay here, and so do the flows that
-// it accepts from now on: what arrives for flows that have left is
-// sent on to the peer. A flow that cannot move is named in the report and goes
-// on here.
-func (n *Node) Migrate(to string) (*Report, error) { return n.migrate(to, nil) }
+// sentObjects are objects of the configuration that a peer has.
+type sentObjects map[config.Ref]bool
 
-// migrate moves the flows that want is true of; nil is all.
-func (n *Node) migrate(to string, want func(f *flow.Flow) bool) (*Report, error) {
-	n.change.Lock()
-	defer n.change.Unlock()
-	if err := n.inCharge(); err != nil {
-		return nil, err
-	}
-	began := time.Now()
-	c := n.Config().Cluster
-	if c == nil {
-		return nil, errors.New("node: the configuration has no cluster section, so there is no other host; see docs/operate.md")
-	}
-	if n.host.admin == nil {
-		return nil, errors.New("node: the cluster section came by a reload and takes effect with the next upgrade: holdfast upgrade")
-	}
-	at, ok := c.Peers[to]
-	if !ok || to == n.Config().Node.Name {
-		return nil, fmt.Errorf("node: no other peer %q; there are: %v", to, c.SortedPeers())
-	}
-	conf, err := clusterTLS(c)
-	if err != nil {
-		return nil, err
-	}
-	conf.ServerName = to
-	dialer := net.Dialer{Timeout: answerTime}
-	dialer.SetMultipathTCP(false)
-	conn, err := tls.DialWithDialer(&dialer, "tcp", at.String(), conf)
-	if err != nil {
-		return nil, fmt.Errorf("node: peer %s: %w", to, err)
-	}
-	carrier := move.NewRemote(conn)
-	defer func() { _ = carrier.Close() }()
-	if err := carrier.SetTimeout(answerTime); err != nil {
-		return nil, err
-	}
-	// Idle legs to backends do not move: some are dialled from an address that
-	// does.
-	for _, l := range n.shared.Loops {
-		l.Ask(func(l *loop.Loop) { l.CloseIdle("") })
+// flows moves flows; the caller holds change.
+func (t *hostTalk) flows(ctx context.Context, want func(f *flow.Flow) bool, tell func(Progress)) (*Report, error) {
+	n, began := t.n, time.Now()
+	r := newReport("host")
+	if err := t.c.SetTimeout(answerTime); err != nil {
+		return r, err
 	}
 	// While flows are on their way only the peer grants what is limited.
 	n.shared.Ledger.Pause()
 	defer n.shared.Ledger.Resume()
-	mine := n.hostGreeting()
-	mine.Held = n.shared.Ledger.Held()
-	if err := move.SendJSON(carrier, move.Hello, mine); err != nil {
-		return nil, err
+	if err := move.SendJSON(t.c, move.Begin, move.Coming{Held: n.shared.Ledger.Held()}); err != nil {
+		return r, err
 	}
-	m, err := move.Expect(carrier, move.Hello)
-	if err != nil {
-		return nil, fmt.Errorf("node: peer %s: %w", to, err)
+	if _, err := move.Expect(t.c, move.Ready); err != nil {
+		return r, fmt.Errorf("node: peer %s: %w", t.peer, err)
 	}
-	var hello move.Greeting
-	if err := m.Into(&hello); err != nil {
-		return nil, err
+	g := &hostGiver{n: n, ctx: ctx, tell: tell, want: want, c: t.c, to: t.at, r: r, sent: t.sent, tries: map[uint64]int{}, left: map[*ledger.Endpoint]int64{}, began: flow.Instant(sock.Monotonic())}
+	err := g.all()
+	if err == nil || err == ctx.Err() {
+		stop := err
+		if err = t.c.Send(move.Message{Kind: move.Done}); err == nil {
+			_, err = move.Expect(t.c, move.Settled)
+		}
+		err = errors.Join(stop, err)
 	}
-	if err := hello.Check(); err != nil {
-		return nil, err
-	}
-	if err := n.steer(hello, at.Addr()); err != nil {
-		return nil, fmt.Errorf("node: peer %s: %w", to, err)
-	}
-	g := &hostGiver{n: n, want: want, c: carrier, to: at.Addr(), r: newReport("host"), sent: map[config.Ref]bool{}, tries: map[uint64]int{}, left: map[*ledger.Endpoint]int64{}, began: flow.Instant(sock.Monotonic())}
-	err = g.all()
 	for account, left := range g.left { // the peer's limits are its own now
 		account.AddForeign(-left)
 	}
-	n.totals.move(g.r)
+	n.totals.move(r)
 	if err != nil {
-		n.log.Error("migration ended early; what has not moved goes on here", "to", to, "flows", g.r.Flows, "lost", g.r.Lost, "error", err)
-		return nil, fmt.Errorf("node: after %d flows moved to %s, %d lost: %w", g.r.Flows, to, g.r.Lost, err)
+		_ = t.c.Close()
 	}
-	_ = carrier.Send(move.Message{Kind: move.Done}) // a courtesy: the peer sees the end anyway
-	n.log.Info("migration done", "to", to, "flows", g.r.Flows, "refused", g.r.Refused, "lost", g.r.Lost, "took", time.Since(began))
-	return g.r.done(began), nil
+	return r.done(began), err
 }
 
 // hostGiver is the giving side of one migration.
 type hostGiver struct {
 	n     *Node
+	ctx   context.Context
+	tell  func(Progress)
+	said  time.Time
 	want  func(f *flow.Flow) bool // which move; nil: all that may
 	c     *move.Remote
 	to    netip.Addr
 	r     *Report
-	sent  map[config.Ref]bool
+	sent  sentObjects
 	left  map[*ledger.Endpoint]int64 // connections that have gone
 	tries map[uint64]int             // times a flow could not move; triesMax: it stays, or has gone
 	began flow.Instant               // flows that came later stay, or there were no end of it
@@ -303,6 +263,10 @@ func (g *hostGiver) all() error {
 			list := g.candidates(l)
 			found += len(list)
 			for len(list) > 0 {
+				if err := g.ctx.Err(); err != nil {
+					return err
+				}
+				g.progress()
 				k := g.together(list)
 				if err := g.batch(l, list[:k]); err != nil {
 					return err
@@ -314,6 +278,15 @@ func (g *hostGiver) all() error {
 			return nil
 		}
 	}
+}
+
+// progress tells how many flows have moved, now and then.
+func (g *hostGiver) progress() {
+	if g.tell == nil || time.Since(g.said) < tellEvery {
+		return
+	}
+	g.said = time.Now()
+	g.tell(Progress{Phase: "flows", Flows: g.r.Flows, FlowsTotal: g.r.Flows + g.n.flows(), Text: fmt.Sprintf("%d flows moved", g.r.Flows)})
 }
 
 // together is how many of the first in list move at once.
@@ -663,7 +636,7 @@ func (n *Node) welcome(l net.Listener, conf *tls.Config) {
 			secure := tls.Server(conn, conf)
 			t := &hostTaker{n: n, c: move.NewRemote(secure)}
 			if err := t.serve(secure); err != nil {
-				n.log.Warn("a peer's migration ended early", "peer", t.peer, "error", err)
+				n.log.Warn("a peer's talk ended early", "peer", t.peer, "error", err)
 			}
 			t.end()
 		}()
@@ -721,15 +694,8 @@ func (t *hostTaker) serve(conn *tls.Conn) error {
 	if err := hello.Check(); err != nil {
 		return t.refuse(err)
 	}
-	if t.shared = hello.Held; t.shared == nil {
-		t.shared = map[string]int64{}
-	}
-	// Until the move is over waiting flows come in any order, and one that came
-	// early must not be served before one that is still to come.
-	t.n.shared.Ledger.Pause()
-	t.pausing = true
-	for name, held := range t.shared {
-		t.n.account(name).AddForeign(held)
+	if err := hostSpeaks(hello); err != nil {
+		return t.refuse(err)
 	}
 	if err := t.n.steer(hello, c.Peers[hello.Node].Addr()); err != nil {
 		return t.refuse(err)
@@ -738,11 +704,25 @@ func (t *hostTaker) serve(conn *tls.Conn) error {
 		return err
 	}
 	for {
+		wait := quietTime
+		if t.pausing {
+			wait = answerTime
+		}
+		if err := t.c.SetTimeout(wait); err != nil {
+			return err
+		}
 		m, err := t.c.Receive()
 		if err != nil {
+			if !t.pausing && move.Gone(err) {
+				return nil // the peer has said all
+			}
 			return err
 		}
 		switch m.Kind {
+		case move.Ask:
+			err = t.answer(m)
+		case move.Begin:
+			err = t.begin(m)
 		case move.Prepare:
 			err = t.prepare(m)
 		case move.Offer:
@@ -752,13 +732,59 @@ func (t *hostTaker) serve(conn *tls.Conn) error {
 		case move.Abort:
 			err = t.abort()
 		case move.Done:
-			return nil
+			t.settle()
+			err = t.c.Send(move.Message{Kind: move.Settled})
 		default:
 			err = fmt.Errorf("node: %v came out of turn", m.Kind)
 		}
 		if err != nil {
 			return err
 		}
+	}
+}
+
+// quietTime is how long a peer may say nothing between two things.
+const quietTime = 2 * time.Minute
+
+// answer answers a question.
+func (t *hostTaker) answer(m move.Message) error {
+	a, err := t.n.reply(t.peer, m)
+	if err != nil {
+		return t.refuse(err)
+	}
+	return move.SendJSON(t.c, move.Answer, a)
+}
+
+// begin makes ready for flows. Until they have come waiting ones come in any order,
+// and one that came early must not be served before one that is still to come.
+func (t *hostTaker) begin(m move.Message) error {
+	var coming move.Coming
+	if err := m.Into(&coming); err != nil {
+		return err
+	}
+	t.settle()
+	if t.shared = coming.Held; t.shared == nil {
+		t.shared = map[string]int64{}
+	}
+	t.n.shared.Ledger.Pause()
+	t.pausing = true
+	for name, held := range t.shared {
+		t.n.account(name).AddForeign(held)
+	}
+	return t.c.Send(move.Message{Kind: move.Ready})
+}
+
+// settle ends what begin began: each host's limits are its own again.
+func (t *hostTaker) settle() {
+	for name, held := range t.shared {
+		if held > 0 {
+			t.n.account(name).AddForeign(-held)
+		}
+	}
+	t.shared = nil
+	if t.pausing {
+		t.pausing = false
+		t.n.shared.Ledger.Resume()
 	}
 }
 
@@ -773,8 +799,8 @@ func (t *hostTaker) refuse(why error) error {
 
 // prepare holds the segments of what is to come.
 func (t *hostTaker) prepare(m move.Message) error {
-	if t.intake {
-		return errors.New("node: a batch is prepared while another is under way")
+	if t.intake || !t.pausing {
+		return errors.New("node: a batch is prepared while another is under way, or before flows were announced")
 	}
 	var ts []netadmin.Tuple
 	if err := m.Into(&ts); err != nil {
@@ -966,15 +992,7 @@ func (t *hostTaker) abort() error {
 // and each host's limits are its own again.
 func (t *hostTaker) end() {
 	_ = t.c.Close()
-	for name, held := range t.shared {
-		if held > 0 {
-			t.n.account(name).AddForeign(-held)
-		}
-	}
-	if t.pausing {
-		t.pausing = false
-		t.n.shared.Ledger.Resume()
-	}
+	t.settle()
 	t.discard()
 	if len(t.held) > 0 {
 		if err := t.n.host.admin.Drop(t.held); err != nil {

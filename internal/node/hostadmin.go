@@ -115,6 +115,7 @@ func (n *Node) closeAdmin() {
 // dials when it dials from a movable address.
 func (n *Node) hostGreeting() move.Greeting {
 	g := n.greeting()
+	g.Features = hostFeatures()
 	if c := n.Config().Cluster; c != nil {
 		g.SourcePorts = [2]uint16{c.SourcePortFirst, c.SourcePortLast}
 	}
