@@ -112,6 +112,7 @@ type ListenSpec struct {
 	Life      Life // inherited by accepted sockets (net/ipv4/tcp_minisocks.c clones the options)
 	MSS       int  // clamp of the segment size, 0 = none; inherited too
 	Buffer    int  // octets of each queue of an accepted socket, 0 = the kernel tunes them
+	FreeBind  bool // the address need not be this host's: it may come and go
 }
 
 // Listen opens a listening socket. It is plain TCP, never MPTCP: a multipath
@@ -140,6 +141,12 @@ func Listen(s ListenSpec) (FD, error) {
 			only = 0
 		}
 		set(unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, only)
+	}
+	switch {
+	case s.FreeBind && family == unix.AF_INET6:
+		set(unix.SOL_IPV6, unix.IPV6_FREEBIND, 1)
+	case s.FreeBind:
+		set(unix.SOL_IP, unix.IP_FREEBIND, 1)
 	}
 	if s.MSS > 0 {
 		set(unix.IPPROTO_TCP, unix.TCP_MAXSEG, s.MSS)
