@@ -14,6 +14,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -31,14 +32,24 @@ type served struct {
 	source string // of the configuration
 }
 
+// addresses counts those that were given to tests.
+var addresses atomic.Int32
+
+// port is an address nobody listens on. Its port is none that the kernel gives
+// to a connection (net.ipv4.ip_local_port_range begins at 32768): one that was free a
+// moment ago is somebody's a moment later.
 func port(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp4", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	for range 1000 {
+		n := (os.Getpid()*61 + int(addresses.Add(1))) % 20000
+		l, err := net.Listen("tcp4", fmt.Sprintf("127.0.0.1:%d", 12000+n))
+		if err == nil {
+			_ = l.Close()
+			return l.Addr().String()
+		}
 	}
-	defer func() { _ = l.Close() }()
-	return l.Addr().String()
+	t.Fatal("no port is free")
+	return ""
 }
 
 // serving begins a node with all that is counted; more goes into its node section.

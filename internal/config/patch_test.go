@@ -153,7 +153,7 @@ func TestPatchesHold(t *testing.T) {
 func checkPatched(t *testing.T, src string, d *Document) {
 	t.Helper()
 	text := string(d.Source())
-	c, warnings, err := Parse("f", []byte(text), lookup)
+	c, warnings, err := Parse(d.file, []byte(text), lookup)
 	if err != nil {
 		t.Fatalf("%s\n----\n%v\n----\n%s\n----\n%v", src, d.Patches(), text, err)
 	}

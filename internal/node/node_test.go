@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -42,10 +43,16 @@ func echo(t *testing.T) string {
 	return l.Addr().String()
 }
 
+// addresses counts those that were given to tests.
+var addresses atomic.Int32
+
 // free is an address nobody listens on.
 func free(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	// An address that no other test has, of this process or another: a port that was
+	// free a moment ago on one that all share is somebody's connection a moment later.
+	n := addresses.Add(1)
+	l, err := net.Listen("tcp4", fmt.Sprintf("127.%d.%d.%d:0", 100+n>>8&63, os.Getpid()&255, n&255))
 	if err != nil {
 		t.Fatal(err)
 	}
