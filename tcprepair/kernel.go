@@ -31,8 +31,10 @@ const (
 	infoScaling    = 4 // TCPI_OPT_WSCALE
 	infoECN        = 8 // TCPI_OPT_ECN
 
-	memRmemAlloc = 0 // SK_MEMINFO_RMEM_ALLOC, include/uapi/linux/sock_diag.h
-	memVars      = 9 // SK_MEMINFO_VARS
+	memRecvUsed   = 0 // SK_MEMINFO_RMEM_ALLOC, include/uapi/linux/sock_diag.h
+	memRecvBuffer = 1 // SK_MEMINFO_RCVBUF
+	memSendBuffer = 3 // SK_MEMINFO_SNDBUF
+	memVars       = 9 // SK_MEMINFO_VARS
 
 	protoMPTCP = 262 // IPPROTO_MPTCP, include/uapi/linux/in.h
 )
@@ -222,7 +224,18 @@ func addrPort(sa unix.Sockaddr) (a netip.AddrPort, scoped bool) {
 	return netip.AddrPort{}, false
 }
 
-func nativeUint32(b []byte) uint32 { return binary.NativeEndian.Uint32(b) }
+// readMemory reads SO_MEMINFO: what the socket's memory is, in octets.
+func readMemory(fd int) (m [memVars]uint32, err error) {
+	var b [memVars * 4]byte
+	n, err := getBytes(fd, unix.SOL_SOCKET, unix.SO_MEMINFO, b[:], "SO_MEMINFO")
+	if err == nil && n < 4*(memSendBuffer+1) {
+		err = fmt.Errorf("getsockopt SO_MEMINFO: %d octets", n)
+	}
+	for i := range m {
+		m[i] = binary.NativeEndian.Uint32(b[4*i:])
+	}
+	return m, err
+}
 
 // disconnect is connect(2) to AF_UNSPEC, which x/sys/unix cannot express.
 func disconnect(fd int) error {

@@ -136,7 +136,13 @@ func listen(t testing.TB, at netip.AddrPort, set func(fd int)) (fd int, addr net
 // and for the peer's socket before it connects.
 func newConn(t testing.TB, ours, peers netip.Addr, set func(fd int, our bool)) *conn {
 	t.Helper()
-	ln, at := listen(t, netip.AddrPortFrom(ours, 0), func(fd int) {
+	return newConnAt(t, netip.AddrPortFrom(ours, 0), peers, set)
+}
+
+// newConnAt is newConn with a listener on a port of its own.
+func newConnAt(t testing.TB, ours netip.AddrPort, peers netip.Addr, set func(fd int, our bool)) *conn {
+	t.Helper()
+	ln, at := listen(t, ours, func(fd int) {
 		if set != nil {
 			set(fd, true)
 		}

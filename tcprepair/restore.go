@@ -50,55 +50,56 @@ func Restore(s *State, o Options) (fd int, err error) {
 	if err := s.check(); err != nil {
 		return -1, err
 	}
-	// The kernel builds ESTABLISHED directly; a FIN on either side is added
-	// afterwards, as it came about.
-	fins, err := planFins(s, o)
+	// What cannot be restored is said before a socket is made.
+	if _, err := planFins(s, o); err != nil {
+		return -1, err
+	}
+	spec := s.Spec(o)
+	fd, err = spec.Open()
 	if err != nil {
 		return -1, err
 	}
-	domain := unix.AF_INET
-	if s.Local.Addr().Is6() {
-		domain = unix.AF_INET6
-	}
-	fd, err = unix.Socket(domain, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.IPPROTO_TCP)
-	if err != nil {
-		return -1, fmt.Errorf("tcprepair: socket: %w", err)
-	}
-	err = s.build(fd, o)
-	if err == nil {
-		err = s.addFins(fd, o, fins)
-	}
-	if err != nil {
+	if err := RestoreOn(fd, s, o); err != nil {
 		_ = unix.Close(fd) // silent: in repair mode, or not connected yet
-		return -1, fmt.Errorf("tcprepair: restore %v: %w", s, err)
+		return -1, err
 	}
 	return fd, nil
 }
 
-// build makes the connection without any FIN, as if in ESTABLISHED.
-func (s *State) build(fd int, o Options) error {
-	if o.Transparent {
-		level, opt, name := unix.SOL_IP, unix.IP_TRANSPARENT, "IP_TRANSPARENT"
-		if s.Local.Addr().Is6() {
-			level, opt, name = unix.SOL_IPV6, unix.IPV6_TRANSPARENT, "IPV6_TRANSPARENT"
-		}
-		if err := setInt(fd, level, opt, 1, name); err != nil {
-			return err
-		}
+// RestoreOn is Restore on a socket that somebody else has made by s.Spec(o),
+// since he has the privilege to: in repair mode and bound. It needs none. On
+// error fd stays open and is good for nothing; closing it is silent.
+func RestoreOn(fd int, s *State, o Options) error {
+	if err := s.check(); err != nil {
+		return err
 	}
+	// The kernel builds ESTABLISHED directly; a FIN on either side is added
+	// afterwards, as it came about.
+	fins, err := planFins(s, o)
+	if err != nil {
+		return err
+	}
+	err = s.build(fd)
+	if err == nil {
+		err = s.addFins(fd, o, fins)
+	}
+	if err != nil {
+		return fmt.Errorf("tcprepair: restore %v: %w", s, err)
+	}
+	return nil
+}
+
+// build makes the connection without any FIN, as if in ESTABLISHED.
+func (s *State) build(fd int) error {
 	if s.Congestion != "" {
 		// A host without this algorithm uses its default; the stream is the
 		// same, only its pace differs.
 		_ = unix.SetsockoptString(fd, unix.IPPROTO_TCP, unix.TCP_CONGESTION, s.Congestion)
 	}
-	if err := s.enlarge(fd); err != nil {
+	recv, send := s.room()
+	has, err := grow(fd, recv, send)
+	if err != nil {
 		return err
-	}
-	if err := setRepair(fd, unix.TCP_REPAIR_ON); err != nil {
-		return err
-	}
-	if err := unix.Bind(fd, sockaddr(s.Local)); err != nil {
-		return fmt.Errorf("bind %v: %w", s.Local, err)
 	}
 	if err := writeSeq(fd, queueSend, s.sendBase()); err != nil {
 		return err
@@ -148,27 +149,59 @@ func (s *State) build(fd int, o Options) error {
 	if err := writeWindow(fd, w); err != nil {
 		return err
 	}
-	return s.writeSockopts(fd)
+	return s.writeSockopts(fd, has)
 }
 
-// enlarge makes room for the queues. Buffers count the kernel's overhead as
-// well, so twice the octets and a little more is taken; the saved sizes come
-// back in writeSockopts.
-func (s *State) enlarge(fd int) error {
+// room returns the buffers that take the queues, in octets of memory as
+// State counts them. Buffers count the kernel's overhead as well, so twice the
+// octets and a little more is taken; the saved sizes come back in
+// writeSockopts.
+func (s *State) room() (recv, send uint32) {
 	const slack = 64 << 10
-	recv := max(s.RecvBuffer/2, uint32(len(s.RecvQueue))+slack)
-	send := max(s.SendBuffer/2, uint32(len(s.SendQueue))+slack)
-	if err := setRecvBuffer(fd, recv); err != nil {
-		return err
+	room := func(saved uint32, octets int) uint32 {
+		if octets > 0 {
+			saved = max(saved, 2*(uint32(octets)+slack))
+		}
+		return max(saved, 2*1024)
 	}
-	return setSendBuffer(fd, send)
+	return room(s.RecvBuffer, len(s.RecvQueue)), room(s.SendBuffer, len(s.SendQueue))
 }
 
-// The kernel doubles the sizes (net/core/sock.c: __sock_set_rcvbuf). To exceed
-// net.core.rmem_max and wmem_max takes CAP_NET_ADMIN in the initial user
-// namespace (sk_setsockopt, SO_RCVBUFFORCE), which is more than repair mode
-// asks for; without, these bounds apply, and a queue that then does not fit
-// is refused by fill.
+// buffers are the sizes of a socket's buffers, in octets of memory.
+type buffers struct{ recv, send uint32 }
+
+// grow sees to it that the buffers of a socket are no smaller than given, and
+// returns their sizes. To exceed net.core.rmem_max and wmem_max takes
+// CAP_NET_ADMIN in the initial user namespace (net/core/sock.c:
+// sk_setsockopt, SO_RCVBUFFORCE), which is more than repair mode asks for;
+// without, these bounds apply, and a queue that then does not fit is refused by
+// fill.
+func grow(fd int, recv, send uint32) (has buffers, err error) {
+	if has, err = readBuffers(fd); err != nil {
+		return has, err
+	}
+	if has.recv < recv {
+		if err := setRecvBuffer(fd, recv/2); err != nil {
+			return has, err
+		}
+		has.recv = recv
+	}
+	if has.send < send {
+		if err := setSendBuffer(fd, send/2); err != nil {
+			return has, err
+		}
+		has.send = send
+	}
+	return has, nil
+}
+
+// readBuffers reads both sizes with one call.
+func readBuffers(fd int) (buffers, error) {
+	m, err := readMemory(fd)
+	return buffers{m[memRecvBuffer], m[memSendBuffer]}, err
+}
+
+// The kernel doubles the sizes (net/core/sock.c: __sock_set_rcvbuf).
 func setRecvBuffer(fd int, octets uint32) error {
 	err := setInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, int(octets), "SO_RCVBUFFORCE")
 	if errors.Is(err, unix.EPERM) {
@@ -216,7 +249,7 @@ func (s *State) writeOptions(fd int) error {
 	return setInt(fd, unix.IPPROTO_TCP, unix.TCP_TIMESTAMP, int(int32(s.Timestamp+slack)), "TCP_TIMESTAMP")
 }
 
-func (s *State) writeSockopts(fd int) error {
+func (s *State) writeSockopts(fd int, has buffers) error {
 	if s.NoDelay {
 		if err := setInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1, "TCP_NODELAY"); err != nil {
 			return err
@@ -243,25 +276,28 @@ func (s *State) writeSockopts(fd int) error {
 			return err
 		}
 	}
-	// A queue that exceeds its buffer again is fine: the kernel takes no
-	// more until it has shrunk. The unsent tail still has to fit, though.
-	if err := setSendBuffer(fd, s.SendBuffer/2); err != nil {
-		return err
-	}
-	return s.writeRecvBuffer(fd)
+	return s.writeBuffers(fd, has)
 }
 
-// writeRecvBuffer sets the saved size of the receive buffer.
-func (s *State) writeRecvBuffer(fd int) error {
-	if err := setRecvBuffer(fd, s.RecvBuffer/2); err != nil {
-		return err
-	}
-	if s.BufferLock != 3 {
-		// Give tuning back to the kernel. Before Linux 5.15 it cannot be had.
-		err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_BUF_LOCK, int(s.BufferLock))
-		if err != nil && !errors.Is(err, unix.ENOPROTOOPT) {
-			return fmt.Errorf("setsockopt SO_BUF_LOCK %d: %w", s.BufferLock, err)
+// writeBuffers sets the saved sizes of the buffers, which are has. A queue that
+// exceeds its buffer again is fine: the kernel takes no more until it has
+// shrunk. The unsent tail still has to fit, though.
+func (s *State) writeBuffers(fd int, has buffers) error {
+	if has.send != s.SendBuffer && s.SendBuffer != 0 {
+		if err := setSendBuffer(fd, s.SendBuffer/2); err != nil {
+			return err
 		}
+	}
+	if has.recv != s.RecvBuffer && s.RecvBuffer != 0 {
+		if err := setRecvBuffer(fd, s.RecvBuffer/2); err != nil {
+			return err
+		}
+	}
+	// Whether they were set by hand. Tuning is given back to the kernel so;
+	// before Linux 5.15 it cannot be had back.
+	err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_BUF_LOCK, int(s.BufferLock))
+	if err != nil && !errors.Is(err, unix.ENOPROTOOPT) {
+		return fmt.Errorf("setsockopt SO_BUF_LOCK %d: %w", s.BufferLock, err)
 	}
 	return nil
 }
@@ -295,9 +331,21 @@ func fill(fd int, b []byte) error {
 // Whether it succeeds or not, fd is the caller's and no longer in repair mode
 // unless leaving it was what failed. Let held packets go only afterwards.
 func GoLive(fd int, s *State) (rest []byte, err error) {
-	rest = s.SendQueue[len(s.SendQueue)-int(s.Unsent):]
-	if err := s.leaveQuietly(fd); err != nil {
-		return rest, err
+	if err := setRepair(fd, s.liveMode()); err != nil {
+		return s.unsent(), prefixed(err)
+	}
+	return s.start(fd)
+}
+
+// unsent returns what was never transmitted, the tail of the send queue.
+func (s *State) unsent() []byte { return s.SendQueue[len(s.SendQueue)-int(s.Unsent):] }
+
+// start makes a socket that has just left repair mode say what the saved one
+// had still to say.
+func (s *State) start(fd int) (rest []byte, err error) {
+	rest = s.unsent()
+	if err := reuse(fd); err != nil {
+		return rest, prefixed(err)
 	}
 	for len(rest) > 0 {
 		n, err := unix.SendmsgN(fd, rest, nil, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
@@ -319,24 +367,22 @@ func GoLive(fd int, s *State) (rest []byte, err error) {
 	return nil, nil
 }
 
-// leaveQuietly leaves repair mode without that the receive window grows by it.
+// liveMode is how to leave repair mode: with a probe, or without where the
+// probe would make the receive window grow unheard.
 //
-// The probe that the kernel sends then tells the window of now, but its
-// sequence number is an old one, and of such a segment the peer takes no window
-// (net/ipv4/tcp_output.c: tcp_xmit_probe_skb; tcp_input.c: tcp_sequence). Yet
-// this kernel counts the window as told. A queue that came in large pieces
-// takes less room than it did, so the window may be open that was closed; if
-// the queue is then read, the kernel sees no news in it (tcp_cleanup_rbuf), and
-// a peer that waits for the window waits until its own next probe, which may be
-// two minutes away. With hardly a buffer there is no window to be told; then
-// the saved one stays, and reading tells of more.
-func (s *State) leaveQuietly(fd int) error {
-	if len(s.RecvQueue) == 0 {
-		return prefixed(leave(fd)) // no peer waits for a window
+// The probe tells the window of now, but its sequence number is an old one, and
+// of such a segment the peer takes no window (net/ipv4/tcp_output.c:
+// tcp_xmit_probe_skb; tcp_input.c: tcp_sequence). Yet this kernel counts the
+// window as told. A queue that came in large pieces takes less room than it
+// did, so the window may be open that was closed; if the queue is then read, the
+// kernel sees no news in it (tcp_cleanup_rbuf), and a peer that waits for the
+// window waits until its own next probe, which may be two minutes away.
+// Such a peer has probes of its own, so ours is not missed. A peer that may send
+// a segment of any size does not wait (RFC 9293, section 3.8.6.2.1).
+func (s *State) liveMode() int {
+	usable := int32(s.Window.RecvWup + s.Window.RecvWindow - s.RecvSeq)
+	if len(s.RecvQueue) == 0 || usable > 65535 {
+		return RepairOff
 	}
-	narrow := setRecvBuffer(fd, 0) // the kernel takes its minimum
-	if err := leave(fd); err != nil {
-		return prefixed(errors.Join(narrow, err))
-	}
-	return prefixed(errors.Join(narrow, s.writeRecvBuffer(fd)))
+	return RepairOffNoProbe
 }

@@ -353,11 +353,11 @@ func (s *State) finish(fd int, c counters, o SaveOptions) error {
 			// that were received twice.
 			s.OutOfOrder = !s.TCP.finReceived()
 		} else {
-			var mem [memVars * 4]byte
-			if _, err := getBytes(fd, unix.SOL_SOCKET, unix.SO_MEMINFO, mem[:], "SO_MEMINFO"); err != nil {
+			m, err := readMemory(fd)
+			if err != nil {
 				return err
 			}
-			waiting := nativeUint32(mem[memRmemAlloc*4:])
+			waiting := m[memRecvUsed]
 			s.OutOfOrder = waiting > 0
 			if waiting > 0 && !o.AllowOutOfOrder {
 				return &Unsupported{What: "out-of-order queue", Retry: true,
@@ -399,36 +399,34 @@ func Verify(fd int, s *State) error {
 // what it has, so that nothing waits for a timeout. SO_REUSEADDR is set; see
 // GoLive.
 func Resume(fd int) error {
+	s := [1]Socket{{FD: fd}}
+	ResumeAll(s[:], nil)
+	return s[0].Err
+}
+
+// openWindow gives a saved socket a send window again, which Save had closed.
+// The largest one that the peer ever offered serves until the peer's next
+// segment says what is true; should that be less, the peer drops what exceeds
+// it and says so. snd_wl1 is set as the kernel's own probe does, so that this
+// next segment counts (net/ipv4/tcp_output.c: tcp_send_window_probe).
+func openWindow(fd int) error {
+	info, err := readInfo(fd)
+	if err != nil || !info.state.movable() {
+		return err
+	}
 	w, err := readWindow(fd)
 	if err != nil {
-		return prefixed(err)
+		return err
 	}
-	// Save had closed the window. The largest one that the peer ever offered
-	// takes its place until the peer's next segment says what is true; should
-	// that be less, the peer drops what exceeds it and says so. snd_wl1 is set
-	// as the kernel's own probe does, so that this next segment counts
-	// (net/ipv4/tcp_output.c: tcp_send_window_probe).
-	info, err := readInfo(fd)
+	if err := selectQueue(fd, queueRecv); err != nil {
+		return err
+	}
+	next, err := readSeq(fd)
 	if err != nil {
-		return prefixed(err)
+		return err
 	}
-	if info.state.movable() {
-		if err := selectQueue(fd, queueRecv); err != nil {
-			return prefixed(err)
-		}
-		next, err := readSeq(fd)
-		if err != nil {
-			return prefixed(err)
-		}
-		w.SendWindow, w.SendWL1 = w.MaxWindow, next-1
-		if err := writeWindow(fd, w); err != nil {
-			return prefixed(err)
-		}
-	}
-	if err := leave(fd); err != nil {
-		return prefixed(err)
-	}
-	return prefixed(push(fd))
+	w.SendWindow, w.SendWL1 = w.MaxWindow, next-1
+	return writeWindow(fd, w)
 }
 
 // push makes the kernel send what it tried to send while the window was
@@ -446,13 +444,18 @@ func push(fd int) error {
 	return setInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 0, "TCP_NODELAY")
 }
 
-// leave leaves repair mode. That clears SO_REUSEADDR (net/ipv4/tcp.c:
-// do_tcp_setsockopt), and a later listener on the same port would get
-// EADDRINUSE; so it is set again.
+// leave leaves repair mode by this process's own privilege.
 func leave(fd int) error {
-	if err := setRepair(fd, unix.TCP_REPAIR_OFF); err != nil {
+	if err := setRepair(fd, RepairOff); err != nil {
 		return err
 	}
+	return reuse(fd)
+}
+
+// reuse sets SO_REUSEADDR, which leaving repair mode clears (net/ipv4/tcp.c:
+// do_tcp_setsockopt), and a later listener on the same port would get
+// EADDRINUSE.
+func reuse(fd int) error {
 	return setInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1, "SO_REUSEADDR")
 }
 
@@ -460,13 +463,17 @@ func leave(fd int) error {
 // repair mode first; if that fails, fd stays open and the caller's.
 // Otherwise fd is closed, whatever is returned. The connection also ends for
 // duplicates of fd, in this or any other process, since these would answer
-// the peer.
+// the peer. A socket in repair mode is discarded without privilege.
 func Discard(fd int) error {
-	if err := setRepair(fd, unix.TCP_REPAIR_ON); err != nil {
+	on, err := getInt(fd, unix.IPPROTO_TCP, unix.TCP_REPAIR, "TCP_REPAIR")
+	if err == nil && on == 0 {
+		err = setRepair(fd, RepairOn)
+	}
+	if err != nil {
 		return prefixed(err)
 	}
 	// net/ipv4/tcp.c, tcp_disconnect: a socket in repair mode sends nothing.
-	err := disconnect(fd)
+	err = disconnect(fd)
 	if cerr := unix.Close(fd); cerr != nil {
 		err = errors.Join(err, fmt.Errorf("close: %w", cerr))
 	}

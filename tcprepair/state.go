@@ -84,6 +84,8 @@ const (
 	// maxCongestionName is TCP_CA_NAME_MAX without its terminating zero
 	// (include/net/tcp.h).
 	maxCongestionName = 15
+	// bufferMax bounds RecvBuffer and SendBuffer, octets of memory.
+	bufferMax = 1 << 30
 	// maxScale is TCP_MAX_WSCALE (include/net/tcp.h; RFC 7323, section 2.3).
 	maxScale = 14
 )
@@ -244,7 +246,7 @@ func (s *State) check() error {
 		return bad("FIN acknowledged before %d octets", len(s.SendQueue))
 	case s.BufferLock > 3:
 		return bad("buffer lock %d", s.BufferLock)
-	case s.RecvBuffer > 1<<30 || s.SendBuffer > 1<<30:
+	case s.RecvBuffer > bufferMax || s.SendBuffer > bufferMax:
 		return bad("buffers of %d and %d octets", s.RecvBuffer, s.SendBuffer)
 	case len(s.Congestion) > maxCongestionName:
 		return bad("congestion control name of %d octets", len(s.Congestion))

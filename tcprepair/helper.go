@@ -1,0 +1,191 @@
+package tcprepair
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"golang.org/x/sys/unix"
+)
+
+// A process that owns connections need not be privileged. Few acts need
+// CAP_NET_ADMIN: to enter and to leave repair mode, and to make a socket
+// with buffers, a mark or an address that are not everybody's. A helper does
+// these for it, with descriptors passed over a unix socket: SetRepair and
+// SocketSpec.Open are the helper's whole part, Toggle and RestoreOn the
+// owner's.
+
+// Modes of TCP_REPAIR (include/uapi/linux/tcp.h).
+const (
+	RepairOff        = 0  // TCP_REPAIR_OFF: in ESTABLISHED, the peer's window is probed
+	RepairOn         = 1  // TCP_REPAIR_ON
+	RepairOffNoProbe = -1 // TCP_REPAIR_OFF_NO_WP, since Linux 4.19
+)
+
+// Toggle sets the repair mode of sockets, all of them in spite of errors, for
+// an owner that may not. SetRepair is one.
+type Toggle func(fds []int, mode int) error
+
+// SetRepair sets the repair mode of sockets by this process's own privilege.
+// It goes through all of them and returns the errors joined.
+func SetRepair(fds []int, mode int) error {
+	var all error
+	for _, fd := range fds {
+		if err := setRepair(fd, mode); err != nil {
+			all = errors.Join(all, prefixed(err))
+		}
+	}
+	return all
+}
+
+// SocketSpec says how to make the socket on which a State is restored: what
+// of it takes privilege. It holds nothing of the connection's octets.
+type SocketSpec struct {
+	Local netip.AddrPort
+	// RecvBuffer and SendBuffer are octets of memory, as in State.
+	RecvBuffer, SendBuffer uint32
+	Transparent            bool // see Options
+}
+
+// Spec returns what socket RestoreOn needs for s.
+func (s *State) Spec(o Options) SocketSpec {
+	recv, send := s.room()
+	return SocketSpec{Local: s.Local, RecvBuffer: recv, SendBuffer: send, Transparent: o.Transparent}
+}
+
+// check refuses what a helper should not do for anybody.
+func (p *SocketSpec) check() error {
+	a := p.Local.Addr()
+	if !a.IsValid() || a.Is4In6() || a.Zone() != "" || a.IsUnspecified() || a.IsMulticast() || p.Local.Port() == 0 ||
+		p.RecvBuffer > bufferMax || p.SendBuffer > bufferMax {
+		return fmt.Errorf("tcprepair: socket %+v: %w", *p, ErrInvalid)
+	}
+	return nil
+}
+
+// Open makes the socket: nonblocking, close-on-exec, with buffers of at least
+// the given sizes, in repair mode and bound. Closing it is silent.
+func (p *SocketSpec) Open() (fd int, err error) {
+	if err := p.check(); err != nil {
+		return -1, err
+	}
+	domain := unix.AF_INET
+	if p.Local.Addr().Is6() {
+		domain = unix.AF_INET6
+	}
+	fd, err = unix.Socket(domain, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.IPPROTO_TCP)
+	if err != nil {
+		return -1, fmt.Errorf("tcprepair: socket: %w", err)
+	}
+	if err := p.prepare(fd); err != nil {
+		_ = unix.Close(fd) // not connected: nothing is sent
+		return -1, prefixed(err)
+	}
+	return fd, nil
+}
+
+func (p *SocketSpec) prepare(fd int) error {
+	if p.Transparent {
+		level, opt, name := unix.SOL_IP, unix.IP_TRANSPARENT, "IP_TRANSPARENT"
+		if p.Local.Addr().Is6() {
+			level, opt, name = unix.SOL_IPV6, unix.IPV6_TRANSPARENT, "IPV6_TRANSPARENT"
+		}
+		if err := setInt(fd, level, opt, 1, name); err != nil {
+			return err
+		}
+	}
+	if _, err := grow(fd, p.RecvBuffer, p.SendBuffer); err != nil {
+		return err
+	}
+	if err := setRepair(fd, RepairOn); err != nil {
+		return err
+	}
+	if err := unix.Bind(fd, sockaddr(p.Local)); err != nil {
+		return fmt.Errorf("bind %v: %w", p.Local, err)
+	}
+	return nil
+}
+
+// Socket is one of several sockets that go live or are resumed together.
+type Socket struct {
+	FD    int
+	State *State // what it was restored from; not needed to resume
+	Rest  []byte // set by GoLiveAll, see GoLive
+	Err   error  // set to what went wrong with this one
+}
+
+// GoLiveAll is GoLive for several sockets, with repair mode ended by at most
+// two calls of t for all of them; nil is SetRepair. Each has its own outcome.
+func GoLiveAll(sockets []Socket, t Toggle) {
+	var buf [2][16]int
+	loud, quiet := buf[0][:0], buf[1][:0]
+	for i := range sockets {
+		x := &sockets[i]
+		x.Rest, x.Err = x.State.unsent(), nil
+		if x.State.liveMode() == RepairOff {
+			loud = append(loud, x.FD)
+		} else {
+			quiet = append(quiet, x.FD)
+		}
+	}
+	each := t.set(loud, RepairOff)
+	if !t.set(quiet, RepairOffNoProbe) {
+		each = false
+	}
+	for i := range sockets {
+		x := &sockets[i]
+		if !each {
+			// Somebody failed, perhaps this one. Once more does no harm.
+			if x.Err = t.one(x.FD, x.State.liveMode()); x.Err != nil {
+				continue
+			}
+		}
+		x.Rest, x.Err = x.State.start(x.FD)
+	}
+}
+
+// ResumeAll is Resume for several sockets, with repair mode ended by one call
+// of t for all of them; nil is SetRepair. Each has its own outcome.
+func ResumeAll(sockets []Socket, t Toggle) {
+	var buf [16]int
+	fds := buf[:0]
+	for i := range sockets {
+		x := &sockets[i]
+		if x.Err = prefixed(openWindow(x.FD)); x.Err == nil {
+			fds = append(fds, x.FD)
+		}
+	}
+	each := t.set(fds, RepairOff)
+	for i := range sockets {
+		x := &sockets[i]
+		if x.Err != nil {
+			continue
+		}
+		if !each {
+			if x.Err = t.one(x.FD, RepairOff); x.Err != nil {
+				continue
+			}
+		}
+		if x.Err = prefixed(reuse(x.FD)); x.Err == nil {
+			x.Err = prefixed(push(x.FD))
+		}
+	}
+}
+
+// set tells whether all sockets are now in the mode.
+func (t Toggle) set(fds []int, mode int) bool {
+	if len(fds) == 0 {
+		return true
+	}
+	if t == nil {
+		t = SetRepair
+	}
+	return t(fds, mode) == nil
+}
+
+func (t Toggle) one(fd, mode int) error {
+	if t == nil {
+		t = SetRepair
+	}
+	return prefixed(t([]int{fd}, mode))
+}
