@@ -3,6 +3,7 @@ package node
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"time"
 
 	"github.com/holdfast-lb/holdfast/internal/config"
@@ -212,7 +213,9 @@ type RemoveRequest struct {
 // Progress is one step of something that takes a while.
 type Progress struct {
 	// Phase is quiescing, draining, cutting, watching, shifting; of an upgrade starting,
-	// greeting, copying, canary, switching, flows; of all done, aborted.
+	// greeting, copying, canary, switching, flows; of a move to another host plan, hold,
+	// flows, handshakes, address, settling; of an evacuation also evacuating; of all
+	// done, aborted.
 	Phase    string        `json:"phase"`
 	InFlight int64         `json:"in_flight"`
 	Text     string        `json:"text"`
@@ -222,12 +225,114 @@ type Progress struct {
 	Cut      int           `json:"cut,omitempty"`    // flows that Then dealt with
 	Weight   int           `json:"weight,omitempty"` // of a shift, now
 	Report   *ChangeReport `json:"report,omitempty"` // of the last step
-	// Of an upgrade: how many flows have moved, of how many, and to which process.
+	// Of an upgrade and of a move: how many flows have moved, of how many, and to
+	// which process.
 	Flows      int     `json:"flows,omitempty"`
 	FlowsTotal int     `json:"flows_total,omitempty"`
 	PID        int     `json:"pid,omitempty"`
 	Release    string  `json:"release,omitempty"`
 	Move       *Report `json:"move,omitempty"` // of the last step
+	// Of a move to another host: what moves ("": flows alone), from where to where, the
+	// octets in queues that have gone along, of how many, how long flows have waited so
+	// far, and the seconds that are left at this pace.
+	VIP         string  `json:"vip,omitempty"`
+	From        string  `json:"from,omitempty"`
+	To          string  `json:"to,omitempty"`
+	Octets      uint64  `json:"octets,omitempty"`
+	OctetsTotal uint64  `json:"octets_total,omitempty"`
+	Pause       Pause   `json:"pause_us,omitzero"`
+	ETASeconds  float64 `json:"eta_seconds,omitempty"`
+	// Committed: it is past the point of no return.
+	Committed bool `json:"committed,omitempty"`
+}
+
+// MigrateRequest moves a VIP with its flows to another host, or flows alone.
+type MigrateRequest struct {
+	Guard
+	VIP string `json:"vip,omitempty"` // its name; "": flows alone, and addresses stay where they are
+	To  string `json:"to"`            // a node of the cluster
+	// Share is which part of the flows moves without a VIP, 0 to 1; 0 is all.
+	Share float64 `json:"share,omitempty"`
+	// Drain is how long flows that cannot move may go on at the host that gave the VIP
+	// away; 0 is a default.
+	Drain time.Duration `json:"drain,omitempty"`
+}
+
+// EvacuateRequest frees a node of all that is served there.
+type EvacuateRequest struct {
+	Guard
+	Node string `json:"node,omitempty"` // "": the one that is asked
+	// To is where its VIPs go; "": each to the node with the same labels that has the
+	// fewest flows.
+	To    string        `json:"to,omitempty"`
+	Drain time.Duration `json:"drain,omitempty"` // as in MigrateRequest
+}
+
+// ReturnRequest ends an evacuation: a node serves again, and the VIPs whose home it is
+// come back.
+type ReturnRequest struct {
+	Guard
+	Node  string        `json:"node,omitempty"` // "": the one that is asked
+	Drain time.Duration `json:"drain,omitempty"`
+	// Stay: VIPs stay where they are; the node only serves again.
+	Stay bool `json:"stay,omitempty"`
+}
+
+// TakeRequest takes a VIP whose owner is dead, which only an operator can know.
+type TakeRequest struct {
+	Guard
+	VIP string `json:"vip"`
+}
+
+// VIPStatus is what a node knows of one VIP.
+type VIPStatus struct {
+	Name    string       `json:"name"`
+	Address netip.Prefix `json:"address"`
+	Home    string       `json:"home"`  // the node that owns it when nothing else was said
+	Owner   string       `json:"owner"` // the node that answers for it
+	Epoch   uint64       `json:"epoch"` // counts the changes of its owner
+	// State is owned, moving, guest, elsewhere or silent: here nobody answers for it
+	// though it is ours, for the reason Why.
+	State string `json:"state"`
+	Why   string `json:"why,omitempty"`
+	To    string `json:"to,omitempty"` // while it moves
+	// LeaseSeconds is how long the kernel here lets it pass without renewal.
+	LeaseSeconds float64   `json:"lease_seconds"`
+	Since        time.Time `json:"since,omitzero"` // Owner and Epoch are what they are
+}
+
+// MoveStatus is what came of a move to another host.
+type MoveStatus struct {
+	At     time.Time `json:"at"` // when it ended
+	By     Author    `json:"by"`
+	VIP    string    `json:"vip,omitempty"` // "": flows alone
+	From   string    `json:"from"`
+	To     string    `json:"to"`
+	Result string    `json:"result"` // done, aborted, failed (flows were lost)
+	Why    string    `json:"why,omitempty"`
+	Move   *Report   `json:"move,omitempty"`
+}
+
+// NodeStatus is one node of the cluster as this one sees it.
+type NodeStatus struct {
+	Name    string            `json:"name"`
+	Address string            `json:"address"`
+	Self    bool              `json:"self,omitempty"`
+	Labels  map[string]string `json:"labels,omitempty"`
+	// Evacuating: it is to be free; its endpoints get nothing new, and no VIP goes there.
+	Evacuating bool `json:"evacuating,omitempty"`
+	// HeardSeconds is how long ago it answered; below 0: never since this process began.
+	HeardSeconds float64 `json:"heard_seconds"`
+}
+
+// HostResidue is what could not move with a VIP and goes on at the host that gave it
+// away.
+type HostResidue struct {
+	VIP     string         `json:"vip"`
+	To      string         `json:"to"` // who owns it now
+	Flows   int            `json:"flows"`
+	Reasons map[string]int `json:"reasons,omitempty"`
+	Until   time.Time      `json:"until"` // they are ended then
 }
 
 // UpgradeRequest hands everything over to a new process.

@@ -35,9 +35,9 @@ type Report struct {
 	Unchanged  bool           `json:"unchanged,omitempty"` // the configuration is the one in force
 	Millis     float64        `json:"millis"`
 
-	// Of an upgrade alone.
+	// Of an upgrade; some of a move to another host, too.
 	Kinds       map[string]KindReport `json:"kinds,omitempty"`   // what moved, by what it was doing
-	Residue     int                   `json:"residue,omitempty"` // refused flows that drain in the old process
+	Residue     int                   `json:"residue,omitempty"` // refused flows that drain in the old process, or at the old host
 	CanaryFlows int                   `json:"canary_flows,omitempty"`
 	LostFlows   []string              `json:"lost_flows,omitempty"` // who was lost, as far as they are named
 	Listeners   int                   `json:"listeners,omitempty"`
@@ -46,6 +46,16 @@ type Report struct {
 	From        string                `json:"from_release,omitempty"`
 	To          string                `json:"to_release,omitempty"`
 	Phases      map[string]float64    `json:"phases_ms,omitempty"`
+
+	// Of a move to another host alone.
+	VIPs       []string `json:"vips,omitempty"` // that moved
+	FromNode   string   `json:"from_node,omitempty"`
+	ToNode     string   `json:"to_node,omitempty"`
+	Handshakes int      `json:"handshakes,omitempty"` // that were finished where they began, and moved last
+	// AddressMillis is how long no host answered for the address.
+	AddressMillis float64 `json:"address_ms,omitempty"`
+	Retransmits   uint64  `json:"retransmits,omitempty"` // by which the moved sockets' counts grew
+	StateBytes    uint64  `json:"state_bytes,omitempty"` // of the frozen forms, without octets in queues
 
 	// mu guards all above while a move runs: loops report from their threads.
 	mu     sync.Mutex

@@ -69,6 +69,16 @@ type Status struct {
 	Upgrading   *Progress       `json:"upgrading,omitempty"`
 	LastUpgrade *UpgradeStatus  `json:"last_upgrade,omitempty"`
 	Residue     []ResidueStatus `json:"residue,omitempty"`
+	// Nodes and VIPs are the cluster as this node sees it; Moving is the last step of a
+	// move to another host that is under way, LastMove what came of the last one, and
+	// HostResidue what is still here of VIPs that have gone.
+	Nodes       []NodeStatus  `json:"nodes,omitempty"`
+	VIPs        []VIPStatus   `json:"vips,omitempty"`
+	Moving      *Progress     `json:"moving,omitempty"`
+	LastMove    *MoveStatus   `json:"last_move,omitempty"`
+	HostResidue []HostResidue `json:"host_residue,omitempty"`
+	// Free: this node is evacuated, and nothing points at it any more.
+	Free bool `json:"free,omitempty"`
 }
 
 // OldObject is a version of a listener or a backend that the configuration no

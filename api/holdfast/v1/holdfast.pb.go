@@ -599,12 +599,20 @@ func (x *RebalanceRequest) GetReason() string {
 	return ""
 }
 
+// MigrateRequest moves a VIP with its flows to another host, or flows alone.
 type MigrateRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	To            string                 `protobuf:"bytes,1,opt,name=to,proto3" json:"to,omitempty"` // a peer of the cluster
-	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	To     string                 `protobuf:"bytes,1,opt,name=to,proto3" json:"to,omitempty"` // a node of the cluster
+	Reason string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	Vip    string                 `protobuf:"bytes,3,opt,name=vip,proto3" json:"vip,omitempty"`       // its name; empty: flows alone, and addresses stay where they are
+	Share  float64                `protobuf:"fixed64,4,opt,name=share,proto3" json:"share,omitempty"` // which part of the flows moves without a VIP, 0 to 1; 0 is all
+	// How long flows that cannot move may go on at the host that gave the VIP away; 0:
+	// a default.
+	Drain              *durationpb.Duration `protobuf:"bytes,5,opt,name=drain,proto3" json:"drain,omitempty"`
+	ExpectedGeneration uint64               `protobuf:"varint,6,opt,name=expected_generation,json=expectedGeneration,proto3" json:"expected_generation,omitempty"`
+	IdempotencyKey     string               `protobuf:"bytes,7,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
 }
 
 func (x *MigrateRequest) Reset() {
@@ -651,6 +659,283 @@ func (x *MigrateRequest) GetReason() string {
 	return ""
 }
 
+func (x *MigrateRequest) GetVip() string {
+	if x != nil {
+		return x.Vip
+	}
+	return ""
+}
+
+func (x *MigrateRequest) GetShare() float64 {
+	if x != nil {
+		return x.Share
+	}
+	return 0
+}
+
+func (x *MigrateRequest) GetDrain() *durationpb.Duration {
+	if x != nil {
+		return x.Drain
+	}
+	return nil
+}
+
+func (x *MigrateRequest) GetExpectedGeneration() uint64 {
+	if x != nil {
+		return x.ExpectedGeneration
+	}
+	return 0
+}
+
+func (x *MigrateRequest) GetIdempotencyKey() string {
+	if x != nil {
+		return x.IdempotencyKey
+	}
+	return ""
+}
+
+// EvacuateRequest frees a node of all that is served there.
+type EvacuateRequest struct {
+	state              protoimpl.MessageState `protogen:"open.v1"`
+	Reason             string                 `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
+	ExpectedGeneration uint64                 `protobuf:"varint,2,opt,name=expected_generation,json=expectedGeneration,proto3" json:"expected_generation,omitempty"`
+	IdempotencyKey     string                 `protobuf:"bytes,3,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	Node               string                 `protobuf:"bytes,4,opt,name=node,proto3" json:"node,omitempty"` // empty: the one that is asked
+	// Where its VIPs go; empty: each to the node with the same labels that has the
+	// fewest flows.
+	To            string               `protobuf:"bytes,5,opt,name=to,proto3" json:"to,omitempty"`
+	Drain         *durationpb.Duration `protobuf:"bytes,6,opt,name=drain,proto3" json:"drain,omitempty"` // as in MigrateRequest
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EvacuateRequest) Reset() {
+	*x = EvacuateRequest{}
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EvacuateRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EvacuateRequest) ProtoMessage() {}
+
+func (x *EvacuateRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EvacuateRequest.ProtoReflect.Descriptor instead.
+func (*EvacuateRequest) Descriptor() ([]byte, []int) {
+	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *EvacuateRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *EvacuateRequest) GetExpectedGeneration() uint64 {
+	if x != nil {
+		return x.ExpectedGeneration
+	}
+	return 0
+}
+
+func (x *EvacuateRequest) GetIdempotencyKey() string {
+	if x != nil {
+		return x.IdempotencyKey
+	}
+	return ""
+}
+
+func (x *EvacuateRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *EvacuateRequest) GetTo() string {
+	if x != nil {
+		return x.To
+	}
+	return ""
+}
+
+func (x *EvacuateRequest) GetDrain() *durationpb.Duration {
+	if x != nil {
+		return x.Drain
+	}
+	return nil
+}
+
+// ReturnRequest ends an evacuation: a node serves again, and the VIPs whose home it
+// is come back.
+type ReturnRequest struct {
+	state              protoimpl.MessageState `protogen:"open.v1"`
+	Reason             string                 `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
+	ExpectedGeneration uint64                 `protobuf:"varint,2,opt,name=expected_generation,json=expectedGeneration,proto3" json:"expected_generation,omitempty"`
+	IdempotencyKey     string                 `protobuf:"bytes,3,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	Node               string                 `protobuf:"bytes,4,opt,name=node,proto3" json:"node,omitempty"` // empty: the one that is asked
+	Drain              *durationpb.Duration   `protobuf:"bytes,5,opt,name=drain,proto3" json:"drain,omitempty"`
+	Stay               bool                   `protobuf:"varint,6,opt,name=stay,proto3" json:"stay,omitempty"` // VIPs stay where they are; the node only serves again
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
+}
+
+func (x *ReturnRequest) Reset() {
+	*x = ReturnRequest{}
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReturnRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReturnRequest) ProtoMessage() {}
+
+func (x *ReturnRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReturnRequest.ProtoReflect.Descriptor instead.
+func (*ReturnRequest) Descriptor() ([]byte, []int) {
+	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *ReturnRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *ReturnRequest) GetExpectedGeneration() uint64 {
+	if x != nil {
+		return x.ExpectedGeneration
+	}
+	return 0
+}
+
+func (x *ReturnRequest) GetIdempotencyKey() string {
+	if x != nil {
+		return x.IdempotencyKey
+	}
+	return ""
+}
+
+func (x *ReturnRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *ReturnRequest) GetDrain() *durationpb.Duration {
+	if x != nil {
+		return x.Drain
+	}
+	return nil
+}
+
+func (x *ReturnRequest) GetStay() bool {
+	if x != nil {
+		return x.Stay
+	}
+	return false
+}
+
+// TakeRequest takes a VIP whose owner is dead, which only an operator can know.
+type TakeRequest struct {
+	state              protoimpl.MessageState `protogen:"open.v1"`
+	Reason             string                 `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
+	ExpectedGeneration uint64                 `protobuf:"varint,2,opt,name=expected_generation,json=expectedGeneration,proto3" json:"expected_generation,omitempty"`
+	IdempotencyKey     string                 `protobuf:"bytes,3,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	Vip                string                 `protobuf:"bytes,4,opt,name=vip,proto3" json:"vip,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
+}
+
+func (x *TakeRequest) Reset() {
+	*x = TakeRequest{}
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TakeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TakeRequest) ProtoMessage() {}
+
+func (x *TakeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TakeRequest.ProtoReflect.Descriptor instead.
+func (*TakeRequest) Descriptor() ([]byte, []int) {
+	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *TakeRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *TakeRequest) GetExpectedGeneration() uint64 {
+	if x != nil {
+		return x.ExpectedGeneration
+	}
+	return 0
+}
+
+func (x *TakeRequest) GetIdempotencyKey() string {
+	if x != nil {
+		return x.IdempotencyKey
+	}
+	return ""
+}
+
+func (x *TakeRequest) GetVip() string {
+	if x != nil {
+		return x.Vip
+	}
+	return ""
+}
+
 // UpgradeRequest hands everything over to a new process.
 type UpgradeRequest struct {
 	state              protoimpl.MessageState `protogen:"open.v1"`
@@ -673,7 +958,7 @@ type UpgradeRequest struct {
 
 func (x *UpgradeRequest) Reset() {
 	*x = UpgradeRequest{}
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[12]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -685,7 +970,7 @@ func (x *UpgradeRequest) String() string {
 func (*UpgradeRequest) ProtoMessage() {}
 
 func (x *UpgradeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[12]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -698,7 +983,7 @@ func (x *UpgradeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpgradeRequest.ProtoReflect.Descriptor instead.
 func (*UpgradeRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{12}
+	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *UpgradeRequest) GetBinary() string {
@@ -760,7 +1045,7 @@ type LogRequest struct {
 
 func (x *LogRequest) Reset() {
 	*x = LogRequest{}
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[13]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -772,7 +1057,7 @@ func (x *LogRequest) String() string {
 func (*LogRequest) ProtoMessage() {}
 
 func (x *LogRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[13]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -785,7 +1070,7 @@ func (x *LogRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogRequest.ProtoReflect.Descriptor instead.
 func (*LogRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{13}
+	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *LogRequest) GetLevel() string {
@@ -813,7 +1098,7 @@ type LogReport struct {
 
 func (x *LogReport) Reset() {
 	*x = LogReport{}
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[14]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -825,7 +1110,7 @@ func (x *LogReport) String() string {
 func (*LogReport) ProtoMessage() {}
 
 func (x *LogReport) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[14]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -838,7 +1123,7 @@ func (x *LogReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogReport.ProtoReflect.Descriptor instead.
 func (*LogReport) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{14}
+	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *LogReport) GetWas() string {
@@ -867,7 +1152,7 @@ type BusyRequest struct {
 
 func (x *BusyRequest) Reset() {
 	*x = BusyRequest{}
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[15]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -879,7 +1164,7 @@ func (x *BusyRequest) String() string {
 func (*BusyRequest) ProtoMessage() {}
 
 func (x *BusyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[15]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -892,7 +1177,7 @@ func (x *BusyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BusyRequest.ProtoReflect.Descriptor instead.
 func (*BusyRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{15}
+	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *BusyRequest) GetSeconds() int64 {
@@ -928,7 +1213,7 @@ type BusyReport struct {
 
 func (x *BusyReport) Reset() {
 	*x = BusyReport{}
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[16]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -940,7 +1225,7 @@ func (x *BusyReport) String() string {
 func (*BusyReport) ProtoMessage() {}
 
 func (x *BusyReport) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[16]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -953,7 +1238,7 @@ func (x *BusyReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BusyReport.ProtoReflect.Descriptor instead.
 func (*BusyReport) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{16}
+	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *BusyReport) GetParses() int64 {
@@ -995,7 +1280,7 @@ type Author struct {
 
 func (x *Author) Reset() {
 	*x = Author{}
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[17]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1007,7 +1292,7 @@ func (x *Author) String() string {
 func (*Author) ProtoMessage() {}
 
 func (x *Author) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[17]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1020,7 +1305,7 @@ func (x *Author) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Author.ProtoReflect.Descriptor instead.
 func (*Author) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{17}
+	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Author) GetName() string {
@@ -1049,7 +1334,7 @@ type FlowsPolicy struct {
 
 func (x *FlowsPolicy) Reset() {
 	*x = FlowsPolicy{}
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[18]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1061,7 +1346,7 @@ func (x *FlowsPolicy) String() string {
 func (*FlowsPolicy) ProtoMessage() {}
 
 func (x *FlowsPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[18]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1074,7 +1359,7 @@ func (x *FlowsPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FlowsPolicy.ProtoReflect.Descriptor instead.
 func (*FlowsPolicy) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{18}
+	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *FlowsPolicy) GetOn() string {
@@ -1114,7 +1399,7 @@ type Patch struct {
 
 func (x *Patch) Reset() {
 	*x = Patch{}
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[19]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1126,7 +1411,7 @@ func (x *Patch) String() string {
 func (*Patch) ProtoMessage() {}
 
 func (x *Patch) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[19]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1139,7 +1424,7 @@ func (x *Patch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Patch.ProtoReflect.Descriptor instead.
 func (*Patch) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{19}
+	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Patch) GetObject() string {
@@ -1203,7 +1488,7 @@ type ChangeRequest struct {
 
 func (x *ChangeRequest) Reset() {
 	*x = ChangeRequest{}
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[20]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1215,7 +1500,7 @@ func (x *ChangeRequest) String() string {
 func (*ChangeRequest) ProtoMessage() {}
 
 func (x *ChangeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[20]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1228,7 +1513,7 @@ func (x *ChangeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeRequest.ProtoReflect.Descriptor instead.
 func (*ChangeRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{20}
+	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ChangeRequest) GetReason() string {
@@ -1353,7 +1638,7 @@ type Impact struct {
 
 func (x *Impact) Reset() {
 	*x = Impact{}
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[21]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1365,7 +1650,7 @@ func (x *Impact) String() string {
 func (*Impact) ProtoMessage() {}
 
 func (x *Impact) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[21]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1378,7 +1663,7 @@ func (x *Impact) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Impact.ProtoReflect.Descriptor instead.
 func (*Impact) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{21}
+	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Impact) GetListenersAdded() int64 {
@@ -1503,7 +1788,7 @@ type Drift struct {
 
 func (x *Drift) Reset() {
 	*x = Drift{}
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[22]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1515,7 +1800,7 @@ func (x *Drift) String() string {
 func (*Drift) ProtoMessage() {}
 
 func (x *Drift) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[22]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1528,7 +1813,7 @@ func (x *Drift) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Drift.ProtoReflect.Descriptor instead.
 func (*Drift) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{22}
+	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Drift) GetObject() string {
@@ -1599,7 +1884,7 @@ type Pause struct {
 
 func (x *Pause) Reset() {
 	*x = Pause{}
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[23]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1611,7 +1896,7 @@ func (x *Pause) String() string {
 func (*Pause) ProtoMessage() {}
 
 func (x *Pause) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[23]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1624,7 +1909,7 @@ func (x *Pause) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pause.ProtoReflect.Descriptor instead.
 func (*Pause) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{23}
+	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Pause) GetP50() float64 {
@@ -1688,7 +1973,7 @@ type ChangeReport struct {
 
 func (x *ChangeReport) Reset() {
 	*x = ChangeReport{}
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[24]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1700,7 +1985,7 @@ func (x *ChangeReport) String() string {
 func (*ChangeReport) ProtoMessage() {}
 
 func (x *ChangeReport) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[24]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1713,7 +1998,7 @@ func (x *ChangeReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeReport.ProtoReflect.Descriptor instead.
 func (*ChangeReport) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{24}
+	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ChangeReport) GetGeneration() uint64 {
@@ -1922,7 +2207,7 @@ type GenerationInfo struct {
 
 func (x *GenerationInfo) Reset() {
 	*x = GenerationInfo{}
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[25]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1934,7 +2219,7 @@ func (x *GenerationInfo) String() string {
 func (*GenerationInfo) ProtoMessage() {}
 
 func (x *GenerationInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[25]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1947,7 +2232,7 @@ func (x *GenerationInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GenerationInfo.ProtoReflect.Descriptor instead.
 func (*GenerationInfo) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{25}
+	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *GenerationInfo) GetGeneration() uint64 {
@@ -2027,7 +2312,7 @@ type ConfigState struct {
 
 func (x *ConfigState) Reset() {
 	*x = ConfigState{}
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[26]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2039,7 +2324,7 @@ func (x *ConfigState) String() string {
 func (*ConfigState) ProtoMessage() {}
 
 func (x *ConfigState) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[26]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2052,7 +2337,7 @@ func (x *ConfigState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfigState.ProtoReflect.Descriptor instead.
 func (*ConfigState) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{26}
+	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ConfigState) GetGeneration() uint64 {
@@ -2157,7 +2442,7 @@ type EndpointRequest struct {
 
 func (x *EndpointRequest) Reset() {
 	*x = EndpointRequest{}
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[27]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2169,7 +2454,7 @@ func (x *EndpointRequest) String() string {
 func (*EndpointRequest) ProtoMessage() {}
 
 func (x *EndpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[27]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2182,7 +2467,7 @@ func (x *EndpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointRequest.ProtoReflect.Descriptor instead.
 func (*EndpointRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{27}
+	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *EndpointRequest) GetReason() string {
@@ -2270,7 +2555,7 @@ type EndpointReport struct {
 
 func (x *EndpointReport) Reset() {
 	*x = EndpointReport{}
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[28]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2282,7 +2567,7 @@ func (x *EndpointReport) String() string {
 func (*EndpointReport) ProtoMessage() {}
 
 func (x *EndpointReport) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[28]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2295,7 +2580,7 @@ func (x *EndpointReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointReport.ProtoReflect.Descriptor instead.
 func (*EndpointReport) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{28}
+	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *EndpointReport) GetEndpoint() string {
@@ -2407,7 +2692,7 @@ type EndpointChange struct {
 
 func (x *EndpointChange) Reset() {
 	*x = EndpointChange{}
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[29]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2419,7 +2704,7 @@ func (x *EndpointChange) String() string {
 func (*EndpointChange) ProtoMessage() {}
 
 func (x *EndpointChange) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[29]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2432,7 +2717,7 @@ func (x *EndpointChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointChange.ProtoReflect.Descriptor instead.
 func (*EndpointChange) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{29}
+	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *EndpointChange) GetEndpoint() string {
@@ -2516,7 +2801,7 @@ type RemoveRequest struct {
 
 func (x *RemoveRequest) Reset() {
 	*x = RemoveRequest{}
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[30]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2528,7 +2813,7 @@ func (x *RemoveRequest) String() string {
 func (*RemoveRequest) ProtoMessage() {}
 
 func (x *RemoveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[30]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2541,7 +2826,7 @@ func (x *RemoveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveRequest.ProtoReflect.Descriptor instead.
 func (*RemoveRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{30}
+	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *RemoveRequest) GetReason() string {
@@ -2611,7 +2896,9 @@ func (x *RemoveRequest) GetForce() bool {
 type Progress struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// quiescing, draining, cutting, watching, shifting; of an upgrade starting,
-	// greeting, copying, canary, switching, flows; of all done, aborted
+	// greeting, copying, canary, switching, flows; of a move to another host plan, hold,
+	// flows, handshakes, address, settling; of an evacuation also evacuating; of all
+	// done, aborted
 	Phase    string        `protobuf:"bytes,1,opt,name=phase,proto3" json:"phase,omitempty"`
 	InFlight int64         `protobuf:"varint,2,opt,name=in_flight,json=inFlight,proto3" json:"in_flight,omitempty"`
 	Text     string        `protobuf:"bytes,3,opt,name=text,proto3" json:"text,omitempty"`         // one line for a person
@@ -2621,19 +2908,31 @@ type Progress struct {
 	Cut      int64         `protobuf:"varint,7,opt,name=cut,proto3" json:"cut,omitempty"`       // flows that "then" dealt with
 	Weight   int64         `protobuf:"varint,8,opt,name=weight,proto3" json:"weight,omitempty"` // of a shift, now
 	Report   *ChangeReport `protobuf:"bytes,9,opt,name=report,proto3" json:"report,omitempty"`  // of the last step
-	// Of an upgrade: how many flows have moved, of how many, and to which process.
-	Flows         int64   `protobuf:"varint,10,opt,name=flows,proto3" json:"flows,omitempty"`
-	FlowsTotal    int64   `protobuf:"varint,11,opt,name=flows_total,json=flowsTotal,proto3" json:"flows_total,omitempty"`
-	Pid           int64   `protobuf:"varint,12,opt,name=pid,proto3" json:"pid,omitempty"`
-	Release       string  `protobuf:"bytes,13,opt,name=release,proto3" json:"release,omitempty"`
-	Move          *Report `protobuf:"bytes,14,opt,name=move,proto3" json:"move,omitempty"` // of the last step
+	// Of an upgrade and of a move: how many flows have moved, of how many, and to
+	// which process.
+	Flows      int64   `protobuf:"varint,10,opt,name=flows,proto3" json:"flows,omitempty"`
+	FlowsTotal int64   `protobuf:"varint,11,opt,name=flows_total,json=flowsTotal,proto3" json:"flows_total,omitempty"`
+	Pid        int64   `protobuf:"varint,12,opt,name=pid,proto3" json:"pid,omitempty"`
+	Release    string  `protobuf:"bytes,13,opt,name=release,proto3" json:"release,omitempty"`
+	Move       *Report `protobuf:"bytes,14,opt,name=move,proto3" json:"move,omitempty"` // of the last step
+	// Of a move to another host: what moves (empty: flows alone), from where to where,
+	// the octets in queues that have gone along, of how many, how long flows have waited
+	// so far, and the seconds that are left at this pace.
+	Vip           string  `protobuf:"bytes,15,opt,name=vip,proto3" json:"vip,omitempty"`
+	From          string  `protobuf:"bytes,16,opt,name=from,proto3" json:"from,omitempty"`
+	To            string  `protobuf:"bytes,17,opt,name=to,proto3" json:"to,omitempty"`
+	Octets        uint64  `protobuf:"varint,18,opt,name=octets,proto3" json:"octets,omitempty"`
+	OctetsTotal   uint64  `protobuf:"varint,19,opt,name=octets_total,json=octetsTotal,proto3" json:"octets_total,omitempty"`
+	PauseUs       *Pause  `protobuf:"bytes,20,opt,name=pause_us,json=pauseUs,proto3" json:"pause_us,omitempty"`
+	EtaSeconds    float64 `protobuf:"fixed64,21,opt,name=eta_seconds,json=etaSeconds,proto3" json:"eta_seconds,omitempty"`
+	Committed     bool    `protobuf:"varint,22,opt,name=committed,proto3" json:"committed,omitempty"` // it is past the point of no return
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Progress) Reset() {
 	*x = Progress{}
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[31]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2645,7 +2944,7 @@ func (x *Progress) String() string {
 func (*Progress) ProtoMessage() {}
 
 func (x *Progress) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[31]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2658,7 +2957,7 @@ func (x *Progress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Progress.ProtoReflect.Descriptor instead.
 func (*Progress) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{31}
+	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Progress) GetPhase() string {
@@ -2759,6 +3058,62 @@ func (x *Progress) GetMove() *Report {
 	return nil
 }
 
+func (x *Progress) GetVip() string {
+	if x != nil {
+		return x.Vip
+	}
+	return ""
+}
+
+func (x *Progress) GetFrom() string {
+	if x != nil {
+		return x.From
+	}
+	return ""
+}
+
+func (x *Progress) GetTo() string {
+	if x != nil {
+		return x.To
+	}
+	return ""
+}
+
+func (x *Progress) GetOctets() uint64 {
+	if x != nil {
+		return x.Octets
+	}
+	return 0
+}
+
+func (x *Progress) GetOctetsTotal() uint64 {
+	if x != nil {
+		return x.OctetsTotal
+	}
+	return 0
+}
+
+func (x *Progress) GetPauseUs() *Pause {
+	if x != nil {
+		return x.PauseUs
+	}
+	return nil
+}
+
+func (x *Progress) GetEtaSeconds() float64 {
+	if x != nil {
+		return x.EtaSeconds
+	}
+	return 0
+}
+
+func (x *Progress) GetCommitted() bool {
+	if x != nil {
+		return x.Committed
+	}
+	return false
+}
+
 // ShiftRequest moves an endpoint's weight gradually.
 type ShiftRequest struct {
 	state              protoimpl.MessageState `protogen:"open.v1"`
@@ -2776,7 +3131,7 @@ type ShiftRequest struct {
 
 func (x *ShiftRequest) Reset() {
 	*x = ShiftRequest{}
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[32]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2788,7 +3143,7 @@ func (x *ShiftRequest) String() string {
 func (*ShiftRequest) ProtoMessage() {}
 
 func (x *ShiftRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[32]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2801,7 +3156,7 @@ func (x *ShiftRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShiftRequest.ProtoReflect.Descriptor instead.
 func (*ShiftRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{32}
+	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ShiftRequest) GetReason() string {
@@ -2876,7 +3231,7 @@ type ShiftState struct {
 
 func (x *ShiftState) Reset() {
 	*x = ShiftState{}
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[33]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2888,7 +3243,7 @@ func (x *ShiftState) String() string {
 func (*ShiftState) ProtoMessage() {}
 
 func (x *ShiftState) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[33]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2901,7 +3256,7 @@ func (x *ShiftState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShiftState.ProtoReflect.Descriptor instead.
 func (*ShiftState) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{33}
+	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ShiftState) GetObject() string {
@@ -2970,7 +3325,7 @@ type KillRequest struct {
 
 func (x *KillRequest) Reset() {
 	*x = KillRequest{}
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[34]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2982,7 +3337,7 @@ func (x *KillRequest) String() string {
 func (*KillRequest) ProtoMessage() {}
 
 func (x *KillRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[34]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2995,7 +3350,7 @@ func (x *KillRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KillRequest.ProtoReflect.Descriptor instead.
 func (*KillRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{34}
+	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *KillRequest) GetReason() string {
@@ -3066,7 +3421,7 @@ type KillReport struct {
 
 func (x *KillReport) Reset() {
 	*x = KillReport{}
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[35]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3078,7 +3433,7 @@ func (x *KillReport) String() string {
 func (*KillReport) ProtoMessage() {}
 
 func (x *KillReport) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[35]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3091,7 +3446,7 @@ func (x *KillReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KillReport.ProtoReflect.Descriptor instead.
 func (*KillReport) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{35}
+	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *KillReport) GetKilled() int64 {
@@ -3131,7 +3486,7 @@ type ShedRequest struct {
 
 func (x *ShedRequest) Reset() {
 	*x = ShedRequest{}
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[36]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3143,7 +3498,7 @@ func (x *ShedRequest) String() string {
 func (*ShedRequest) ProtoMessage() {}
 
 func (x *ShedRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[36]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3156,7 +3511,7 @@ func (x *ShedRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShedRequest.ProtoReflect.Descriptor instead.
 func (*ShedRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{36}
+	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ShedRequest) GetReason() string {
@@ -3224,7 +3579,7 @@ type ShedReport struct {
 
 func (x *ShedReport) Reset() {
 	*x = ShedReport{}
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[37]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3236,7 +3591,7 @@ func (x *ShedReport) String() string {
 func (*ShedReport) ProtoMessage() {}
 
 func (x *ShedReport) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[37]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3249,7 +3604,7 @@ func (x *ShedReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShedReport.ProtoReflect.Descriptor instead.
 func (*ShedReport) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{37}
+	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ShedReport) GetBackend() string {
@@ -3321,7 +3676,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[38]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3333,7 +3688,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[38]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3346,7 +3701,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{38}
+	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *Event) GetSeq() uint64 {
@@ -3481,13 +3836,19 @@ type Status struct {
 	Upgrading                  *Progress         `protobuf:"bytes,62,opt,name=upgrading,proto3" json:"upgrading,omitempty"`                                                                      // the last step of an upgrade that is under way
 	LastUpgrade                *UpgradeStatus    `protobuf:"bytes,63,opt,name=last_upgrade,json=lastUpgrade,proto3" json:"last_upgrade,omitempty"`                                               // of this node, whichever process made it
 	Residue                    []*ResidueStatus  `protobuf:"bytes,64,rep,name=residue,proto3" json:"residue,omitempty"`                                                                          // of processes that were replaced
+	Nodes                      []*NodeStatus     `protobuf:"bytes,65,rep,name=nodes,proto3" json:"nodes,omitempty"`                                                                              // the cluster as this node sees it
+	Vips                       []*VIPStatus      `protobuf:"bytes,66,rep,name=vips,proto3" json:"vips,omitempty"`
+	Moving                     *Progress         `protobuf:"bytes,67,opt,name=moving,proto3" json:"moving,omitempty"` // the last step of a move to another host that is under way
+	LastMove                   *MoveStatus       `protobuf:"bytes,68,opt,name=last_move,json=lastMove,proto3" json:"last_move,omitempty"`
+	HostResidue                []*HostResidue    `protobuf:"bytes,69,rep,name=host_residue,json=hostResidue,proto3" json:"host_residue,omitempty"` // what is still here of VIPs that have gone
+	Free                       bool              `protobuf:"varint,70,opt,name=free,proto3" json:"free,omitempty"`                                 // this node is evacuated, and nothing points at it any more
 	unknownFields              protoimpl.UnknownFields
 	sizeCache                  protoimpl.SizeCache
 }
 
 func (x *Status) Reset() {
 	*x = Status{}
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[39]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3499,7 +3860,7 @@ func (x *Status) String() string {
 func (*Status) ProtoMessage() {}
 
 func (x *Status) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[39]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3512,7 +3873,7 @@ func (x *Status) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Status.ProtoReflect.Descriptor instead.
 func (*Status) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{39}
+	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *Status) GetNode() string {
@@ -3963,6 +4324,431 @@ func (x *Status) GetResidue() []*ResidueStatus {
 	return nil
 }
 
+func (x *Status) GetNodes() []*NodeStatus {
+	if x != nil {
+		return x.Nodes
+	}
+	return nil
+}
+
+func (x *Status) GetVips() []*VIPStatus {
+	if x != nil {
+		return x.Vips
+	}
+	return nil
+}
+
+func (x *Status) GetMoving() *Progress {
+	if x != nil {
+		return x.Moving
+	}
+	return nil
+}
+
+func (x *Status) GetLastMove() *MoveStatus {
+	if x != nil {
+		return x.LastMove
+	}
+	return nil
+}
+
+func (x *Status) GetHostResidue() []*HostResidue {
+	if x != nil {
+		return x.HostResidue
+	}
+	return nil
+}
+
+func (x *Status) GetFree() bool {
+	if x != nil {
+		return x.Free
+	}
+	return false
+}
+
+// VIPStatus is what a node knows of one VIP.
+type VIPStatus struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Name    string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Address string                 `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`
+	Home    string                 `protobuf:"bytes,3,opt,name=home,proto3" json:"home,omitempty"`    // the node that owns it when nothing else was said
+	Owner   string                 `protobuf:"bytes,4,opt,name=owner,proto3" json:"owner,omitempty"`  // the node that answers for it
+	Epoch   uint64                 `protobuf:"varint,5,opt,name=epoch,proto3" json:"epoch,omitempty"` // counts the changes of its owner
+	// owned, moving, guest, elsewhere, or silent: here nobody answers for it though it
+	// is ours, for the reason why.
+	State         string                 `protobuf:"bytes,6,opt,name=state,proto3" json:"state,omitempty"`
+	Why           string                 `protobuf:"bytes,7,opt,name=why,proto3" json:"why,omitempty"`
+	To            string                 `protobuf:"bytes,8,opt,name=to,proto3" json:"to,omitempty"`                                           // while it moves
+	LeaseSeconds  float64                `protobuf:"fixed64,9,opt,name=lease_seconds,json=leaseSeconds,proto3" json:"lease_seconds,omitempty"` // how long the kernel here lets it pass without renewal
+	Since         *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=since,proto3" json:"since,omitempty"`                                    // owner and epoch are what they are
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VIPStatus) Reset() {
+	*x = VIPStatus{}
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VIPStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VIPStatus) ProtoMessage() {}
+
+func (x *VIPStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VIPStatus.ProtoReflect.Descriptor instead.
+func (*VIPStatus) Descriptor() ([]byte, []int) {
+	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *VIPStatus) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *VIPStatus) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *VIPStatus) GetHome() string {
+	if x != nil {
+		return x.Home
+	}
+	return ""
+}
+
+func (x *VIPStatus) GetOwner() string {
+	if x != nil {
+		return x.Owner
+	}
+	return ""
+}
+
+func (x *VIPStatus) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *VIPStatus) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *VIPStatus) GetWhy() string {
+	if x != nil {
+		return x.Why
+	}
+	return ""
+}
+
+func (x *VIPStatus) GetTo() string {
+	if x != nil {
+		return x.To
+	}
+	return ""
+}
+
+func (x *VIPStatus) GetLeaseSeconds() float64 {
+	if x != nil {
+		return x.LeaseSeconds
+	}
+	return 0
+}
+
+func (x *VIPStatus) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+// MoveStatus is what came of a move to another host.
+type MoveStatus struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	At            *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=at,proto3" json:"at,omitempty"` // when it ended
+	By            *Author                `protobuf:"bytes,2,opt,name=by,proto3" json:"by,omitempty"`
+	Vip           string                 `protobuf:"bytes,3,opt,name=vip,proto3" json:"vip,omitempty"` // empty: flows alone
+	From          string                 `protobuf:"bytes,4,opt,name=from,proto3" json:"from,omitempty"`
+	To            string                 `protobuf:"bytes,5,opt,name=to,proto3" json:"to,omitempty"`
+	Result        string                 `protobuf:"bytes,6,opt,name=result,proto3" json:"result,omitempty"` // done, aborted, failed (flows were lost)
+	Why           string                 `protobuf:"bytes,7,opt,name=why,proto3" json:"why,omitempty"`
+	Move          *Report                `protobuf:"bytes,8,opt,name=move,proto3" json:"move,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MoveStatus) Reset() {
+	*x = MoveStatus{}
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[44]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MoveStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MoveStatus) ProtoMessage() {}
+
+func (x *MoveStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[44]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MoveStatus.ProtoReflect.Descriptor instead.
+func (*MoveStatus) Descriptor() ([]byte, []int) {
+	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{44}
+}
+
+func (x *MoveStatus) GetAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
+func (x *MoveStatus) GetBy() *Author {
+	if x != nil {
+		return x.By
+	}
+	return nil
+}
+
+func (x *MoveStatus) GetVip() string {
+	if x != nil {
+		return x.Vip
+	}
+	return ""
+}
+
+func (x *MoveStatus) GetFrom() string {
+	if x != nil {
+		return x.From
+	}
+	return ""
+}
+
+func (x *MoveStatus) GetTo() string {
+	if x != nil {
+		return x.To
+	}
+	return ""
+}
+
+func (x *MoveStatus) GetResult() string {
+	if x != nil {
+		return x.Result
+	}
+	return ""
+}
+
+func (x *MoveStatus) GetWhy() string {
+	if x != nil {
+		return x.Why
+	}
+	return ""
+}
+
+func (x *MoveStatus) GetMove() *Report {
+	if x != nil {
+		return x.Move
+	}
+	return nil
+}
+
+// NodeStatus is one node of the cluster as this one sees it.
+type NodeStatus struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Address       string                 `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`
+	Self          bool                   `protobuf:"varint,3,opt,name=self,proto3" json:"self,omitempty"`
+	Labels        map[string]string      `protobuf:"bytes,4,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Evacuating    bool                   `protobuf:"varint,5,opt,name=evacuating,proto3" json:"evacuating,omitempty"`                          // it is to be free: its endpoints get nothing new, and no VIP goes there
+	HeardSeconds  float64                `protobuf:"fixed64,6,opt,name=heard_seconds,json=heardSeconds,proto3" json:"heard_seconds,omitempty"` // how long ago it answered; below 0: never since this process began
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NodeStatus) Reset() {
+	*x = NodeStatus{}
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[45]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodeStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodeStatus) ProtoMessage() {}
+
+func (x *NodeStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[45]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodeStatus.ProtoReflect.Descriptor instead.
+func (*NodeStatus) Descriptor() ([]byte, []int) {
+	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{45}
+}
+
+func (x *NodeStatus) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *NodeStatus) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *NodeStatus) GetSelf() bool {
+	if x != nil {
+		return x.Self
+	}
+	return false
+}
+
+func (x *NodeStatus) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+func (x *NodeStatus) GetEvacuating() bool {
+	if x != nil {
+		return x.Evacuating
+	}
+	return false
+}
+
+func (x *NodeStatus) GetHeardSeconds() float64 {
+	if x != nil {
+		return x.HeardSeconds
+	}
+	return 0
+}
+
+// HostResidue is what could not move with a VIP and goes on at the host that gave
+// it away.
+type HostResidue struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vip           string                 `protobuf:"bytes,1,opt,name=vip,proto3" json:"vip,omitempty"`
+	To            string                 `protobuf:"bytes,2,opt,name=to,proto3" json:"to,omitempty"` // who owns it now
+	Flows         int64                  `protobuf:"varint,3,opt,name=flows,proto3" json:"flows,omitempty"`
+	Reasons       map[string]int64       `protobuf:"bytes,4,rep,name=reasons,proto3" json:"reasons,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	Until         *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=until,proto3" json:"until,omitempty"` // they are ended then
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HostResidue) Reset() {
+	*x = HostResidue{}
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[46]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HostResidue) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HostResidue) ProtoMessage() {}
+
+func (x *HostResidue) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[46]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HostResidue.ProtoReflect.Descriptor instead.
+func (*HostResidue) Descriptor() ([]byte, []int) {
+	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{46}
+}
+
+func (x *HostResidue) GetVip() string {
+	if x != nil {
+		return x.Vip
+	}
+	return ""
+}
+
+func (x *HostResidue) GetTo() string {
+	if x != nil {
+		return x.To
+	}
+	return ""
+}
+
+func (x *HostResidue) GetFlows() int64 {
+	if x != nil {
+		return x.Flows
+	}
+	return 0
+}
+
+func (x *HostResidue) GetReasons() map[string]int64 {
+	if x != nil {
+		return x.Reasons
+	}
+	return nil
+}
+
+func (x *HostResidue) GetUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Until
+	}
+	return nil
+}
+
 // UpgradeStatus is what came of an upgrade.
 type UpgradeStatus struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -3980,7 +4766,7 @@ type UpgradeStatus struct {
 
 func (x *UpgradeStatus) Reset() {
 	*x = UpgradeStatus{}
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[40]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3992,7 +4778,7 @@ func (x *UpgradeStatus) String() string {
 func (*UpgradeStatus) ProtoMessage() {}
 
 func (x *UpgradeStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[40]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4005,7 +4791,7 @@ func (x *UpgradeStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpgradeStatus.ProtoReflect.Descriptor instead.
 func (*UpgradeStatus) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{40}
+	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *UpgradeStatus) GetAt() *timestamppb.Timestamp {
@@ -4065,7 +4851,7 @@ type ResidueStatus struct {
 
 func (x *ResidueStatus) Reset() {
 	*x = ResidueStatus{}
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[41]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4077,7 +4863,7 @@ func (x *ResidueStatus) String() string {
 func (*ResidueStatus) ProtoMessage() {}
 
 func (x *ResidueStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[41]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4090,7 +4876,7 @@ func (x *ResidueStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResidueStatus.ProtoReflect.Descriptor instead.
 func (*ResidueStatus) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{41}
+	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *ResidueStatus) GetPid() int64 {
@@ -4143,7 +4929,7 @@ type OldObject struct {
 
 func (x *OldObject) Reset() {
 	*x = OldObject{}
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[42]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4155,7 +4941,7 @@ func (x *OldObject) String() string {
 func (*OldObject) ProtoMessage() {}
 
 func (x *OldObject) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[42]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4168,7 +4954,7 @@ func (x *OldObject) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OldObject.ProtoReflect.Descriptor instead.
 func (*OldObject) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{42}
+	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *OldObject) GetObject() string {
@@ -4220,7 +5006,7 @@ type FollowStatus struct {
 
 func (x *FollowStatus) Reset() {
 	*x = FollowStatus{}
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[43]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4232,7 +5018,7 @@ func (x *FollowStatus) String() string {
 func (*FollowStatus) ProtoMessage() {}
 
 func (x *FollowStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[43]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4245,7 +5031,7 @@ func (x *FollowStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FollowStatus.ProtoReflect.Descriptor instead.
 func (*FollowStatus) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{43}
+	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *FollowStatus) GetGeneration() uint64 {
@@ -4298,7 +5084,7 @@ type ShedStatus struct {
 
 func (x *ShedStatus) Reset() {
 	*x = ShedStatus{}
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[44]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4310,7 +5096,7 @@ func (x *ShedStatus) String() string {
 func (*ShedStatus) ProtoMessage() {}
 
 func (x *ShedStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[44]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4323,7 +5109,7 @@ func (x *ShedStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShedStatus.ProtoReflect.Descriptor instead.
 func (*ShedStatus) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{44}
+	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *ShedStatus) GetBackend() string {
@@ -4383,7 +5169,7 @@ type RemovalStatus struct {
 
 func (x *RemovalStatus) Reset() {
 	*x = RemovalStatus{}
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[45]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4395,7 +5181,7 @@ func (x *RemovalStatus) String() string {
 func (*RemovalStatus) ProtoMessage() {}
 
 func (x *RemovalStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[45]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4408,7 +5194,7 @@ func (x *RemovalStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemovalStatus.ProtoReflect.Descriptor instead.
 func (*RemovalStatus) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{45}
+	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *RemovalStatus) GetObject() string {
@@ -4473,7 +5259,7 @@ type ListenerStatus struct {
 
 func (x *ListenerStatus) Reset() {
 	*x = ListenerStatus{}
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[46]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4485,7 +5271,7 @@ func (x *ListenerStatus) String() string {
 func (*ListenerStatus) ProtoMessage() {}
 
 func (x *ListenerStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[46]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4498,7 +5284,7 @@ func (x *ListenerStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListenerStatus.ProtoReflect.Descriptor instead.
 func (*ListenerStatus) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{46}
+	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *ListenerStatus) GetName() string {
@@ -4593,7 +5379,7 @@ type BackendStatus struct {
 
 func (x *BackendStatus) Reset() {
 	*x = BackendStatus{}
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[47]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4605,7 +5391,7 @@ func (x *BackendStatus) String() string {
 func (*BackendStatus) ProtoMessage() {}
 
 func (x *BackendStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[47]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4618,7 +5404,7 @@ func (x *BackendStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackendStatus.ProtoReflect.Descriptor instead.
 func (*BackendStatus) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{47}
+	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *BackendStatus) GetName() string {
@@ -4727,7 +5513,7 @@ type EndpointStatus struct {
 
 func (x *EndpointStatus) Reset() {
 	*x = EndpointStatus{}
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[48]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4739,7 +5525,7 @@ func (x *EndpointStatus) String() string {
 func (*EndpointStatus) ProtoMessage() {}
 
 func (x *EndpointStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[48]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4752,7 +5538,7 @@ func (x *EndpointStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointStatus.ProtoReflect.Descriptor instead.
 func (*EndpointStatus) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{48}
+	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *EndpointStatus) GetName() string {
@@ -4832,7 +5618,7 @@ type EndpointState struct {
 
 func (x *EndpointState) Reset() {
 	*x = EndpointState{}
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[49]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4844,7 +5630,7 @@ func (x *EndpointState) String() string {
 func (*EndpointState) ProtoMessage() {}
 
 func (x *EndpointState) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[49]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4857,7 +5643,7 @@ func (x *EndpointState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointState.ProtoReflect.Descriptor instead.
 func (*EndpointState) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{49}
+	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *EndpointState) GetName() string {
@@ -5050,7 +5836,7 @@ type FlowStatus struct {
 
 func (x *FlowStatus) Reset() {
 	*x = FlowStatus{}
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[50]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5062,7 +5848,7 @@ func (x *FlowStatus) String() string {
 func (*FlowStatus) ProtoMessage() {}
 
 func (x *FlowStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[50]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5075,7 +5861,7 @@ func (x *FlowStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FlowStatus.ProtoReflect.Descriptor instead.
 func (*FlowStatus) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{50}
+	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *FlowStatus) GetId() string {
@@ -5187,24 +5973,32 @@ type Report struct {
 	Plan       string                 `protobuf:"bytes,13,opt,name=plan,proto3" json:"plan,omitempty"`
 	Unchanged  bool                   `protobuf:"varint,14,opt,name=unchanged,proto3" json:"unchanged,omitempty"`
 	Millis     float64                `protobuf:"fixed64,15,opt,name=millis,proto3" json:"millis,omitempty"`
-	// Of an upgrade alone.
-	Kinds         map[string]*KindReport `protobuf:"bytes,16,rep,name=kinds,proto3" json:"kinds,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // what moved, by what it was doing
-	Residue       int64                  `protobuf:"varint,17,opt,name=residue,proto3" json:"residue,omitempty"`                                                                      // refused flows that drain in the old process
-	CanaryFlows   int64                  `protobuf:"varint,18,opt,name=canary_flows,json=canaryFlows,proto3" json:"canary_flows,omitempty"`
-	LostFlows     []string               `protobuf:"bytes,19,rep,name=lost_flows,json=lostFlows,proto3" json:"lost_flows,omitempty"` // who was lost, as far as they are named
-	Listeners     int64                  `protobuf:"varint,20,opt,name=listeners,proto3" json:"listeners,omitempty"`
-	IdleLegs      int64                  `protobuf:"varint,21,opt,name=idle_legs,json=idleLegs,proto3" json:"idle_legs,omitempty"` // pooled backend legs that went along
-	Copied        int64                  `protobuf:"varint,22,opt,name=copied,proto3" json:"copied,omitempty"`                     // descriptors that went over before anything stopped
-	FromRelease   string                 `protobuf:"bytes,23,opt,name=from_release,json=fromRelease,proto3" json:"from_release,omitempty"`
-	ToRelease     string                 `protobuf:"bytes,24,opt,name=to_release,json=toRelease,proto3" json:"to_release,omitempty"`
-	PhasesMs      map[string]float64     `protobuf:"bytes,25,rep,name=phases_ms,json=phasesMs,proto3" json:"phases_ms,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"fixed64,2,opt,name=value"`
+	// Of an upgrade; some of a move to another host, too.
+	Kinds       map[string]*KindReport `protobuf:"bytes,16,rep,name=kinds,proto3" json:"kinds,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // what moved, by what it was doing
+	Residue     int64                  `protobuf:"varint,17,opt,name=residue,proto3" json:"residue,omitempty"`                                                                      // refused flows that drain in the old process, or at the old host
+	CanaryFlows int64                  `protobuf:"varint,18,opt,name=canary_flows,json=canaryFlows,proto3" json:"canary_flows,omitempty"`
+	LostFlows   []string               `protobuf:"bytes,19,rep,name=lost_flows,json=lostFlows,proto3" json:"lost_flows,omitempty"` // who was lost, as far as they are named
+	Listeners   int64                  `protobuf:"varint,20,opt,name=listeners,proto3" json:"listeners,omitempty"`
+	IdleLegs    int64                  `protobuf:"varint,21,opt,name=idle_legs,json=idleLegs,proto3" json:"idle_legs,omitempty"` // pooled backend legs that went along
+	Copied      int64                  `protobuf:"varint,22,opt,name=copied,proto3" json:"copied,omitempty"`                     // descriptors that went over before anything stopped
+	FromRelease string                 `protobuf:"bytes,23,opt,name=from_release,json=fromRelease,proto3" json:"from_release,omitempty"`
+	ToRelease   string                 `protobuf:"bytes,24,opt,name=to_release,json=toRelease,proto3" json:"to_release,omitempty"`
+	PhasesMs    map[string]float64     `protobuf:"bytes,25,rep,name=phases_ms,json=phasesMs,proto3" json:"phases_ms,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"fixed64,2,opt,name=value"`
+	// Of a move to another host alone.
+	Vips          []string `protobuf:"bytes,26,rep,name=vips,proto3" json:"vips,omitempty"` // that moved
+	FromNode      string   `protobuf:"bytes,27,opt,name=from_node,json=fromNode,proto3" json:"from_node,omitempty"`
+	ToNode        string   `protobuf:"bytes,28,opt,name=to_node,json=toNode,proto3" json:"to_node,omitempty"`
+	Handshakes    int64    `protobuf:"varint,29,opt,name=handshakes,proto3" json:"handshakes,omitempty"`                   // that were finished where they began, and moved last
+	AddressMs     float64  `protobuf:"fixed64,30,opt,name=address_ms,json=addressMs,proto3" json:"address_ms,omitempty"`   // how long no host answered for the address
+	Retransmits   uint64   `protobuf:"varint,31,opt,name=retransmits,proto3" json:"retransmits,omitempty"`                 // by which the moved sockets' counts grew
+	StateBytes    uint64   `protobuf:"varint,32,opt,name=state_bytes,json=stateBytes,proto3" json:"state_bytes,omitempty"` // of the frozen forms, without octets in queues
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Report) Reset() {
 	*x = Report{}
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[51]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5216,7 +6010,7 @@ func (x *Report) String() string {
 func (*Report) ProtoMessage() {}
 
 func (x *Report) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[51]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5229,7 +6023,7 @@ func (x *Report) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Report.ProtoReflect.Descriptor instead.
 func (*Report) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{51}
+	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *Report) GetDistance() string {
@@ -5407,6 +6201,55 @@ func (x *Report) GetPhasesMs() map[string]float64 {
 	return nil
 }
 
+func (x *Report) GetVips() []string {
+	if x != nil {
+		return x.Vips
+	}
+	return nil
+}
+
+func (x *Report) GetFromNode() string {
+	if x != nil {
+		return x.FromNode
+	}
+	return ""
+}
+
+func (x *Report) GetToNode() string {
+	if x != nil {
+		return x.ToNode
+	}
+	return ""
+}
+
+func (x *Report) GetHandshakes() int64 {
+	if x != nil {
+		return x.Handshakes
+	}
+	return 0
+}
+
+func (x *Report) GetAddressMs() float64 {
+	if x != nil {
+		return x.AddressMs
+	}
+	return 0
+}
+
+func (x *Report) GetRetransmits() uint64 {
+	if x != nil {
+		return x.Retransmits
+	}
+	return 0
+}
+
+func (x *Report) GetStateBytes() uint64 {
+	if x != nil {
+		return x.StateBytes
+	}
+	return 0
+}
+
 // KindReport is what moved of one kind of flow.
 type KindReport struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -5419,7 +6262,7 @@ type KindReport struct {
 
 func (x *KindReport) Reset() {
 	*x = KindReport{}
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[52]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5431,7 +6274,7 @@ func (x *KindReport) String() string {
 func (*KindReport) ProtoMessage() {}
 
 func (x *KindReport) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_v1_holdfast_proto_msgTypes[52]
+	mi := &file_holdfast_v1_holdfast_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5444,7 +6287,7 @@ func (x *KindReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KindReport.ProtoReflect.Descriptor instead.
 func (*KindReport) Descriptor() ([]byte, []int) {
-	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{52}
+	return file_holdfast_v1_holdfast_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *KindReport) GetFlows() int64 {
@@ -5504,10 +6347,34 @@ const file_holdfast_v1_holdfast_proto_rawDesc = "" +
 	"\x13expected_generation\x18\x04 \x01(\x04R\x12expectedGeneration\"<\n" +
 	"\x10RebalanceRequest\x12\x10\n" +
 	"\x03all\x18\x01 \x01(\bR\x03all\x12\x16\n" +
-	"\x06reason\x18\x02 \x01(\tR\x06reason\"8\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"\xeb\x01\n" +
 	"\x0eMigrateRequest\x12\x0e\n" +
 	"\x02to\x18\x01 \x01(\tR\x02to\x12\x16\n" +
-	"\x06reason\x18\x02 \x01(\tR\x06reason\"\x92\x02\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x10\n" +
+	"\x03vip\x18\x03 \x01(\tR\x03vip\x12\x14\n" +
+	"\x05share\x18\x04 \x01(\x01R\x05share\x12/\n" +
+	"\x05drain\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\x05drain\x12/\n" +
+	"\x13expected_generation\x18\x06 \x01(\x04R\x12expectedGeneration\x12'\n" +
+	"\x0fidempotency_key\x18\a \x01(\tR\x0eidempotencyKey\"\xd8\x01\n" +
+	"\x0fEvacuateRequest\x12\x16\n" +
+	"\x06reason\x18\x01 \x01(\tR\x06reason\x12/\n" +
+	"\x13expected_generation\x18\x02 \x01(\x04R\x12expectedGeneration\x12'\n" +
+	"\x0fidempotency_key\x18\x03 \x01(\tR\x0eidempotencyKey\x12\x12\n" +
+	"\x04node\x18\x04 \x01(\tR\x04node\x12\x0e\n" +
+	"\x02to\x18\x05 \x01(\tR\x02to\x12/\n" +
+	"\x05drain\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\x05drain\"\xda\x01\n" +
+	"\rReturnRequest\x12\x16\n" +
+	"\x06reason\x18\x01 \x01(\tR\x06reason\x12/\n" +
+	"\x13expected_generation\x18\x02 \x01(\x04R\x12expectedGeneration\x12'\n" +
+	"\x0fidempotency_key\x18\x03 \x01(\tR\x0eidempotencyKey\x12\x12\n" +
+	"\x04node\x18\x04 \x01(\tR\x04node\x12/\n" +
+	"\x05drain\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\x05drain\x12\x12\n" +
+	"\x04stay\x18\x06 \x01(\bR\x04stay\"\x91\x01\n" +
+	"\vTakeRequest\x12\x16\n" +
+	"\x06reason\x18\x01 \x01(\tR\x06reason\x12/\n" +
+	"\x13expected_generation\x18\x02 \x01(\x04R\x12expectedGeneration\x12'\n" +
+	"\x0fidempotency_key\x18\x03 \x01(\tR\x0eidempotencyKey\x12\x10\n" +
+	"\x03vip\x18\x04 \x01(\tR\x03vip\"\x92\x02\n" +
 	"\x0eUpgradeRequest\x12\x16\n" +
 	"\x06binary\x18\x01 \x01(\tR\x06binary\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12/\n" +
@@ -5714,7 +6581,7 @@ const file_holdfast_v1_holdfast_proto_rawDesc = "" +
 	"\bdeadline\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\bdeadline\x12\x12\n" +
 	"\x04then\x18\a \x01(\tR\x04then\x12\x0e\n" +
 	"\x02to\x18\b \x01(\tR\x02to\x12\x14\n" +
-	"\x05force\x18\t \x01(\bR\x05force\"\x80\x03\n" +
+	"\x05force\x18\t \x01(\bR\x05force\"\xdf\x04\n" +
 	"\bProgress\x12\x14\n" +
 	"\x05phase\x18\x01 \x01(\tR\x05phase\x12\x1b\n" +
 	"\tin_flight\x18\x02 \x01(\x03R\binFlight\x12\x12\n" +
@@ -5731,7 +6598,16 @@ const file_holdfast_v1_holdfast_proto_rawDesc = "" +
 	"flowsTotal\x12\x10\n" +
 	"\x03pid\x18\f \x01(\x03R\x03pid\x12\x18\n" +
 	"\arelease\x18\r \x01(\tR\arelease\x12'\n" +
-	"\x04move\x18\x0e \x01(\v2\x13.holdfast.v1.ReportR\x04move\"\x98\x02\n" +
+	"\x04move\x18\x0e \x01(\v2\x13.holdfast.v1.ReportR\x04move\x12\x10\n" +
+	"\x03vip\x18\x0f \x01(\tR\x03vip\x12\x12\n" +
+	"\x04from\x18\x10 \x01(\tR\x04from\x12\x0e\n" +
+	"\x02to\x18\x11 \x01(\tR\x02to\x12\x16\n" +
+	"\x06octets\x18\x12 \x01(\x04R\x06octets\x12!\n" +
+	"\foctets_total\x18\x13 \x01(\x04R\voctetsTotal\x12-\n" +
+	"\bpause_us\x18\x14 \x01(\v2\x12.holdfast.v1.PauseR\apauseUs\x12\x1f\n" +
+	"\veta_seconds\x18\x15 \x01(\x01R\n" +
+	"etaSeconds\x12\x1c\n" +
+	"\tcommitted\x18\x16 \x01(\bR\tcommitted\"\x98\x02\n" +
 	"\fShiftRequest\x12\x16\n" +
 	"\x06reason\x18\x01 \x01(\tR\x06reason\x12/\n" +
 	"\x13expected_generation\x18\x02 \x01(\x04R\x12expectedGeneration\x12'\n" +
@@ -5796,7 +6672,7 @@ const file_holdfast_v1_holdfast_proto_rawDesc = "" +
 	"\x06status\x18\t \x01(\v2\x13.holdfast.v1.StatusR\x06status\x1a9\n" +
 	"\vFieldsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x9d\x19\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xae\x1b\n" +
 	"\x06Status\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n" +
 	"\arelease\x18\x02 \x01(\tR\arelease\x12\x10\n" +
@@ -5871,7 +6747,13 @@ const file_holdfast_v1_holdfast_proto_rawDesc = "" +
 	"\farrived_late\x18= \x01(\x04R\varrivedLate\x123\n" +
 	"\tupgrading\x18> \x01(\v2\x15.holdfast.v1.ProgressR\tupgrading\x12=\n" +
 	"\flast_upgrade\x18? \x01(\v2\x1a.holdfast.v1.UpgradeStatusR\vlastUpgrade\x124\n" +
-	"\aresidue\x18@ \x03(\v2\x1a.holdfast.v1.ResidueStatusR\aresidue\x1a?\n" +
+	"\aresidue\x18@ \x03(\v2\x1a.holdfast.v1.ResidueStatusR\aresidue\x12-\n" +
+	"\x05nodes\x18A \x03(\v2\x17.holdfast.v1.NodeStatusR\x05nodes\x12*\n" +
+	"\x04vips\x18B \x03(\v2\x16.holdfast.v1.VIPStatusR\x04vips\x12-\n" +
+	"\x06moving\x18C \x01(\v2\x15.holdfast.v1.ProgressR\x06moving\x124\n" +
+	"\tlast_move\x18D \x01(\v2\x17.holdfast.v1.MoveStatusR\blastMove\x12;\n" +
+	"\fhost_residue\x18E \x03(\v2\x18.holdfast.v1.HostResidueR\vhostResidue\x12\x12\n" +
+	"\x04free\x18F \x01(\bR\x04free\x1a?\n" +
 	"\x11FlowsByStateEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\x1a9\n" +
@@ -5897,7 +6779,51 @@ const file_holdfast_v1_holdfast_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\x1a9\n" +
 	"\vKernelEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\xcc\x01\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\x88\x02\n" +
+	"\tVIPStatus\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
+	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x12\n" +
+	"\x04home\x18\x03 \x01(\tR\x04home\x12\x14\n" +
+	"\x05owner\x18\x04 \x01(\tR\x05owner\x12\x14\n" +
+	"\x05epoch\x18\x05 \x01(\x04R\x05epoch\x12\x14\n" +
+	"\x05state\x18\x06 \x01(\tR\x05state\x12\x10\n" +
+	"\x03why\x18\a \x01(\tR\x03why\x12\x0e\n" +
+	"\x02to\x18\b \x01(\tR\x02to\x12#\n" +
+	"\rlease_seconds\x18\t \x01(\x01R\fleaseSeconds\x120\n" +
+	"\x05since\x18\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"\xe6\x01\n" +
+	"\n" +
+	"MoveStatus\x12*\n" +
+	"\x02at\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12#\n" +
+	"\x02by\x18\x02 \x01(\v2\x13.holdfast.v1.AuthorR\x02by\x12\x10\n" +
+	"\x03vip\x18\x03 \x01(\tR\x03vip\x12\x12\n" +
+	"\x04from\x18\x04 \x01(\tR\x04from\x12\x0e\n" +
+	"\x02to\x18\x05 \x01(\tR\x02to\x12\x16\n" +
+	"\x06result\x18\x06 \x01(\tR\x06result\x12\x10\n" +
+	"\x03why\x18\a \x01(\tR\x03why\x12'\n" +
+	"\x04move\x18\b \x01(\v2\x13.holdfast.v1.ReportR\x04move\"\x8b\x02\n" +
+	"\n" +
+	"NodeStatus\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
+	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x12\n" +
+	"\x04self\x18\x03 \x01(\bR\x04self\x12;\n" +
+	"\x06labels\x18\x04 \x03(\v2#.holdfast.v1.NodeStatus.LabelsEntryR\x06labels\x12\x1e\n" +
+	"\n" +
+	"evacuating\x18\x05 \x01(\bR\n" +
+	"evacuating\x12#\n" +
+	"\rheard_seconds\x18\x06 \x01(\x01R\fheardSeconds\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xf4\x01\n" +
+	"\vHostResidue\x12\x10\n" +
+	"\x03vip\x18\x01 \x01(\tR\x03vip\x12\x0e\n" +
+	"\x02to\x18\x02 \x01(\tR\x02to\x12\x14\n" +
+	"\x05flows\x18\x03 \x01(\x03R\x05flows\x12?\n" +
+	"\areasons\x18\x04 \x03(\v2%.holdfast.v1.HostResidue.ReasonsEntryR\areasons\x120\n" +
+	"\x05until\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05until\x1a:\n" +
+	"\fReasonsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\"\xcc\x01\n" +
 	"\rUpgradeStatus\x12*\n" +
 	"\x02at\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12#\n" +
 	"\x02by\x18\x02 \x01(\v2\x13.holdfast.v1.AuthorR\x02by\x12\x16\n" +
@@ -6037,7 +6963,8 @@ const file_holdfast_v1_holdfast_proto_rawDesc = "" +
 	" \x01(\x03R\foctetsUnsent\x12\x1a\n" +
 	"\brequests\x18\v \x01(\x03R\brequests\x12\x14\n" +
 	"\x05moves\x18\f \x01(\x03R\x05moves\x12\x12\n" +
-	"\x04loop\x18\r \x01(\x03R\x04loop\"\xc7\b\n" +
+	"\x04loop\x18\r \x01(\x03R\x04loop\"\x93\n" +
+	"\n" +
 	"\x06Report\x12\x1a\n" +
 	"\bdistance\x18\x01 \x01(\tR\bdistance\x12\x14\n" +
 	"\x05flows\x18\x02 \x01(\x03R\x05flows\x12\x16\n" +
@@ -6069,7 +6996,18 @@ const file_holdfast_v1_holdfast_proto_rawDesc = "" +
 	"\ffrom_release\x18\x17 \x01(\tR\vfromRelease\x12\x1d\n" +
 	"\n" +
 	"to_release\x18\x18 \x01(\tR\ttoRelease\x12>\n" +
-	"\tphases_ms\x18\x19 \x03(\v2!.holdfast.v1.Report.PhasesMsEntryR\bphasesMs\x1a:\n" +
+	"\tphases_ms\x18\x19 \x03(\v2!.holdfast.v1.Report.PhasesMsEntryR\bphasesMs\x12\x12\n" +
+	"\x04vips\x18\x1a \x03(\tR\x04vips\x12\x1b\n" +
+	"\tfrom_node\x18\x1b \x01(\tR\bfromNode\x12\x17\n" +
+	"\ato_node\x18\x1c \x01(\tR\x06toNode\x12\x1e\n" +
+	"\n" +
+	"handshakes\x18\x1d \x01(\x03R\n" +
+	"handshakes\x12\x1d\n" +
+	"\n" +
+	"address_ms\x18\x1e \x01(\x01R\taddressMs\x12 \n" +
+	"\vretransmits\x18\x1f \x01(\x04R\vretransmits\x12\x1f\n" +
+	"\vstate_bytes\x18  \x01(\x04R\n" +
+	"stateBytes\x1a:\n" +
 	"\fReasonsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\x1a9\n" +
@@ -6121,7 +7059,7 @@ func file_holdfast_v1_holdfast_proto_rawDescGZIP() []byte {
 	return file_holdfast_v1_holdfast_proto_rawDescData
 }
 
-var file_holdfast_v1_holdfast_proto_msgTypes = make([]protoimpl.MessageInfo, 74)
+var file_holdfast_v1_holdfast_proto_msgTypes = make([]protoimpl.MessageInfo, 83)
 var file_holdfast_v1_holdfast_proto_goTypes = []any{
 	(*StatusRequest)(nil),         // 0: holdfast.v1.StatusRequest
 	(*EndpointsRequest)(nil),      // 1: holdfast.v1.EndpointsRequest
@@ -6135,193 +7073,218 @@ var file_holdfast_v1_holdfast_proto_goTypes = []any{
 	(*SettleRequest)(nil),         // 9: holdfast.v1.SettleRequest
 	(*RebalanceRequest)(nil),      // 10: holdfast.v1.RebalanceRequest
 	(*MigrateRequest)(nil),        // 11: holdfast.v1.MigrateRequest
-	(*UpgradeRequest)(nil),        // 12: holdfast.v1.UpgradeRequest
-	(*LogRequest)(nil),            // 13: holdfast.v1.LogRequest
-	(*LogReport)(nil),             // 14: holdfast.v1.LogReport
-	(*BusyRequest)(nil),           // 15: holdfast.v1.BusyRequest
-	(*BusyReport)(nil),            // 16: holdfast.v1.BusyReport
-	(*Author)(nil),                // 17: holdfast.v1.Author
-	(*FlowsPolicy)(nil),           // 18: holdfast.v1.FlowsPolicy
-	(*Patch)(nil),                 // 19: holdfast.v1.Patch
-	(*ChangeRequest)(nil),         // 20: holdfast.v1.ChangeRequest
-	(*Impact)(nil),                // 21: holdfast.v1.Impact
-	(*Drift)(nil),                 // 22: holdfast.v1.Drift
-	(*Pause)(nil),                 // 23: holdfast.v1.Pause
-	(*ChangeReport)(nil),          // 24: holdfast.v1.ChangeReport
-	(*GenerationInfo)(nil),        // 25: holdfast.v1.GenerationInfo
-	(*ConfigState)(nil),           // 26: holdfast.v1.ConfigState
-	(*EndpointRequest)(nil),       // 27: holdfast.v1.EndpointRequest
-	(*EndpointReport)(nil),        // 28: holdfast.v1.EndpointReport
-	(*EndpointChange)(nil),        // 29: holdfast.v1.EndpointChange
-	(*RemoveRequest)(nil),         // 30: holdfast.v1.RemoveRequest
-	(*Progress)(nil),              // 31: holdfast.v1.Progress
-	(*ShiftRequest)(nil),          // 32: holdfast.v1.ShiftRequest
-	(*ShiftState)(nil),            // 33: holdfast.v1.ShiftState
-	(*KillRequest)(nil),           // 34: holdfast.v1.KillRequest
-	(*KillReport)(nil),            // 35: holdfast.v1.KillReport
-	(*ShedRequest)(nil),           // 36: holdfast.v1.ShedRequest
-	(*ShedReport)(nil),            // 37: holdfast.v1.ShedReport
-	(*Event)(nil),                 // 38: holdfast.v1.Event
-	(*Status)(nil),                // 39: holdfast.v1.Status
-	(*UpgradeStatus)(nil),         // 40: holdfast.v1.UpgradeStatus
-	(*ResidueStatus)(nil),         // 41: holdfast.v1.ResidueStatus
-	(*OldObject)(nil),             // 42: holdfast.v1.OldObject
-	(*FollowStatus)(nil),          // 43: holdfast.v1.FollowStatus
-	(*ShedStatus)(nil),            // 44: holdfast.v1.ShedStatus
-	(*RemovalStatus)(nil),         // 45: holdfast.v1.RemovalStatus
-	(*ListenerStatus)(nil),        // 46: holdfast.v1.ListenerStatus
-	(*BackendStatus)(nil),         // 47: holdfast.v1.BackendStatus
-	(*EndpointStatus)(nil),        // 48: holdfast.v1.EndpointStatus
-	(*EndpointState)(nil),         // 49: holdfast.v1.EndpointState
-	(*FlowStatus)(nil),            // 50: holdfast.v1.FlowStatus
-	(*Report)(nil),                // 51: holdfast.v1.Report
-	(*KindReport)(nil),            // 52: holdfast.v1.KindReport
-	nil,                           // 53: holdfast.v1.ChangeReport.KernelEntry
-	nil,                           // 54: holdfast.v1.ChangeReport.StatesEntry
-	nil,                           // 55: holdfast.v1.ChangeReport.ReasonsEntry
-	nil,                           // 56: holdfast.v1.Event.FieldsEntry
-	nil,                           // 57: holdfast.v1.Status.FlowsByStateEntry
-	nil,                           // 58: holdfast.v1.Status.QueuedEntry
-	nil,                           // 59: holdfast.v1.Status.HostEntry
-	nil,                           // 60: holdfast.v1.Status.EndedEntry
-	nil,                           // 61: holdfast.v1.Status.MovesEntry
-	nil,                           // 62: holdfast.v1.Status.MovedFlowsEntry
-	nil,                           // 63: holdfast.v1.Status.ResponsesEntry
-	nil,                           // 64: holdfast.v1.Status.KernelEntry
-	nil,                           // 65: holdfast.v1.ResidueStatus.ReasonsEntry
-	nil,                           // 66: holdfast.v1.ListenerStatus.CodesEntry
-	nil,                           // 67: holdfast.v1.ListenerStatus.CausesEntry
-	nil,                           // 68: holdfast.v1.BackendStatus.CodesEntry
-	nil,                           // 69: holdfast.v1.BackendStatus.CausesEntry
-	nil,                           // 70: holdfast.v1.Report.ReasonsEntry
-	nil,                           // 71: holdfast.v1.Report.StatesEntry
-	nil,                           // 72: holdfast.v1.Report.KindsEntry
-	nil,                           // 73: holdfast.v1.Report.PhasesMsEntry
-	(*durationpb.Duration)(nil),   // 74: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 75: google.protobuf.Timestamp
+	(*EvacuateRequest)(nil),       // 12: holdfast.v1.EvacuateRequest
+	(*ReturnRequest)(nil),         // 13: holdfast.v1.ReturnRequest
+	(*TakeRequest)(nil),           // 14: holdfast.v1.TakeRequest
+	(*UpgradeRequest)(nil),        // 15: holdfast.v1.UpgradeRequest
+	(*LogRequest)(nil),            // 16: holdfast.v1.LogRequest
+	(*LogReport)(nil),             // 17: holdfast.v1.LogReport
+	(*BusyRequest)(nil),           // 18: holdfast.v1.BusyRequest
+	(*BusyReport)(nil),            // 19: holdfast.v1.BusyReport
+	(*Author)(nil),                // 20: holdfast.v1.Author
+	(*FlowsPolicy)(nil),           // 21: holdfast.v1.FlowsPolicy
+	(*Patch)(nil),                 // 22: holdfast.v1.Patch
+	(*ChangeRequest)(nil),         // 23: holdfast.v1.ChangeRequest
+	(*Impact)(nil),                // 24: holdfast.v1.Impact
+	(*Drift)(nil),                 // 25: holdfast.v1.Drift
+	(*Pause)(nil),                 // 26: holdfast.v1.Pause
+	(*ChangeReport)(nil),          // 27: holdfast.v1.ChangeReport
+	(*GenerationInfo)(nil),        // 28: holdfast.v1.GenerationInfo
+	(*ConfigState)(nil),           // 29: holdfast.v1.ConfigState
+	(*EndpointRequest)(nil),       // 30: holdfast.v1.EndpointRequest
+	(*EndpointReport)(nil),        // 31: holdfast.v1.EndpointReport
+	(*EndpointChange)(nil),        // 32: holdfast.v1.EndpointChange
+	(*RemoveRequest)(nil),         // 33: holdfast.v1.RemoveRequest
+	(*Progress)(nil),              // 34: holdfast.v1.Progress
+	(*ShiftRequest)(nil),          // 35: holdfast.v1.ShiftRequest
+	(*ShiftState)(nil),            // 36: holdfast.v1.ShiftState
+	(*KillRequest)(nil),           // 37: holdfast.v1.KillRequest
+	(*KillReport)(nil),            // 38: holdfast.v1.KillReport
+	(*ShedRequest)(nil),           // 39: holdfast.v1.ShedRequest
+	(*ShedReport)(nil),            // 40: holdfast.v1.ShedReport
+	(*Event)(nil),                 // 41: holdfast.v1.Event
+	(*Status)(nil),                // 42: holdfast.v1.Status
+	(*VIPStatus)(nil),             // 43: holdfast.v1.VIPStatus
+	(*MoveStatus)(nil),            // 44: holdfast.v1.MoveStatus
+	(*NodeStatus)(nil),            // 45: holdfast.v1.NodeStatus
+	(*HostResidue)(nil),           // 46: holdfast.v1.HostResidue
+	(*UpgradeStatus)(nil),         // 47: holdfast.v1.UpgradeStatus
+	(*ResidueStatus)(nil),         // 48: holdfast.v1.ResidueStatus
+	(*OldObject)(nil),             // 49: holdfast.v1.OldObject
+	(*FollowStatus)(nil),          // 50: holdfast.v1.FollowStatus
+	(*ShedStatus)(nil),            // 51: holdfast.v1.ShedStatus
+	(*RemovalStatus)(nil),         // 52: holdfast.v1.RemovalStatus
+	(*ListenerStatus)(nil),        // 53: holdfast.v1.ListenerStatus
+	(*BackendStatus)(nil),         // 54: holdfast.v1.BackendStatus
+	(*EndpointStatus)(nil),        // 55: holdfast.v1.EndpointStatus
+	(*EndpointState)(nil),         // 56: holdfast.v1.EndpointState
+	(*FlowStatus)(nil),            // 57: holdfast.v1.FlowStatus
+	(*Report)(nil),                // 58: holdfast.v1.Report
+	(*KindReport)(nil),            // 59: holdfast.v1.KindReport
+	nil,                           // 60: holdfast.v1.ChangeReport.KernelEntry
+	nil,                           // 61: holdfast.v1.ChangeReport.StatesEntry
+	nil,                           // 62: holdfast.v1.ChangeReport.ReasonsEntry
+	nil,                           // 63: holdfast.v1.Event.FieldsEntry
+	nil,                           // 64: holdfast.v1.Status.FlowsByStateEntry
+	nil,                           // 65: holdfast.v1.Status.QueuedEntry
+	nil,                           // 66: holdfast.v1.Status.HostEntry
+	nil,                           // 67: holdfast.v1.Status.EndedEntry
+	nil,                           // 68: holdfast.v1.Status.MovesEntry
+	nil,                           // 69: holdfast.v1.Status.MovedFlowsEntry
+	nil,                           // 70: holdfast.v1.Status.ResponsesEntry
+	nil,                           // 71: holdfast.v1.Status.KernelEntry
+	nil,                           // 72: holdfast.v1.NodeStatus.LabelsEntry
+	nil,                           // 73: holdfast.v1.HostResidue.ReasonsEntry
+	nil,                           // 74: holdfast.v1.ResidueStatus.ReasonsEntry
+	nil,                           // 75: holdfast.v1.ListenerStatus.CodesEntry
+	nil,                           // 76: holdfast.v1.ListenerStatus.CausesEntry
+	nil,                           // 77: holdfast.v1.BackendStatus.CodesEntry
+	nil,                           // 78: holdfast.v1.BackendStatus.CausesEntry
+	nil,                           // 79: holdfast.v1.Report.ReasonsEntry
+	nil,                           // 80: holdfast.v1.Report.StatesEntry
+	nil,                           // 81: holdfast.v1.Report.KindsEntry
+	nil,                           // 82: holdfast.v1.Report.PhasesMsEntry
+	(*durationpb.Duration)(nil),   // 83: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 84: google.protobuf.Timestamp
 }
 var file_holdfast_v1_holdfast_proto_depIdxs = []int32{
-	74, // 0: holdfast.v1.FlowsRequest.older:type_name -> google.protobuf.Duration
-	50, // 1: holdfast.v1.FlowsResponse.flows:type_name -> holdfast.v1.FlowStatus
-	49, // 2: holdfast.v1.EndpointsResponse.endpoints:type_name -> holdfast.v1.EndpointState
-	25, // 3: holdfast.v1.HistoryResponse.generations:type_name -> holdfast.v1.GenerationInfo
-	74, // 4: holdfast.v1.WatchRequest.status_every:type_name -> google.protobuf.Duration
-	74, // 5: holdfast.v1.UpgradeRequest.canary:type_name -> google.protobuf.Duration
-	74, // 6: holdfast.v1.UpgradeRequest.drain:type_name -> google.protobuf.Duration
-	19, // 7: holdfast.v1.ChangeRequest.edits:type_name -> holdfast.v1.Patch
-	18, // 8: holdfast.v1.ChangeRequest.flows:type_name -> holdfast.v1.FlowsPolicy
-	74, // 9: holdfast.v1.ChangeRequest.canary:type_name -> google.protobuf.Duration
-	19, // 10: holdfast.v1.ChangeRequest.revert:type_name -> holdfast.v1.Patch
-	17, // 11: holdfast.v1.Drift.by:type_name -> holdfast.v1.Author
-	75, // 12: holdfast.v1.Drift.at:type_name -> google.protobuf.Timestamp
-	21, // 13: holdfast.v1.ChangeReport.impact:type_name -> holdfast.v1.Impact
-	22, // 14: holdfast.v1.ChangeReport.edits:type_name -> holdfast.v1.Drift
-	23, // 15: holdfast.v1.ChangeReport.pause_us:type_name -> holdfast.v1.Pause
-	53, // 16: holdfast.v1.ChangeReport.kernel:type_name -> holdfast.v1.ChangeReport.KernelEntry
-	54, // 17: holdfast.v1.ChangeReport.states:type_name -> holdfast.v1.ChangeReport.StatesEntry
-	55, // 18: holdfast.v1.ChangeReport.reasons:type_name -> holdfast.v1.ChangeReport.ReasonsEntry
-	75, // 19: holdfast.v1.GenerationInfo.at:type_name -> google.protobuf.Timestamp
-	17, // 20: holdfast.v1.GenerationInfo.by:type_name -> holdfast.v1.Author
-	21, // 21: holdfast.v1.GenerationInfo.impact:type_name -> holdfast.v1.Impact
-	22, // 22: holdfast.v1.ConfigState.edits:type_name -> holdfast.v1.Drift
-	17, // 23: holdfast.v1.ConfigState.by:type_name -> holdfast.v1.Author
-	75, // 24: holdfast.v1.ConfigState.at:type_name -> google.protobuf.Timestamp
-	75, // 25: holdfast.v1.ConfigState.canary_ends:type_name -> google.protobuf.Timestamp
-	33, // 26: holdfast.v1.ConfigState.shifts:type_name -> holdfast.v1.ShiftState
-	29, // 27: holdfast.v1.EndpointReport.each:type_name -> holdfast.v1.EndpointChange
-	74, // 28: holdfast.v1.RemoveRequest.deadline:type_name -> google.protobuf.Duration
-	24, // 29: holdfast.v1.Progress.report:type_name -> holdfast.v1.ChangeReport
-	51, // 30: holdfast.v1.Progress.move:type_name -> holdfast.v1.Report
-	74, // 31: holdfast.v1.ShiftRequest.over:type_name -> google.protobuf.Duration
-	75, // 32: holdfast.v1.ShiftState.ends:type_name -> google.protobuf.Timestamp
-	17, // 33: holdfast.v1.ShiftState.by:type_name -> holdfast.v1.Author
-	3,  // 34: holdfast.v1.KillRequest.filter:type_name -> holdfast.v1.FlowsRequest
-	74, // 35: holdfast.v1.ShedRequest.for:type_name -> google.protobuf.Duration
-	75, // 36: holdfast.v1.ShedReport.until:type_name -> google.protobuf.Timestamp
-	75, // 37: holdfast.v1.Event.at:type_name -> google.protobuf.Timestamp
-	56, // 38: holdfast.v1.Event.fields:type_name -> holdfast.v1.Event.FieldsEntry
-	39, // 39: holdfast.v1.Event.status:type_name -> holdfast.v1.Status
-	57, // 40: holdfast.v1.Status.flows_by_state:type_name -> holdfast.v1.Status.FlowsByStateEntry
-	46, // 41: holdfast.v1.Status.listeners:type_name -> holdfast.v1.ListenerStatus
-	47, // 42: holdfast.v1.Status.backends:type_name -> holdfast.v1.BackendStatus
-	48, // 43: holdfast.v1.Status.endpoints:type_name -> holdfast.v1.EndpointStatus
-	58, // 44: holdfast.v1.Status.queued:type_name -> holdfast.v1.Status.QueuedEntry
-	59, // 45: holdfast.v1.Status.host:type_name -> holdfast.v1.Status.HostEntry
-	60, // 46: holdfast.v1.Status.ended:type_name -> holdfast.v1.Status.EndedEntry
-	61, // 47: holdfast.v1.Status.moves:type_name -> holdfast.v1.Status.MovesEntry
-	62, // 48: holdfast.v1.Status.moved_flows:type_name -> holdfast.v1.Status.MovedFlowsEntry
-	63, // 49: holdfast.v1.Status.responses:type_name -> holdfast.v1.Status.ResponsesEntry
-	42, // 50: holdfast.v1.Status.old_objects:type_name -> holdfast.v1.OldObject
-	43, // 51: holdfast.v1.Status.following:type_name -> holdfast.v1.FollowStatus
-	44, // 52: holdfast.v1.Status.sheds:type_name -> holdfast.v1.ShedStatus
-	45, // 53: holdfast.v1.Status.removing:type_name -> holdfast.v1.RemovalStatus
-	33, // 54: holdfast.v1.Status.shifts:type_name -> holdfast.v1.ShiftState
-	64, // 55: holdfast.v1.Status.kernel:type_name -> holdfast.v1.Status.KernelEntry
-	31, // 56: holdfast.v1.Status.upgrading:type_name -> holdfast.v1.Progress
-	40, // 57: holdfast.v1.Status.last_upgrade:type_name -> holdfast.v1.UpgradeStatus
-	41, // 58: holdfast.v1.Status.residue:type_name -> holdfast.v1.ResidueStatus
-	75, // 59: holdfast.v1.UpgradeStatus.at:type_name -> google.protobuf.Timestamp
-	17, // 60: holdfast.v1.UpgradeStatus.by:type_name -> holdfast.v1.Author
-	51, // 61: holdfast.v1.UpgradeStatus.move:type_name -> holdfast.v1.Report
-	65, // 62: holdfast.v1.ResidueStatus.reasons:type_name -> holdfast.v1.ResidueStatus.ReasonsEntry
-	75, // 63: holdfast.v1.ResidueStatus.until:type_name -> google.protobuf.Timestamp
-	75, // 64: holdfast.v1.ShedStatus.until:type_name -> google.protobuf.Timestamp
-	17, // 65: holdfast.v1.ShedStatus.by:type_name -> holdfast.v1.Author
-	75, // 66: holdfast.v1.RemovalStatus.deadline:type_name -> google.protobuf.Timestamp
-	17, // 67: holdfast.v1.RemovalStatus.by:type_name -> holdfast.v1.Author
-	66, // 68: holdfast.v1.ListenerStatus.codes:type_name -> holdfast.v1.ListenerStatus.CodesEntry
-	67, // 69: holdfast.v1.ListenerStatus.causes:type_name -> holdfast.v1.ListenerStatus.CausesEntry
-	68, // 70: holdfast.v1.BackendStatus.codes:type_name -> holdfast.v1.BackendStatus.CodesEntry
-	69, // 71: holdfast.v1.BackendStatus.causes:type_name -> holdfast.v1.BackendStatus.CausesEntry
-	70, // 72: holdfast.v1.Report.reasons:type_name -> holdfast.v1.Report.ReasonsEntry
-	23, // 73: holdfast.v1.Report.pause_us:type_name -> holdfast.v1.Pause
-	71, // 74: holdfast.v1.Report.states:type_name -> holdfast.v1.Report.StatesEntry
-	72, // 75: holdfast.v1.Report.kinds:type_name -> holdfast.v1.Report.KindsEntry
-	73, // 76: holdfast.v1.Report.phases_ms:type_name -> holdfast.v1.Report.PhasesMsEntry
-	52, // 77: holdfast.v1.Report.KindsEntry.value:type_name -> holdfast.v1.KindReport
-	0,  // 78: holdfast.v1.Node.Status:input_type -> holdfast.v1.StatusRequest
-	3,  // 79: holdfast.v1.Node.Flows:input_type -> holdfast.v1.FlowsRequest
-	1,  // 80: holdfast.v1.Node.Endpoints:input_type -> holdfast.v1.EndpointsRequest
-	2,  // 81: holdfast.v1.Node.GetConfig:input_type -> holdfast.v1.GetConfigRequest
-	6,  // 82: holdfast.v1.Node.History:input_type -> holdfast.v1.HistoryRequest
-	8,  // 83: holdfast.v1.Node.Watch:input_type -> holdfast.v1.WatchRequest
-	20, // 84: holdfast.v1.Node.Diff:input_type -> holdfast.v1.ChangeRequest
-	20, // 85: holdfast.v1.Node.Apply:input_type -> holdfast.v1.ChangeRequest
-	9,  // 86: holdfast.v1.Node.Settle:input_type -> holdfast.v1.SettleRequest
-	27, // 87: holdfast.v1.Node.SetEndpoint:input_type -> holdfast.v1.EndpointRequest
-	30, // 88: holdfast.v1.Node.Remove:input_type -> holdfast.v1.RemoveRequest
-	32, // 89: holdfast.v1.Node.Shift:input_type -> holdfast.v1.ShiftRequest
-	34, // 90: holdfast.v1.Node.Kill:input_type -> holdfast.v1.KillRequest
-	36, // 91: holdfast.v1.Node.Shed:input_type -> holdfast.v1.ShedRequest
-	10, // 92: holdfast.v1.Node.Rebalance:input_type -> holdfast.v1.RebalanceRequest
-	13, // 93: holdfast.v1.Node.SetLog:input_type -> holdfast.v1.LogRequest
-	11, // 94: holdfast.v1.Node.Migrate:input_type -> holdfast.v1.MigrateRequest
-	12, // 95: holdfast.v1.Node.Upgrade:input_type -> holdfast.v1.UpgradeRequest
-	15, // 96: holdfast.v1.Node.Busy:input_type -> holdfast.v1.BusyRequest
-	39, // 97: holdfast.v1.Node.Status:output_type -> holdfast.v1.Status
-	4,  // 98: holdfast.v1.Node.Flows:output_type -> holdfast.v1.FlowsResponse
-	5,  // 99: holdfast.v1.Node.Endpoints:output_type -> holdfast.v1.EndpointsResponse
-	26, // 100: holdfast.v1.Node.GetConfig:output_type -> holdfast.v1.ConfigState
-	7,  // 101: holdfast.v1.Node.History:output_type -> holdfast.v1.HistoryResponse
-	38, // 102: holdfast.v1.Node.Watch:output_type -> holdfast.v1.Event
-	24, // 103: holdfast.v1.Node.Diff:output_type -> holdfast.v1.ChangeReport
-	24, // 104: holdfast.v1.Node.Apply:output_type -> holdfast.v1.ChangeReport
-	24, // 105: holdfast.v1.Node.Settle:output_type -> holdfast.v1.ChangeReport
-	28, // 106: holdfast.v1.Node.SetEndpoint:output_type -> holdfast.v1.EndpointReport
-	31, // 107: holdfast.v1.Node.Remove:output_type -> holdfast.v1.Progress
-	31, // 108: holdfast.v1.Node.Shift:output_type -> holdfast.v1.Progress
-	35, // 109: holdfast.v1.Node.Kill:output_type -> holdfast.v1.KillReport
-	37, // 110: holdfast.v1.Node.Shed:output_type -> holdfast.v1.ShedReport
-	51, // 111: holdfast.v1.Node.Rebalance:output_type -> holdfast.v1.Report
-	14, // 112: holdfast.v1.Node.SetLog:output_type -> holdfast.v1.LogReport
-	51, // 113: holdfast.v1.Node.Migrate:output_type -> holdfast.v1.Report
-	31, // 114: holdfast.v1.Node.Upgrade:output_type -> holdfast.v1.Progress
-	16, // 115: holdfast.v1.Node.Busy:output_type -> holdfast.v1.BusyReport
-	97, // [97:116] is the sub-list for method output_type
-	78, // [78:97] is the sub-list for method input_type
-	78, // [78:78] is the sub-list for extension type_name
-	78, // [78:78] is the sub-list for extension extendee
-	0,  // [0:78] is the sub-list for field type_name
+	83,  // 0: holdfast.v1.FlowsRequest.older:type_name -> google.protobuf.Duration
+	57,  // 1: holdfast.v1.FlowsResponse.flows:type_name -> holdfast.v1.FlowStatus
+	56,  // 2: holdfast.v1.EndpointsResponse.endpoints:type_name -> holdfast.v1.EndpointState
+	28,  // 3: holdfast.v1.HistoryResponse.generations:type_name -> holdfast.v1.GenerationInfo
+	83,  // 4: holdfast.v1.WatchRequest.status_every:type_name -> google.protobuf.Duration
+	83,  // 5: holdfast.v1.MigrateRequest.drain:type_name -> google.protobuf.Duration
+	83,  // 6: holdfast.v1.EvacuateRequest.drain:type_name -> google.protobuf.Duration
+	83,  // 7: holdfast.v1.ReturnRequest.drain:type_name -> google.protobuf.Duration
+	83,  // 8: holdfast.v1.UpgradeRequest.canary:type_name -> google.protobuf.Duration
+	83,  // 9: holdfast.v1.UpgradeRequest.drain:type_name -> google.protobuf.Duration
+	22,  // 10: holdfast.v1.ChangeRequest.edits:type_name -> holdfast.v1.Patch
+	21,  // 11: holdfast.v1.ChangeRequest.flows:type_name -> holdfast.v1.FlowsPolicy
+	83,  // 12: holdfast.v1.ChangeRequest.canary:type_name -> google.protobuf.Duration
+	22,  // 13: holdfast.v1.ChangeRequest.revert:type_name -> holdfast.v1.Patch
+	20,  // 14: holdfast.v1.Drift.by:type_name -> holdfast.v1.Author
+	84,  // 15: holdfast.v1.Drift.at:type_name -> google.protobuf.Timestamp
+	24,  // 16: holdfast.v1.ChangeReport.impact:type_name -> holdfast.v1.Impact
+	25,  // 17: holdfast.v1.ChangeReport.edits:type_name -> holdfast.v1.Drift
+	26,  // 18: holdfast.v1.ChangeReport.pause_us:type_name -> holdfast.v1.Pause
+	60,  // 19: holdfast.v1.ChangeReport.kernel:type_name -> holdfast.v1.ChangeReport.KernelEntry
+	61,  // 20: holdfast.v1.ChangeReport.states:type_name -> holdfast.v1.ChangeReport.StatesEntry
+	62,  // 21: holdfast.v1.ChangeReport.reasons:type_name -> holdfast.v1.ChangeReport.ReasonsEntry
+	84,  // 22: holdfast.v1.GenerationInfo.at:type_name -> google.protobuf.Timestamp
+	20,  // 23: holdfast.v1.GenerationInfo.by:type_name -> holdfast.v1.Author
+	24,  // 24: holdfast.v1.GenerationInfo.impact:type_name -> holdfast.v1.Impact
+	25,  // 25: holdfast.v1.ConfigState.edits:type_name -> holdfast.v1.Drift
+	20,  // 26: holdfast.v1.ConfigState.by:type_name -> holdfast.v1.Author
+	84,  // 27: holdfast.v1.ConfigState.at:type_name -> google.protobuf.Timestamp
+	84,  // 28: holdfast.v1.ConfigState.canary_ends:type_name -> google.protobuf.Timestamp
+	36,  // 29: holdfast.v1.ConfigState.shifts:type_name -> holdfast.v1.ShiftState
+	32,  // 30: holdfast.v1.EndpointReport.each:type_name -> holdfast.v1.EndpointChange
+	83,  // 31: holdfast.v1.RemoveRequest.deadline:type_name -> google.protobuf.Duration
+	27,  // 32: holdfast.v1.Progress.report:type_name -> holdfast.v1.ChangeReport
+	58,  // 33: holdfast.v1.Progress.move:type_name -> holdfast.v1.Report
+	26,  // 34: holdfast.v1.Progress.pause_us:type_name -> holdfast.v1.Pause
+	83,  // 35: holdfast.v1.ShiftRequest.over:type_name -> google.protobuf.Duration
+	84,  // 36: holdfast.v1.ShiftState.ends:type_name -> google.protobuf.Timestamp
+	20,  // 37: holdfast.v1.ShiftState.by:type_name -> holdfast.v1.Author
+	3,   // 38: holdfast.v1.KillRequest.filter:type_name -> holdfast.v1.FlowsRequest
+	83,  // 39: holdfast.v1.ShedRequest.for:type_name -> google.protobuf.Duration
+	84,  // 40: holdfast.v1.ShedReport.until:type_name -> google.protobuf.Timestamp
+	84,  // 41: holdfast.v1.Event.at:type_name -> google.protobuf.Timestamp
+	63,  // 42: holdfast.v1.Event.fields:type_name -> holdfast.v1.Event.FieldsEntry
+	42,  // 43: holdfast.v1.Event.status:type_name -> holdfast.v1.Status
+	64,  // 44: holdfast.v1.Status.flows_by_state:type_name -> holdfast.v1.Status.FlowsByStateEntry
+	53,  // 45: holdfast.v1.Status.listeners:type_name -> holdfast.v1.ListenerStatus
+	54,  // 46: holdfast.v1.Status.backends:type_name -> holdfast.v1.BackendStatus
+	55,  // 47: holdfast.v1.Status.endpoints:type_name -> holdfast.v1.EndpointStatus
+	65,  // 48: holdfast.v1.Status.queued:type_name -> holdfast.v1.Status.QueuedEntry
+	66,  // 49: holdfast.v1.Status.host:type_name -> holdfast.v1.Status.HostEntry
+	67,  // 50: holdfast.v1.Status.ended:type_name -> holdfast.v1.Status.EndedEntry
+	68,  // 51: holdfast.v1.Status.moves:type_name -> holdfast.v1.Status.MovesEntry
+	69,  // 52: holdfast.v1.Status.moved_flows:type_name -> holdfast.v1.Status.MovedFlowsEntry
+	70,  // 53: holdfast.v1.Status.responses:type_name -> holdfast.v1.Status.ResponsesEntry
+	49,  // 54: holdfast.v1.Status.old_objects:type_name -> holdfast.v1.OldObject
+	50,  // 55: holdfast.v1.Status.following:type_name -> holdfast.v1.FollowStatus
+	51,  // 56: holdfast.v1.Status.sheds:type_name -> holdfast.v1.ShedStatus
+	52,  // 57: holdfast.v1.Status.removing:type_name -> holdfast.v1.RemovalStatus
+	36,  // 58: holdfast.v1.Status.shifts:type_name -> holdfast.v1.ShiftState
+	71,  // 59: holdfast.v1.Status.kernel:type_name -> holdfast.v1.Status.KernelEntry
+	34,  // 60: holdfast.v1.Status.upgrading:type_name -> holdfast.v1.Progress
+	47,  // 61: holdfast.v1.Status.last_upgrade:type_name -> holdfast.v1.UpgradeStatus
+	48,  // 62: holdfast.v1.Status.residue:type_name -> holdfast.v1.ResidueStatus
+	45,  // 63: holdfast.v1.Status.nodes:type_name -> holdfast.v1.NodeStatus
+	43,  // 64: holdfast.v1.Status.vips:type_name -> holdfast.v1.VIPStatus
+	34,  // 65: holdfast.v1.Status.moving:type_name -> holdfast.v1.Progress
+	44,  // 66: holdfast.v1.Status.last_move:type_name -> holdfast.v1.MoveStatus
+	46,  // 67: holdfast.v1.Status.host_residue:type_name -> holdfast.v1.HostResidue
+	84,  // 68: holdfast.v1.VIPStatus.since:type_name -> google.protobuf.Timestamp
+	84,  // 69: holdfast.v1.MoveStatus.at:type_name -> google.protobuf.Timestamp
+	20,  // 70: holdfast.v1.MoveStatus.by:type_name -> holdfast.v1.Author
+	58,  // 71: holdfast.v1.MoveStatus.move:type_name -> holdfast.v1.Report
+	72,  // 72: holdfast.v1.NodeStatus.labels:type_name -> holdfast.v1.NodeStatus.LabelsEntry
+	73,  // 73: holdfast.v1.HostResidue.reasons:type_name -> holdfast.v1.HostResidue.ReasonsEntry
+	84,  // 74: holdfast.v1.HostResidue.until:type_name -> google.protobuf.Timestamp
+	84,  // 75: holdfast.v1.UpgradeStatus.at:type_name -> google.protobuf.Timestamp
+	20,  // 76: holdfast.v1.UpgradeStatus.by:type_name -> holdfast.v1.Author
+	58,  // 77: holdfast.v1.UpgradeStatus.move:type_name -> holdfast.v1.Report
+	74,  // 78: holdfast.v1.ResidueStatus.reasons:type_name -> holdfast.v1.ResidueStatus.ReasonsEntry
+	84,  // 79: holdfast.v1.ResidueStatus.until:type_name -> google.protobuf.Timestamp
+	84,  // 80: holdfast.v1.ShedStatus.until:type_name -> google.protobuf.Timestamp
+	20,  // 81: holdfast.v1.ShedStatus.by:type_name -> holdfast.v1.Author
+	84,  // 82: holdfast.v1.RemovalStatus.deadline:type_name -> google.protobuf.Timestamp
+	20,  // 83: holdfast.v1.RemovalStatus.by:type_name -> holdfast.v1.Author
+	75,  // 84: holdfast.v1.ListenerStatus.codes:type_name -> holdfast.v1.ListenerStatus.CodesEntry
+	76,  // 85: holdfast.v1.ListenerStatus.causes:type_name -> holdfast.v1.ListenerStatus.CausesEntry
+	77,  // 86: holdfast.v1.BackendStatus.codes:type_name -> holdfast.v1.BackendStatus.CodesEntry
+	78,  // 87: holdfast.v1.BackendStatus.causes:type_name -> holdfast.v1.BackendStatus.CausesEntry
+	79,  // 88: holdfast.v1.Report.reasons:type_name -> holdfast.v1.Report.ReasonsEntry
+	26,  // 89: holdfast.v1.Report.pause_us:type_name -> holdfast.v1.Pause
+	80,  // 90: holdfast.v1.Report.states:type_name -> holdfast.v1.Report.StatesEntry
+	81,  // 91: holdfast.v1.Report.kinds:type_name -> holdfast.v1.Report.KindsEntry
+	82,  // 92: holdfast.v1.Report.phases_ms:type_name -> holdfast.v1.Report.PhasesMsEntry
+	59,  // 93: holdfast.v1.Report.KindsEntry.value:type_name -> holdfast.v1.KindReport
+	0,   // 94: holdfast.v1.Node.Status:input_type -> holdfast.v1.StatusRequest
+	3,   // 95: holdfast.v1.Node.Flows:input_type -> holdfast.v1.FlowsRequest
+	1,   // 96: holdfast.v1.Node.Endpoints:input_type -> holdfast.v1.EndpointsRequest
+	2,   // 97: holdfast.v1.Node.GetConfig:input_type -> holdfast.v1.GetConfigRequest
+	6,   // 98: holdfast.v1.Node.History:input_type -> holdfast.v1.HistoryRequest
+	8,   // 99: holdfast.v1.Node.Watch:input_type -> holdfast.v1.WatchRequest
+	23,  // 100: holdfast.v1.Node.Diff:input_type -> holdfast.v1.ChangeRequest
+	23,  // 101: holdfast.v1.Node.Apply:input_type -> holdfast.v1.ChangeRequest
+	9,   // 102: holdfast.v1.Node.Settle:input_type -> holdfast.v1.SettleRequest
+	30,  // 103: holdfast.v1.Node.SetEndpoint:input_type -> holdfast.v1.EndpointRequest
+	33,  // 104: holdfast.v1.Node.Remove:input_type -> holdfast.v1.RemoveRequest
+	35,  // 105: holdfast.v1.Node.Shift:input_type -> holdfast.v1.ShiftRequest
+	37,  // 106: holdfast.v1.Node.Kill:input_type -> holdfast.v1.KillRequest
+	39,  // 107: holdfast.v1.Node.Shed:input_type -> holdfast.v1.ShedRequest
+	10,  // 108: holdfast.v1.Node.Rebalance:input_type -> holdfast.v1.RebalanceRequest
+	16,  // 109: holdfast.v1.Node.SetLog:input_type -> holdfast.v1.LogRequest
+	11,  // 110: holdfast.v1.Node.Migrate:input_type -> holdfast.v1.MigrateRequest
+	15,  // 111: holdfast.v1.Node.Upgrade:input_type -> holdfast.v1.UpgradeRequest
+	18,  // 112: holdfast.v1.Node.Busy:input_type -> holdfast.v1.BusyRequest
+	42,  // 113: holdfast.v1.Node.Status:output_type -> holdfast.v1.Status
+	4,   // 114: holdfast.v1.Node.Flows:output_type -> holdfast.v1.FlowsResponse
+	5,   // 115: holdfast.v1.Node.Endpoints:output_type -> holdfast.v1.EndpointsResponse
+	29,  // 116: holdfast.v1.Node.GetConfig:output_type -> holdfast.v1.ConfigState
+	7,   // 117: holdfast.v1.Node.History:output_type -> holdfast.v1.HistoryResponse
+	41,  // 118: holdfast.v1.Node.Watch:output_type -> holdfast.v1.Event
+	27,  // 119: holdfast.v1.Node.Diff:output_type -> holdfast.v1.ChangeReport
+	27,  // 120: holdfast.v1.Node.Apply:output_type -> holdfast.v1.ChangeReport
+	27,  // 121: holdfast.v1.Node.Settle:output_type -> holdfast.v1.ChangeReport
+	31,  // 122: holdfast.v1.Node.SetEndpoint:output_type -> holdfast.v1.EndpointReport
+	34,  // 123: holdfast.v1.Node.Remove:output_type -> holdfast.v1.Progress
+	34,  // 124: holdfast.v1.Node.Shift:output_type -> holdfast.v1.Progress
+	38,  // 125: holdfast.v1.Node.Kill:output_type -> holdfast.v1.KillReport
+	40,  // 126: holdfast.v1.Node.Shed:output_type -> holdfast.v1.ShedReport
+	58,  // 127: holdfast.v1.Node.Rebalance:output_type -> holdfast.v1.Report
+	17,  // 128: holdfast.v1.Node.SetLog:output_type -> holdfast.v1.LogReport
+	58,  // 129: holdfast.v1.Node.Migrate:output_type -> holdfast.v1.Report
+	34,  // 130: holdfast.v1.Node.Upgrade:output_type -> holdfast.v1.Progress
+	19,  // 131: holdfast.v1.Node.Busy:output_type -> holdfast.v1.BusyReport
+	113, // [113:132] is the sub-list for method output_type
+	94,  // [94:113] is the sub-list for method input_type
+	94,  // [94:94] is the sub-list for extension type_name
+	94,  // [94:94] is the sub-list for extension extendee
+	0,   // [0:94] is the sub-list for field type_name
 }
 
 func init() { file_holdfast_v1_holdfast_proto_init() }
@@ -6335,7 +7298,7 @@ func file_holdfast_v1_holdfast_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_holdfast_v1_holdfast_proto_rawDesc), len(file_holdfast_v1_holdfast_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   74,
+			NumMessages:   83,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
