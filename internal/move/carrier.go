@@ -146,54 +146,121 @@ func (l *Local) Close() error {
 }
 
 // Remote carries over a stream, which must be encrypted and authenticated on
-// both sides: octets of users are in it.
+// both sides: octets of users are in it. One goroutine uses it; another may Close it.
 type Remote struct {
-	c net.Conn
-	d time.Duration
+	c   net.Conn
+	d   time.Duration
+	out []byte // room for the next message
+	in  []byte // what was read
+	at  int    // of in, how much was received
 }
 
 // NewRemote makes a carrier over c, which it owns.
 func NewRemote(c net.Conn) *Remote { return &Remote{c: c} }
 
-// Send sends the message. Descriptors cannot go to another host.
+const (
+	// A message begins with its kind and the length of its body; one that speaks of a
+	// lot has its number behind that, as the flag in the kind says.
+	remoteHead = 5
+	remoteLot  = 0x80
+	// remoteRoom is what is kept of the room that a message took.
+	remoteRoom = 256 << 10
+)
+
+// Send sends the message. Descriptors cannot go to another host. After an error it
+// may have gone in part: the stream is of no use any more.
 func (r *Remote) Send(m Message) error {
 	if len(m.FDs) > 0 {
 		return errors.New("move: descriptors do not go to another host")
 	}
-	out := make([]byte, 5, 5+len(m.Body))
-	out[0] = byte(m.Kind)
-	binary.BigEndian.PutUint32(out[1:], uint32(len(m.Body)))
-	r.deadline()
-	if _, err := r.c.Write(append(out, m.Body...)); err != nil {
+	kind := byte(m.Kind)
+	if m.Lot != 0 {
+		kind |= remoteLot
+	}
+	out := binary.BigEndian.AppendUint32(append(r.out[:0], kind), uint32(len(m.Body)))
+	if m.Lot != 0 {
+		out = binary.BigEndian.AppendUint16(out, m.Lot)
+	}
+	out = append(out, m.Body...)
+	if r.out = out; cap(out) > remoteRoom {
+		r.out = nil
+	}
+	if err := r.c.SetWriteDeadline(r.deadline()); err != nil {
+		return fmt.Errorf("move: %v: %w", m.Kind, err)
+	}
+	if _, err := r.c.Write(out); err != nil {
 		return fmt.Errorf("move: %v: %w", m.Kind, err)
 	}
 	return nil
 }
 
-// Receive waits for a whole message.
+// Receive waits for a whole message. What has come of one when the time is over
+// is kept for the next call.
 func (r *Remote) Receive() (Message, error) {
-	var head [5]byte
-	r.deadline()
-	if _, err := io.ReadFull(r.c, head[:]); err != nil {
+	if err := r.c.SetReadDeadline(r.deadline()); err != nil {
 		return Message{}, err
 	}
-	n := binary.BigEndian.Uint32(head[1:])
+	if err := r.fill(remoteHead); err != nil {
+		return Message{}, err
+	}
+	head := r.in[r.at:]
+	m := Message{Kind: Kind(head[0] &^ remoteLot)}
+	size, n := remoteHead, int64(binary.BigEndian.Uint32(head[1:]))
 	if n > frozen.BatchMax {
 		return Message{}, fmt.Errorf("move: a message of %d octets, the limit is %d", n, frozen.BatchMax)
 	}
-	m := Message{Kind: Kind(head[0]), Body: make([]byte, n)}
-	if _, err := io.ReadFull(r.c, m.Body); err != nil {
-		return Message{}, fmt.Errorf("move: %v: %w", m.Kind, err)
+	if head[0]&remoteLot != 0 {
+		size += 2
+	}
+	if err := r.fill(size + int(n)); err != nil {
+		return Message{}, err
+	}
+	whole := r.in[r.at : r.at+size+int(n)]
+	if size > remoteHead {
+		m.Lot = binary.BigEndian.Uint16(whole[remoteHead:])
+	}
+	m.Body = whole[size:]
+	r.at += len(whole)
+	if m.Kind != Offer { // of an offer it is valid until the next Receive
+		m.Body = append([]byte(nil), m.Body...)
 	}
 	return m, nil
 }
 
-func (r *Remote) deadline() {
-	if r.d > 0 {
-		_ = r.c.SetDeadline(time.Now().Add(r.d))
-	} else {
-		_ = r.c.SetDeadline(time.Time{})
+// fill reads until n octets are there that were not received. In the middle of them the
+// end of the stream is io.ErrUnexpectedEOF.
+func (r *Remote) fill(n int) error {
+	if r.at == len(r.in) {
+		r.in, r.at = r.in[:0], 0
+		if cap(r.in) > remoteRoom {
+			r.in = nil
+		}
 	}
+	for len(r.in)-r.at < n {
+		if cap(r.in)-r.at < n || cap(r.in) == len(r.in) {
+			room := r.in
+			if cap(room) < n || cap(room) == 0 {
+				room = make([]byte, 0, max(n, 32<<10))
+			}
+			r.in, r.at = append(room[:0], r.in[r.at:]...), 0
+		}
+		k, err := r.c.Read(r.in[len(r.in):cap(r.in)])
+		r.in = r.in[:len(r.in)+k]
+		if err != nil && len(r.in)-r.at < n {
+			if errors.Is(err, io.EOF) && len(r.in) > r.at {
+				err = io.ErrUnexpectedEOF
+			}
+			return err
+		}
+	}
+	return nil
+}
+
+func (r *Remote) deadline() time.Time {
+	if r.d > 0 {
+		return time.Now().Add(r.d)
+	}
+	return time.Time{}
 }
 
 // SetTimeout bounds each later call; 0 is for ever.

@@ -20,7 +20,8 @@ type Lot struct {
 
 	number  uint16
 	state   lotState
-	cookies []uint64 // as it was offered
+	cookies []uint64   // as it was offered
+	group   *hostGroup // whose tuples are its own, between hosts
 }
 
 // NewLot makes a lot of flows that were parked a moment ago.

@@ -145,6 +145,9 @@ type Question struct {
 
 // Coming announces flows from another host.
 type Coming struct {
+	// Talk is what the giver calls this conversation, should it ask for its outcome in
+	// another one.
+	Talk string `json:"talk"`
 	// Held is what the giver holds at each endpoint, in connections: the taker counts
 	// it under its own limits until Done.
 	Held map[string]int64 `json:"held,omitempty"`
@@ -167,6 +170,9 @@ type Refusal struct {
 type Adoption struct {
 	Pauses []int64 `json:"pauses"` // nanoseconds by flow, where the two share a clock
 	Lost   int     `json:"lost"`
+	// Ago is how many nanoseconds ago it was served when this was said, where they do
+	// not.
+	Ago int64 `json:"-"`
 }
 
 // Message is one message of the protocol.

@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"crypto/rand"
 	"crypto/tls"
 	"encoding/json"
 	"errors"
@@ -25,8 +26,11 @@ type hostTalk struct {
 	peer  string        // its name
 	at    netip.Addr    // where it is
 	hello move.Greeting // what it said
+	id    string        // by which both know it
 	c     *move.Remote
 	sent  sentObjects // that the peer has
+
+	giving *move.HostGiving
 }
 
 // hostFeatures are what this release speaks between hosts.
@@ -58,7 +62,8 @@ func (n *Node) talk(ctx context.Context, peer string) (*hostTalk, error) {
 	if err != nil {
 		return nil, fmt.Errorf("node: peer %s: %w", peer, err)
 	}
-	t := &hostTalk{n: n, peer: peer, at: at.Addr(), c: move.NewRemote(conn), sent: sentObjects{}}
+	t := &hostTalk{n: n, peer: peer, at: at.Addr(), id: rand.Text(), c: move.NewRemote(conn), sent: sentObjects{}}
+	t.giving = move.NewHostGiving(t.c)
 	if err := t.greet(ctx); err != nil {
 		_ = t.c.Close()
 		return nil, fmt.Errorf("node: peer %s: %w", peer, err)

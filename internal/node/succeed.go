@@ -299,6 +299,12 @@ func (n *Node) examine(octets []byte, fds int) (*loop.Thawed, error) {
 	if err != nil {
 		return nil, err
 	}
+	return n.thaw(batch, fds)
+}
+
+// thaw picks up the flows of a batch that names so many descriptors. An error is
+// [move.Unheld].
+func (n *Node) thaw(batch *frozen.Batch, fds int) (*loop.Thawed, error) {
 	thawed, no := loop.Thaw(flow.Instant(sock.Monotonic()), batch, fds, n.registry)
 	if no == nil {
 		return thawed, nil
@@ -326,9 +332,16 @@ func (n *Node) decode(octets []byte) (*frozen.Batch, error) {
 	return batch, n.registry.receive(time.Now(), batch.Objects)
 }
 
-// take makes flows ours: the ledger learns what they hold, and a loop adopts
-// them. It returns when they are served.
+// take makes flows ours and returns when they are served.
 func (n *Node) take(batch *frozen.Batch, p *loop.Parcel) move.Adoption {
+	done := make(chan move.Adoption, 1)
+	n.deliver(batch, p, func(a move.Adoption) { done <- a })
+	return <-done
+}
+
+// deliver makes flows ours: the ledger learns what they hold, and a loop adopts
+// them, which calls served on its thread.
+func (n *Node) deliver(batch *frozen.Batch, p *loop.Parcel, served func(move.Adoption)) {
 	for _, z := range batch.Flows {
 		if z.Endpoint != nil {
 			n.account(z.Endpoint.Name).Import(1)
@@ -349,10 +362,8 @@ func (n *Node) take(batch *frozen.Batch, p *loop.Parcel) move.Adoption {
 			to = l
 		}
 	}
-	done := make(chan move.Adoption, 1)
-	p.Adopted = func(pauses []int64, lost int) { done <- move.Adoption{Pauses: pauses, Lost: lost} }
+	p.Adopted = func(pauses []int64, lost int) { served(move.Adoption{Pauses: pauses, Lost: lost}) }
 	to.Deliver(p)
-	return <-done
 }
 
 // loopsOf is what a file says of node.loops.

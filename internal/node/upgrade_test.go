@@ -17,7 +17,6 @@ import (
 	"github.com/holdfast-lb/holdfast/internal/flow"
 	"github.com/holdfast-lb/holdfast/internal/frozen"
 	"github.com/holdfast-lb/holdfast/internal/move"
-	"github.com/holdfast-lb/holdfast/internal/netadmin"
 	"github.com/holdfast-lb/holdfast/internal/sock"
 )
 
@@ -232,24 +231,42 @@ func TestPeerHoldsNothingUp(t *testing.T) {
 	near, far := net.Pipe()
 	go func() { _, _ = io.Copy(io.Discard, far) }() // ends with the pipe
 	defer func() { _, _ = near.Close(), far.Close() }()
-	for _, body := range []string{"[]", "null", "{"} {
-		taker := &hostTaker{n: n, c: move.NewRemote(near)}
-		if err := taker.prepare(move.Message{Kind: move.Prepare, Body: []byte(body)}); err == nil {
+	begin := func() *move.HostTaking {
+		taker := &hostTaker{n: n, conn: near, c: move.NewRemote(near)}
+		x := move.NewHostTaking(taker.c, taker)
+		if err := x.Step(move.Message{Kind: move.Begin, Body: []byte("{}")}); err != nil {
+			t.Fatal(err)
+		}
+		return x
+	}
+	for _, body := range []string{"", "null", "\x04\x01\x02\x03"} {
+		x := begin()
+		if err := x.Step(move.Message{Kind: move.Prepare, Lot: 1, Body: []byte(body)}); err == nil {
 			t.Errorf("%q was prepared", body)
 		}
+		_ = x.End()
 		if !free() {
 			t.Fatalf("%q holds the intake", body)
 		}
 	}
-	taker := &hostTaker{n: n, c: move.NewRemote(near), held: []netadmin.Tuple{{}}}
-	for i, want := range []bool{true, false} {
-		batch := frozen.Batch{}
-		octets, err := batch.Encode()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := taker.offer(move.Message{Kind: move.Offer, Body: octets}); (err == nil) != want {
+	x := begin()
+	batch := frozen.Batch{}
+	octets, err := batch.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, want := range []bool{true, false} { // a number is used once
+		if err := x.Step(move.Message{Kind: move.Offer, Lot: 1, Body: octets}); (err == nil) != want {
 			t.Errorf("offer %d: %v", i, err)
 		}
+	}
+	if free() {
+		t.Error("an upgrade may begin while an offer stands")
+	}
+	if err := x.Step(move.Message{Kind: move.Offer, Lot: 2, Body: []byte("no batch")}); err != nil {
+		t.Errorf("what cannot be read is refused, and ended the talk: %v", err)
+	}
+	if err := x.End(); err != nil || !free() || n.shared.Ledger.Paused() {
+		t.Errorf("after the end of the talk: %v, intake free: %t, grants nothing: %t", err, free(), n.shared.Ledger.Paused())
 	}
 }

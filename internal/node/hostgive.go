@@ -1,0 +1,461 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/holdfast-lb/holdfast/internal/config"
+	"github.com/holdfast-lb/holdfast/internal/flow"
+	"github.com/holdfast-lb/holdfast/internal/frozen"
+	"github.com/holdfast-lb/holdfast/internal/ledger"
+	"github.com/holdfast-lb/holdfast/internal/loop"
+	"github.com/holdfast-lb/holdfast/internal/move"
+	"github.com/holdfast-lb/holdfast/internal/netadmin"
+	"github.com/holdfast-lb/holdfast/internal/sock"
+	"github.com/holdfast-lb/holdfast/tcprepair"
+)
+
+// sentObjects are objects of the configuration that a peer has.
+type sentObjects map[config.Ref]bool
+
+// flows moves flows; the caller holds change.
+func (t *hostTalk) flows(ctx context.Context, want func(f *flow.Flow) bool, tell func(Progress)) (*Report, error) {
+	n, began := t.n, time.Now()
+	g := &hostGiver{t: t, n: n, ctx: ctx, tell: tell, want: want, r: newReport("host"), left: map[*ledger.Endpoint]int64{}, began: flow.Instant(sock.Monotonic())}
+	// While flows are on their way only the peer grants what is limited.
+	n.shared.Ledger.Pause()
+	defer n.shared.Ledger.Resume()
+	err := t.giving.Give(g, move.Coming{Talk: t.id, Held: n.shared.Ledger.Held()}, nil)
+	for account, left := range g.left { // the peer's limits are its own now
+		account.AddForeign(-left)
+	}
+	n.totals.move(g.r)
+	return g.r.done(began), err
+}
+
+// hostGiver is this node while its flows go to another host: a [move.HostGiver].
+type hostGiver struct {
+	t     *hostTalk
+	n     *Node
+	ctx   context.Context
+	tell  func(Progress)
+	want  func(f *flow.Flow) bool // which move; nil: all that may
+	r     *Report
+	began flow.Instant // flows that came later stay, or there were no end of it
+	left  map[*ledger.Endpoint]int64
+
+	at    int        // the loop that is next
+	from  *loop.Loop // the one that is gone through
+	slots []uint32   // of it, that are still to be looked at
+	tried func(id uint64) int
+	said  time.Time
+}
+
+// hostSpot is where a candidate is.
+type hostSpot struct {
+	loop *loop.Loop
+	slot uint32
+}
+
+// hostLotOf is what the giver keeps of a lot.
+type hostLotOf struct {
+	from  *loop.Loop
+	flows []*hostFlow
+}
+
+// hostFlow is one flow of a lot, on the giving side.
+type hostFlow struct {
+	parked loop.Parked
+	tuples []move.Tuple
+	saved  []*tcprepair.State // by descriptor; these sockets are in repair mode
+}
+
+// Stopped tells whether who asked for it wants no more.
+func (g *hostGiver) Stopped() error {
+	if g.tell != nil && time.Since(g.said) >= tellEvery {
+		g.said = time.Now()
+		g.tell(Progress{Phase: "flows", Flows: g.r.given, FlowsTotal: g.r.given + g.n.flows(), Text: fmt.Sprintf("%d flows moved", g.r.given)})
+	}
+	return g.ctx.Err()
+}
+
+// restMost bounds how long is rested between two rounds.
+const restMost = 200 * time.Millisecond
+
+// Rest lets pass what keeps some flows from moving.
+func (g *hostGiver) Rest(round int) {
+	_ = sleep(g.ctx, min(restMost, 5*time.Millisecond<<min(round, 10)))
+}
+
+// Next lists flows that may go.
+func (g *hostGiver) Next(most int, tries func(id uint64) int) (some []move.Candidate) {
+	g.tried = tries
+	for {
+		if len(g.slots) == 0 && !g.nextLoop() {
+			return nil
+		}
+		slots := g.slots[:min(most, len(g.slots))]
+		g.slots = g.slots[len(slots):]
+		g.from.Ask(func(l *loop.Loop) {
+			for _, i := range slots {
+				f := l.Flow(i)
+				if f == nil || !g.may(f) {
+					continue
+				}
+				x := move.Candidate{ID: f.ID(), Tries: tries(f.ID()), Of: hostSpot{l, i}}
+				if x.Tuples = tuplesOf(l, i, f); x.Tuples != nil {
+					some = append(some, x)
+				}
+			}
+		})
+		if len(some) > 0 {
+			return some
+		}
+	}
+}
+
+// nextLoop lists what the next loop has; false: all have been gone through.
+func (g *hostGiver) nextLoop() bool {
+	for g.at < len(g.n.shared.Loops) {
+		g.from = g.n.shared.Loops[g.at]
+		g.at++
+		g.from.Ask(func(l *loop.Loop) { g.slots = l.Slots(0, g.may) })
+		if len(g.slots) > 0 {
+			return true
+		}
+	}
+	g.at = 0
+	return false
+}
+
+// may tells whether a flow is to go.
+func (g *hostGiver) may(f *flow.Flow) bool {
+	return f.Listener().Movable && f.Born() <= g.began && (g.want == nil || g.want(f)) && g.tried(f.ID()) < move.HostTries
+}
+
+// tuplesOf are those of a flow's legs that have sockets that move; nil: one of them
+// was reset a moment ago and has no peer any more.
+func tuplesOf(l *loop.Loop, i uint32, f *flow.Flow) []move.Tuple {
+	client, ok := tupleOf(l.Leg(i, flow.Client))
+	if !ok {
+		return nil
+	}
+	ts := []move.Tuple{client}
+	if fd := l.Leg(i, flow.Backend); f.State() == flow.Relaying && fd >= 0 {
+		backend, ok := tupleOf(fd)
+		if !ok {
+			return nil
+		}
+		ts = append(ts, backend)
+	}
+	return ts
+}
+
+func tupleOf(fd sock.FD) (t move.Tuple, ok bool) {
+	t = move.Tuple{Local: sock.LocalAddr(fd), Remote: sock.PeerAddr(fd)}
+	return t, t.Local.IsValid() && t.Remote.IsValid()
+}
+
+// Park takes flows out of their loop and puts their sockets down.
+func (g *hostGiver) Park(some []move.Candidate) (lot *move.Lot, dealt int, stay []move.Refusal, err error) {
+	of := &hostLotOf{from: some[0].Of.(hostSpot).loop}
+	stays := func(id uint64, what, why string) {
+		stay = append(stay, move.Refusal{Flow: id, What: what, Why: why, Retry: true})
+	}
+	var changed []loop.Parked
+	of.from.Ask(func(l *loop.Loop) {
+		queued := 0
+		for _, x := range some {
+			i := x.Of.(hostSpot).slot
+			f := l.Flow(i)
+			if f == nil || f.ID() != x.ID {
+				dealt++
+				continue // it has ended
+			}
+			// What one flow brings along all others of its lot wait for.
+			octets := sock.Queued(l.Leg(i, flow.Client))
+			if fd := l.Leg(i, flow.Backend); fd >= 0 {
+				octets += sock.Queued(fd)
+			}
+			if queued += octets; queued > move.HostLotOctets && len(of.flows) > 0 {
+				return
+			}
+			dealt++
+			p, ok := l.Park(i)
+			if !ok {
+				continue
+			}
+			h := &hostFlow{parked: p}
+			for k, fd := range p.FDs {
+				if k > 0 && flow.State(p.Frozen.State) != flow.Relaying {
+					continue
+				}
+				t, ok := tupleOf(fd)
+				if !ok {
+					h.tuples = nil
+					break
+				}
+				h.tuples = append(h.tuples, t)
+			}
+			// A flow of HTTP may have another backend leg by now.
+			if !slices.Equal(h.tuples, x.Tuples) {
+				changed = append(changed, p)
+				stays(x.ID, "leg", "it was another one a moment ago")
+				continue
+			}
+			of.flows = append(of.flows, h)
+		}
+	})
+	g.serve(of.from, changed)
+	if len(of.flows) == 0 {
+		return nil, dealt, stay, nil
+	}
+	// Divert before freezing: repair mode does not stop the stack.
+	if err := g.n.host.admin.Divert(of.tuples(), g.t.at); err != nil {
+		return nil, dealt, stay, errors.Join(err, g.putBack(of))
+	}
+	late := map[uint64]bool{}
+	for _, x := range some {
+		late[x.ID] = x.Tries > move.HostTries/2
+	}
+	if err := g.freeze(of, late, &stay); err != nil {
+		return nil, dealt, stay, err
+	}
+	if len(of.flows) == 0 {
+		return nil, dealt, stay, nil
+	}
+	return g.pack(of), dealt, stay, nil
+}
+
+// pack makes the lot of flows whose sockets are put down.
+func (g *hostGiver) pack(of *hostLotOf) *move.Lot {
+	var flows []*frozen.Flow
+	var objects []*frozen.Object
+	var since []int64
+	for _, f := range of.flows {
+		flows = append(flows, f.parked.Frozen)
+		objects = append(objects, g.n.registry.portable(f.parked.Frozen, g.t.sent)...)
+		since = append(since, int64(f.parked.Since))
+	}
+	return move.NewLot(flows, objects, nil, since, of)
+}
+
+func (of *hostLotOf) tuples() (ts []netadmin.Tuple) {
+	for _, f := range of.flows {
+		for _, t := range f.tuples {
+			ts = append(ts, netadmin.Tuple(t))
+		}
+	}
+	return ts
+}
+
+// freeze puts the sockets into repair mode and their state into the frozen flows.
+// Flows that will not freeze go back to their loop.
+func (g *hostGiver) freeze(of *hostLotOf, late map[uint64]bool, stay *[]move.Refusal) error {
+	var back hostLotOf
+	back.from = of.from
+	kept := of.flows[:0]
+	for _, f := range of.flows {
+		id := f.parked.Frozen.Id
+		err := f.save(late[id])
+		if err == nil {
+			kept = append(kept, f)
+			continue
+		}
+		no := move.Refusal{Flow: id, What: "socket", Why: err.Error(), Retry: true}
+		var unsupported *tcprepair.Unsupported
+		if errors.As(err, &unsupported) {
+			no.Retry = unsupported.Retry
+		}
+		*stay = append(*stay, no)
+		back.flows = append(back.flows, f)
+	}
+	of.flows = kept
+	if len(back.flows) == 0 {
+		return nil
+	}
+	if err := g.putBack(&back); err != nil {
+		return errors.Join(err, g.putBack(of))
+	}
+	return nil
+}
+
+// save freezes the flow's sockets. late allows what costs a retransmission.
+func (f *hostFlow) save(late bool) error {
+	z := f.parked.Frozen
+	legs := append([]*frozen.Leg{z.Client}, z.Legs...)
+	for i, fd := range f.parked.FDs {
+		if i > 0 && flow.State(z.State) != flow.Relaying {
+			continue // being dialled: the peer dials again
+		}
+		s, err := tcprepair.SaveWith(int(fd), tcprepair.SaveOptions{AllowOutOfOrder: late})
+		if err != nil {
+			return err
+		}
+		f.saved = append(f.saved, s)
+		if legs[i].Socket, err = s.AppendBinary(nil); err != nil {
+			return err
+		}
+		legs[i].Fd = 0
+	}
+	if flow.State(z.State) != flow.Relaying && len(z.Legs) > 0 {
+		if z.Legs[0].Fd = 0; len(z.Legs[0].Unsent) == 0 {
+			z.Legs = nil
+		}
+	}
+	return nil
+}
+
+// Verify names flows whose sockets are not what was offered.
+func (g *hostGiver) Verify(lot *move.Lot) (moved []move.Refusal) {
+	for _, f := range lot.Of.(*hostLotOf).flows {
+		for i, s := range f.saved {
+			if err := tcprepair.Verify(int(f.parked.FDs[i]), s); err != nil {
+				moved = append(moved, move.Refusal{Flow: f.parked.Frozen.Id, What: "socket", Why: err.Error(), Retry: true})
+				break
+			}
+		}
+	}
+	return moved
+}
+
+// Return gives a lot back to its loop.
+func (g *hostGiver) Return(lot *move.Lot) error {
+	for _, o := range lot.Objects { // it may not have seen them
+		for kind, k := range frozenKinds {
+			if k == o.Kind {
+				delete(g.t.sent, config.Ref{Kind: kind, Name: o.Name, Version: o.Version})
+			}
+		}
+	}
+	return g.putBack(lot.Of.(*hostLotOf))
+}
+
+// putBack gives flows that were not committed back to their loop: sockets
+// leave repair mode and segments come here again. The peer still holds them
+// and drops that when it hears of it.
+func (g *hostGiver) putBack(of *hostLotOf) error {
+	var err error
+	var parked []loop.Parked
+	for _, f := range of.flows {
+		for i := range f.saved {
+			err = errors.Join(err, tcprepair.Resume(int(f.parked.FDs[i])))
+		}
+		f.saved = nil
+		z := f.parked.Frozen
+		z.Client.Socket = nil
+		if len(z.Legs) > 0 {
+			z.Legs[0].Socket = nil
+		} else if len(f.parked.FDs) > 1 {
+			z.Legs = []*frozen.Leg{{}} // being dialled
+		}
+		parked = append(parked, f.parked)
+	}
+	if ts := of.tuples(); len(ts) > 0 {
+		err = errors.Join(err, g.n.host.admin.Undivert(ts))
+	}
+	g.serve(of.from, parked)
+	return err
+}
+
+// serve has a loop serve flows again that it had.
+func (g *hostGiver) serve(l *loop.Loop, parked []loop.Parked) {
+	if len(parked) == 0 {
+		return
+	}
+	p, err := loop.Pack(parked)
+	if err == nil {
+		err = g.n.takeBack(l, p, parked)
+	}
+	if err != nil {
+		g.n.log.Error("flows could not be given back to their loop", "flows", len(parked), "error", err)
+	}
+}
+
+// Refused notes that a flow stays.
+func (g *hostGiver) Refused(_ uint64, why *frozen.Refused) { g.r.refuse(1, why.What+": "+why.Why) }
+
+// Forget lets go of flows that the peer serves.
+func (g *hostGiver) Forget(lot *move.Lot, a move.Adoption) {
+	// The hosts share no clock: a pause is from parking here until the peer's word,
+	// less what it says that it has served by then; so it includes the way of that word.
+	now := sock.Monotonic() - a.Ago
+	of := lot.Of.(*hostLotOf)
+	var pauses []int64
+	for _, f := range of.flows {
+		pauses = append(pauses, now-int64(f.parked.Since))
+		for i, fd := range f.parked.FDs {
+			if i < len(f.saved) {
+				_ = tcprepair.Discard(fd.Disown()) // closes it, silently
+			} else {
+				fd.Close() // in SYN_SENT: the peer dials anew
+			}
+		}
+		g.gone(f)
+	}
+	g.r.paused(pauses, a.Lost)
+	g.r.given += len(of.flows) - a.Lost
+}
+
+// gone ends the accounts of a flow that is the peer's, or nobody's.
+func (g *hostGiver) gone(f *hostFlow) {
+	l := g.n.shared.Ledger
+	if f.parked.Account != nil {
+		f.parked.Account.Forget(1) // nothing is free: the peer holds it
+		g.left[f.parked.Account]++
+	}
+	f.parked.LeaveSource(l)
+	l.Listener(f.parked.Frozen.Listener.Name).Leave()
+	l.Node.Leave()
+	g.r.parked([]loop.Parked{f.parked})
+}
+
+// Lose closes flows of which nobody can know who has them: should the peer serve
+// them, its clients hear of it as well.
+func (g *hostGiver) Lose(lot *move.Lot) {
+	of := lot.Of.(*hostLotOf)
+	if err := g.n.host.admin.Undivert(of.tuples()); err != nil {
+		g.n.log.Error("segments of flows that are closed still go to the other host", "error", err)
+	}
+	for _, f := range of.flows {
+		for i, fd := range f.parked.FDs {
+			if i < len(f.saved) {
+				_ = tcprepair.Resume(int(fd))
+			}
+			fd.CloseReset()
+		}
+		g.gone(f)
+	}
+	g.r.paused(nil, len(of.flows))
+}
+
+// Outcome asks the peer, in a talk of its own, for the last lot that it has.
+func (g *hostGiver) Outcome() (last uint16, err error) {
+	ctx, cancel := context.WithTimeout(context.Background(), outcomeTime)
+	defer cancel()
+	for {
+		if last, err = g.askOutcome(ctx); err == nil || ctx.Err() != nil {
+			return last, err
+		}
+		if err := sleep(ctx, outcomeTime/20); err != nil {
+			return 0, err
+		}
+	}
+}
+
+// outcomeTime bounds how long flows stand still whose owner is not known.
+const outcomeTime = 2 * time.Second
+
+func (g *hostGiver) askOutcome(ctx context.Context) (uint16, error) {
+	t, err := g.n.talk(ctx, g.t.peer)
+	if err != nil {
+		return 0, err
+	}
+	defer t.Close()
+	var a outcome
+	err = t.Ask(ctx, askOutcome, outcome{Talk: g.t.id}, &a)
+	return a.Last, err
+}

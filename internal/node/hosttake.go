@@ -1,0 +1,440 @@
+package node
+
+import (
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/holdfast-lb/holdfast/internal/flow"
+	"github.com/holdfast-lb/holdfast/internal/frozen"
+	"github.com/holdfast-lb/holdfast/internal/loop"
+	"github.com/holdfast-lb/holdfast/internal/move"
+	"github.com/holdfast-lb/holdfast/internal/netadmin"
+	"github.com/holdfast-lb/holdfast/internal/sock"
+	"github.com/holdfast-lb/holdfast/tcprepair"
+)
+
+// quietTime is how long a peer may say nothing between two things.
+const quietTime = 2 * time.Minute
+
+// converse is this node's side of a talk that a peer has begun, until its end.
+func (n *Node) converse(conn *tls.Conn) {
+	t := &hostTaker{n: n, conn: conn, c: move.NewRemote(conn)}
+	t.taking = move.NewHostTaking(t.c, t)
+	err := t.greet()
+	if err == nil {
+		err = t.listen()
+	}
+	if err != nil {
+		n.log.Warn("a peer's talk ended early", "peer", t.peer, "error", err)
+	}
+	_ = t.c.Close()
+	if err := t.taking.End(); err != nil {
+		n.log.Error("held tuples could not be dropped", "error", err)
+	}
+	if t.ended != nil {
+		t.ended(t.taking.Own())
+	}
+}
+
+// hostTaker is this node while flows of another host come: a [move.HostTaker].
+type hostTaker struct {
+	n      *Node
+	conn   net.Conn
+	c      *move.Remote
+	peer   string
+	taking *move.HostTaking
+	shared map[string]int64 // what the giver still holds, by endpoint
+	ended  func(own uint16) // tells who waits for the outcome
+}
+
+func (t *hostTaker) greet() error {
+	conn := t.conn.(*tls.Conn)
+	if err := t.c.SetTimeout(answerTime); err != nil {
+		return err
+	}
+	if err := conn.SetDeadline(time.Now().Add(answerTime)); err != nil {
+		return err
+	}
+	if err := conn.Handshake(); err != nil {
+		return err
+	}
+	m, err := move.Expect(t.c, move.Hello)
+	if err != nil {
+		return err
+	}
+	var hello move.Greeting
+	if err := m.Into(&hello); err != nil {
+		return err
+	}
+	t.peer = hello.Node
+	c := t.n.Config().Cluster
+	if c == nil {
+		return errors.New("node: no cluster any more")
+	}
+	if _, ok := c.Peers[hello.Node]; !ok {
+		return t.refuse(&frozen.Refused{What: "peer " + hello.Node, Why: "not in cluster.peers here"})
+	}
+	if err := conn.ConnectionState().PeerCertificates[0].VerifyHostname(hello.Node); err != nil {
+		return t.refuse(&frozen.Refused{What: "peer " + hello.Node, Why: err.Error()})
+	}
+	if err := hostSpeaks(hello); err != nil {
+		return t.refuse(err)
+	}
+	if err := t.n.steer(hello, c.Peers[hello.Node].Addr()); err != nil {
+		return t.refuse(err)
+	}
+	return move.SendJSON(t.c, move.Hello, t.n.hostGreeting())
+}
+
+// refuse says why there is no talk, and ends it.
+func (t *hostTaker) refuse(why error) error {
+	return errors.Join(why, move.SendJSON(t.c, move.Refuse, move.RefusalOf(why)))
+}
+
+// listen does what the peer says until it has said all.
+func (t *hostTaker) listen() error {
+	for {
+		wait := quietTime
+		if t.taking.Busy() {
+			wait = answerTime
+		}
+		if err := t.c.SetTimeout(wait); err != nil {
+			return err
+		}
+		m, err := t.c.Receive()
+		if err != nil {
+			if !t.taking.Busy() && move.Gone(err) {
+				return nil
+			}
+			return err
+		}
+		if m.Kind == move.Ask {
+			err = t.answer(m)
+		} else {
+			err = t.taking.Step(m)
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// answer answers a question.
+func (t *hostTaker) answer(m move.Message) error {
+	a, err := t.n.reply(t.peer, m)
+	if err != nil {
+		return move.SendJSON(t.c, move.Refuse, move.RefusalOf(err))
+	}
+	if err := t.c.SetTimeout(answerTime); err != nil {
+		return err
+	}
+	return move.SendJSON(t.c, move.Answer, a)
+}
+
+// Begin makes ready for flows. Until they have come waiting ones come in any order,
+// and one that came early must not be served before one that is still to come.
+func (t *hostTaker) Begin(coming move.Coming) error {
+	if t.ended == nil {
+		t.ended = t.n.host.outcomes.begin(t.peer, coming.Talk, t.conn)
+	}
+	if t.shared = coming.Held; t.shared == nil {
+		t.shared = map[string]int64{}
+	}
+	t.n.shared.Ledger.Pause()
+	for name, held := range t.shared {
+		t.n.account(name).AddForeign(held)
+	}
+	return nil
+}
+
+// Settle makes each host's limits its own again.
+func (t *hostTaker) Settle() {
+	for name, held := range t.shared {
+		if held > 0 {
+			t.n.account(name).AddForeign(-held)
+		}
+	}
+	t.shared = nil
+	t.n.shared.Ledger.Resume()
+}
+
+// Learn hears what the giver knows.
+func (t *hostTaker) Learn(move.Knowledge) {}
+
+// Hold keeps back the segments of what is to come.
+func (t *hostTaker) Hold(ts []move.Tuple) error {
+	if t.n.handingOver() {
+		return errUpgrade
+	}
+	if err := t.n.host.admin.Hold(adminTuples(ts)); err != nil {
+		return &frozen.Refused{What: "hold", Why: err.Error()}
+	}
+	return nil
+}
+
+var errUpgrade = &frozen.Refused{What: "host", Why: "an upgrade is under way there", Retry: true}
+
+// Drop ends Hold for what is not ours.
+func (t *hostTaker) Drop(ts []move.Tuple) error { return t.n.host.admin.Drop(adminTuples(ts)) }
+
+func adminTuples(ts []move.Tuple) []netadmin.Tuple {
+	out := make([]netadmin.Tuple, len(ts))
+	for i, t := range ts {
+		out[i] = netadmin.Tuple(t)
+	}
+	return out
+}
+
+// hostRestored is a lot whose sockets were restored.
+type hostRestored struct {
+	thawed *loop.Thawed
+	fds    []sock.FD
+	states []*tcprepair.State
+}
+
+// Restore makes the sockets of a lot, quiet. From here to Adopt or Discard no upgrade begins
+// to move flows.
+func (t *hostTaker) Restore(octets []byte, mine func(move.Tuple) bool) (any, []move.Tuple, error) {
+	if !t.n.host.intake.TryRLock() {
+		return nil, nil, errUpgrade
+	}
+	x := &hostRestored{}
+	ts, err := t.restore(x, octets, mine)
+	if err != nil {
+		t.Discard(x)
+		return nil, nil, err
+	}
+	return x, ts, nil
+}
+
+func (t *hostTaker) restore(x *hostRestored, octets []byte, mine func(move.Tuple) bool) (ts []move.Tuple, err error) {
+	if t.n.handingOver() {
+		return nil, errUpgrade
+	}
+	batch, err := t.n.decode(octets)
+	if err != nil {
+		return nil, err
+	}
+	var some move.Unheld
+	for _, z := range batch.Flows {
+		for _, g := range connected(z) {
+			tuple, err := t.restoreLeg(x, g, mine)
+			if err != nil {
+				no := move.Refusal{Flow: z.Id, What: "socket", Why: err.Error(), Retry: true}
+				var because *frozen.Refused
+				if errors.As(err, &because) {
+					no.What, no.Why, no.Retry = because.What, because.Why, because.Retry
+				}
+				some = append(some, no)
+				break
+			}
+			ts = append(ts, tuple)
+		}
+	}
+	if len(some) > 0 {
+		return nil, some
+	}
+	if x.thawed, err = t.n.thaw(batch, len(x.fds)); err != nil {
+		return nil, err
+	}
+	return ts, nil
+}
+
+func (t *hostTaker) restoreLeg(x *hostRestored, g *frozen.Leg, mine func(move.Tuple) bool) (tuple move.Tuple, err error) {
+	s := new(tcprepair.State)
+	if err := s.UnmarshalBinary(g.Socket); err != nil {
+		return tuple, &frozen.Refused{What: "socket", Why: err.Error()}
+	}
+	if n := len(g.Unsent) + int(s.Unsent); n > flow.UnsentMax {
+		return tuple, &frozen.Refused{What: "leg", Why: fmt.Sprintf("%d octets unsent, the limit is %d", n, flow.UnsentMax), Retry: true}
+	}
+	tuple = move.Tuple{Local: s.Local, Remote: s.Remote}
+	if !mine(tuple) {
+		return tuple, &frozen.Refused{What: "socket", Why: fmt.Sprintf("%v-%v was not prepared", s.Local, s.Remote)}
+	}
+	fd, err := tcprepair.Restore(s, tcprepair.Options{Inject: t.n.host.admin.Inject})
+	if err != nil {
+		return tuple, err
+	}
+	x.fds, x.states = append(x.fds, sock.Own(fd)), append(x.states, s)
+	g.Fd, g.Socket = uint32(len(x.fds)), nil
+	return tuple, nil
+}
+
+// connected are the legs of a flow that have a socket to be restored. One that
+// is still to be dialled may have octets that came behind a PROXY header.
+func connected(z *frozen.Flow) []*frozen.Leg {
+	legs := []*frozen.Leg{z.Client}
+	if flow.State(z.State) == flow.Relaying {
+		legs = append(legs, z.Legs...)
+	}
+	return legs
+}
+
+// Discard forgets sockets that were restored and not committed, silently.
+func (t *hostTaker) Discard(lot any) {
+	x := lot.(*hostRestored)
+	for _, fd := range x.fds {
+		_ = tcprepair.Discard(fd.Disown())
+	}
+	t.n.host.intake.RUnlock()
+}
+
+// Adopt makes a lot ours and has a loop serve it.
+func (t *hostTaker) Adopt(lot any, ts []move.Tuple) (served func() move.Adoption) {
+	x := lot.(*hostRestored)
+	batch, n := x.thawed.Batch, t.n
+	if t.goLive(x) {
+		// It is not what was thawed any more.
+		if thawed, err := n.thaw(batch, len(x.fds)); err != nil {
+			n.log.Error("flows that were taken cannot be served", "flows", len(batch.Flows), "error", err)
+			return t.lose(x, ts)
+		} else {
+			x.thawed = thawed
+		}
+	}
+	if _, err := n.host.admin.Release(adminTuples(ts)); err != nil {
+		n.log.Error("segments of flows that were taken are held", "error", err)
+	}
+	for _, z := range batch.Flows {
+		if z.Endpoint != nil {
+			t.shared[z.Endpoint.Name]-- // deliver imports it
+		}
+	}
+	done := make(chan move.Adoption, 1)
+	n.deliver(batch, &loop.Parcel{Thawed: x.thawed, FDs: x.fds}, func(a move.Adoption) {
+		a.Ago = sock.Monotonic()
+		n.host.intake.RUnlock()
+		n.totals.arrive(len(batch.Flows) - a.Lost)
+		done <- a
+	})
+	return func() move.Adoption {
+		a := <-done
+		a.Ago = sock.Monotonic() - a.Ago
+		return a
+	}
+}
+
+// lose ends flows that are ours and that nobody can serve.
+func (t *hostTaker) lose(x *hostRestored, ts []move.Tuple) (served func() move.Adoption) {
+	if err := t.Drop(ts); err != nil {
+		t.n.log.Error("held tuples could not be dropped", "error", err)
+	}
+	for _, fd := range x.fds {
+		fd.CloseReset()
+	}
+	t.n.host.intake.RUnlock()
+	return func() move.Adoption { return move.Adoption{Lost: len(x.thawed.Batch.Flows)} }
+}
+
+// goLive starts restored sockets. changed: some did not take back all that was to be sent,
+// which is the flow's again.
+func (t *hostTaker) goLive(x *hostRestored) (changed bool) {
+	sockets := make([]tcprepair.Socket, len(x.fds))
+	for i, fd := range x.fds {
+		sockets[i] = tcprepair.Socket{FD: int(fd), State: x.states[i]}
+	}
+	tcprepair.GoLiveAll(sockets, nil)
+	for _, z := range x.thawed.Batch.Flows {
+		for _, g := range connected(z) {
+			s := &sockets[g.Fd-1]
+			if s.Err != nil {
+				// The socket is what it is; the loop will find out by using it.
+				t.n.log.Error("a restored socket would not go live", "error", s.Err)
+			}
+			if len(s.Rest) == 0 {
+				continue
+			}
+			// What the restored socket did not take back goes before all that was not
+			// sent: its order in the stream.
+			changed = true
+			if g != z.Client && z.H1 != nil && !z.H1.Tunnel {
+				unsend(z.H1, s.Rest)
+			} else {
+				g.Unsent = append(append([]byte(nil), s.Rest...), g.Unsent...)
+			}
+			g.Sent -= uint64(len(s.Rest))
+			// A FIN comes after it: the loop shuts down again.
+			g.Shut = false
+		}
+	}
+	return changed
+}
+
+// unsend takes back the octets of a request that its restored leg did not take:
+// they are still here, or they come before those that are.
+func unsend(h *frozen.H1, rest []byte) {
+	if n := uint32(len(rest)); h.RequestSent >= n {
+		h.RequestSent -= n
+		return
+	}
+	h.Request = append(append([]byte(nil), rest...), h.Request[h.RequestSent:]...)
+	h.RequestSent = 0
+}
+
+// askOutcome asks which lots of a talk that broke are the taker's.
+const askOutcome = "flows.outcome"
+
+// outcome asks for the outcome of a talk, and tells it.
+type outcome struct {
+	Talk string `json:"talk,omitempty"`
+	Last uint16 `json:"last,omitempty"`
+}
+
+// outcomes are those of the last talks in which flows came.
+type outcomes struct {
+	mu  sync.Mutex // guards all
+	all []*talked
+}
+
+// talked is one talk in which flows came.
+type talked struct {
+	peer, talk string
+	conn       net.Conn
+	over       chan struct{} // closed when last is known
+	last       uint16
+}
+
+// talkedMost is how many talks are remembered.
+const talkedMost = 64
+
+// begin notes a talk; who tells of its end calls what it returns.
+func (o *outcomes) begin(peer, talk string, conn net.Conn) (ended func(own uint16)) {
+	x := &talked{peer: peer, talk: talk, conn: conn, over: make(chan struct{})}
+	o.mu.Lock()
+	if o.all = append(o.all, x); len(o.all) > talkedMost {
+		o.all = o.all[1:]
+	}
+	o.mu.Unlock()
+	return func(own uint16) {
+		x.last = own
+		close(x.over)
+	}
+}
+
+// tell ends a talk, if it has not ended, and tells which lot came last.
+func (o *outcomes) tell(peer string, body json.RawMessage) (any, error) {
+	var q outcome
+	if err := json.Unmarshal(body, &q); err != nil {
+		return nil, fmt.Errorf("node: %s: %w", askOutcome, err)
+	}
+	o.mu.Lock()
+	var x *talked
+	for _, y := range o.all {
+		if y.peer == peer && y.talk == q.Talk {
+			x = y
+		}
+	}
+	o.mu.Unlock()
+	if x == nil {
+		return nil, &frozen.Refused{What: "talk", Why: "it is not known here"}
+	}
+	_ = x.conn.Close()
+	<-x.over
+	return outcome{Last: x.last}, nil
+}
