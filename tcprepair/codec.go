@@ -6,7 +6,7 @@ import (
 	"net/netip"
 )
 
-// The encoding, version 1. Integers of fixed size are little-endian, those
+// The encoding, version 2. Integers of fixed size are little-endian, those
 // marked v are unsigned varints in their shortest form.
 //
 //	version 1 | flags 2 | TCP state 1 | scales 1 | buffer lock 1
@@ -16,11 +16,13 @@ import (
 //	MSS v | Unsent v | RecvBuffer v | SendBuffer v
 //	KeepIdle v | KeepInterval v | KeepCount v | UserTimeout v
 //	Congestion: length 1, octets
+//	TOS 1 | Mark v
 //	RecvQueue: length v, octets | SendQueue: length v, octets
 //
-// A new field needs a new version: whoever does not know a field must not
-// restore a socket without it.
-const codecVersion = 1
+// Version 1 is without TOS, Mark and the flag of SO_OOBINLINE; it is read, and no
+// longer written. A new field needs a new version: whoever does not know a field
+// must not restore a socket without it.
+const codecVersion = 2
 
 // Flags. Their numbers are part of the encoding.
 const (
@@ -33,11 +35,13 @@ const (
 	codecKeepAlive
 	codecFinUnsent
 	codecOutOfOrder
-	codecKnown = 1<<iota - 1
+	codecOOBInline
+	codecKnown  = 1<<iota - 1
+	codecKnown1 = codecOOBInline - 1 // in version 1
 )
 
 func (s *State) flags() (f uint16) {
-	for _, b := range []struct {
+	for _, b := range [...]struct {
 		set bool
 		bit uint16
 	}{
@@ -50,6 +54,7 @@ func (s *State) flags() (f uint16) {
 		{s.KeepAlive, codecKeepAlive},
 		{s.FinUnsent, codecFinUnsent},
 		{s.OutOfOrder, codecOutOfOrder},
+		{s.OOBInline, codecOOBInline},
 	} {
 		if b.set {
 			f |= b.bit
@@ -79,8 +84,14 @@ func (s *State) AppendBinary(b []byte) ([]byte, error) {
 	b = append(b, codecVersion)
 	b = binary.LittleEndian.AppendUint16(b, s.flags())
 	b = append(b, byte(s.TCP), s.SendScale|s.RecvScale<<4, s.BufferLock)
-	for _, a := range []netip.AddrPort{s.Local, s.Remote} {
-		b = append(b, a.Addr().AsSlice()...)
+	for _, a := range [...]netip.AddrPort{s.Local, s.Remote} {
+		if a.Addr().Is4() {
+			ip := a.Addr().As4()
+			b = append(b, ip[:]...)
+		} else {
+			ip := a.Addr().As16()
+			b = append(b, ip[:]...)
+		}
 		b = binary.LittleEndian.AppendUint16(b, a.Port())
 	}
 	for _, p := range s.words() {
@@ -91,7 +102,9 @@ func (s *State) AppendBinary(b []byte) ([]byte, error) {
 	}
 	b = append(b, byte(len(s.Congestion)))
 	b = append(b, s.Congestion...)
-	for _, q := range [][]byte{s.RecvQueue, s.SendQueue} {
+	b = append(b, s.TOS)
+	b = binary.AppendUvarint(b, uint64(s.Mark))
+	for _, q := range [...][]byte{s.RecvQueue, s.SendQueue} {
 		b = binary.AppendUvarint(b, uint64(len(q)))
 		b = append(b, q...)
 	}
@@ -101,16 +114,20 @@ func (s *State) AppendBinary(b []byte) ([]byte, error) {
 // UnmarshalBinary decodes b, all of it, into s. It refuses versions and
 // flags it does not know, lengths beyond the bounds, trailing octets and
 // whatever no socket can be; the error wraps ErrInvalid and s is then
-// unchanged. s keeps no part of b.
+// unchanged. s keeps no part of b; the memory of its queues is used again.
 func (s *State) UnmarshalBinary(b []byte) error {
 	d := decoder{rest: b}
 	var n State
-	if v := d.byte(); d.bad || v != codecVersion {
-		return fmt.Errorf("tcprepair: decode: version %d, known is %d: %w", v, codecVersion, ErrInvalid)
+	version, known := d.byte(), uint16(codecKnown)
+	if d.bad || version == 0 || version > codecVersion {
+		return fmt.Errorf("tcprepair: decode: version %d, known are 1 to %d: %w", version, codecVersion, ErrInvalid)
+	}
+	if version == 1 {
+		known = codecKnown1
 	}
 	flags := binary.LittleEndian.Uint16(d.take(2))
-	if flags&^codecKnown != 0 {
-		return fmt.Errorf("tcprepair: decode: unknown flags %#x: %w", flags&^codecKnown, ErrInvalid)
+	if flags&^known != 0 {
+		return fmt.Errorf("tcprepair: decode: unknown flags %#x: %w", flags&^known, ErrInvalid)
 	}
 	n.SACK = flags&codecSACK != 0
 	n.WindowScaling = flags&codecScaling != 0
@@ -120,11 +137,12 @@ func (s *State) UnmarshalBinary(b []byte) error {
 	n.KeepAlive = flags&codecKeepAlive != 0
 	n.FinUnsent = flags&codecFinUnsent != 0
 	n.OutOfOrder = flags&codecOutOfOrder != 0
+	n.OOBInline = flags&codecOOBInline != 0
 	n.TCP = TCPState(d.byte())
 	scales := d.byte()
 	n.SendScale, n.RecvScale = scales&15, scales>>4
 	n.BufferLock = d.byte()
-	for _, a := range []*netip.AddrPort{&n.Local, &n.Remote} {
+	for _, a := range [...]*netip.AddrPort{&n.Local, &n.Remote} {
 		var addr netip.Addr
 		if flags&codecIPv6 != 0 {
 			addr = netip.AddrFrom16([16]byte(d.take(16)))
@@ -139,12 +157,14 @@ func (s *State) UnmarshalBinary(b []byte) error {
 	for _, p := range n.varints() {
 		*p = d.uvarint(1<<32 - 1)
 	}
-	n.Congestion = string(d.block(uint32(d.byte()), maxCongestionName))
-	for _, q := range []*[]byte{&n.RecvQueue, &n.SendQueue} {
-		if b := d.block(d.uvarint(MaxQueue), MaxQueue); len(b) > 0 {
-			*q = append([]byte(nil), b...)
-		}
+	n.Congestion = congestionName(d.block(uint32(d.byte()), maxCongestionName))
+	if version > 1 {
+		n.TOS = d.byte()
+		n.Mark = d.uvarint(1<<32 - 1)
 	}
+	// Until all is known to be right, the queues are parts of b.
+	n.RecvQueue = d.block(d.uvarint(MaxQueue), MaxQueue)
+	n.SendQueue = d.block(d.uvarint(MaxQueue), MaxQueue)
 	if d.bad {
 		return fmt.Errorf("tcprepair: decode: %d octets: cut short, or a length out of bounds: %w", len(b), ErrInvalid)
 	}
@@ -154,6 +174,8 @@ func (s *State) UnmarshalBinary(b []byte) error {
 	if err := n.check(); err != nil {
 		return err
 	}
+	n.RecvQueue = append(s.RecvQueue[:0], n.RecvQueue...)
+	n.SendQueue = append(s.SendQueue[:0], n.SendQueue...)
 	*s = n
 	return nil
 }

@@ -26,7 +26,8 @@ func full(v6 bool) *State {
 		Timestamps: true, Timestamp: 0xfffffff1, MSS: 1448, ECN: true, SendSeq: 5, RecvSeq: 0xfffffffe,
 		Window:    Window{SendWL1: 0xfffffff0, SendWindow: 65536, MaxWindow: 131072, RecvWindow: 70000, RecvWup: 0xfffffffd},
 		RecvQueue: []byte("read me"), SendQueue: []byte("write me"), Unsent: 3, OutOfOrder: true,
-		RecvBuffer: 131072, SendBuffer: 87040, BufferLock: 3, NoDelay: true, KeepAlive: true,
+		RecvBuffer: 131072, SendBuffer: 87040, BufferLock: 3, TOS: 0x88, Mark: 300,
+		NoDelay: true, OOBInline: true, KeepAlive: true,
 		KeepIdle: 60, KeepInterval: 10, KeepCount: 3, UserTimeout: 30000, Congestion: "bbr",
 	}
 	if v6 {
@@ -65,18 +66,28 @@ func TestCodec(t *testing.T) {
 	}
 }
 
-// The encoding itself is a promise between releases.
-func TestCodecVersion1(t *testing.T) {
-	s := full(false)
-	got := mustAppend(t, s)
-	want := []byte("\x01\xfe\x01\x09\xe7\x03" +
+// The encoding itself is a promise between releases: what is written now, and
+// what the first version wrote.
+func TestCodecVersions(t *testing.T) {
+	const fixed = "\x09\xe7\x03" +
 		"\xc0\x00\x02\x01\xbb\x01" + "\xc6\x33\x64\x07\xcb\xc3" +
 		"\x05\x00\x00\x00\xfe\xff\xff\xff\xf1\xff\xff\xff" +
 		"\xf0\xff\xff\xff\x00\x00\x01\x00\x00\x00\x02\x00\x70\x11\x01\x00\xfd\xff\xff\xff" +
 		"\xa8\x0b\x03\x80\x80\x08\x80\xa8\x05\x3c\x0a\x03\xb0\xea\x01" +
-		"\x03bbr\x07read me\x08write me")
-	if !bytes.Equal(got, want) {
+		"\x03bbr"
+	const queues = "\x07read me\x08write me"
+	s := full(false)
+	if got, want := mustAppend(t, s), []byte("\x02\xfe\x03"+fixed+"\x88\xac\x02"+queues); !bytes.Equal(got, want) {
 		t.Errorf("got  %q\nwant %q", got, want)
+	}
+	s.TOS, s.Mark, s.OOBInline = 0, 0, false
+	var first State
+	must(t, "version 1", first.UnmarshalBinary([]byte("\x01\xfe\x01"+fixed+queues)))
+	if !reflect.DeepEqual(&first, s) {
+		t.Errorf("version 1: got %+v\nwant %+v", first, *s)
+	}
+	if err := first.UnmarshalBinary([]byte("\x01\xfe\x03" + fixed + queues)); !errors.Is(err, ErrInvalid) {
+		t.Errorf("version 1 with a flag of version 2: %v", err)
 	}
 }
 
@@ -96,6 +107,7 @@ func TestCodecRefuses(t *testing.T) {
 		"no MSS":                 func(s *State) { s.MSS = 0 },
 		"unsent beyond queue":    func(s *State) { s.Unsent = 9 },
 		"data in FIN_WAIT2":      func(s *State) { s.TCP, s.FinUnsent, s.Unsent = FinWait2, false, 0 },
+		"TOS with ECN":           func(s *State) { s.TOS = 1 },
 		"buffer lock":            func(s *State) { s.BufferLock = 4 },
 		"buffer":                 func(s *State) { s.RecvBuffer = 1<<30 + 1 },
 		"long name":              func(s *State) { s.Congestion = strings.Repeat("x", 16) },
@@ -117,7 +129,7 @@ func TestCodecRefuses(t *testing.T) {
 	}
 	b := mustAppend(t, full(false))
 	for what, spoil := range map[string]func(b []byte) []byte{
-		"version": func(b []byte) []byte { b[0] = 2; return b },
+		"version": func(b []byte) []byte { b[0] = 3; return b },
 		"flag":    func(b []byte) []byte { b[2] |= 0x80; return b },
 		"long varint": func(b []byte) []byte {
 			i := bytes.Index(b, []byte("\x07read me"))
@@ -153,6 +165,9 @@ func FuzzUnmarshalBinary(f *testing.F) {
 				t.Fatal(err)
 			}
 			return
+		}
+		if b[0] == 1 {
+			return // no longer written
 		}
 		again, err := s.AppendBinary(nil)
 		if err != nil || !bytes.Equal(b, again) {

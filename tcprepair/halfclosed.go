@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -28,28 +29,30 @@ const (
 )
 
 // planFins returns what leads from ESTABLISHED to the state of s.
-func planFins(s *State, o Options) ([]finStep, error) {
-	var steps []finStep
+func planFins(s *State) []finStep {
 	switch {
 	case s.TCP == Established, s.TCP == FinWait1 && s.FinUnsent:
-		return nil, nil // GoLive shuts down behind the unsent octets
+		return nil // GoLive shuts down behind the unsent octets
 	case s.TCP == FinWait1:
-		return []finStep{finOurs}, nil
+		return []finStep{finOurs}
 	case s.TCP == CloseWait, s.FinUnsent:
-		steps = []finStep{finPeers}
+		return []finStep{finPeers}
 	case s.TCP == LastAck:
-		steps = []finStep{finPeers, finOurs}
+		return []finStep{finPeers, finOurs}
 	case s.TCP == FinWait2:
-		steps = []finStep{finOurs, finAcked}
+		return []finStep{finOurs, finAcked}
 	case s.TCP == Closing:
-		steps = []finStep{finOurs, finPeers}
-	default:
-		panic("tcprepair: no way to " + s.TCP.String())
+		return []finStep{finOurs, finPeers}
 	}
-	if o.Inject == nil {
-		return nil, &Unsupported{What: s.TCP.String(), Why: "half-closed: restoring it takes Options.Inject"}
+	panic("tcprepair: no way to " + s.TCP.String())
+}
+
+// restorable refuses a State for which the options are not enough.
+func restorable(s *State, o Options) error {
+	if o.Inject == nil && slices.ContainsFunc(planFins(s), func(f finStep) bool { return f != finOurs }) {
+		return &Unsupported{What: s.TCP.String(), Why: "half-closed: restoring it takes Options.Inject"}
 	}
-	return steps, nil
+	return nil
 }
 
 // after returns the state that a step leads to.
@@ -69,7 +72,8 @@ func (f finStep) after(t TCPState) TCPState {
 	panic(fmt.Sprintf("tcprepair: step %d in %v", f, t))
 }
 
-func (s *State) addFins(fd int, o Options, steps []finStep) error {
+func (s *State) addFins(fd int, o Options) error {
+	steps := planFins(s)
 	if len(steps) == 0 {
 		return nil
 	}

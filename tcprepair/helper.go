@@ -39,28 +39,32 @@ func SetRepair(fds []int, mode int) error {
 }
 
 // SocketSpec says how to make the socket on which a State is restored: what
-// of it takes privilege. It holds nothing of the connection's octets.
+// of it takes privilege, or must come first. It holds nothing of the
+// connection's octets.
 type SocketSpec struct {
 	Local netip.AddrPort
 	// RecvBuffer and SendBuffer are octets of memory, as in State.
 	RecvBuffer, SendBuffer uint32
-	Transparent            bool // see Options
+	Transparent            bool   // see Options
+	Congestion             string // as in State; some algorithms are not for everybody
+	Mark                   uint32 // as in State
 }
 
 // Spec returns what socket RestoreOn needs for s.
 func (s *State) Spec(o Options) SocketSpec {
 	recv, send := s.room()
-	return SocketSpec{Local: s.Local, RecvBuffer: recv, SendBuffer: send, Transparent: o.Transparent}
+	return SocketSpec{Local: s.Local, RecvBuffer: recv, SendBuffer: send, Transparent: o.Transparent,
+		Congestion: s.Congestion, Mark: s.Mark}
 }
 
 // check refuses what a helper should not do for anybody.
 func (p *SocketSpec) check() error {
 	a := p.Local.Addr()
 	if !a.IsValid() || a.Is4In6() || a.Zone() != "" || a.IsUnspecified() || a.IsMulticast() || p.Local.Port() == 0 ||
-		p.RecvBuffer > bufferMax || p.SendBuffer > bufferMax {
+		p.RecvBuffer > bufferMax || p.SendBuffer > bufferMax || len(p.Congestion) > maxCongestionName {
 		return fmt.Errorf("tcprepair: socket %+v: %w", *p, ErrInvalid)
 	}
-	return nil
+	return checkCongestion(p.Congestion)
 }
 
 // Open makes the socket: nonblocking, close-on-exec, with buffers of at least
@@ -69,41 +73,54 @@ func (p *SocketSpec) Open() (fd int, err error) {
 	if err := p.check(); err != nil {
 		return -1, err
 	}
+	fd, _, err = p.open()
+	return fd, err
+}
+
+func (p *SocketSpec) open() (fd int, has buffers, err error) {
 	domain := unix.AF_INET
 	if p.Local.Addr().Is6() {
 		domain = unix.AF_INET6
 	}
 	fd, err = unix.Socket(domain, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.IPPROTO_TCP)
 	if err != nil {
-		return -1, fmt.Errorf("tcprepair: socket: %w", err)
+		return -1, has, fmt.Errorf("tcprepair: socket: %w", err)
 	}
-	if err := p.prepare(fd); err != nil {
+	if has, err = p.prepare(fd); err != nil {
 		_ = unix.Close(fd) // not connected: nothing is sent
-		return -1, prefixed(err)
+		return -1, has, prefixed(err)
 	}
-	return fd, nil
+	return fd, has, nil
 }
 
-func (p *SocketSpec) prepare(fd int) error {
+func (p *SocketSpec) prepare(fd int) (has buffers, err error) {
 	if p.Transparent {
 		level, opt, name := unix.SOL_IP, unix.IP_TRANSPARENT, "IP_TRANSPARENT"
 		if p.Local.Addr().Is6() {
 			level, opt, name = unix.SOL_IPV6, unix.IPV6_TRANSPARENT, "IPV6_TRANSPARENT"
 		}
 		if err := setInt(fd, level, opt, 1, name); err != nil {
-			return err
+			return has, err
 		}
 	}
-	if _, err := grow(fd, p.RecvBuffer, p.SendBuffer); err != nil {
-		return err
+	if p.Mark != 0 {
+		if err := setInt(fd, unix.SOL_SOCKET, unix.SO_MARK, int(int32(p.Mark)), "SO_MARK"); err != nil {
+			return has, err
+		}
+	}
+	if p.Congestion != "" {
+		// A host without this algorithm uses its default; the stream is the
+		// same, only its pace differs.
+		var b [maxCongestionName]byte
+		_ = setBytes(fd, unix.IPPROTO_TCP, unix.TCP_CONGESTION, b[:copy(b[:], p.Congestion)], "TCP_CONGESTION")
+	}
+	if has, err = grow(fd, p.RecvBuffer, p.SendBuffer); err != nil {
+		return has, err
 	}
 	if err := setRepair(fd, RepairOn); err != nil {
-		return err
+		return has, err
 	}
-	if err := unix.Bind(fd, sockaddr(p.Local)); err != nil {
-		return fmt.Errorf("bind %v: %w", p.Local, err)
-	}
-	return nil
+	return has, bind(fd, p.Local)
 }
 
 // Socket is one of several sockets that go live or are resumed together.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"runtime"
+	"syscall"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -48,25 +49,42 @@ func retryEINTR(f func() error) error {
 	}
 }
 
-func ioctlInt(fd int, req uint, name string) (int, error) {
-	v, err := unix.IoctlGetInt(fd, req)
-	if err != nil {
-		return 0, fmt.Errorf("ioctl %s: %w", name, err)
+// The calls below neither sleep nor last: they look at a socket or set something
+// in it, so the scheduler need not know of them.
+
+func errnoErr(e syscall.Errno) error {
+	if e == 0 {
+		return nil
 	}
-	return v, nil
+	return e
+}
+
+func ioctlInt(fd int, req uint, name string) (int, error) {
+	var v int32
+	_, _, e := syscall.RawSyscall(unix.SYS_IOCTL, uintptr(fd), uintptr(req), uintptr(unsafe.Pointer(&v)))
+	if e != 0 {
+		return 0, fmt.Errorf("ioctl %s: %w", name, e)
+	}
+	return int(v), nil
 }
 
 func getInt(fd, level, opt int, name string) (int, error) {
-	v, err := unix.GetsockoptInt(fd, level, opt)
-	if err != nil {
-		return 0, fmt.Errorf("getsockopt %s: %w", name, err)
+	var v int32
+	n := uint32(4)
+	_, _, e := syscall.RawSyscall6(unix.SYS_GETSOCKOPT, uintptr(fd), uintptr(level), uintptr(opt),
+		uintptr(unsafe.Pointer(&v)), uintptr(unsafe.Pointer(&n)), 0)
+	if e != 0 {
+		return 0, fmt.Errorf("getsockopt %s: %w", name, e)
 	}
-	return v, nil
+	return int(v), nil
 }
 
 func setInt(fd, level, opt, v int, name string) error {
-	if err := unix.SetsockoptInt(fd, level, opt, v); err != nil {
-		return fmt.Errorf("setsockopt %s %d: %w", name, v, err)
+	w := int32(v)
+	_, _, e := syscall.RawSyscall6(unix.SYS_SETSOCKOPT, uintptr(fd), uintptr(level), uintptr(opt),
+		uintptr(unsafe.Pointer(&w)), 4, 0)
+	if e != 0 {
+		return fmt.Errorf("setsockopt %s %d: %w", name, v, e)
 	}
 	return nil
 }
@@ -75,44 +93,81 @@ func setInt(fd, level, opt, v int, name string) error {
 // the kernel wrote; an older kernel's structure may be shorter.
 func getBytes(fd, level, opt int, b []byte, name string) (int, error) {
 	n := uint32(len(b))
-	_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(fd), uintptr(level), uintptr(opt),
+	_, _, e := syscall.RawSyscall6(unix.SYS_GETSOCKOPT, uintptr(fd), uintptr(level), uintptr(opt),
 		uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(unsafe.Pointer(&n)), 0)
-	runtime.KeepAlive(b)
-	if errno != 0 {
-		return 0, fmt.Errorf("getsockopt %s: %w", name, errno)
+	if e != 0 {
+		return 0, fmt.Errorf("getsockopt %s: %w", name, e)
 	}
 	return int(n), nil
 }
 
 func setBytes(fd, level, opt int, b []byte, name string) error {
-	_, _, errno := unix.Syscall6(unix.SYS_SETSOCKOPT, uintptr(fd), uintptr(level), uintptr(opt),
+	_, _, e := syscall.RawSyscall6(unix.SYS_SETSOCKOPT, uintptr(fd), uintptr(level), uintptr(opt),
 		uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)), 0)
-	runtime.KeepAlive(b)
-	if errno != 0 {
-		return fmt.Errorf("setsockopt %s: %w", name, errno)
+	if e != 0 {
+		return fmt.Errorf("setsockopt %s: %w", name, e)
 	}
 	return nil
+}
+
+// rawMax is how many octets may be copied by a call of which the scheduler does
+// not know.
+const rawMax = 16 << 10
+
+// peek reads from the selected queue what stays there.
+func peek(fd int, b []byte) (n int, err error) {
+	for {
+		var m uintptr
+		var e syscall.Errno
+		if at := uintptr(unsafe.Pointer(unsafe.SliceData(b))); len(b) <= rawMax {
+			m, _, e = syscall.RawSyscall6(unix.SYS_RECVFROM, uintptr(fd), at, uintptr(len(b)), unix.MSG_PEEK|unix.MSG_DONTWAIT, 0, 0)
+		} else {
+			m, _, e = syscall.Syscall6(unix.SYS_RECVFROM, uintptr(fd), at, uintptr(len(b)), unix.MSG_PEEK|unix.MSG_DONTWAIT, 0, 0)
+		}
+		if e != unix.EINTR {
+			runtime.KeepAlive(b)
+			return int(m), errnoErr(e)
+		}
+	}
+}
+
+// send writes to the socket, or in repair mode to the selected queue.
+func send(fd int, b []byte) (n int, err error) {
+	const flags = unix.MSG_DONTWAIT | unix.MSG_NOSIGNAL
+	for {
+		var m uintptr
+		var e syscall.Errno
+		if at := uintptr(unsafe.Pointer(unsafe.SliceData(b))); len(b) <= rawMax {
+			m, _, e = syscall.RawSyscall6(unix.SYS_SENDTO, uintptr(fd), at, uintptr(len(b)), flags, 0, 0)
+		} else {
+			m, _, e = syscall.Syscall6(unix.SYS_SENDTO, uintptr(fd), at, uintptr(len(b)), flags, 0, 0)
+		}
+		if e != unix.EINTR {
+			runtime.KeepAlive(b)
+			return int(m), errnoErr(e)
+		}
+	}
 }
 
 // setRepair enters or leaves repair mode. net/ipv4/tcp.c,
 // tcp_can_repair_sock: CAP_NET_ADMIN in the user namespace that owns the
 // socket's network namespace, and not a listener.
 func setRepair(fd, mode int) error {
-	err := unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_REPAIR, mode)
+	err := setInt(fd, unix.IPPROTO_TCP, unix.TCP_REPAIR, mode, "TCP_REPAIR")
 	switch {
 	case err == nil:
 		return nil
 	case errors.Is(err, unix.EPERM):
 		return &NotPermitted{
 			Missing: "CAP_NET_ADMIN in the user namespace that owns the network namespace",
-			Err:     err,
+			Err:     unix.EPERM,
 		}
 	case errors.Is(err, unix.ENOPROTOOPT):
 		// Either no TCP socket at all or MPTCP, which passes only some
 		// options on (net/mptcp/sockopt.c).
 		return &Unsupported{What: "TCP_REPAIR", Why: "not a plain TCP socket: " + err.Error()}
 	}
-	return fmt.Errorf("setsockopt TCP_REPAIR %d: %w", mode, err)
+	return err
 }
 
 // tcpInfo is what is read from struct tcp_info (include/uapi/linux/tcp.h).
@@ -120,6 +175,7 @@ type tcpInfo struct {
 	state                TCPState
 	options              uint8
 	sendScale, recvScale uint8
+	unsent               uint32 // tcpi_notsent_bytes, with our FIN if that is unsent
 	oooPackets           uint32 // tcpi_rcv_ooopack: ever received out of order
 	oooKnown             bool
 }
@@ -128,7 +184,8 @@ type tcpInfo struct {
 const (
 	infoOffState   = 0
 	infoOffOptions = 5
-	infoOffScales  = 6 // tcpi_snd_wscale : 4, tcpi_rcv_wscale : 4
+	infoOffScales  = 6                                                  // tcpi_snd_wscale : 4, tcpi_rcv_wscale : 4
+	infoOffUnsent  = int(unsafe.Offsetof(unix.TCPInfo{}.Notsent_bytes)) // since Linux 4.6
 	infoOffOOO     = int(unsafe.Offsetof(unix.TCPInfo{}.Rcv_ooopack))
 )
 
@@ -142,7 +199,7 @@ func readInfo(fd int) (tcpInfo, error) {
 	if err != nil {
 		return tcpInfo{}, err
 	}
-	if n <= infoOffScales {
+	if n < infoOffUnsent+4 {
 		return tcpInfo{}, fmt.Errorf("getsockopt TCP_INFO: %d octets", n)
 	}
 	i := tcpInfo{
@@ -150,6 +207,7 @@ func readInfo(fd int) (tcpInfo, error) {
 		options:   b[infoOffOptions],
 		sendScale: b[infoOffScales] & 15,
 		recvScale: b[infoOffScales] >> 4,
+		unsent:    binary.NativeEndian.Uint32(b[infoOffUnsent:]),
 	}
 	if bigEndian {
 		i.sendScale, i.recvScale = i.recvScale, i.sendScale
@@ -178,11 +236,11 @@ func readWindow(fd int) (Window, error) {
 }
 
 func writeWindow(fd int, w Window) error {
-	b := make([]byte, 0, windowSize)
-	for _, v := range []uint32{w.SendWL1, w.SendWindow, w.MaxWindow, w.RecvWindow, w.RecvWup} {
-		b = binary.NativeEndian.AppendUint32(b, v)
+	var b [windowSize]byte
+	for i, v := range [...]uint32{w.SendWL1, w.SendWindow, w.MaxWindow, w.RecvWindow, w.RecvWup} {
+		binary.NativeEndian.PutUint32(b[4*i:], v)
 	}
-	return setBytes(fd, unix.IPPROTO_TCP, unix.TCP_REPAIR_WINDOW, b, "TCP_REPAIR_WINDOW")
+	return setBytes(fd, unix.IPPROTO_TCP, unix.TCP_REPAIR_WINDOW, b[:], "TCP_REPAIR_WINDOW")
 }
 
 func selectQueue(fd, queue int) error {
@@ -201,27 +259,80 @@ func writeSeq(fd, queue int, seq uint32) error {
 	if err := selectQueue(fd, queue); err != nil {
 		return err
 	}
-	return setBytes(fd, unix.IPPROTO_TCP, unix.TCP_QUEUE_SEQ,
-		binary.NativeEndian.AppendUint32(nil, seq), "TCP_QUEUE_SEQ")
+	return setInt(fd, unix.IPPROTO_TCP, unix.TCP_QUEUE_SEQ, int(int32(seq)), "TCP_QUEUE_SEQ")
 }
 
-func sockaddr(a netip.AddrPort) unix.Sockaddr {
-	if a.Addr().Is4() {
-		return &unix.SockaddrInet4{Addr: a.Addr().As4(), Port: int(a.Port())}
+// rawAddr is a socket's address as the kernel has it: struct sockaddr_in or
+// sockaddr_in6.
+type rawAddr struct {
+	b [unix.SizeofSockaddrInet6]byte
+	n uint32
+}
+
+func (r *rawAddr) set(a netip.AddrPort) {
+	family := uint16(unix.AF_INET)
+	binary.BigEndian.PutUint16(r.b[2:], a.Port())
+	if addr := a.Addr(); addr.Is4() {
+		as4 := addr.As4()
+		copy(r.b[4:], as4[:])
+		r.n = unix.SizeofSockaddrInet4
+	} else {
+		family = unix.AF_INET6
+		as16 := addr.As16()
+		copy(r.b[8:], as16[:])
+		r.n = unix.SizeofSockaddrInet6
 	}
-	return &unix.SockaddrInet6{Addr: a.Addr().As16(), Port: int(a.Port())}
+	binary.NativeEndian.PutUint16(r.b[:], family)
 }
 
 // addrPort turns the kernel's address into ours. An IPv4 connection of an
 // AF_INET6 socket shows as a mapped address and is IPv4 to everybody else.
-func addrPort(sa unix.Sockaddr) (a netip.AddrPort, scoped bool) {
-	switch v := sa.(type) {
-	case *unix.SockaddrInet4:
-		return netip.AddrPortFrom(netip.AddrFrom4(v.Addr), uint16(v.Port)), false
-	case *unix.SockaddrInet6:
-		return netip.AddrPortFrom(netip.AddrFrom16(v.Addr).Unmap(), uint16(v.Port)), v.ZoneId != 0
+func (r *rawAddr) addrPort() (a netip.AddrPort, scoped bool) {
+	port := binary.BigEndian.Uint16(r.b[2:])
+	switch binary.NativeEndian.Uint16(r.b[:]) {
+	case unix.AF_INET:
+		return netip.AddrPortFrom(netip.AddrFrom4([4]byte(r.b[4:8])), port), false
+	case unix.AF_INET6:
+		scoped = binary.NativeEndian.Uint32(r.b[24:]) != 0
+		return netip.AddrPortFrom(netip.AddrFrom16([16]byte(r.b[8:24])).Unmap(), port), scoped
 	}
 	return netip.AddrPort{}, false
+}
+
+// name reads one end of a connection: call is SYS_GETSOCKNAME or
+// SYS_GETPEERNAME.
+func name(fd int, call uintptr) (a netip.AddrPort, scoped bool, err error) {
+	r := rawAddr{n: unix.SizeofSockaddrInet6}
+	_, _, e := syscall.RawSyscall(call, uintptr(fd), uintptr(unsafe.Pointer(&r.b)), uintptr(unsafe.Pointer(&r.n)))
+	if e != 0 {
+		return a, false, e
+	}
+	a, scoped = r.addrPort()
+	return a, scoped, nil
+}
+
+// bind and connect: in repair mode neither waits for anything.
+func bind(fd int, to netip.AddrPort) error {
+	var r rawAddr
+	r.set(to)
+	if _, _, e := syscall.RawSyscall(unix.SYS_BIND, uintptr(fd), uintptr(unsafe.Pointer(&r.b)), uintptr(r.n)); e != 0 {
+		return fmt.Errorf("bind %v: %w", to, e)
+	}
+	return nil
+}
+
+func connect(fd int, to netip.AddrPort) error {
+	var r rawAddr
+	r.set(to)
+	for {
+		_, _, e := syscall.RawSyscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(&r.b)), uintptr(r.n))
+		if e == 0 {
+			return nil
+		}
+		if e != unix.EINTR {
+			return fmt.Errorf("connect %v: %w", to, e)
+		}
+	}
 }
 
 // readMemory reads SO_MEMINFO: what the socket's memory is, in octets.

@@ -125,10 +125,7 @@ func listen(t testing.TB, at netip.AddrPort, set func(fd int)) (fd int, addr net
 	}
 	must(t, "bind", unix.Bind(fd, sockaddr(at)))
 	must(t, "listen", unix.Listen(fd, 8))
-	sa, err := unix.Getsockname(fd)
-	must(t, "getsockname", err)
-	addr, _ = addrPort(sa)
-	return fd, addr
+	return fd, localAddr(t, fd)
 }
 
 // newConn connects the peer to a listener of ours; ours is the accepted end.
@@ -393,4 +390,19 @@ func sent(t testing.TB, f func()) int {
 	before := snmp(t, "OutSegs")
 	f()
 	return snmp(t, "OutSegs") - before
+}
+
+func sockaddr(a netip.AddrPort) unix.Sockaddr {
+	if a.Addr().Is4() {
+		return &unix.SockaddrInet4{Addr: a.Addr().As4(), Port: int(a.Port())}
+	}
+	return &unix.SockaddrInet6{Addr: a.Addr().As16(), Port: int(a.Port())}
+}
+
+// localAddr is the address that a socket is bound to.
+func localAddr(t testing.TB, fd int) netip.AddrPort {
+	t.Helper()
+	a, _, err := name(fd, unix.SYS_GETSOCKNAME)
+	must(t, "getsockname", err)
+	return a
 }

@@ -51,15 +51,15 @@ func Restore(s *State, o Options) (fd int, err error) {
 		return -1, err
 	}
 	// What cannot be restored is said before a socket is made.
-	if _, err := planFins(s, o); err != nil {
+	if err := restorable(s, o); err != nil {
 		return -1, err
 	}
 	spec := s.Spec(o)
-	fd, err = spec.Open()
+	fd, has, err := spec.open()
 	if err != nil {
 		return -1, err
 	}
-	if err := RestoreOn(fd, s, o); err != nil {
+	if err := s.restore(fd, o, has); err != nil {
 		_ = unix.Close(fd) // silent: in repair mode, or not connected yet
 		return -1, err
 	}
@@ -73,15 +73,23 @@ func RestoreOn(fd int, s *State, o Options) error {
 	if err := s.check(); err != nil {
 		return err
 	}
-	// The kernel builds ESTABLISHED directly; a FIN on either side is added
-	// afterwards, as it came about.
-	fins, err := planFins(s, o)
-	if err != nil {
+	if err := restorable(s, o); err != nil {
 		return err
 	}
-	err = s.build(fd)
+	recv, send := s.room()
+	has, err := grow(fd, recv, send)
+	if err != nil {
+		return prefixed(err)
+	}
+	return s.restore(fd, o, has)
+}
+
+func (s *State) restore(fd int, o Options, has buffers) error {
+	// The kernel builds ESTABLISHED directly; a FIN on either side is added
+	// afterwards, as it came about.
+	err := s.build(fd, has)
 	if err == nil {
-		err = s.addFins(fd, o, fins)
+		err = s.addFins(fd, o)
 	}
 	if err != nil {
 		return fmt.Errorf("tcprepair: restore %v: %w", s, err)
@@ -90,16 +98,15 @@ func RestoreOn(fd int, s *State, o Options) error {
 }
 
 // build makes the connection without any FIN, as if in ESTABLISHED.
-func (s *State) build(fd int) error {
-	if s.Congestion != "" {
-		// A host without this algorithm uses its default; the stream is the
-		// same, only its pace differs.
-		_ = unix.SetsockoptString(fd, unix.IPPROTO_TCP, unix.TCP_CONGESTION, s.Congestion)
-	}
-	recv, send := s.room()
-	has, err := grow(fd, recv, send)
-	if err != nil {
-		return err
+func (s *State) build(fd int, has buffers) error {
+	if s.TOS != 0 {
+		level, opt, name := unix.SOL_IP, unix.IP_TOS, "IP_TOS"
+		if s.Local.Addr().Is6() {
+			level, opt, name = unix.SOL_IPV6, unix.IPV6_TCLASS, "IPV6_TCLASS"
+		}
+		if err := setInt(fd, level, opt, int(s.TOS), name); err != nil {
+			return err
+		}
 	}
 	if err := writeSeq(fd, queueSend, s.sendBase()); err != nil {
 		return err
@@ -114,16 +121,16 @@ func (s *State) build(fd int) error {
 		return err
 	}
 	// net/ipv4/tcp_output.c, tcp_connect: in repair mode no SYN leaves.
-	if err := retryEINTR(func() error { return unix.Connect(fd, sockaddr(s.Remote)) }); err != nil {
-		return fmt.Errorf("connect %v: %w", s.Remote, err)
+	if err := connect(fd, s.Remote); err != nil {
+		return err
 	}
 	if err := s.writeOptions(fd); err != nil {
 		return err
 	}
+	// The receive queue is still the selected one, and stays it: with the send
+	// queue selected the kernel would take for sent whatever it may send
+	// (net/ipv4/tcp_output.c: tcp_write_xmit).
 	if len(s.RecvQueue) > 0 {
-		if err := selectQueue(fd, queueRecv); err != nil {
-			return err
-		}
 		if err := fill(fd, s.RecvQueue); err != nil {
 			return fmt.Errorf("receive queue of %d octets: %w", len(s.RecvQueue), err)
 		}
@@ -132,13 +139,12 @@ func (s *State) build(fd int) error {
 		if err := selectQueue(fd, queueSend); err != nil {
 			return err
 		}
-		// net/ipv4/tcp_output.c, tcp_write_xmit: marked as sent, not sent.
 		if err := fill(fd, b); err != nil {
 			return fmt.Errorf("send queue of %d octets: %w", len(b), err)
 		}
-	}
-	if err := selectQueue(fd, queueNone); err != nil {
-		return err
+		if err := selectQueue(fd, queueNone); err != nil {
+			return err
+		}
 	}
 	w := s.Window
 	if s.TCP.finReceived() {
@@ -221,10 +227,12 @@ func setSendBuffer(fd int, octets uint32) error {
 // writeOptions sets what the handshake had agreed on. The kernel takes it
 // only directly after connect (net/ipv4/tcp.c: TCP_REPAIR_OPTIONS).
 func (s *State) writeOptions(fd int) error {
-	b := make([]byte, 0, 32) // struct tcp_repair_opt {u32 opt_code, opt_val} x 4
+	var b [32]byte // struct tcp_repair_opt {u32 opt_code, opt_val} x 4
+	n := 0
 	add := func(code, v uint32) {
-		b = binary.NativeEndian.AppendUint32(b, code)
-		b = binary.NativeEndian.AppendUint32(b, v)
+		binary.NativeEndian.PutUint32(b[n:], code)
+		binary.NativeEndian.PutUint32(b[n+4:], v)
+		n += 8
 	}
 	if s.SACK {
 		add(optionSACK, 0)
@@ -236,7 +244,7 @@ func (s *State) writeOptions(fd int) error {
 		add(optionTimestamps, 0)
 	}
 	add(optionMSS, s.MSS)
-	if err := setBytes(fd, unix.IPPROTO_TCP, unix.TCP_REPAIR_OPTIONS, b, "TCP_REPAIR_OPTIONS"); err != nil {
+	if err := setBytes(fd, unix.IPPROTO_TCP, unix.TCP_REPAIR_OPTIONS, b[:n], "TCP_REPAIR_OPTIONS"); err != nil {
 		return err
 	}
 	if !s.Timestamps {
@@ -252,6 +260,11 @@ func (s *State) writeOptions(fd int) error {
 func (s *State) writeSockopts(fd int, has buffers) error {
 	if s.NoDelay {
 		if err := setInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1, "TCP_NODELAY"); err != nil {
+			return err
+		}
+	}
+	if s.OOBInline {
+		if err := setInt(fd, unix.SOL_SOCKET, unix.SO_OOBINLINE, 1, "SO_OOBINLINE"); err != nil {
 			return err
 		}
 	}
@@ -295,9 +308,9 @@ func (s *State) writeBuffers(fd int, has buffers) error {
 	}
 	// Whether they were set by hand. Tuning is given back to the kernel so;
 	// before Linux 5.15 it cannot be had back.
-	err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_BUF_LOCK, int(s.BufferLock))
+	err := setInt(fd, unix.SOL_SOCKET, unix.SO_BUF_LOCK, int(s.BufferLock), "SO_BUF_LOCK")
 	if err != nil && !errors.Is(err, unix.ENOPROTOOPT) {
-		return fmt.Errorf("setsockopt SO_BUF_LOCK %d: %w", s.BufferLock, err)
+		return err
 	}
 	return nil
 }
@@ -307,11 +320,10 @@ func (s *State) writeBuffers(fd int, has buffers) error {
 func fill(fd int, b []byte) error {
 	chunk := chunkOctets
 	for len(b) > 0 {
-		n, err := unix.SendmsgN(fd, b[:min(chunk, len(b))], nil, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+		n, err := send(fd, b[:min(chunk, len(b))])
 		switch {
 		case err == nil:
 			b = b[n:]
-		case errors.Is(err, unix.EINTR):
 		case chunk > chunkOctetsMin:
 			chunk /= 2
 		default:
@@ -348,11 +360,10 @@ func (s *State) start(fd int) (rest []byte, err error) {
 		return rest, prefixed(err)
 	}
 	for len(rest) > 0 {
-		n, err := unix.SendmsgN(fd, rest, nil, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+		n, err := send(fd, rest)
 		switch {
 		case err == nil:
 			rest = rest[n:]
-		case errors.Is(err, unix.EINTR):
 		case errors.Is(err, unix.EAGAIN):
 			return rest, nil
 		default:

@@ -1,6 +1,7 @@
 package tcprepair
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 
@@ -26,80 +27,79 @@ type SaveOptions struct {
 // The input of its tuple must already be diverted, and nobody may use the
 // socket from now on. It reads until two readings agree, a bounded number of
 // times. On success fd stays in repair mode and belongs to the caller, who
-// ends it with Discard or revives it with Resume. On error fd is what it was.
+// ends it with Discard or revives it with Resume. On error fd is what it was:
+// also in repair mode, if somebody had set that.
 // It sends nothing new while saved, so it is saved again only after Resume.
 // Errors are *Unsupported, *NotPermitted, ErrMoved or the kernel's.
 func Save(fd int) (*State, error) { return SaveWith(fd, SaveOptions{}) }
 
 // SaveWith is Save with options.
 func SaveWith(fd int, o SaveOptions) (*State, error) {
-	s, err := save(fd, o)
-	return s, prefixed(err)
+	s := new(State)
+	if err := SaveTo(s, fd, o); err != nil {
+		return nil, err
+	}
+	return s, nil
 }
 
-func save(fd int, o SaveOptions) (*State, error) {
+// SaveTo is SaveWith into s, the memory of whose queues is used again. So
+// whoever saves many sockets one after the other allocates nothing. What s
+// holds after an error is no State.
+func SaveTo(s *State, fd int, o SaveOptions) error { return prefixed(s.save(fd, o)) }
+
+func (s *State) save(fd int, o SaveOptions) error {
+	*s = State{RecvQueue: s.RecvQueue[:0], SendQueue: s.SendQueue[:0]}
 	proto, err := getInt(fd, unix.SOL_SOCKET, unix.SO_PROTOCOL, "SO_PROTOCOL")
 	if err != nil {
-		return nil, err
+		return err
 	}
 	switch proto {
 	case unix.IPPROTO_TCP:
 	case protoMPTCP:
 		// net/mptcp/sockopt.c knows no TCP_REPAIR, also after a fallback to
 		// plain TCP. A Go listener is MPTCP unless told otherwise.
-		return nil, &Unsupported{What: "MPTCP", Why: "listen and dial with plain TCP (SetMultipathTCP(false))"}
+		return &Unsupported{What: "MPTCP", Why: "listen and dial with plain TCP (SetMultipathTCP(false))"}
 	default:
-		return nil, &Unsupported{What: fmt.Sprintf("protocol %d", proto), Why: "not a TCP socket"}
+		return &Unsupported{What: fmt.Sprintf("protocol %d", proto), Why: "not a TCP socket"}
 	}
-	info, err := readInfo(fd)
-	if err != nil {
-		return nil, err
+	c := counters{}
+	if c.info, err = readInfo(fd); err != nil {
+		return err
 	}
-	if err := refuse(info.state); err != nil {
-		return nil, err
+	if err := refuse(c.info.state); err != nil {
+		return err
 	}
 	// An upper layer protocol (kTLS) has records in flight of which the
 	// queues show only one side, and it replaced the socket's operations.
 	var ulp [16]byte // TCP_ULP_NAME_MAX, include/net/tcp.h
 	n, err := getBytes(fd, unix.IPPROTO_TCP, unix.TCP_ULP, ulp[:], "TCP_ULP")
 	if err != nil && !errors.Is(err, unix.ENOPROTOOPT) {
-		return nil, err
+		return err
 	}
 	if err == nil && n > 0 && ulp[0] != 0 {
-		return nil, &Unsupported{What: "ULP " + unix.ByteSliceToString(ulp[:]), Why: "the kernel cannot take it off a live socket"}
+		return &Unsupported{What: "ULP " + unix.ByteSliceToString(ulp[:]), Why: "the kernel cannot take it off a live socket"}
 	}
-
-	s := &State{}
 	if err := s.readFixed(fd); err != nil {
-		return nil, err
+		return err
 	}
 	// A privileged helper may have set repair mode for a process that may not.
 	on, err := getInt(fd, unix.IPPROTO_TCP, unix.TCP_REPAIR, "TCP_REPAIR")
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if on == 0 {
-		if err := setRepair(fd, unix.TCP_REPAIR_ON); err != nil {
-			return nil, err
+		if err := setRepair(fd, RepairOn); err != nil {
+			return err
 		}
 	}
-	window, err := readWindow(fd)
-	if err == nil {
-		if err = s.readMoving(fd, o, window.SendWindow); err != nil {
-			_ = setSendWindow(fd, window.SendWindow) // fails only where nothing is left to send
+	if err = s.readMoving(fd, o, c); err != nil && on == 0 {
+		if rerr := leave(fd); rerr != nil {
+			err = errors.Join(err, rerr)
+		} else {
+			_ = push(fd) // fails only where nothing is left to send
 		}
 	}
-	if err != nil {
-		if on == 0 {
-			if rerr := leave(fd); rerr != nil {
-				err = errors.Join(err, rerr)
-			} else {
-				_ = push(fd) // fails only where nothing is left to send
-			}
-		}
-		return nil, err
-	}
-	return s, nil
+	return err
 }
 
 // setSendWindow changes what the peer is believed to let us send.
@@ -112,143 +112,161 @@ func setSendWindow(fd int, octets uint32) error {
 	return writeWindow(fd, w)
 }
 
-// readStill reads the counters of a socket that can send nothing new. Repair
-// mode does not see to that: unsent octets leave when the device has room
-// again (TCP small queues), when the pacing timer fires, or as a tail loss
-// probe (net/ipv4/tcp_output.c: tcp_tsq_handler, tcp_send_loss_probe). If
-// they did after they were read as unsent, the peer would acknowledge what
-// the restored socket believes it has never sent; it would drop each such
-// acknowledgement and never get on. So the window is closed behind what is in
-// flight; retransmissions still pass.
-func readStill(fd int, sendWindow uint32) (c counters, err error) {
-	for range savesMax {
-		if c, err = readCounters(fd); err != nil {
-			return c, err
-		}
-		if c.window.SendWindow == c.closed(sendWindow) {
-			return c, nil
-		}
-		if err := setSendWindow(fd, c.closed(sendWindow)); err != nil {
-			return c, err
-		}
-	}
-	return c, fmt.Errorf("its window cannot be closed: %w", ErrMoved)
-}
-
 // closed is the send window of a saved socket whose window was sendWindow.
 func (c counters) closed(sendWindow uint32) uint32 {
-	return min(sendWindow, uint32(max(c.outQueue-c.unsent, 0)))
+	return min(sendWindow, uint32(max(c.outQueue-int(c.info.unsent), 0)))
 }
 
 // readFixed reads what no packet changes.
 func (s *State) readFixed(fd int) error {
-	local, err := unix.Getsockname(fd)
-	if err != nil {
+	var ls, rs bool
+	var err error
+	if s.Local, ls, err = name(fd, unix.SYS_GETSOCKNAME); err != nil {
 		return fmt.Errorf("getsockname: %w", err)
 	}
-	remote, err := unix.Getpeername(fd)
+	s.Remote, rs, err = name(fd, unix.SYS_GETPEERNAME)
 	if errors.Is(err, unix.ENOTCONN) {
 		// A reset came since the state was read.
 		return refuse(Closed)
 	} else if err != nil {
 		return fmt.Errorf("getpeername: %w", err)
 	}
-	var ls, rs bool
-	s.Local, ls = addrPort(local)
-	s.Remote, rs = addrPort(remote)
 	if ls || rs {
 		return &Unsupported{What: "link-local address", Why: "its zone means another link on another host"}
 	}
-	for _, o := range []struct {
-		level, opt int
-		name       string
-		to         *uint32
-	}{
-		{unix.SOL_SOCKET, unix.SO_RCVBUF, "SO_RCVBUF", &s.RecvBuffer},
-		{unix.SOL_SOCKET, unix.SO_SNDBUF, "SO_SNDBUF", &s.SendBuffer},
-		{unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, "TCP_KEEPIDLE", &s.KeepIdle},
-		{unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, "TCP_KEEPINTVL", &s.KeepInterval},
-		{unix.IPPROTO_TCP, unix.TCP_KEEPCNT, "TCP_KEEPCNT", &s.KeepCount},
-		{unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, "TCP_USER_TIMEOUT", &s.UserTimeout},
-	} {
-		v, err := getInt(fd, o.level, o.opt, o.name)
-		if err != nil {
-			return err
-		}
-		*o.to = uint32(v)
+	has, err := readBuffers(fd)
+	if err != nil {
+		return err
 	}
-	if v, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_BUF_LOCK); err == nil {
+	s.RecvBuffer, s.SendBuffer = has.recv, has.send
+	if v, err := getInt(fd, unix.SOL_SOCKET, unix.SO_BUF_LOCK, "SO_BUF_LOCK"); err == nil {
 		s.BufferLock = uint8(v & 3)
 	} else {
 		s.BufferLock = 3 // before Linux 5.15: unknown, so keep the sizes
 	}
-	nodelay, err := getInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, "TCP_NODELAY")
-	if err != nil {
-		return err
+	// Errors come last: these options exist wherever repair mode does.
+	var r reader
+	s.NoDelay = r.int(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, "TCP_NODELAY") != 0
+	s.OOBInline = r.int(fd, unix.SOL_SOCKET, unix.SO_OOBINLINE, "SO_OOBINLINE") != 0
+	s.UserTimeout = r.int(fd, unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, "TCP_USER_TIMEOUT")
+	s.Mark = r.int(fd, unix.SOL_SOCKET, unix.SO_MARK, "SO_MARK")
+	if s.Local.Addr().Is4() {
+		s.TOS = uint8(r.int(fd, unix.SOL_IP, unix.IP_TOS, "IP_TOS")) &^ ecnBits
+	} else {
+		s.TOS = uint8(r.int(fd, unix.SOL_IPV6, unix.IPV6_TCLASS, "IPV6_TCLASS")) &^ ecnBits
 	}
-	keepalive, err := getInt(fd, unix.SOL_SOCKET, unix.SO_KEEPALIVE, "SO_KEEPALIVE")
-	if err != nil {
-		return err
+	if s.KeepAlive = r.int(fd, unix.SOL_SOCKET, unix.SO_KEEPALIVE, "SO_KEEPALIVE") != 0; s.KeepAlive {
+		s.KeepIdle = r.int(fd, unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, "TCP_KEEPIDLE")
+		s.KeepInterval = r.int(fd, unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, "TCP_KEEPINTVL")
+		s.KeepCount = r.int(fd, unix.IPPROTO_TCP, unix.TCP_KEEPCNT, "TCP_KEEPCNT")
 	}
-	s.NoDelay, s.KeepAlive = nodelay != 0, keepalive != 0
-	s.Congestion, err = unix.GetsockoptString(fd, unix.IPPROTO_TCP, unix.TCP_CONGESTION)
-	if err != nil {
-		return fmt.Errorf("getsockopt TCP_CONGESTION: %w", err)
+	var cc [maxCongestionName + 1]byte
+	if r.err == nil {
+		_, r.err = getBytes(fd, unix.IPPROTO_TCP, unix.TCP_CONGESTION, cc[:], "TCP_CONGESTION")
 	}
-	return nil
+	if n := bytes.IndexByte(cc[:], 0); n > 0 {
+		s.Congestion = congestionName(cc[:n])
+	}
+	return r.err
+}
+
+// reader keeps the first error of many calls.
+type reader struct{ err error }
+
+func (r *reader) int(fd, level, opt int, name string) uint32 {
+	if r.err != nil {
+		return 0
+	}
+	v, err := getInt(fd, level, opt, name)
+	r.err = err
+	return uint32(v)
+}
+
+// congestionName returns b as a string, without allocating for those that
+// nearly everybody uses.
+func congestionName(b []byte) string {
+	for _, known := range [...]string{"cubic", "bbr", "reno", "dctcp"} {
+		if string(b) == known {
+			return known
+		}
+	}
+	return string(b)
 }
 
 // counters are what changes whenever a segment arrives or leaves. Two equal
 // readings mean that what was read between them belongs together: the
 // application is at rest, so octets arrive only with inQueue, acknowledgements
-// only with outQueue or the window, transmissions only with unsent, FINs only
-// with the state, and our acknowledgements only with the window (rcv_wup).
+// only with outQueue or the window, transmissions only with info.unsent, FINs
+// only with the state, and our acknowledgements only with the window (rcv_wup).
 type counters struct {
-	info                      tcpInfo
-	outQueue, unsent, inQueue int
-	window                    Window
+	info              tcpInfo
+	outQueue, inQueue int
+	window            Window
+}
+
+// read reads all but info.
+func (c *counters) read(fd int) (err error) {
+	if c.outQueue, err = ioctlInt(fd, unix.SIOCOUTQ, "SIOCOUTQ"); err != nil {
+		return err
+	}
+	if c.inQueue, err = ioctlInt(fd, unix.SIOCINQ, "SIOCINQ"); err != nil {
+		return err
+	}
+	c.window, err = readWindow(fd)
+	return err
 }
 
 func readCounters(fd int) (c counters, err error) {
 	if c.info, err = readInfo(fd); err != nil {
 		return c, err
 	}
-	if c.outQueue, err = ioctlInt(fd, unix.SIOCOUTQ, "SIOCOUTQ"); err != nil {
-		return c, err
-	}
-	if c.unsent, err = ioctlInt(fd, unix.SIOCOUTQNSD, "SIOCOUTQNSD"); err != nil {
-		return c, err
-	}
-	if c.inQueue, err = ioctlInt(fd, unix.SIOCINQ, "SIOCINQ"); err != nil {
-		return c, err
-	}
-	c.window, err = readWindow(fd)
-	return c, err
+	return c, c.read(fd)
 }
 
-// readMoving reads what packets change, until it holds still. sendWindow is
-// the true one.
-func (s *State) readMoving(fd int, o SaveOptions, sendWindow uint32) error {
-	c, err := readStill(fd, sendWindow)
+// readMoving reads what packets change, until it holds still. c.info was read
+// already.
+//
+// It sees to it that the socket sends nothing new. Repair mode does not: unsent
+// octets leave when the device has room again (TCP small queues), when the
+// pacing timer fires, or as a tail loss probe (net/ipv4/tcp_output.c:
+// tcp_tsq_handler, tcp_send_loss_probe). If they did after they were read as
+// unsent, the peer would acknowledge what the restored socket believes it has
+// never sent; it would drop each such acknowledgement and never get on. So the
+// window is closed behind what is in flight; retransmissions still pass.
+func (s *State) readMoving(fd int, o SaveOptions, c counters) error {
+	err := c.read(fd)
 	if err != nil {
 		return err
 	}
+	sendWindow := c.window.SendWindow
 	for range savesMax {
-		whole, err := s.readOnce(fd, c)
-		if err != nil {
-			return err
+		// Directly after the reading, since all of the window is written.
+		if to := c.closed(sendWindow); c.window.SendWindow != to {
+			c.window.SendWindow = to
+			if err = writeWindow(fd, c.window); err != nil {
+				break
+			}
 		}
-		again, err := readStill(fd, sendWindow)
-		if err != nil {
-			return err
+		var whole bool
+		if whole, err = s.readOnce(fd, c); err != nil {
+			break
+		}
+		var again counters
+		if again, err = readCounters(fd); err != nil {
+			break
 		}
 		if whole && again == c {
 			s.Window.SendWindow = sendWindow
-			return s.finish(fd, c, o)
+			if err = s.finish(fd, c, o); err != nil {
+				break
+			}
+			return nil
 		}
 		c = again
+		err = fmt.Errorf("%v: read %d times, never twice the same: %w", s.Local, savesMax, ErrMoved)
 	}
-	return fmt.Errorf("%v: read %d times, never twice the same: %w", s.Local, savesMax, ErrMoved)
+	_ = setSendWindow(fd, sendWindow) // fails only where nothing is left to send
+	return err
 }
 
 // readOnce fills s according to c. It reports false if a queue had another
@@ -267,7 +285,7 @@ func (s *State) readOnce(fd int, c counters) (whole bool, err error) {
 	s.ECN = c.info.options&infoECN != 0
 	s.Window = c.window
 
-	out, unsent := c.outQueue, c.unsent
+	out, unsent := c.outQueue, int(c.info.unsent)
 	s.FinUnsent = false
 	if s.TCP.finPending() {
 		out--
@@ -276,7 +294,7 @@ func (s *State) readOnce(fd int, c counters) (whole bool, err error) {
 			s.FinUnsent = true
 		}
 	}
-	if out < 0 || unsent < 0 || unsent > out {
+	if out < 0 || unsent > out {
 		return false, nil
 	}
 	if out > MaxQueue || c.inQueue > MaxQueue {
@@ -290,13 +308,13 @@ func (s *State) readOnce(fd int, c counters) (whole bool, err error) {
 		return false, err
 	}
 	s.MSS = uint32(mss)
-	if s.RecvSeq, s.RecvQueue, whole, err = readQueue(fd, queueRecv, c.inQueue); err != nil || !whole {
+	if s.SendSeq, s.SendQueue, whole, err = readQueue(fd, queueSend, out, s.SendQueue); err != nil || !whole {
 		return false, err
 	}
-	if s.SendSeq, s.SendQueue, whole, err = readQueue(fd, queueSend, out); err != nil || !whole {
-		return false, err
-	}
-	if err := selectQueue(fd, queueNone); err != nil {
+	// The receive queue stays selected. With the send queue selected the kernel
+	// would take for sent whatever it may send (net/ipv4/tcp_output.c:
+	// tcp_write_xmit).
+	if s.RecvSeq, s.RecvQueue, whole, err = readQueue(fd, queueRecv, c.inQueue, s.RecvQueue); err != nil || !whole {
 		return false, err
 	}
 	// Last, so that no segment of this socket carries a later timestamp
@@ -312,32 +330,29 @@ func (s *State) readOnce(fd int, c counters) (whole bool, err error) {
 }
 
 // readQueue returns the sequence number at the end of a queue and its n
-// octets. It asks for one more: a queue that is longer than the counters say
-// (urgent data; a socket in a BPF sockmap, where SIOCINQ reads 0) must not be
-// cut short silently.
-func readQueue(fd, queue, n int) (seq uint32, b []byte, whole bool, err error) {
+// octets, in the memory of b if they fit. It asks for one more: a receive queue
+// that is longer than the counters say (urgent data; a socket in a BPF sockmap,
+// where SIOCINQ reads 0) must not be cut short silently.
+func readQueue(fd, queue, n int, b []byte) (seq uint32, octets []byte, whole bool, err error) {
 	if err := selectQueue(fd, queue); err != nil {
-		return 0, nil, false, err
+		return 0, b, false, err
 	}
 	if seq, err = readSeq(fd); err != nil {
-		return 0, nil, false, err
+		return 0, b, false, err
 	}
-	b = make([]byte, n+1)
-	var m int
-	err = retryEINTR(func() (err error) {
-		m, _, err = unix.Recvfrom(fd, b, unix.MSG_PEEK|unix.MSG_DONTWAIT)
-		return err
-	})
-	switch {
-	case errors.Is(err, unix.EAGAIN):
+	if n == 0 && queue == queueSend {
+		return seq, b[:0], true, nil // its length is the difference of two numbers
+	}
+	if cap(b) < n+1 {
+		b = make([]byte, n+1)
+	}
+	m, err := peek(fd, b[:n+1])
+	if errors.Is(err, unix.EAGAIN) {
 		m = 0
-	case err != nil:
-		return 0, nil, false, fmt.Errorf("peek at queue %d: %w", queue, err)
+	} else if err != nil {
+		return 0, b, false, fmt.Errorf("peek at queue %d: %w", queue, err)
 	}
-	if n == 0 {
-		return seq, nil, m == 0, nil
-	}
-	return seq, b[:n:n], m == n, nil
+	return seq, b[:n], m == n, nil
 }
 
 // finish decides about segments that wait beyond a gap. No interface shows
@@ -376,7 +391,7 @@ func Verify(fd int, s *State) error {
 	if err != nil {
 		return prefixed(err)
 	}
-	out, unsent := len(s.SendQueue), int(s.Unsent)
+	out, unsent := len(s.SendQueue), s.Unsent
 	if s.TCP.finPending() {
 		out++
 		if s.FinUnsent {
@@ -384,12 +399,12 @@ func Verify(fd int, s *State) error {
 		}
 	}
 	window := s.Window
-	window.SendWindow = c.closed(window.SendWindow) // see readStill
+	window.SendWindow = c.closed(window.SendWindow) // see readMoving
 	// See counters: equal counters leave nothing else that could differ.
-	if c.info.state != s.TCP || c.outQueue != out || c.unsent != unsent ||
+	if c.info.state != s.TCP || c.outQueue != out || c.info.unsent != unsent ||
 		c.inQueue != len(s.RecvQueue) || c.window != window {
 		return fmt.Errorf("tcprepair: %v, now %v with %d to send, %d unsent, %d to read: %w",
-			s, c.info.state, c.outQueue, c.unsent, c.inQueue, ErrMoved)
+			s, c.info.state, c.outQueue, c.info.unsent, c.inQueue, ErrMoved)
 	}
 	return nil
 }
@@ -438,7 +453,7 @@ func push(fd int) error {
 	if err != nil {
 		return err
 	}
-	if err := setInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1, "TCP_NODELAY"); err != nil || was != 0 {
+	if err = setInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1, "TCP_NODELAY"); err != nil || was != 0 {
 		return err
 	}
 	return setInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 0, "TCP_NODELAY")

@@ -213,9 +213,7 @@ func TestMappedAddress(t *testing.T) {
 	must(t, "bind", unix.Bind(fd, &unix.SockaddrInet6{}))
 	must(t, "listen", unix.Listen(fd, 1))
 	defer unix.Close(fd)
-	sa, err := unix.Getsockname(fd)
-	must(t, "getsockname", err)
-	at, _ := addrPort(sa)
+	at := localAddr(t, fd)
 	c := &conn{t: t}
 	c.peers, err = unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	must(t, "socket", err)
@@ -272,9 +270,7 @@ func TestListenAfterwards(t *testing.T) {
 		wantNoReset(t)
 		for _, how := range []string{"GoLive", "Resume"} {
 			c := newConn(t, ours, peers, nil)
-			sa, err := unix.Getsockname(c.ours)
-			must(t, "getsockname", err)
-			at, _ := addrPort(sa)
+			at := localAddr(t, c.ours)
 			if how == "GoLive" {
 				c.move(Established)
 			} else {

@@ -86,6 +86,8 @@ const (
 	maxCongestionName = 15
 	// bufferMax bounds RecvBuffer and SendBuffer, octets of memory.
 	bufferMax = 1 << 30
+	// ecnBits of a TOS belong to the kernel (RFC 3168, section 5).
+	ecnBits = 3
 	// maxScale is TCP_MAX_WSCALE (include/net/tcp.h; RFC 7323, section 2.3).
 	maxScale = 14
 )
@@ -166,7 +168,14 @@ type State struct {
 	// bit 1, the receive buffer. A buffer not locked is tuned by the kernel.
 	BufferLock uint8
 
+	// TOS is IP_TOS or IPV6_TCLASS without the two bits of ECN.
+	TOS uint8
+	// Mark is SO_MARK. Whoever makes the socket of it needs CAP_NET_ADMIN, or
+	// since Linux 5.19 CAP_NET_RAW.
+	Mark uint32
+
 	NoDelay      bool   // TCP_NODELAY
+	OOBInline    bool   // SO_OOBINLINE: urgent octets stay in the stream
 	KeepAlive    bool   // SO_KEEPALIVE; the next three are restored only with it
 	KeepIdle     uint32 // TCP_KEEPIDLE, seconds
 	KeepInterval uint32 // TCP_KEEPINTVL, seconds
@@ -248,6 +257,8 @@ func (s *State) check() error {
 		return bad("buffer lock %d", s.BufferLock)
 	case s.RecvBuffer > bufferMax || s.SendBuffer > bufferMax:
 		return bad("buffers of %d and %d octets", s.RecvBuffer, s.SendBuffer)
+	case s.TOS&ecnBits != 0:
+		return bad("TOS %#x", s.TOS)
 	case len(s.Congestion) > maxCongestionName:
 		return bad("congestion control name of %d octets", len(s.Congestion))
 	// The kernel's own conditions (net/ipv4/tcp.c: tcp_repair_set_window).
@@ -256,9 +267,15 @@ func (s *State) check() error {
 		before(s.RecvSeq, s.Window.RecvWup):
 		return bad("window %+v at %d", s.Window, s.RecvSeq)
 	}
-	for _, c := range []byte(s.Congestion) {
-		if c <= ' ' || c > '~' || c == '/' {
-			return bad("congestion control name %q", s.Congestion)
+	return checkCongestion(s.Congestion)
+}
+
+// checkCongestion refuses what is no algorithm's name: the kernel would look
+// for a module of that name.
+func checkCongestion(name string) error {
+	for i := range len(name) {
+		if c := name[i]; c <= ' ' || c > '~' || c == '/' {
+			return fmt.Errorf("tcprepair: state: congestion control name %q: %w", name, ErrInvalid)
 		}
 	}
 	return nil
