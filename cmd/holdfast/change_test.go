@@ -229,7 +229,7 @@ func TestKillAndShed(t *testing.T) {
 // Events go on over an upgrade, none of them twice and none missing.
 func TestEventsFollow(t *testing.T) {
 	h, _, _, _, _ := changed(t)
-	cmd := holdfast(t, "events", "-f", "--from", "2", "--json", "--socket", h.socket)
+	cmd := holdfast(t, "events", "-f", "--from", "1", "--json", "--socket", h.socket)
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -239,12 +239,12 @@ func TestEventsFollow(t *testing.T) {
 	}
 	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
 	weigh := func(n string) { h.must(0, []string{"config", "set", "endpoint/web/a1.weight", n}, "effective") }
+	lines := json.NewDecoder(out)
 	weigh("11")
 	weigh("12")
 	h.upgraded()
 	weigh("13")
 	weigh("14")
-	lines := json.NewDecoder(out)
 	var generations []uint64
 	var last uint64
 	for len(generations) < 4 {
