@@ -105,9 +105,11 @@ func (a *Admin) Inherit(h Heritage) error {
 
 // Leave is Close for an Admin that has an heir: sysctls stay as they are.
 func (a *Admin) Leave() error {
+	a.vipMu.Lock()
 	a.mu.Lock()
-	a.sysctls = nil
+	a.sysctls, a.vips, a.vipLink = nil, nil, nil
 	a.reserved.ports, a.reserved.stale = nil, false
 	a.mu.Unlock()
+	a.vipMu.Unlock()
 	return a.Close()
 }

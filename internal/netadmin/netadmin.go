@@ -34,6 +34,7 @@ func (t Tuple) check() error {
 const (
 	DefaultTable      = "holdfast"
 	DefaultHoldDevice = "hf-hold"
+	DefaultVIPDevice  = "hf-vips"
 	// DefaultMaxFrames and DefaultMaxBytes bound what is held, all tuples
 	// together. A flow holds at most its receive window: 16 flows with two
 	// legs and windows of 1 MiB come to half of it.
@@ -55,6 +56,10 @@ type Config struct {
 	LocalDevices []string
 	// HoldDevice is the name of the TAP device on which segments wait.
 	HoldDevice string
+	// VIPDevice is the name of the device for addresses that are Routed.
+	VIPDevice string
+	// Tunnel reaches hosts that are not on Device's Ethernet; nil: none.
+	Tunnel *Tunnel
 	// Table is the name of our nftables tables; one Admin for each name.
 	Table string
 	// MaxFrames and MaxBytes bound what is held in all; what exceeds them is
@@ -74,6 +79,9 @@ func (c *Config) setDefaults() {
 	}
 	if c.HoldDevice == "" {
 		c.HoldDevice = DefaultHoldDevice
+	}
+	if c.VIPDevice == "" {
+		c.VIPDevice = DefaultVIPDevice
 	}
 	if c.Table == "" {
 		c.Table = DefaultTable
@@ -110,6 +118,7 @@ type Counters struct {
 	Diverted      uint64 // segments sent on to a peer, steered ones too; a superframe counts as one
 	Looped        uint64 // segments dropped since they went round between hosts
 	Resets        uint64 // RST segments of this host that the guard stopped
+	Fenced        uint64 // packets of movable addresses that this host may not speak for
 }
 
 // Admin holds and diverts the segments of tuples. Its methods may be called
@@ -118,9 +127,11 @@ type Counters struct {
 type Admin struct {
 	cfg   Config
 	nic   netlink.Link
+	lo    netlink.Link
 	route *netlink.Handle
-	diag  *netlink.Handle // lists sockets
 	tap   *tap
+	// packet is a packet socket that only sends.
+	packet int
 	// UDP sockets that make the kernel resolve a peer; -1: no such family.
 	// Opened early, for the namespace is that of the thread that opens them.
 	ask4, ask6 int
@@ -128,6 +139,17 @@ type Admin struct {
 	done       chan struct{}
 	quit       chan struct{} // closed by Close
 	tended     chan struct{} // closed when tend has ended
+
+	// diagMu guards the socket that lists sockets.
+	diagMu  sync.Mutex
+	diag    int
+	diagSeq uint32
+	diagBuf []byte
+
+	// vipMu lets one at a time change whose addresses are where. It comes
+	// before steerMu and mu.
+	vipMu  sync.Mutex
+	routed map[netip.Addr]bool // by a daemon
 
 	// steerMu lets one at a time change what is steered. It comes before mu,
 	// and is held while a peer is looked for, which mu must not be.
@@ -142,6 +164,11 @@ type Admin struct {
 	released map[Tuple]time.Time // until when late frames are passed on
 	steering steering            // written with steerMu held as well
 	reserved reserve
+	vips     map[netip.Addr]*movable // made and deleted with vipMu held as well
+	vipLink  netlink.Link            // nil until something is routed; written with vipMu held as well
+	learning []netip.AddrPort
+	// unsettled: packets may be under way by rules of before.
+	unsettled bool
 	// hereSerial is the last one given to an entry.
 	hereSerial uint64
 	counters   Counters
@@ -156,20 +183,20 @@ type entry struct {
 	here   uint64   // not 0: not steered away, see Steer
 }
 
-// verdict is where the segments of e go: held has precedence, so that a
-// tuple that comes back is not sent away while its socket is restored.
-func (e *entry) verdict() string {
+// way is where the segments of e go: held has precedence, so that a tuple
+// that comes back is not sent away while its socket is restored.
+func (e *entry) way() way {
 	switch {
 	case e == nil:
-		return ""
+		return wayUsual
 	case e.held:
-		return chainHold
+		return wayHold
 	case e.peer != nil:
-		return e.peer.name
+		return e.peer.way
 	case e.here != 0:
-		return verdictHere
+		return wayHere
 	}
-	return ""
+	return wayUsual
 }
 
 // lateFor is how long a frame of a released tuple that turns up in the TAP
@@ -186,7 +213,8 @@ const replayRounds = 32
 func Open(cfg Config) (a *Admin, err error) {
 	cfg.setDefaults()
 	a = &Admin{
-		cfg: cfg, done: make(chan struct{}), quit: make(chan struct{}), tended: make(chan struct{}), ask4: -1, ask6: -1,
+		cfg: cfg, done: make(chan struct{}), quit: make(chan struct{}), tended: make(chan struct{}), ask4: -1, ask6: -1, packet: -1, diag: -1,
+		diagBuf: make([]byte, 1<<16), vips: map[netip.Addr]*movable{},
 		peers: map[netip.Addr]*peer{}, tuples: map[Tuple]*entry{}, released: map[Tuple]time.Time{},
 		reserved: reserve{ports: map[uint16]bool{}},
 	}
@@ -199,8 +227,14 @@ func Open(cfg Config) (a *Admin, err error) {
 	if a.route, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
 		return a, fmt.Errorf("netadmin: route netlink: %w", err)
 	}
-	if a.diag, err = netlink.NewHandle(unix.NETLINK_INET_DIAG); err != nil {
+	if a.diag, err = unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_INET_DIAG); err != nil {
 		return a, fmt.Errorf("netadmin: diag netlink: %w", err)
+	}
+	if a.packet, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0); err != nil {
+		return a, fmt.Errorf("netadmin: packet socket: %w", err)
+	}
+	if a.lo, err = a.route.LinkByName("lo"); err != nil {
+		return a, fmt.Errorf("netadmin: device lo: %w", err)
 	}
 	if a.nic, err = a.route.LinkByName(cfg.Device); err != nil {
 		return a, fmt.Errorf("netadmin: device %s: %w", cfg.Device, err)
@@ -251,6 +285,8 @@ func (a *Admin) Close() error {
 	a.mu.Unlock()
 	close(a.quit)
 	<-a.tended // it uses what is closed next
+	a.vipMu.Lock()
+	defer a.vipMu.Unlock()
 	err := a.teardown()
 	<-a.done
 	return err
@@ -258,6 +294,9 @@ func (a *Admin) Close() error {
 
 func (a *Admin) teardown() error {
 	var errs []error
+	if a.route != nil && a.lo != nil {
+		errs = append(errs, a.silence())
+	}
 	if a.rules != nil {
 		errs = append(errs, a.rules.remove())
 	}
@@ -268,10 +307,7 @@ func (a *Admin) teardown() error {
 	if a.route != nil {
 		a.route.Close()
 	}
-	if a.diag != nil {
-		a.diag.Close()
-	}
-	for _, fd := range []int{a.ask4, a.ask6} {
+	for _, fd := range []int{a.ask4, a.ask6, a.packet, a.diag} {
 		if fd >= 0 {
 			_ = unix.Close(fd)
 		}
@@ -494,7 +530,7 @@ func (a *Admin) change(ts []Tuple, meanwhile func() (stop func()), f func(Tuple,
 	}
 	apply := func(steps []step, back bool) error {
 		for i := range steps {
-			was, now := steps[i].was.verdict(), steps[i].now.verdict()
+			was, now := steps[i].was.way(), steps[i].now.way()
 			if back {
 				was, now = now, was
 			}
@@ -577,6 +613,14 @@ func (a *Admin) setSysctls() error {
 			}
 		}
 		if err := a.setSysctl(ipv4+"all/rp_filter", to("0")); err != nil {
+			return err
+		}
+	}
+	// An address on lo is not answered for by another device, and never named in
+	// a request (Documentation/networking/ip-sysctl.rst). And an address that
+	// goes takes no other along that is in its network.
+	for _, s := range [][2]string{{"all/arp_ignore", "1"}, {"all/arp_announce", "2"}, {a.cfg.Device + "/promote_secondaries", "1"}} {
+		if err := a.setSysctl(ipv4+s[0], func(v string) string { return max(v, s[1]) }); err != nil {
 			return err
 		}
 	}

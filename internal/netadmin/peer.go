@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"strings"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -15,7 +16,8 @@ import (
 type peer struct {
 	addr  netip.Addr
 	name  string // of its chain
-	index int    // of the device it is behind
+	way   way
+	index int // of the device it is behind
 	mac   [6]byte
 	from  [6]byte // of that device
 }
@@ -34,11 +36,11 @@ func (a *Admin) peer(addr netip.Addr, h hop) (*peer, error) {
 	if p != nil && p.index == h.index && p.mac == h.mac && p.from == h.from {
 		return p, nil
 	}
-	n := &peer{addr: addr, name: fmt.Sprintf("peer%d", len(a.peers)), index: h.index, mac: h.mac, from: h.from}
+	n := &peer{addr: addr, name: chainOf(addr), way: wayPeers + way(len(a.peers)), index: h.index, mac: h.mac, from: h.from}
 	if p != nil {
-		n.name = p.name
+		n.way = p.way
 	}
-	if err := a.rules.addPeer(n); err != nil {
+	if err := a.rules.addPeer(n, p != nil); err != nil {
 		return nil, err
 	}
 	if p != nil {
@@ -47,6 +49,26 @@ func (a *Admin) peer(addr netip.Addr, h hop) (*peer, error) {
 	}
 	a.peers[addr] = n
 	return n, nil
+}
+
+// chainOf names a peer's chain; peerOf reads the name. So what a process left
+// in the kernel tells whom it meant.
+func chainOf(addr netip.Addr) string {
+	if addr.Is4() {
+		return "to4_" + strings.ReplaceAll(addr.String(), ".", "_")
+	}
+	return "to6_" + strings.ReplaceAll(addr.String(), ":", "_")
+}
+
+func peerOf(chain string) (netip.Addr, bool) {
+	s, four := strings.CutPrefix(chain, "to4_")
+	if four {
+		s = strings.ReplaceAll(s, "_", ".")
+	} else if s, _ = strings.CutPrefix(chain, "to6_"); s != chain {
+		s = strings.ReplaceAll(s, "_", ":")
+	}
+	addr, err := netip.ParseAddr(s)
+	return addr, err == nil && addr.Zone() == ""
 }
 
 // resolve finds the Ethernet address of a host on the same segment, by the

@@ -15,18 +15,25 @@ import (
 // Two tables of one name. All rules in words:
 //
 //	table netdev holdfast {
-//	    map steer4 { saddr . sport . daddr . dport : verdict }    steer6 alike
-//	    chain in0 { hook ingress device eth0 priority -500; jump steer }
+//	    map ways { 1 : goto hold, 2 : accept, 16 : goto to_..., 17 : ... }   a number for each place
+//	    map steer4 { saddr . sport . daddr . dport : way }          steer6 alike, and all that ends in 4
+//	    chain in0 { hook ingress device eth0 priority -500; jump fence; jump steer }
 //	    chain in1 { hook ingress device lo priority -500; jump steer }
-//	    set own4 { addr }                                         own6 alike
-//	    chain steer { ip tcp: vmap @steer4; ip6 tcp: vmap @steer6; goto ranges }
-//	    chain ranges { ip tcp, daddr in @own4, dport FIRST-LAST: goto peer0 } and so on
+//	    chain steer {
+//	        tcp: tuple map @steer4, vmap @ways
+//	        tcp, daddr in @vip4: jump vip4        (lead.go)
+//	        jump ranges
+//	        tcp, daddr in @vip4: goto forward4    (lead.go)
+//	    }
+//	    set own4 { addr }
+//	    chain ranges { tcp, daddr in @own4, dport FIRST-LAST: goto to_... } and so on
 //	    chain hold { counter held; dup to hf-hold; drop }
-//	    chain peer0 { ttl guard; ether daddr set PEER, saddr set OURS;
-//	                  counter diverted; dup to eth0; drop }
+//	    chain to_... { ttl guard; ether daddr set PEER, saddr set OURS;
+//	                   counter diverted; dup to eth0; drop }
+//	    chains fence, leave, speak4: who may speak for an address (fence.go)
 //	}
 //	table inet holdfast {
-//	    set guard4 { saddr . sport . daddr . dport }              guard6 alike
+//	    set guard4 { saddr . sport . daddr . dport }
 //	    chain out { hook output priority raw; tcp rst, daddr . dport .
 //	                saddr . sport in @guard4: counter resets; drop }
 //	}
@@ -44,9 +51,6 @@ const (
 	chainRanges = "ranges"
 	chainHold   = "hold"
 
-	// verdictHere stands for a verdict in place of a chain's name: accept.
-	verdictHere = "here"
-
 	counterHeld     = "held"
 	counterDiverted = "diverted"
 	counterLooped   = "looped"
@@ -60,9 +64,24 @@ const (
 
 	objCounter = 1 // NFT_OBJECT_COUNTER, include/uapi/linux/netfilter/nf_tables.h
 
-	// Registers of four octets: NFT_REG32_00 is 8.
-	reg0 = unix.NFT_REG32_00
+	// Registers of four octets: NFT_REG32_00 is 8, and there are 16. The key
+	// of a tuple of IPv6 takes ten.
+	reg0   = unix.NFT_REG32_00
+	regWay = reg0 + 12
 )
+
+// way is a place that segments go to, as the kernel's maps name it: a number
+// can be written by a rule, a verdict cannot.
+type way uint32
+
+const (
+	wayUsual way = 0 // no element of a map
+	wayHold  way = 1
+	wayHere  way = 2 // accept: not steered, led or forwarded away
+	wayPeers way = 16
+)
+
+func (w way) octets() []byte { return binaryutil.NativeEndian.PutUint32(uint32(w)) }
 
 // family is what differs between IPv4 and IPv6.
 type family struct {
@@ -79,8 +98,19 @@ var families = [2]family{
 	{"6", unix.NFPROTO_IPV6, unix.ETH_P_IPV6, nftables.TypeIP6Addr, 16, 8, 24},
 }
 
-func familyOf(t Tuple) int {
-	if t.Local.Addr().Is4() {
+// offHops is where the hop limit is: RFC 8200, section 3; time to live: RFC
+// 791, section 3.1.
+func (f family) offHops() uint32 {
+	if f.addrLen == 4 {
+		return 8
+	}
+	return 7
+}
+
+func familyOf(t Tuple) int { return familyOfAddr(t.Local.Addr()) }
+
+func familyOfAddr(a netip.Addr) int {
+	if a.Is4() {
 		return 0
 	}
 	return 1
@@ -92,8 +122,10 @@ type rules struct {
 	conn    *nftables.Conn
 	netdev  *nftables.Table
 	inet    *nftables.Table
+	ways    *nftables.Set
 	steer   [2]*nftables.Set
 	guard   [2]*nftables.Set
+	vips    vipSets
 	ranges  *nftables.Chain
 	owned   [2]*nftables.Set
 	own     map[netip.Addr]bool // what is in owned
@@ -141,14 +173,18 @@ func (r *rules) create(holdIndex int) error {
 	c := r.conn
 	c.AddTable(r.netdev)
 	c.AddTable(r.inet)
-	for _, n := range []string{counterHeld, counterDiverted, counterLooped} {
+	for _, n := range []string{counterHeld, counterDiverted, counterLooped, counterFenced, counterSilenced} {
 		c.AddObj(&nftables.CounterObj{Table: r.netdev, Name: n})
 	}
 	c.AddObj(&nftables.CounterObj{Table: r.inet, Name: counterResets})
+	r.ways = &nftables.Set{Table: r.netdev, Name: "ways", KeyType: nftables.TypeMark, IsMap: true, DataType: nftables.TypeVerdict}
+	if err := c.AddSet(r.ways, nil); err != nil {
+		return fmt.Errorf("netadmin: nft set %s: %w", r.ways.Name, err)
+	}
 	for i, f := range families {
 		key := nftables.MustConcatSetType(f.addrType, nftables.TypeInetService, f.addrType, nftables.TypeInetService)
 		r.steer[i] = &nftables.Set{Table: r.netdev, Name: "steer" + f.name, KeyType: key, IsMap: true,
-			DataType: nftables.TypeVerdict, Concatenation: true}
+			DataType: nftables.TypeMark, Concatenation: true}
 		r.guard[i] = &nftables.Set{Table: r.inet, Name: "guard" + f.name, KeyType: key, Concatenation: true}
 		r.owned[i] = &nftables.Set{Table: r.netdev, Name: "own" + f.name, KeyType: f.addrType}
 		for _, s := range []*nftables.Set{r.steer[i], r.guard[i], r.owned[i]} {
@@ -162,6 +198,16 @@ func (r *rules) create(holdIndex int) error {
 	c.AddRule(&nftables.Rule{Table: r.netdev, Chain: hold, Exprs: append(
 		[]expr.Any{&expr.Objref{Type: objCounter, Name: counterHeld}}, dupTo(holdIndex)...)})
 
+	if err := c.SetAddElements(r.ways, []nftables.SetElement{
+		{Key: wayHold.octets(), VerdictData: &expr.Verdict{Kind: expr.VerdictGoto, Chain: chainHold}},
+		{Key: wayHere.octets(), VerdictData: &expr.Verdict{Kind: expr.VerdictAccept}},
+	}); err != nil {
+		return fmt.Errorf("netadmin: encode nft elements: %w", err)
+	}
+	if err := r.createVIPs(); err != nil {
+		return err
+	}
+
 	steer := c.AddChain(&nftables.Chain{Table: r.netdev, Name: chainSteer})
 	r.ranges = c.AddChain(&nftables.Chain{Table: r.netdev, Name: chainRanges})
 	out := c.AddChain(&nftables.Chain{Table: r.inet, Name: "out", Type: nftables.ChainTypeFilter,
@@ -170,7 +216,7 @@ func (r *rules) create(holdIndex int) error {
 		c.AddRule(&nftables.Rule{Table: r.netdev, Chain: steer, Exprs: append(
 			ethertypeTCP(f), append(loadKey(f, false),
 				&expr.Lookup{SourceRegister: reg0, SetName: r.steer[i].Name, SetID: r.steer[i].ID,
-					DestRegister: unix.NFT_REG_VERDICT, IsDestRegSet: true})...)})
+					DestRegister: regWay, IsDestRegSet: true}, r.takeWay())...)})
 		c.AddRule(&nftables.Rule{Table: r.inet, Chain: out, Exprs: append(
 			[]expr.Any{
 				&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: reg0},
@@ -186,19 +232,48 @@ func (r *rules) create(holdIndex int) error {
 				&expr.Verdict{Kind: expr.VerdictDrop})...)})
 	}
 	// What no tuple of its own was found for.
+	r.dispatchVIPs(steer, expr.VerdictJump, chainVIP)
 	c.AddRule(&nftables.Rule{Table: r.netdev, Chain: steer,
-		Exprs: []expr.Any{&expr.Verdict{Kind: expr.VerdictGoto, Chain: chainRanges}}})
-	for i, d := range append([]string{r.cfg.Device}, r.cfg.LocalDevices...) {
-		in := c.AddChain(&nftables.Chain{Table: r.netdev, Name: fmt.Sprintf("in%d", i), Type: nftables.ChainTypeFilter,
-			Hooknum: nftables.ChainHookIngress, Priority: nftables.ChainPriorityRef(-500), Device: d})
-		c.AddRule(&nftables.Rule{Table: r.netdev, Chain: in,
-			Exprs: []expr.Any{&expr.Verdict{Kind: expr.VerdictJump, Chain: chainSteer}}})
-	}
+		Exprs: []expr.Any{&expr.Verdict{Kind: expr.VerdictJump, Chain: chainRanges}}})
+	r.dispatchVIPs(steer, expr.VerdictGoto, chainForward)
+	r.hook(chainSteer)
 	if err := c.Flush(); err != nil {
 		return fmt.Errorf("netadmin: create nft tables (kernel support for nf_tables netdev, dup and verdict maps is needed): %w", err)
 	}
 	r.created = true
 	return nil
+}
+
+// takeWay ends a rule with the way in regWay.
+func (r *rules) takeWay() expr.Any {
+	return &expr.Lookup{SourceRegister: regWay, SetName: r.ways.Name, SetID: r.ways.ID,
+		DestRegister: unix.NFT_REG_VERDICT, IsDestRegSet: true}
+}
+
+// hook makes the chains that the devices call.
+func (r *rules) hook(steer string) {
+	c := r.conn
+	jump := func(ch *nftables.Chain, to string) {
+		c.AddRule(&nftables.Rule{Table: r.netdev, Chain: ch, Exprs: []expr.Any{&expr.Verdict{Kind: expr.VerdictJump, Chain: to}}})
+	}
+	outer := []string{r.cfg.Device}
+	if r.cfg.Tunnel != nil {
+		outer = append(outer, r.cfg.Tunnel.Device)
+	}
+	for i, d := range append(outer, r.cfg.LocalDevices...) {
+		in := c.AddChain(&nftables.Chain{Table: r.netdev, Name: fmt.Sprintf("in%d", i), Type: nftables.ChainTypeFilter,
+			Hooknum: nftables.ChainHookIngress, Priority: nftables.ChainPriorityRef(-500), Device: d})
+		// Behind what others do there: what leaves is judged as it leaves.
+		out := c.AddChain(&nftables.Chain{Table: r.netdev, Name: fmt.Sprintf("out%d", i), Type: nftables.ChainTypeFilter,
+			Hooknum: nftables.ChainHookEgress, Priority: nftables.ChainPriorityRef(500), Device: d})
+		if i < len(outer) {
+			jump(in, chainFence)
+			jump(out, chainLeave)
+		} else {
+			jump(out, chainLeaveLocal)
+		}
+		jump(in, steer)
+	}
 }
 
 // ethertypeTCP lets TCP of one family pass on.
@@ -243,6 +318,22 @@ func key(t Tuple) []byte {
 	return k
 }
 
+// tupleOfKey is the inverse of key.
+func tupleOfKey(k []byte, f family) (Tuple, bool) {
+	n := int(f.addrLen)
+	if len(k) != 2*(n+4) {
+		return Tuple{}, false
+	}
+	end := func(b []byte) netip.AddrPort {
+		a, _ := netip.AddrFromSlice(b[:n])
+		return netip.AddrPortFrom(a, binary.BigEndian.Uint16(b[n:]))
+	}
+	return Tuple{Remote: end(k), Local: end(k[n+4:])}, true
+}
+
+// isNoEntry: the kernel lacks what was to be removed.
+func isNoEntry(err error) bool { return errors.Is(err, unix.ENOENT) }
+
 func dupTo(index int) []expr.Any {
 	return []expr.Any{
 		&expr.Immediate{Register: reg0, Data: binaryutil.NativeEndian.PutUint32(uint32(index))},
@@ -261,8 +352,8 @@ const (
 	hopLast  = 199
 )
 
-// addPeer makes the chain of a peer, or replaces its rules.
-func (r *rules) addPeer(p *peer) error {
+// addPeer makes the chain of a peer, or replaces its rules if it is known.
+func (r *rules) addPeer(p *peer, known bool) error {
 	c := r.conn
 	ch := c.AddChain(&nftables.Chain{Table: r.netdev, Name: p.name})
 	c.FlushChain(ch)
@@ -273,12 +364,8 @@ func (r *rules) addPeer(p *peer) error {
 		v4 := f.addrLen == 4
 		match := func(hop byte) []expr.Any {
 			e := ethertypeTCP(f)
-			off := uint32(7) // hop limit, RFC 8200, section 3
-			if v4 {
-				off = 8 // time to live, RFC 791, section 3.1
-			}
 			return append(e,
-				&expr.Payload{Base: expr.PayloadBaseNetworkHeader, Offset: off, Len: 1, DestRegister: reg0},
+				&expr.Payload{Base: expr.PayloadBaseNetworkHeader, Offset: f.offHops(), Len: 1, DestRegister: reg0},
 				&expr.Cmp{Op: expr.CmpOpEq, Register: reg0, Data: []byte{hop}})
 		}
 		set := func(hop byte) []expr.Any {
@@ -317,27 +404,33 @@ func (r *rules) addPeer(p *peer) error {
 		&expr.Payload{OperationType: expr.PayloadWrite, Base: expr.PayloadBaseLLHeader, Offset: 0, Len: 12, SourceRegister: reg0},
 		&expr.Objref{Type: objCounter, Name: counterDiverted},
 	}, dupTo(p.index)...)})
+	if !known {
+		if err := c.SetAddElements(r.ways, []nftables.SetElement{
+			{Key: p.way.octets(), VerdictData: &expr.Verdict{Kind: expr.VerdictGoto, Chain: p.name}},
+		}); err != nil {
+			return fmt.Errorf("netadmin: encode nft elements: %w", err)
+		}
+	}
 	if err := c.Flush(); err != nil {
 		return fmt.Errorf("netadmin: nft chain for peer %v: %w", p.addr, err)
 	}
 	return nil
 }
 
-// queue notes that the segments of t go to chain now instead of was; "" is
-// the usual way.
-func (r *rules) queue(t Tuple, was, now string) {
+// queue notes that the segments of t go another way now.
+func (r *rules) queue(t Tuple, was, now way) {
 	if was == now {
 		return
 	}
 	i, k := familyOf(t), key(t)
-	if was != "" {
-		r.del[i] = append(r.del[i], element(k, was))
+	if was != wayUsual {
+		r.del[i] = append(r.del[i], nftables.SetElement{Key: k, Val: was.octets()})
 	}
-	if now != "" {
-		r.add[i] = append(r.add[i], element(k, now))
+	if now != wayUsual {
+		r.add[i] = append(r.add[i], nftables.SetElement{Key: k, Val: now.octets()})
 	}
 	// What is here answers for itself, with a reset if need be.
-	guarded := func(chain string) bool { return chain != "" && chain != verdictHere }
+	guarded := func(w way) bool { return w != wayUsual && w != wayHere }
 	switch {
 	case guarded(was) == guarded(now):
 	case guarded(now):
@@ -345,13 +438,6 @@ func (r *rules) queue(t Tuple, was, now string) {
 	default:
 		r.guardDel[i] = append(r.guardDel[i], nftables.SetElement{Key: k})
 	}
-}
-
-func element(key []byte, chain string) nftables.SetElement {
-	if chain == verdictHere {
-		return nftables.SetElement{Key: key, VerdictData: &expr.Verdict{Kind: expr.VerdictAccept}}
-	}
-	return nftables.SetElement{Key: key, VerdictData: &expr.Verdict{Kind: expr.VerdictGoto, Chain: chain}}
 }
 
 // flush sends what was queued as one transaction, and forgets it.
@@ -442,8 +528,10 @@ func (r *rules) read(c *Counters) error {
 				c.Diverted = n.Packets
 			case counterLooped:
 				c.Looped = n.Packets
-			case counterResets:
-				c.Resets = n.Packets
+			case counterResets, counterSilenced:
+				c.Resets += n.Packets
+			case counterFenced:
+				c.Fenced = n.Packets
 			}
 		}
 	}

@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
 )
 
 // PortRange is the local ports, First to Last with both included, from which
@@ -210,6 +209,14 @@ func (a *Admin) owned(addrs []netip.Addr) (map[netip.Addr]bool, error) {
 		return nil, nil
 	}
 	list, err := a.route.AddrList(a.nic, netlink.FAMILY_ALL)
+	a.mu.Lock()
+	vips := a.vipLink
+	a.mu.Unlock()
+	if err == nil && vips != nil {
+		var routed []netlink.Addr
+		routed, err = a.route.AddrList(vips, netlink.FAMILY_ALL)
+		list = append(list, routed...)
+	}
 	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
 		return nil, fmt.Errorf("netadmin: addresses of %s: %w", a.cfg.Device, err)
 	}
@@ -227,33 +234,6 @@ func (a *Admin) owned(addrs []netip.Addr) (map[netip.Addr]bool, error) {
 	return own, nil
 }
 
-// sockets lists the connected sockets of this host with a local address in
-// own. One in TIME_WAIT counts: it has yet to answer a FIN that comes again.
-func (a *Admin) sockets(own map[netip.Addr]bool) (map[Tuple]struct{}, error) {
-	out := map[Tuple]struct{}{}
-	for _, fam := range []uint8{unix.AF_INET, unix.AF_INET6} {
-		list, err := a.diag.SocketDiagTCP(fam)
-		// Another dump at the same moment interrupts this one.
-		for try := 0; errors.Is(err, netlink.ErrDumpInterrupted) && try < 5; try++ {
-			list, err = a.diag.SocketDiagTCP(fam)
-		}
-		if err != nil {
-			return nil, fmt.Errorf("netadmin: list sockets: %w", err)
-		}
-		for _, x := range list {
-			l, ok := netip.AddrFromSlice(x.ID.Source)
-			r, also := netip.AddrFromSlice(x.ID.Destination)
-			if ok && also && x.ID.DestinationPort != 0 && own[l.Unmap()] {
-				out[Tuple{
-					Local:  netip.AddrPortFrom(l.Unmap(), x.ID.SourcePort),
-					Remote: netip.AddrPortFrom(r.Unmap(), x.ID.DestinationPort),
-				}] = struct{}{}
-			}
-		}
-	}
-	return out, nil
-}
-
 // serial numbers the entries "here", so that sweep does not take one that has
 // come anew for the one it has looked at. a.mu is held.
 func (a *Admin) serial() uint64 {
@@ -264,7 +244,8 @@ func (a *Admin) serial() uint64 {
 // stays is what e.here becomes when t is to have its segments on this host.
 // a.mu is held.
 func (a *Admin) stays(t Tuple) uint64 {
-	if a.steering.covers(t) {
+	v := a.vips[t.Local.Addr()]
+	if a.steering.covers(t) || v != nil && (v.following || v.forward != nil) {
 		return a.serial()
 	}
 	return 0
@@ -332,6 +313,7 @@ func (a *Admin) tend() {
 			swept = time.Now()
 			err = errors.Join(err, a.sweep())
 		}
+		err = errors.Join(err, a.tendVIPs())
 		if err != nil && !errors.Is(err, ErrClosed) && err.Error() != said {
 			said = err.Error()
 			a.cfg.Log.Warn("steering", "error", err)

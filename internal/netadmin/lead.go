@@ -1,0 +1,265 @@
+package netadmin
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// New handshakes go to the taker of an address while its flows still move:
+//
+//	giver: Learn       undo: Learn(nil)
+//	       Handshakes
+//	       Lead        undo: Lead to nobody, and Forget when none follows any more
+//	       ... Handshakes until none is left, Learn(nil), and once more ...
+//	       Forward
+//
+// A handshake that the giver has begun stays with it, also when its SYN comes
+// again: its tuple was learnt, from the SYN or from the kernel's table. One
+// that begins after Lead is the taker's, and what follows on its tuple goes
+// there. The final ACK of a handshake in a SYN cookie, which the kernel keeps
+// no state of, stays with the giver.
+
+// Learn notes the tuples of SYNs to these addresses and ports from now on, for
+// a minute each, and replaces what it said before. None ends it: what was
+// learnt is forgotten, so from then on Lead leads every SYN.
+func (a *Admin) Learn(on []netip.AddrPort) error {
+	var list []netip.AddrPort
+	for _, x := range on {
+		x = netip.AddrPortFrom(x.Addr().Unmap(), x.Port())
+		if !x.IsValid() || x.Port() == 0 || x.Addr().Zone() != "" {
+			return fmt.Errorf("netadmin: learn on %v: not an address and a port", x)
+		}
+		list = append(list, x)
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.closed {
+		return ErrClosed
+	}
+	if err := a.rules.learnOnTo(list); err != nil {
+		return err
+	}
+	a.learning, a.unsettled = list, true
+	return nil
+}
+
+// cookieFor is how long a handshake of which the kernel knows nothing may be
+// one in a SYN cookie: a round trip and then some.
+const cookieFor = 300 * time.Millisecond
+
+// Handshakes lists the handshakes with addr that have begun on this host and
+// are not finished: those the kernel knows, which are learnt by this if Learn is in
+// force, and those learnt within the last 300 ms that it knows
+// nothing of, since they may be in a SYN cookie. After a change of rules it waits until no
+// packet is under way by the old ones, some milliseconds.
+func (a *Admin) Handshakes(addr netip.Addr) ([]Tuple, error) {
+	addr = addr.Unmap()
+	a.mu.Lock()
+	if a.closed {
+		a.mu.Unlock()
+		return nil, ErrClosed
+	}
+	settle := a.unsettled
+	a.unsettled = false
+	a.mu.Unlock()
+	if settle {
+		barrier()
+	}
+	// Learnt before the sockets: what has become one meanwhile is found there.
+	a.mu.Lock()
+	if a.closed {
+		a.mu.Unlock()
+		return nil, ErrClosed
+	}
+	learning := len(a.learning) > 0
+	var learnt []noted
+	var err error
+	if learning {
+		learnt, err = a.rules.notes(a.rules.vips.learnt, addr)
+	}
+	a.mu.Unlock()
+	if err != nil {
+		return nil, err
+	}
+	sockets, err := a.sockets(map[netip.Addr]bool{addr: true})
+	if err != nil {
+		return nil, err
+	}
+	var out []Tuple
+	var known []noted
+	for t, state := range sockets {
+		if state == unix.BPF_TCP_SYN_RECV {
+			out = append(out, t)
+			known = append(known, noted{tuple: t})
+		}
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.closed {
+		return nil, ErrClosed
+	}
+	for _, n := range learnt {
+		if _, found := sockets[n.tuple]; found || learntFor-n.left > cookieFor {
+			continue
+		}
+		if e := a.tuples[n.tuple]; e == nil || e.peer == nil { // it may have moved already
+			out = append(out, n.tuple)
+		}
+	}
+	if learning {
+		if err := a.rules.note(a.rules.vips.learnt, known, learntFor); err != nil {
+			return nil, err
+		}
+	}
+	slices.SortFunc(out, compareTuples)
+	return out, nil
+}
+
+func compareTuples(x, y Tuple) int {
+	if c := x.Local.Compare(y.Local); c != 0 {
+		return c
+	}
+	return x.Remote.Compare(y.Remote)
+}
+
+// barrier returns when no packet is dealt with by rules of before the call: the
+// kernel walks them in RCU read sections (net/core/dev.c:
+// netif_receive_skb_internal), and this command is synchronize_rcu.
+func barrier() {
+	const membarrierGlobal = 1 // MEMBARRIER_CMD_GLOBAL, include/uapi/linux/membarrier.h
+	if _, _, errno := unix.Syscall(unix.SYS_MEMBARRIER, membarrierGlobal, 0, 0); errno != 0 {
+		time.Sleep(20 * time.Millisecond) // not with nohz_full: no softirq takes that long
+	}
+}
+
+// Lead sends SYNs to a fenced address whose tuple was not learnt to the host
+// `to`, from now on, and all that follows on these tuples. The zero `to` ends
+// it for new ones; those that follow go on, until Forget.
+func (a *Admin) Lead(addr, to netip.Addr) error {
+	return a.sendTo(addr, to, func(v *movable) (p **peer, set vipSet) {
+		if to.IsValid() {
+			v.following = true
+		}
+		return &v.lead, a.rules.vips.lead
+	})
+}
+
+// Forward sends all TCP of a fenced address to the host `to`, be it from the
+// network or from this host's own endpoints, but for tuples that are held,
+// here or diverted, that this host has dialled as a guest, and segments that
+// another host has sent on. The zero `to` ends it.
+func (a *Admin) Forward(addr, to netip.Addr) error {
+	return a.sendTo(addr, to, func(v *movable) (p **peer, set vipSet) { return &v.forward, a.rules.vips.forward })
+}
+
+func (a *Admin) sendTo(addr, to netip.Addr, what func(*movable) (**peer, vipSet)) error {
+	addr = addr.Unmap()
+	v, err := a.vipOf(addr)
+	if err != nil {
+		return err
+	}
+	var at hop
+	if to.IsValid() {
+		if at, err = a.resolve(to, a.cfg.ResolveTimeout); err != nil {
+			return err
+		}
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.closed {
+		return ErrClosed
+	}
+	var p *peer
+	now := wayUsual
+	if to.IsValid() {
+		if p, err = a.peer(to.Unmap(), at); err != nil {
+			return err
+		}
+		now = p.way
+	}
+	place, set := what(v)
+	was := wayUsual
+	if *place != nil {
+		was = (*place).way
+	}
+	if err := a.rules.sendTo(set, addr, was, now); err != nil {
+		return err
+	}
+	*place, a.unsettled = p, true
+	return nil
+}
+
+// Here makes tuples stay on this host, whatever Lead, Forward and Steer say, as
+// long as they have sockets.
+func (a *Admin) Here(ts []Tuple) error {
+	if err := checkAll(ts); err != nil {
+		return err
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.change(ts, nil, func(_ Tuple, e *entry) { e.here = a.serial() })
+}
+
+// Forget ends all that a move of addr has left: what is led and forwarded, and
+// every tuple that follows, was learnt, is diverted or here. It is for when
+// the neighbours know where the address is, or when a move has been undone.
+func (a *Admin) Forget(addr netip.Addr) error {
+	addr = addr.Unmap()
+	if _, err := a.vipOf(addr); err != nil {
+		return err
+	}
+	return a.forgetAddr(addr)
+}
+
+func (a *Admin) forgetAddr(addr netip.Addr) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	v := a.vips[addr]
+	if a.closed {
+		return ErrClosed
+	}
+	r := a.rules
+	if v != nil {
+		if v.lead != nil {
+			if err := r.sendTo(r.vips.lead, addr, v.lead.way, wayUsual); err != nil {
+				return err
+			}
+			v.lead = nil
+		}
+		if v.forward != nil {
+			if err := r.sendTo(r.vips.forward, addr, v.forward.way, wayUsual); err != nil {
+				return err
+			}
+			v.forward = nil
+		}
+	}
+	var ts []Tuple
+	for t, e := range a.tuples {
+		if t.Local.Addr() == addr && (e.peer != nil || e.here != 0) {
+			ts = append(ts, t)
+		}
+	}
+	if v != nil {
+		v.following = false
+	}
+	// Those in the ports of another host that is steered to stay here.
+	err := a.change(ts, nil, func(t Tuple, e *entry) {
+		e.peer = nil
+		if e.here != 0 {
+			e.here = a.stays(t)
+		}
+	})
+	if err != nil {
+		return err
+	}
+	for _, set := range []vipSet{r.vips.follow, r.vips.learnt, r.vips.me} {
+		if err := r.forgetNotes(set, addr); err != nil {
+			return err
+		}
+	}
+	return nil
+}
