@@ -1,6 +1,7 @@
 package tcprepair
 
 import (
+	"net/netip"
 	"os"
 	"path/filepath"
 	"testing"
@@ -61,4 +62,32 @@ func BenchmarkMove(b *testing.B) {
 			}
 		})
 	}
+}
+
+// Whoever moves many sockets one after the other with one State allocates
+// nothing, there and back and in between.
+func TestNothingAllocated(t *testing.T) {
+	eachFamily(t, func(t *testing.T, ours, peers netip.Addr) {
+		c := newConn(t, ours, peers, nil)
+		c.bothWrote()
+		s, moved, wire := new(State), new(State), []byte(nil)
+		if n := testing.AllocsPerRun(50, func() {
+			must(t, "SaveTo", SaveTo(s, c.ours, SaveOptions{}))
+			must(t, "Resume", Resume(c.ours))
+			must(t, "SaveTo", SaveTo(s, c.ours, SaveOptions{}))
+			must(t, "Verify", Verify(c.ours, s))
+			must(t, "Discard", Discard(c.ours))
+			var err error
+			wire, err = s.AppendBinary(wire[:0])
+			must(t, "AppendBinary", err)
+			must(t, "UnmarshalBinary", moved.UnmarshalBinary(wire))
+			c.ours, err = Restore(moved, Options{})
+			must(t, "Restore", err)
+			_, err = GoLive(c.ours, moved)
+			must(t, "GoLive", err)
+		}); n != 0 {
+			t.Errorf("%v allocations a move", n)
+		}
+		c.finish(true, true)
+	})
 }

@@ -41,9 +41,12 @@ func (e *NotPermitted) Unwrap() error { return e.Err }
 
 // prefixed puts the package's name before an error that does not bear it yet.
 func prefixed(err error) error {
+	if err == nil {
+		return nil
+	}
 	var no *Unsupported
 	var may *NotPermitted
-	if err == nil || errors.As(err, &no) || errors.As(err, &may) {
+	if errors.As(err, &no) || errors.As(err, &may) {
 		return err
 	}
 	return fmt.Errorf("tcprepair: %w", err)
@@ -65,10 +68,11 @@ func Probe() error {
 
 // refuse returns why a socket in state t cannot be saved, or nil.
 func refuse(t TCPState) error {
+	if t.movable() {
+		return nil
+	}
 	e := &Unsupported{What: t.String()}
 	switch t {
-	case Established, FinWait1, FinWait2, CloseWait, LastAck, Closing:
-		return nil
 	case SynSent:
 		e.Why = "nothing is exchanged yet: close it and dial again from the new host"
 	case SynRecv, NewSynRecv:

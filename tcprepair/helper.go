@@ -129,80 +129,71 @@ type Socket struct {
 	State *State // what it was restored from; not needed to resume
 	Rest  []byte // set by GoLiveAll, see GoLive
 	Err   error  // set to what went wrong with this one
+	mode  int    // how it leaves repair mode
 }
 
 // GoLiveAll is GoLive for several sockets, with repair mode ended by at most
 // two calls of t for all of them; nil is SetRepair. Each has its own outcome.
 func GoLiveAll(sockets []Socket, t Toggle) {
-	var buf [2][16]int
-	loud, quiet := buf[0][:0], buf[1][:0]
+	for i := range sockets {
+		sockets[i].Err = nil
+		sockets[i].mode = sockets[i].State.liveMode()
+	}
+	t.leave(sockets)
 	for i := range sockets {
 		x := &sockets[i]
-		x.Rest, x.Err = x.State.unsent(), nil
-		if x.State.liveMode() == RepairOff {
-			loud = append(loud, x.FD)
-		} else {
-			quiet = append(quiet, x.FD)
+		if x.Rest = x.State.unsent(); x.Err == nil {
+			x.Rest, x.Err = x.State.start(x.FD)
 		}
-	}
-	each := t.set(loud, RepairOff)
-	if !t.set(quiet, RepairOffNoProbe) {
-		each = false
-	}
-	for i := range sockets {
-		x := &sockets[i]
-		if !each {
-			// Somebody failed, perhaps this one. Once more does no harm.
-			if x.Err = t.one(x.FD, x.State.liveMode()); x.Err != nil {
-				continue
-			}
-		}
-		x.Rest, x.Err = x.State.start(x.FD)
 	}
 }
 
 // ResumeAll is Resume for several sockets, with repair mode ended by one call
 // of t for all of them; nil is SetRepair. Each has its own outcome.
 func ResumeAll(sockets []Socket, t Toggle) {
-	var buf [16]int
-	fds := buf[:0]
 	for i := range sockets {
 		x := &sockets[i]
-		if x.Err = prefixed(openWindow(x.FD)); x.Err == nil {
-			fds = append(fds, x.FD)
-		}
+		x.mode, x.Err = RepairOff, prefixed(openWindow(x.FD))
 	}
-	each := t.set(fds, RepairOff)
+	t.leave(sockets)
 	for i := range sockets {
 		x := &sockets[i]
-		if x.Err != nil {
-			continue
+		if x.Err == nil {
+			x.Err = prefixed(reuse(x.FD))
 		}
-		if !each {
-			if x.Err = t.one(x.FD, RepairOff); x.Err != nil {
-				continue
-			}
-		}
-		if x.Err = prefixed(reuse(x.FD)); x.Err == nil {
+		if x.Err == nil {
 			x.Err = prefixed(push(x.FD))
 		}
 	}
 }
 
-// set tells whether all sockets are now in the mode.
-func (t Toggle) set(fds []int, mode int) bool {
-	if len(fds) == 0 {
-		return true
-	}
+// leave ends repair mode for the sockets without an error, in the way that each
+// wants.
+func (t Toggle) leave(sockets []Socket) {
 	if t == nil {
-		t = SetRepair
+		for i := range sockets {
+			if x := &sockets[i]; x.Err == nil {
+				x.Err = prefixed(setRepair(x.FD, x.mode))
+			}
+		}
+		return
 	}
-	return t(fds, mode) == nil
-}
-
-func (t Toggle) one(fd, mode int) error {
-	if t == nil {
-		t = SetRepair
+	var fds []int
+	for _, mode := range [...]int{RepairOff, RepairOffNoProbe} {
+		fds = fds[:0]
+		for i := range sockets {
+			if x := &sockets[i]; x.Err == nil && x.mode == mode {
+				fds = append(fds, x.FD)
+			}
+		}
+		if len(fds) == 0 || t(fds, mode) == nil {
+			continue
+		}
+		// Somebody's failed. Once more does no harm to the others.
+		for i := range sockets {
+			if x := &sockets[i]; x.Err == nil && x.mode == mode {
+				x.Err = prefixed(t([]int{x.FD}, mode))
+			}
+		}
 	}
-	return prefixed(t([]int{fd}, mode))
 }

@@ -79,11 +79,15 @@ func getInt(fd, level, opt int, name string) (int, error) {
 	return int(v), nil
 }
 
-func setInt(fd, level, opt, v int, name string) error {
+func setsockopt(fd, level, opt, v int) syscall.Errno {
 	w := int32(v)
 	_, _, e := syscall.RawSyscall6(unix.SYS_SETSOCKOPT, uintptr(fd), uintptr(level), uintptr(opt),
 		uintptr(unsafe.Pointer(&w)), 4, 0)
-	if e != 0 {
+	return e
+}
+
+func setInt(fd, level, opt, v int, name string) error {
+	if e := setsockopt(fd, level, opt, v); e != 0 {
 		return fmt.Errorf("setsockopt %s %d: %w", name, v, e)
 	}
 	return nil

@@ -81,6 +81,7 @@ func RestoreOn(fd int, s *State, o Options) error {
 	if err != nil {
 		return prefixed(err)
 	}
+	has.locked = true // for all that is known
 	return s.restore(fd, o, has)
 }
 
@@ -162,19 +163,31 @@ func (s *State) build(fd int, has buffers) error {
 // State counts them. Buffers count the kernel's overhead as well, so twice the
 // octets and a little more is taken; the saved sizes come back in
 // writeSockopts.
+//
+// A send buffer that the kernel tunes, and that has nothing in it, is left to
+// the kernel: it begins to tune when the connection is made.
 func (s *State) room() (recv, send uint32) {
 	const slack = 64 << 10
 	room := func(saved uint32, octets int) uint32 {
 		if octets > 0 {
 			saved = max(saved, 2*(uint32(octets)+slack))
 		}
-		return max(saved, 2*1024)
+		return saved
 	}
-	return room(s.RecvBuffer, len(s.RecvQueue)), room(s.SendBuffer, len(s.SendQueue))
+	if !s.sendTuned() {
+		send = room(s.SendBuffer, len(s.SendQueue))
+	}
+	return room(s.RecvBuffer, len(s.RecvQueue)), send
 }
 
-// buffers are the sizes of a socket's buffers, in octets of memory.
-type buffers struct{ recv, send uint32 }
+func (s *State) sendTuned() bool { return s.BufferLock&1 == 0 && len(s.SendQueue) == 0 }
+
+// buffers are the sizes of a socket's buffers, in octets of memory. locked: one
+// may have been set, so that the kernel no longer tunes it.
+type buffers struct {
+	recv, send uint32
+	locked     bool
+}
 
 // grow sees to it that the buffers of a socket are no smaller than given, and
 // returns their sizes. To exceed net.core.rmem_max and wmem_max takes
@@ -190,13 +203,13 @@ func grow(fd int, recv, send uint32) (has buffers, err error) {
 		if err := setRecvBuffer(fd, recv/2); err != nil {
 			return has, err
 		}
-		has.recv = recv
+		has.recv, has.locked = recv, true
 	}
 	if has.send < send {
 		if err := setSendBuffer(fd, send/2); err != nil {
 			return has, err
 		}
-		has.send = send
+		has.send, has.locked = send, true
 	}
 	return has, nil
 }
@@ -204,24 +217,22 @@ func grow(fd int, recv, send uint32) (has buffers, err error) {
 // readBuffers reads both sizes with one call.
 func readBuffers(fd int) (buffers, error) {
 	m, err := readMemory(fd)
-	return buffers{m[memRecvBuffer], m[memSendBuffer]}, err
+	return buffers{recv: m[memRecvBuffer], send: m[memSendBuffer]}, err
 }
 
 // The kernel doubles the sizes (net/core/sock.c: __sock_set_rcvbuf).
 func setRecvBuffer(fd int, octets uint32) error {
-	err := setInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, int(octets), "SO_RCVBUFFORCE")
-	if errors.Is(err, unix.EPERM) {
-		err = setInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, int(octets), "SO_RCVBUF")
+	if setsockopt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, int(octets)) == 0 {
+		return nil
 	}
-	return err
+	return setInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, int(octets), "SO_RCVBUF")
 }
 
 func setSendBuffer(fd int, octets uint32) error {
-	err := setInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, int(octets), "SO_SNDBUFFORCE")
-	if errors.Is(err, unix.EPERM) {
-		err = setInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, int(octets), "SO_SNDBUF")
+	if setsockopt(fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, int(octets)) == 0 {
+		return nil
 	}
-	return err
+	return setInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, int(octets), "SO_SNDBUF")
 }
 
 // writeOptions sets what the handshake had agreed on. The kernel takes it
@@ -296,15 +307,20 @@ func (s *State) writeSockopts(fd int, has buffers) error {
 // exceeds its buffer again is fine: the kernel takes no more until it has
 // shrunk. The unsent tail still has to fit, though.
 func (s *State) writeBuffers(fd int, has buffers) error {
-	if has.send != s.SendBuffer && s.SendBuffer != 0 {
+	if has.send != s.SendBuffer && s.SendBuffer != 0 && !s.sendTuned() {
 		if err := setSendBuffer(fd, s.SendBuffer/2); err != nil {
 			return err
 		}
+		has.locked = true
 	}
 	if has.recv != s.RecvBuffer && s.RecvBuffer != 0 {
 		if err := setRecvBuffer(fd, s.RecvBuffer/2); err != nil {
 			return err
 		}
+		has.locked = true
+	}
+	if !has.locked && s.BufferLock == 0 {
+		return nil
 	}
 	// Whether they were set by hand. Tuning is given back to the kernel so;
 	// before Linux 5.15 it cannot be had back.
