@@ -31,9 +31,10 @@ type engine struct {
 	timers timers
 	buf    []byte
 
-	toOpen  []*Flow // not begun: connectsMax others are under way
-	opening int
-	stalls  stalls
+	toOpen   []*Flow // not begun: as many others as may be are under way
+	opening  int
+	connects int // that may be under way at once
+	stalls   stalls
 
 	mu   sync.Mutex // guards mail
 	mail []func()
@@ -49,7 +50,7 @@ const scratchOctets = 256 << 10
 
 // NewEngine starts an engine at a host.
 func (t *Traffic) NewEngine(h *Host) (*engine, error) {
-	e := &engine{t: t, host: h, done: make(chan struct{}), buf: make([]byte, scratchOctets)}
+	e := &engine{t: t, host: h, done: make(chan struct{}), buf: make([]byte, scratchOctets), connects: connectsMax}
 	var err error
 	if e.epoll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
 		return nil, fmt.Errorf("lab: epoll: %w", err)
@@ -117,7 +118,7 @@ func (e *engine) Open(flows ...*Flow) {
 }
 
 func (e *engine) openNext() {
-	for e.opening < connectsMax && len(e.toOpen) > 0 {
+	for e.opening < e.connects && len(e.toOpen) > 0 {
 		f := e.toOpen[0]
 		e.toOpen = e.toOpen[1:]
 		e.connect(f)

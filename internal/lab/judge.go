@@ -34,15 +34,15 @@ func (s *scene) judgeTraffic(flows []*Flow) {
 		s.v.Say("  fault at %s: %v", f.When.Format("15:04:05.000"), f)
 	}
 	now := s.count()
-	for _, h := range hosts {
+	for _, h := range sortedNames(s.world.Hosts) {
 		line := ""
 		for _, c := range watched {
-			if d := now[h.Name][c] - s.counters[h.Name][c]; d != 0 {
+			if d := now[h][c] - s.counters[h][c]; d != 0 {
 				line += fmt.Sprintf(" %s %d", c, d)
 			}
 		}
 		if line != "" {
-			s.v.Say("  TCP of %-7s%s", h.Name+":", line)
+			s.v.Say("  TCP of %-7s%s", h+":", line)
 		}
 	}
 	lost := map[string]int{}

@@ -24,12 +24,13 @@ const (
 	QueueHolder             // holds such a slot
 	Short                   // connect, exchange, close
 	Silent                  // a few octets each, then none until the end
+	Steady                  // a few octets from the server every steadyEvery
 	kinds       int  = iota // how many there are
 )
 
 var kindNames = [kinds]string{
 	"bulk-down", "bulk-up", "exchange", "idle", "half-closed-by-client", "half-closed-by-server",
-	"backpressured-to-client", "backpressured-to-backend", "dialing", "queued", "queue-holder", "short", "silent",
+	"backpressured-to-client", "backpressured-to-backend", "dialing", "queued", "queue-holder", "short", "silent", "steady",
 }
 
 func (k Kind) String() string {
@@ -63,6 +64,10 @@ type program struct {
 // slowBufferBytes keeps what an end that rests can hold small: the octets
 // shall wait in the balancer, for there they can be lost.
 const slowBufferBytes = 32 << 10
+
+// steadyEvery is so short that each time without service shows as a gap between two
+// arrivals.
+const steadyEvery = 10 * time.Millisecond
 
 // programsOf says what the ends of flow id do, if it is of kind k. Periods
 // differ from flow to flow so that no two kinds fall into step.
@@ -111,6 +116,8 @@ func programsOf(k Kind, id uint32, h uint64, short bool) (client, server program
 		return push, slow
 	case Silent:
 		client, server = program{first: 10}, program{first: 20}
+	case Steady:
+		client, server = program{first: 10}, program{first: 20, burst: 40, every: steadyEvery}
 	case Dialing:
 		client = program{first: 2000, burst: 500, every: jitter(3 * time.Second)}
 		server = program{first: 3000, burst: 500, every: jitter(200 * time.Millisecond)}

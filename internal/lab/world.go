@@ -168,12 +168,19 @@ func (w *World) Host(name string) *Host {
 	return h
 }
 
-// Close ends every process of the world. The namespaces end with this program.
+// Close ends every process of the world and takes the bridge down. The namespaces
+// end when nothing of this program is in them any more.
 func (w *World) Close() {
 	w.procs.endAll()
 	endChildren()
 	for _, h := range w.Hosts {
+		if l, err := w.nl.LinkByName(h.port); err == nil {
+			_ = w.nl.LinkDel(l) // with its other end
+		}
 		h.close()
+	}
+	if br, err := w.nl.LinkByName("br0"); err == nil {
+		_ = w.nl.LinkDel(br)
 	}
 	w.nl.Close()
 }

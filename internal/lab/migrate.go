@@ -1,0 +1,427 @@
+package lab
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/netip"
+	"slices"
+	"time"
+)
+
+// migrating is the lab migrate: the VIPs go from n1 to n3 and back, again and again,
+// with all flows, under new connections all the time. Every node has servers beside
+// it, so that most flows have their backend on the host that is evacuated.
+func migrating(ctx context.Context, o Options, out io.Writer, v *Verdict) error {
+	l := &migrateLab{Options: o}
+	for _, x := range migrateScenes(o) {
+		r := &migrateRun{migrateScene: x, scene: &scene{Options: o, ctx: ctx, out: out, v: v, doors: map[string]*Door{}}}
+		l.runs = append(l.runs, r)
+		r.phase("== %s", x)
+		err := r.all()
+		r.close()
+		if err != nil {
+			v.Broken(fmt.Errorf("%s: %w", x, err))
+			break
+		}
+	}
+	l.figures(v)
+	return l.write()
+}
+
+// migrateLab is all scenes of a run.
+type migrateLab struct {
+	Options
+	runs []*migrateRun
+}
+
+// migrateScene is one part of the lab.
+type migrateScene struct {
+	name  string
+	flows int
+	trips int // there and back
+	rate  int // new connections a second
+	// loss: one frame in a hundred that a host sends does not arrive.
+	loss bool
+	// idle: flows that say nothing, so that all that processors do is the move.
+	idle bool
+}
+
+func (x migrateScene) String() string { return x.name }
+
+// migrateScenes are those of a run.
+func migrateScenes(o Options) []migrateScene {
+	if o.Short {
+		n, trips := 300, 2
+		if o.Flows > 0 {
+			n = o.Flows
+		}
+		if o.Moves > 0 {
+			trips = o.Moves
+		}
+		return []migrateScene{{name: fmt.Sprintf("%d flows", n), flows: n, trips: trips, rate: 300}}
+	}
+	trips := 10
+	if o.Moves > 0 {
+		trips = o.Moves
+	}
+	all := []migrateScene{
+		{name: "2000 flows", flows: 2000, trips: trips, rate: 2000},
+		{name: "9000 flows", flows: 9000, trips: trips, rate: 2000},
+		{name: "2000 flows, 1 % loss", flows: 2000, trips: trips, rate: 2000, loss: true},
+		{name: "2000 silent flows", flows: 2000, trips: trips, idle: true},
+	}
+	if o.Flows > 0 {
+		all = slices.DeleteFunc(all, func(x migrateScene) bool { return x.flows != o.Flows })
+		if len(all) == 0 {
+			all = []migrateScene{{name: fmt.Sprintf("%d flows", o.Flows), flows: o.Flows, trips: trips, rate: 2000}}
+		}
+	}
+	return all
+}
+
+// migrateServices are what the flows of a scene need.
+func (r *migrateRun) services() []clusterService {
+	both, first, last := []string{"n1", "n3"}, []string{"n1"}, []string{"n3"}
+	return []clusterService{
+		{name: "main", vip: "shop", port: 443, door: 9000, on: both},
+		{name: "main6", vip: "shop6", port: 443, door: 9000, on: both},
+		{name: "far", vip: "shop", port: 444, door: 9001, on: last},
+		{name: "far6", vip: "shop6", port: 444, door: 9001, on: last},
+		{name: "gone", vip: "shop", port: 445, door: 9002, on: both, gone: true},
+		{name: "gone6", vip: "shop6", port: 445, door: 9002, on: both, gone: true},
+		{name: "dial", vip: "shop", port: 446, door: 9003, on: first, shut: true},
+		{name: "queue", vip: "shop", port: 447, door: 9004, on: first, slots: max(2, r.mix[QueueHolder])},
+		{name: "new", vip: "shop", port: 448, door: 9005, on: both},
+		{name: "new6", vip: "shop6", port: 448, door: 9005, on: both},
+		{name: "web", vip: "shop", port: 80, door: 9080, on: both, http: true},
+		{name: "web6", vip: "shop6", port: 80, door: 9080, on: both, http: true},
+		{name: "webgone", vip: "shop6", port: 81, door: 9081, on: both, http: true, gone: true},
+		{name: "webdial", vip: "shop", port: 82, door: 9082, on: first, http: true, shut: true},
+		{name: "webqueue", vip: "shop", port: 83, door: 9083, on: first, http: true, slots: httpSlots(r.web_)},
+	}
+}
+
+// migrateRun is one scene of the lab.
+type migrateRun struct {
+	*scene
+	migrateScene
+	b     *cluster
+	wire  *Wire
+	asker *Asker
+
+	churners *engine            // of the new connections
+	engines  map[string]*engine // of the servers, by host
+	mix      [kinds]int
+	web_     [httpKinds]int
+	flows    []*Flow
+	steady   []*Flow
+	holders  []*Flow
+	queued   []*Flow
+	http     []*HTTPFlow
+	stop     func(time.Duration) error // the new connections
+
+	local    float64 // share of the flows whose server is on the host that is evacuated first
+	moves    []*hostMove
+	gaps     [2]Histogram // of steady flows without moves and with them, the interval taken off
+	base     Histogram
+	serving  map[string]float64 // processors that a node takes without moves
+	machine  float64            // the same of all that runs here
+	talk     float64            // octets a second between nodes without moves
+	retrans  map[string]int64   // segments sent again, by host
+	asked    int64
+	doubts   []string        // what the product said and the kernels did not
+	silences []time.Duration // between the last claim of one host and the first of the other
+}
+
+// hostMove is one VIP's move from one host to another.
+type hostMove struct {
+	vip      clusterVIP
+	from, to string
+	began    time.Time
+	ended    time.Time
+	report   *hostReport
+	cpu      map[string]time.Duration // of the processes of each node, serving included
+	machine  time.Duration            // of all processors
+	talk     int64                    // octets between the nodes
+}
+
+func (m *hostMove) took() time.Duration { return m.ended.Sub(m.began) }
+
+// mixes says how many flows of each kind there are: two thousand of all kinds, and
+// what is more says a few octets now and then.
+func (r *migrateRun) mixes() {
+	if r.idle {
+		r.mix[Silent] = r.migrateScene.flows
+		return
+	}
+	base := min(r.migrateScene.flows, 2000)
+	r.mix = mixOf(base * 7 / 10)
+	r.web_ = httpMixOf(base * 2 / 10)
+	r.mix[Steady] = base / 20
+	all := 0
+	for _, n := range r.mix {
+		all += n
+	}
+	for _, n := range r.web_ {
+		all += n
+	}
+	rest := max(r.migrateScene.flows-all, 0)
+	r.mix[Idle] += rest / 2
+	r.mix[Silent] += rest - rest/2
+}
+
+// all is the scene from its world to its verdict.
+func (r *migrateRun) all() error {
+	r.mixes()
+	if err := r.stage(); err != nil {
+		return err
+	}
+	err := r.openAll()
+	if err == nil {
+		r.control(true)
+		err = r.travel()
+	}
+	if err == nil {
+		r.control(false)
+	}
+	if err != nil {
+		r.v.Broken(fmt.Errorf("%s: %w", r.migrateScene, err))
+	}
+	r.finish(err != nil)
+	r.judge()
+	r.sayLogs()
+	return nil
+}
+
+// bufferMost bounds what the kernels of the nodes queue for one socket, as the goal
+// for pauses says: octets.
+const bufferMost = 512 << 10
+
+// stage builds all up to nodes that serve.
+func (r *migrateRun) stage() error {
+	r.phase("world: hosts on a bridge, n1 and n3 with servers beside their balancers")
+	var err error
+	if r.world, err = NewWorld(r.dir, migrateHosts); err != nil {
+		return err
+	}
+	n1, n3, client := r.world.Host("n1"), r.world.Host("n3"), r.world.Host("client")
+	for _, h := range []*Host{n1, n3, client} {
+		sysctls := [][2]string{
+			// Else new connections of a minute at this rate run out of ports.
+			{"net/ipv4/tcp_tw_reuse", "1"},
+			{"net/core/somaxconn", "16384"},
+		}
+		if h != client {
+			sysctls = append(sysctls, [2]string{"net/ipv4/tcp_rmem", fmt.Sprintf("4096 131072 %d", bufferMost)},
+				[2]string{"net/ipv4/tcp_wmem", fmt.Sprintf("4096 65536 %d", bufferMost)})
+		}
+		for _, set := range sysctls {
+			if err := h.Sysctl(set[0], set[1]); err != nil {
+				return err
+			}
+		}
+	}
+	r.traffic = NewTraffic(r.Seed, r.Short)
+	r.web = NewHTTPTraffic(r.traffic, client)
+	r.web.nextID += 1 << 22 // short flows are many
+	if r.scene.clients, err = r.traffic.NewEngine(client); err != nil {
+		return err
+	}
+	if r.churners, err = r.traffic.NewEngine(client); err != nil {
+		return err
+	}
+	r.churners.connects = 1000
+	r.engines = map[string]*engine{}
+	r.b = &cluster{binary: r.Binary, dir: r.dir, hosts: []*Host{n1, n3}, services: r.services(), doors: map[string]map[string]*Door{},
+		settings: map[string]string{"settle": "1s"}}
+	for _, h := range r.b.hosts {
+		if r.engines[h.Name], err = r.traffic.NewEngine(h); err != nil {
+			return err
+		}
+	}
+	for _, x := range r.b.services {
+		r.b.doors[x.name] = map[string]*Door{}
+		for _, on := range x.on {
+			at := r.world.Host(on).V4
+			if x.at().Addr().Is6() {
+				at = r.world.Host(on).V6
+			}
+			d, err := r.engines[on].Listen(netip.AddrPortFrom(at, x.door), x.shut)
+			if err != nil {
+				return err
+			}
+			if x.http {
+				r.web.Serve(d)
+			}
+			r.b.doors[x.name][on] = d
+		}
+		r.scene.services = append(r.scene.services, Service{Name: x.name, VIP: x.at()})
+	}
+	if r.wire, err = NewWire(r.world, n1, n3); err != nil {
+		return err
+	}
+	if r.asker, err = Ask(r.world.Host("judge"), askEvery, vip4, vip6); err != nil {
+		return err
+	}
+	r.phase("balancer: holdfast on n1 and n3, from one file")
+	if err := r.b.Start(r.ctx); err != nil {
+		return err
+	}
+	r.balancer = r.b
+	r.counters = r.count()
+	return r.b.awaitOwned(r.ctx, "n1", readyPatience)
+}
+
+// askEvery is the time between two questions who has an address.
+const askEvery = 5 * time.Millisecond
+
+// closing ends what the scene itself does not know of.
+func (r *migrateRun) close() {
+	if r.asker != nil {
+		r.asker.Close()
+	}
+	if r.wire != nil {
+		r.wire.Close()
+	}
+	r.scene.close()
+}
+
+// overServices are the services over which flows of most kinds are spread: with servers on
+// both hosts, on the other one only, and on objects that will be gone.
+var overServices = []string{"main", "main6", "main", "main6", "main", "main6", "gone", "gone6", "far", "far6"}
+
+// spreadHTTP are those of HTTP.
+var spreadHTTP = []string{"web", "web6", "webgone"}
+
+// openAll opens all flows and takes the objects of some away.
+func (r *migrateRun) openAll() error {
+	r.phase("opening %d flows", r.migrateScene.flows)
+	i := 0
+	for k := range Kind(kinds) {
+		n := r.mix[k]
+		switch k {
+		case Queued, QueueHolder, Short:
+		case Dialing:
+			r.flows = append(r.flows, r.open(k, n, "dial")...)
+		default:
+			for range n {
+				f := r.open(k, 1, overServices[i%len(overServices)])
+				i++
+				r.flows = append(r.flows, f...)
+				if k == Steady {
+					r.steady = append(r.steady, f...)
+				}
+			}
+		}
+	}
+	r.holders = r.open(QueueHolder, r.mix[QueueHolder], "queue")
+	r.flows = append(r.flows, r.holders...)
+	served := func(f *Flow) bool { return f.Served.Load() != 0 || f.Kind == Dialing && f.Opened.Load() != 0 }
+	if err := r.traffic.AwaitEach(60*time.Second, "flows to be served", r.flows, served); err != nil {
+		return err
+	}
+	for range r.mix[Queued] {
+		f := r.open(Queued, 1, "queue")
+		if err := r.traffic.AwaitEach(5*time.Second, "a queued flow to open", f, func(f *Flow) bool { return f.Opened.Load() != 0 }); err != nil {
+			return err
+		}
+		time.Sleep(arrivalGap)
+		r.queued = append(r.queued, f...)
+	}
+	r.flows = append(r.flows, r.queued...)
+	i = 0
+	for k := range HTTPKind(httpKinds) {
+		for range r.web_[k] {
+			to := spreadHTTP[i%len(spreadHTTP)]
+			switch k {
+			case HTTPDialing:
+				to = "webdial"
+			case HTTPQueued:
+				to = "webqueue"
+			}
+			i++
+			f := r.web.NewFlow(k, r.to(to))
+			r.http = append(r.http, f)
+			r.web.Open(f)
+		}
+	}
+	there := func(f *HTTPFlow) bool {
+		return f.Served.Load() != 0 || f.Kind == HTTPDialing && f.Opened.Load() != 0
+	}
+	if err := r.web.AwaitEach(30*time.Second, "HTTP flows to be served", r.http, there); err != nil {
+		return err
+	}
+	part, err := r.b.file(false)
+	if err != nil {
+		return err
+	}
+	r.phase("the objects of some flows are taken out of the configuration")
+	if err := r.b.apply(r.ctx, part); err != nil {
+		return err
+	}
+	r.local = r.localShare("n1")
+	if r.rate > 0 {
+		r.phase("%d new connections a second", r.rate)
+		r.stop = r.churnAt(r.rate, r.to("new"), r.to("new6"))
+	}
+	return nil
+}
+
+// localShare is the share of connections to servers that end on a host.
+func (r *migrateRun) localShare(host string) float64 {
+	here, all := int64(0), int64(0)
+	for _, doors := range r.b.doors {
+		for on, d := range doors {
+			n := d.Active.Load()
+			if all += n; on == host {
+				here += n
+			}
+		}
+	}
+	return float64(here) / float64(max(all, 1))
+}
+
+// churnAt opens short connections at a rate, however late its clock is, until the
+// returned function is called.
+func (r *migrateRun) churnAt(rate int, to ...netip.AddrPort) (stop func(time.Duration) error) {
+	quit, done := make(chan struct{}), make(chan struct{})
+	t := r.traffic
+	go func() {
+		defer close(done)
+		tick := time.NewTicker(2 * time.Millisecond)
+		defer tick.Stop()
+		began, opened := time.Now(), 0
+		for {
+			select {
+			case <-quit:
+				return
+			case <-tick.C:
+			}
+			due := int(time.Since(began).Seconds() * float64(rate))
+			var flows []*Flow
+			for ; opened < due; opened++ {
+				flows = append(flows, t.NewFlow(Short, to[opened%len(to)]))
+			}
+			t.mu.Lock()
+			t.shorts.Opened += len(flows)
+			t.mu.Unlock()
+			r.churners.Open(flows...)
+		}
+	}()
+	return func(patience time.Duration) error {
+		close(quit)
+		<-done
+		return t.Await(patience, "short connections to end", func() (int, int) {
+			s, by := t.Shorts(), 0
+			t.mu.Lock()
+			for _, f := range t.flows {
+				if f.Kind == Short && len(f.Faults()) > 0 {
+					by++
+				}
+			}
+			t.mu.Unlock()
+			return s.Done + by, s.Opened
+		})
+	}
+}

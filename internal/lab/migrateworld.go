@@ -1,0 +1,338 @@
+package lab
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+)
+
+// migrateHosts of the lab migrate: nodes with servers of their own beside each
+// other, clients, and a station that only asks who has an address.
+var migrateHosts = []HostSpec{
+	{Name: "client", V4: "10.9.0.20/24", V6: "fd09::20/64"},
+	{Name: "judge", V4: "10.9.0.21/24", V6: "fd09::21/64"},
+	{Name: "n1", V4: "10.9.0.11/24", V6: "fd09::11/64"},
+	{Name: "n3", V4: "10.9.0.13/24", V6: "fd09::13/64"},
+}
+
+// clusterVIP is an address that moves, with its name.
+type clusterVIP struct {
+	name string
+	addr netip.Addr
+}
+
+// clusterVIPs of the labs of moves between hosts.
+var clusterVIPs = []clusterVIP{{"shop", vip4}, {"shop6", vip6}}
+
+// clusterService is a service whose servers stand beside the nodes.
+type clusterService struct {
+	name  string
+	vip   string // name of one of clusterVIPs
+	port  uint16 // of the VIP
+	door  uint16 // port of its servers
+	on    []string
+	slots int
+	http  bool
+	shut  bool
+	// gone: the configuration that is in force while flows move has it no more.
+	gone bool
+}
+
+func (s clusterService) at() netip.AddrPort {
+	for _, v := range clusterVIPs {
+		if v.name == s.vip {
+			return netip.AddrPortFrom(v.addr, s.port)
+		}
+	}
+	panic("lab: no VIP " + s.vip)
+}
+
+// A cluster is the product on several nodes that run from one file. It is a
+// Balancer that serves where its VIPs are.
+type cluster struct {
+	binary   string
+	dir      string
+	hosts    []*Host
+	services []clusterService
+	doors    map[string]map[string]*Door // by service and host
+	// lease, settle and what else stands in the section cluster, by key.
+	settings map[string]string
+
+	nodes  map[string]*clusterNode
+	active string
+}
+
+type clusterNode struct {
+	host   *Host
+	admin  *Process // the privileged process; nil: the node is its own
+	data   *Process
+	socket string
+}
+
+// file writes the configuration of all nodes. whole has the services that are gone
+// later, too.
+func (b *cluster) file(whole bool) (string, error) {
+	var s strings.Builder
+	s.WriteString("node: { loops: 2, admin: { socket: \"" + b.dir + "/${HOLDFAST_NODE}.sock\" } }\n")
+	fmt.Fprintf(&s, "cluster:\n  identity: { certificate: \"%[1]s/${HOLDFAST_NODE}.crt\", key: \"%[1]s/${HOLDFAST_NODE}.key\", trust: %[1]s/ca.crt }\n", b.dir)
+	for _, k := range sortedNames(b.settings) {
+		fmt.Fprintf(&s, "  %s: %s\n", k, b.settings[k])
+	}
+	s.WriteString("nodes:\n")
+	ports := 50000 / len(b.hosts)
+	for i, h := range b.hosts {
+		first := 10000 + i*ports
+		fmt.Fprintf(&s, "  %s: { address: %v:%d, device: eth0, sourcePorts: %d-%d }\n", h.Name, h.V4, talkPort, first, first+ports-1)
+	}
+	s.WriteString("vips:\n")
+	for _, v := range clusterVIPs {
+		bits := 24
+		if v.addr.Is6() {
+			bits = 64
+		}
+		fmt.Fprintf(&s, "  %s: { address: \"%v/%d\", home: %s }\n", v.name, v.addr, bits, b.hosts[0].Name)
+	}
+	s.WriteString("listeners:\n")
+	for _, x := range b.services {
+		if x.gone && !whole {
+			continue
+		}
+		protocol := "tcp, idleTimeout: 1h"
+		if x.http {
+			protocol = "http, http: { timeouts: { header: 10m, body: 10m, keepalive: 1h, tunnel: 1h } }"
+		}
+		fmt.Fprintf(&s, "  %s: { vip: \"%s:%d\", protocol: %s, backend: %s, onChange: keep }\n", x.name, x.vip, x.port, protocol, x.name)
+	}
+	s.WriteString("backends:\n")
+	for _, x := range b.services {
+		if x.gone && !whole {
+			continue
+		}
+		fmt.Fprintf(&s, "  %s:\n    connectTimeout: 30m\n    source: vip\n    prefer: local\n", x.name)
+		if x.http {
+			s.WriteString("    answerTimeout: 30m\n")
+		}
+		fmt.Fprintf(&s, "    limits: { connectionsPerEndpoint: %d, queue: 2000, queueTime: 30m }\n    endpoints: [", x.slots)
+		for _, on := range x.on {
+			fmt.Fprintf(&s, " { name: %s, address: \"%v\", node: %s },", strings.Replace(on, "n", "a", 1), b.doors[x.name][on].Addr, on)
+		}
+		s.WriteString(" ]\n")
+	}
+	name := filepath.Join(b.dir, "part.yaml")
+	if whole {
+		name = filepath.Join(b.dir, "all.yaml")
+	}
+	return name, os.WriteFile(name, []byte(s.String()), 0o600)
+}
+
+// Start runs all nodes.
+func (b *cluster) Start(ctx context.Context) error {
+	if err := writeIdentities(b.dir, b.hosts...); err != nil {
+		return err
+	}
+	file, err := b.file(true)
+	if err != nil {
+		return err
+	}
+	b.nodes = map[string]*clusterNode{}
+	for _, h := range b.hosts {
+		n := &clusterNode{host: h, socket: filepath.Join(b.dir, h.Name+".sock")}
+		b.nodes[h.Name] = n
+		if err := b.startNode(n, file); err != nil {
+			return err
+		}
+	}
+	b.active = b.hosts[0].Name
+	ctx, cancel := context.WithTimeout(ctx, readyPatience)
+	defer cancel()
+	for _, n := range b.nodes {
+		if err := n.data.WaitLine(ctx, "ready:"); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (b *cluster) startNode(n *clusterNode, file string) (err error) {
+	n.data, err = n.host.Start(n.host.Name, nil, b.binary, "run", "--grace", "0s", "--node", n.host.Name, "-c", file)
+	return err
+}
+
+// apply gives all nodes the same file.
+func (b *cluster) apply(ctx context.Context, file string) error {
+	for _, h := range b.hosts {
+		if err := b.verb(ctx, h.Name, &MoveReport{}, "apply", file); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// verb runs a command at a node and reads its answer.
+func (b *cluster) verb(ctx context.Context, node string, into any, args ...string) error {
+	n := b.nodes[node]
+	argv := append([]string{b.binary}, args...)
+	out, err := n.host.Output(ctx, append(argv, "--socket", n.socket, "--json")...)
+	if err != nil {
+		return fmt.Errorf("%w: %s", err, bytes.TrimSpace(out[max(0, len(out)-600):]))
+	}
+	return lastReport(out, into)
+}
+
+// lastReport reads the last of several JSON objects, or its member "move".
+func lastReport(out []byte, into any) error {
+	d := json.NewDecoder(bytes.NewReader(out))
+	var last json.RawMessage
+	for d.More() {
+		if err := d.Decode(&last); err != nil {
+			return fmt.Errorf("lab: %w in %q", err, out)
+		}
+	}
+	var step struct {
+		Phase string          `json:"phase"`
+		Text  string          `json:"text"`
+		Move  json.RawMessage `json:"move"`
+	}
+	if err := json.Unmarshal(last, &step); err != nil {
+		return fmt.Errorf("lab: %w in %q", err, out)
+	}
+	if step.Phase == "aborted" {
+		return fmt.Errorf("lab: aborted: %s", cmp.Or(step.Text, string(last)))
+	}
+	if step.Move != nil {
+		last = step.Move
+	}
+	return json.Unmarshal(last, into)
+}
+
+// hostReport is what the product says of a move of a VIP.
+type hostReport struct {
+	MoveReport
+	Residue       int                `json:"residue"`
+	Handshakes    int                `json:"handshakes"`
+	AddressMillis float64            `json:"address_ms"`
+	Retransmits   int                `json:"retransmits"`
+	StateBytes    uint64             `json:"state_bytes"`
+	Phases        map[string]float64 `json:"phases_ms"`
+}
+
+// other is the node to which the VIPs go next.
+func (b *cluster) other() string {
+	if b.active == b.hosts[0].Name {
+		return b.hosts[len(b.hosts)-1].Name
+	}
+	return b.hosts[0].Name
+}
+
+// migrate moves one VIP, by the verb at the node that has it.
+func (b *cluster) migrate(ctx context.Context, v clusterVIP, from, to string) (*hostReport, error) {
+	r := &hostReport{}
+	return r, b.verb(ctx, from, r, "migrate", "--vip", v.name, "--to", to)
+}
+
+// Move moves all VIPs to the other host, one after another.
+func (b *cluster) Move(ctx context.Context, _ Label) (*MoveReport, error) {
+	sum, to := &MoveReport{Distance: HostMove.String()}, b.other()
+	for _, v := range clusterVIPs {
+		r, err := b.migrate(ctx, v, b.active, to)
+		if err != nil {
+			return sum, err
+		}
+		sum.Flows += r.Flows
+		sum.Refused += r.Refused
+	}
+	b.active = to
+	return sum, nil
+}
+
+// Serving says which process should have the VIPs.
+func (b *cluster) Serving() Place {
+	n := b.nodes[b.active]
+	return Place{Host: n.host, PID: n.data.Pid}
+}
+
+// Status asks the node that should have the VIPs.
+func (b *cluster) Status(ctx context.Context) (*Status, error) {
+	s := &Status{}
+	return s, b.verb(ctx, b.active, s, "status")
+}
+
+// clusterStatus is the part of the status that is about the cluster.
+type clusterStatus struct {
+	Status
+	VIPs []struct {
+		Name  string `json:"name"`
+		Owner string `json:"owner"`
+		Epoch uint64 `json:"epoch"`
+		State string `json:"state"`
+		Why   string `json:"why"`
+	} `json:"vips"`
+	Free bool `json:"free"`
+}
+
+func (b *cluster) statusOf(ctx context.Context, node string) (*clusterStatus, error) {
+	s := &clusterStatus{}
+	return s, b.verb(ctx, node, s, "status")
+}
+
+// awaitOwned waits until a node says that it owns all VIPs.
+func (b *cluster) awaitOwned(ctx context.Context, node string, patience time.Duration) error {
+	deadline := time.Now().Add(patience)
+	for {
+		s, err := b.statusOf(ctx, node)
+		if err == nil {
+			owned := 0
+			for _, v := range s.VIPs {
+				if v.State == "owned" {
+					owned++
+				}
+			}
+			if owned == len(clusterVIPs) {
+				return nil
+			}
+			err = fmt.Errorf("lab: %s owns %d of %d VIPs: %+v", node, owned, len(clusterVIPs), s.VIPs)
+		}
+		if time.Now().After(deadline) {
+			return err
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+// Logs is the end of what all nodes wrote.
+func (b *cluster) Logs() string {
+	var s strings.Builder
+	for _, name := range sortedNames(b.nodes) {
+		n := b.nodes[name]
+		for _, p := range []*Process{n.admin, n.data} {
+			if p != nil {
+				fmt.Fprintf(&s, "-- %s (pid %d)\n%s\n", p.Name, p.Pid, p.Tail(30))
+			}
+		}
+	}
+	return s.String()
+}
+
+// processes of a node.
+func (n *clusterNode) pids() (pids []int) {
+	for _, p := range []*Process{n.admin, n.data} {
+		if p != nil {
+			pids = append(pids, p.Pid)
+		}
+	}
+	return pids
+}
+
+// hostOfNode finds a node's host.
+func (b *cluster) hostOf(name string) *Host {
+	i := slices.IndexFunc(b.hosts, func(h *Host) bool { return h.Name == name })
+	return b.hosts[i]
+}
