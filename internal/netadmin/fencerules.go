@@ -54,6 +54,7 @@ import (
 //	}
 //	chain forward4 {
 //	    tcp sent on: return
+//	    saddr in @guest4: return
 //	    tuple in @mine4: update it, return
 //	    daddr map @forward4, vmap @ways
 //	}
@@ -198,6 +199,8 @@ func (r *rules) vipRules(i int) {
 func (r *rules) forwardRules(i int) {
 	f, v, chain := families[i], &r.vips, chainForward+families[i].name
 	r.rule(chain, sentOn(f), verdict(expr.VerdictReturn, ""))
+	// From the address to itself: another host could not answer.
+	r.rule(chain, network(f.offSaddr, f.addrLen), in(v.guest[i]), verdict(expr.VerdictReturn, ""))
 	r.rule(chain, loadKey(f, false), in(v.me[i]), update(v.me[i], 0, followFor), verdict(expr.VerdictReturn, ""))
 	r.rule(chain, network(f.offDaddr, f.addrLen), mapped(reg0, v.forward[i]), []expr.Any{r.takeWay()})
 }

@@ -127,6 +127,14 @@ type lab struct {
 
 func newLab(t testing.TB) *lab {
 	t.Helper()
+	l := newBareLab(t)
+	l.place(l.a, l.b)
+	return l
+}
+
+// newBareLab is a lab without the movable addresses.
+func newBareLab(t testing.TB) *lab {
+	t.Helper()
 	l := &lab{t: t}
 	bridge := newNamespace(t, "bridge")
 	bridge.do("bridge", func() error {
@@ -140,7 +148,12 @@ func newLab(t testing.TB) *lab {
 		name := []string{"a", "b", "client", "server"}[i]
 		*h = l.newHost(bridge, name, 11+i)
 	}
-	for _, h := range []*host{l.a, l.b} {
+	return l
+}
+
+func (l *lab) place(hosts ...*host) {
+	l.t.Helper()
+	for _, h := range hosts {
 		h.do("movable addresses", func() error {
 			for _, s := range []string{"ipv4/conf/all/arp_ignore=1", "ipv4/conf/all/arp_announce=2"} {
 				if err := setProc(s); err != nil {
@@ -162,7 +175,6 @@ func newLab(t testing.TB) *lab {
 			return nil
 		})
 	}
-	return l
 }
 
 func (l *lab) newHost(bridge *namespace, name string, n int) *host {

@@ -97,8 +97,12 @@ func (a *Admin) Routed(addrs []netip.Addr) error {
 	if len(addrs) > 0 && a.vipLink == nil {
 		link, err := a.route.LinkByName(a.cfg.VIPDevice)
 		if err != nil {
-			d := &netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Name: a.cfg.VIPDevice}}
-			if err := a.route.LinkAdd(d); err != nil {
+			attrs := netlink.LinkAttrs{Name: a.cfg.VIPDevice}
+			err := a.route.LinkAdd(&netlink.Dummy{LinkAttrs: attrs})
+			if errors.Is(err, unix.EOPNOTSUPP) {
+				err = a.route.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}) // as good: it has no ports
+			}
+			if err != nil {
 				return fmt.Errorf("netadmin: device %s: %w", a.cfg.VIPDevice, err)
 			}
 			if link, err = a.route.LinkByName(a.cfg.VIPDevice); err != nil {
