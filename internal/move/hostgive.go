@@ -26,7 +26,9 @@ const (
 	// transaction of the taker's kernel.
 	hostGroupFlows = 64
 	// hostGroups and hostOffers bound what is prepared, and what stands still, at one
-	// time: one lot is put down while the taker picks up the one before.
+	// time: one lot is put down while the taker picks up the one before. However fast all
+	// is, a flow stands still for as long as it takes for all that do to move, so more
+	// would only be a longer pause.
 	hostGroups = 2
 	hostOffers = 2
 	// hostTuples is the most tuples of one preparation.
@@ -191,7 +193,7 @@ func (x *HostGiving) all() (stop, err error) {
 		offers := x.offered()
 		ready := slices.IndexFunc(x.groups, func(g *hostGroup) bool { return g.held && len(g.left) > 0 })
 		switch {
-		case ready >= 0 && offers < hostOffers:
+		case ready >= 0 && len(x.lots) < hostOffers:
 			err = x.offer(x.groups[ready])
 		case !over && len(x.groups) < hostGroups && len(x.void) == 0:
 			some := x.g.Next(hostGroupFlows, func(id uint64) int { return x.tries[id] })
@@ -584,14 +586,14 @@ func tuplesOf(b []byte) (all []Tuple, err error) {
 	return all, nil
 }
 
-// appendTo writes an Adoption for another host.
+// appendTo writes an Adoption for another host, whose clock is another one.
 func (a Adoption) appendTo(out []byte) []byte {
-	return binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint32(out, uint32(a.Lost)), uint64(a.Ago))
+	return binary.BigEndian.AppendUint32(out, uint32(a.Lost))
 }
 
 func adoptionOf(b []byte) (a Adoption, err error) {
-	if len(b) != 12 {
+	if len(b) != 4 {
 		return a, fmt.Errorf("move: an adoption of %d octets", len(b))
 	}
-	return Adoption{Lost: int(binary.BigEndian.Uint32(b)), Ago: int64(binary.BigEndian.Uint64(b[4:]))}, nil
+	return Adoption{Lost: int(binary.BigEndian.Uint32(b))}, nil
 }

@@ -3,6 +3,7 @@ package move
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/holdfast-lb/holdfast/internal/frozen"
 )
@@ -25,8 +26,8 @@ type HostTaker interface {
 	// Discard forgets a lot that was restored, silently.
 	Discard(lot any)
 	// Adopt makes a lot this node's own: its sockets live, the segments of these tuples
-	// are let go, a loop has it. served waits until the loop serves it.
-	Adopt(lot any, tuples []Tuple) (served func() Adoption)
+	// are let go, a loop serves it when it returns.
+	Adopt(lot any, tuples []Tuple) Adoption
 	// Settle ends what Begin began.
 	Settle()
 }
@@ -36,12 +37,11 @@ type HostTaking struct {
 	c      Carrier
 	t      HostTaker
 	begun  bool
-	held   map[Tuple]uint16 // by group, of what no committed lot has
-	groups map[uint16]bool
+	held   map[Tuple]int // in how many groups, of what no committed lot has
+	groups map[uint16][]Tuple
 	lots   map[uint16]*hostTaken // that are restored
 	last   uint16                // lot that was offered last
 	own    uint16                // lot that was committed last
-	served []hostServed          // of which the giver has not heard
 }
 
 // hostTaken is a lot that is restored.
@@ -50,15 +50,9 @@ type hostTaken struct {
 	tuples []Tuple
 }
 
-// hostServed is a lot that a loop is about to serve.
-type hostServed struct {
-	number uint16
-	wait   func() Adoption
-}
-
 // NewHostTaking begins with a conversation that is greeted.
 func NewHostTaking(c Carrier, t HostTaker) *HostTaking {
-	return &HostTaking{c: c, t: t, held: map[Tuple]uint16{}, groups: map[uint16]bool{}, lots: map[uint16]*hostTaken{}}
+	return &HostTaking{c: c, t: t, held: map[Tuple]int{}, groups: map[uint16][]Tuple{}, lots: map[uint16]*hostTaken{}}
 }
 
 // Busy tells whether flows are coming, so that the giver will say more.
@@ -66,10 +60,6 @@ func (x *HostTaking) Busy() bool { return x.begun }
 
 // Own is the number of the last lot that is this side's; 0: none.
 func (x *HostTaking) Own() uint16 { return x.own }
-
-// servedMost is how many lots a loop may have before the giver hears of the first. It
-// is less than a giver has under way, or each would wait for the other.
-const servedMost = 1
 
 // Step does what one message asks for. After an error the conversation is to end.
 func (x *HostTaking) Step(m Message) error {
@@ -104,9 +94,6 @@ func (x *HostTaking) Step(m Message) error {
 		if len(x.lots) > 0 {
 			return fmt.Errorf("move: %v, and %d lots are offered", m.Kind, len(x.lots))
 		}
-		if err := x.tell(0); err != nil {
-			return err
-		}
 		err := x.dropAll()
 		x.begun = false
 		x.t.Settle()
@@ -135,20 +122,24 @@ func (x *HostTaking) prepare(m Message) error {
 	if err != nil {
 		return err
 	}
-	if len(ts) == 0 || len(ts) > hostTuples || x.groups[m.Lot] || len(x.groups) >= 2*hostGroups {
+	if len(ts) == 0 || len(ts) > hostTuples || x.groups[m.Lot] != nil || len(x.groups) >= 2*hostGroups {
 		return fmt.Errorf("move: group %d of %d tuples beside %d others", m.Lot, len(ts), len(x.groups))
 	}
+	// A backend leg may have gone from one flow to another since it was prepared.
+	var others []Tuple
 	for _, t := range ts {
-		if _, twice := x.held[t]; twice {
-			return fmt.Errorf("move: %v is prepared twice", t)
+		if x.held[t] == 0 && !slices.Contains(others, t) {
+			others = append(others, t)
 		}
 	}
-	if err := x.t.Hold(ts); err != nil {
-		return x.refuse(m.Lot, err)
+	if len(others) > 0 {
+		if err := x.t.Hold(others); err != nil {
+			return x.refuse(m.Lot, err)
+		}
 	}
-	x.groups[m.Lot] = true
+	x.groups[m.Lot] = ts
 	for _, t := range ts {
-		x.held[t] = m.Lot
+		x.held[t]++
 	}
 	return x.c.Send(Message{Kind: Held, Lot: m.Lot})
 }
@@ -168,7 +159,7 @@ func (x *HostTaking) restore(m Message) error {
 
 // free tells whether a tuple is held, and of no lot yet.
 func (x *HostTaking) free(t Tuple) bool {
-	if _, is := x.held[t]; !is {
+	if x.held[t] == 0 {
 		return false
 	}
 	for _, lot := range x.lots {
@@ -192,32 +183,26 @@ func (x *HostTaking) adopt(m Message) error {
 		delete(x.held, t)
 	}
 	x.own = m.Lot
-	x.served = append(x.served, hostServed{m.Lot, x.t.Adopt(lot.of, lot.tuples)})
-	return x.tell(servedMost)
-}
-
-// tell tells the giver of lots that are served, until at most so many are left.
-func (x *HostTaking) tell(left int) error {
-	for len(x.served) > left {
-		s := x.served[0]
-		x.served = x.served[1:]
-		if err := x.c.Send(Message{Kind: Adopted, Lot: s.number, Body: s.wait().appendTo(nil)}); err != nil {
-			return err
-		}
-	}
-	return nil
+	// The giver hears of it at once: until then it puts nothing else down.
+	a := x.t.Adopt(lot.of, lot.tuples)
+	return x.c.Send(Message{Kind: Adopted, Lot: m.Lot, Body: a.appendTo(nil)})
 }
 
 // drop holds no more what is left of a group.
 func (x *HostTaking) drop(group uint16) error {
-	if !x.groups[group] {
+	all := x.groups[group]
+	if all == nil {
 		return fmt.Errorf("move: group %d is dropped and was not prepared", group)
 	}
 	delete(x.groups, group)
 	var ts []Tuple
-	for t, of := range x.held {
-		if of == group {
+	for _, t := range all {
+		switch n := x.held[t]; {
+		case n > 1:
+			x.held[t]--
+		case n == 1:
 			ts = append(ts, t)
+			delete(x.held, t)
 		}
 	}
 	return x.forget(ts)
@@ -226,9 +211,6 @@ func (x *HostTaking) drop(group uint16) error {
 func (x *HostTaking) forget(ts []Tuple) error {
 	if len(ts) == 0 {
 		return nil
-	}
-	for _, t := range ts {
-		delete(x.held, t)
 	}
 	return x.t.Drop(ts)
 }
@@ -239,20 +221,16 @@ func (x *HostTaking) dropAll() error {
 		ts = append(ts, t)
 	}
 	clear(x.groups)
+	clear(x.held)
 	return x.forget(ts)
 }
 
-// End gives up what is not this side's, when the conversation is over. It returns when
-// all that is this side's is served.
+// End gives up what is not this side's, when the conversation is over.
 func (x *HostTaking) End() error {
 	for number, lot := range x.lots {
 		delete(x.lots, number)
 		x.t.Discard(lot.of)
 	}
-	for _, s := range x.served {
-		s.wait()
-	}
-	x.served = nil
 	err := x.dropAll()
 	if x.begun {
 		x.begun = false

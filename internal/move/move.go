@@ -170,9 +170,6 @@ type Refusal struct {
 type Adoption struct {
 	Pauses []int64 `json:"pauses"` // nanoseconds by flow, where the two share a clock
 	Lost   int     `json:"lost"`
-	// Ago is how many nanoseconds ago it was served when this was said, where they do
-	// not.
-	Ago int64 `json:"-"`
 }
 
 // Message is one message of the protocol.

@@ -380,9 +380,9 @@ func (g *hostGiver) Refused(_ uint64, why *frozen.Refused) { g.r.refuse(1, why.W
 
 // Forget lets go of flows that the peer serves.
 func (g *hostGiver) Forget(lot *move.Lot, a move.Adoption) {
-	// The hosts share no clock: a pause is from parking here until the peer's word,
-	// less what it says that it has served by then; so it includes the way of that word.
-	now := sock.Monotonic() - a.Ago
+	// The hosts share no clock: a pause is from parking here until the peer has said
+	// that it serves, so it includes the way of that answer.
+	now := sock.Monotonic()
 	of := lot.Of.(*hostLotOf)
 	var pauses []int64
 	for _, f := range of.flows {

@@ -255,7 +255,7 @@ func (t *hostTaker) restoreLeg(x *hostRestored, g *frozen.Leg, mine func(move.Tu
 	}
 	tuple = move.Tuple{Local: s.Local, Remote: s.Remote}
 	if !mine(tuple) {
-		return tuple, &frozen.Refused{What: "socket", Why: fmt.Sprintf("%v-%v was not prepared", s.Local, s.Remote)}
+		return tuple, &frozen.Refused{What: "socket", Why: fmt.Sprintf("%v-%v was not prepared", s.Local, s.Remote), Retry: true}
 	}
 	fd, err := tcprepair.Restore(s, tcprepair.Options{Inject: t.n.host.admin.Inject})
 	if err != nil {
@@ -286,7 +286,7 @@ func (t *hostTaker) Discard(lot any) {
 }
 
 // Adopt makes a lot ours and has a loop serve it.
-func (t *hostTaker) Adopt(lot any, ts []move.Tuple) (served func() move.Adoption) {
+func (t *hostTaker) Adopt(lot any, ts []move.Tuple) move.Adoption {
 	x := lot.(*hostRestored)
 	batch, n := x.thawed.Batch, t.n
 	if t.goLive(x) {
@@ -303,25 +303,17 @@ func (t *hostTaker) Adopt(lot any, ts []move.Tuple) (served func() move.Adoption
 	}
 	for _, z := range batch.Flows {
 		if z.Endpoint != nil {
-			t.shared[z.Endpoint.Name]-- // deliver imports it
+			t.shared[z.Endpoint.Name]-- // take imports it
 		}
 	}
-	done := make(chan move.Adoption, 1)
-	n.deliver(batch, &loop.Parcel{Thawed: x.thawed, FDs: x.fds}, func(a move.Adoption) {
-		a.Ago = sock.Monotonic()
-		n.host.intake.RUnlock()
-		n.totals.arrive(len(batch.Flows) - a.Lost)
-		done <- a
-	})
-	return func() move.Adoption {
-		a := <-done
-		a.Ago = sock.Monotonic() - a.Ago
-		return a
-	}
+	a := n.take(batch, &loop.Parcel{Thawed: x.thawed, FDs: x.fds})
+	n.totals.arrive(len(batch.Flows) - a.Lost)
+	n.host.intake.RUnlock()
+	return a
 }
 
 // lose ends flows that are ours and that nobody can serve.
-func (t *hostTaker) lose(x *hostRestored, ts []move.Tuple) (served func() move.Adoption) {
+func (t *hostTaker) lose(x *hostRestored, ts []move.Tuple) move.Adoption {
 	if err := t.Drop(ts); err != nil {
 		t.n.log.Error("held tuples could not be dropped", "error", err)
 	}
@@ -329,7 +321,7 @@ func (t *hostTaker) lose(x *hostRestored, ts []move.Tuple) (served func() move.A
 		fd.CloseReset()
 	}
 	t.n.host.intake.RUnlock()
-	return func() move.Adoption { return move.Adoption{Lost: len(x.thawed.Batch.Flows)} }
+	return move.Adoption{Lost: len(x.thawed.Batch.Flows)}
 }
 
 // goLive starts restored sockets. changed: some did not take back all that was to be sent,

@@ -332,16 +332,9 @@ func (n *Node) decode(octets []byte) (*frozen.Batch, error) {
 	return batch, n.registry.receive(time.Now(), batch.Objects)
 }
 
-// take makes flows ours and returns when they are served.
+// take makes flows ours: the ledger learns what they hold, and a loop adopts
+// them. It returns when they are served.
 func (n *Node) take(batch *frozen.Batch, p *loop.Parcel) move.Adoption {
-	done := make(chan move.Adoption, 1)
-	n.deliver(batch, p, func(a move.Adoption) { done <- a })
-	return <-done
-}
-
-// deliver makes flows ours: the ledger learns what they hold, and a loop adopts
-// them, which calls served on its thread.
-func (n *Node) deliver(batch *frozen.Batch, p *loop.Parcel, served func(move.Adoption)) {
 	for _, z := range batch.Flows {
 		if z.Endpoint != nil {
 			n.account(z.Endpoint.Name).Import(1)
@@ -362,8 +355,10 @@ func (n *Node) deliver(batch *frozen.Batch, p *loop.Parcel, served func(move.Ado
 			to = l
 		}
 	}
-	p.Adopted = func(pauses []int64, lost int) { served(move.Adoption{Pauses: pauses, Lost: lost}) }
+	done := make(chan move.Adoption, 1)
+	p.Adopted = func(pauses []int64, lost int) { done <- move.Adoption{Pauses: pauses, Lost: lost} }
 	to.Deliver(p)
+	return <-done
 }
 
 // loopsOf is what a file says of node.loops.
