@@ -251,6 +251,11 @@ func (s *State) readMoving(fd int, o SaveOptions, c counters) error {
 		if whole, err = s.readOnce(fd, c); err != nil {
 			break
 		}
+		if !s.OOBInline {
+			if err = checkUrgent(fd, c.inQueue); err != nil {
+				break
+			}
+		}
 		var again counters
 		if again, err = readCounters(fd); err != nil {
 			break
@@ -347,12 +352,70 @@ func readQueue(fd, queue, n int, b []byte) (seq uint32, octets []byte, whole boo
 		b = make([]byte, n+1)
 	}
 	m, err := peek(fd, b[:n+1])
+	if err == nil && m < n && queue == queueRecv {
+		m, err = peekOn(fd, b[:n+1], m)
+	}
 	if errors.Is(err, unix.EAGAIN) {
 		m = 0
 	} else if err != nil {
 		return 0, b, false, fmt.Errorf("peek at queue %d: %w", queue, err)
 	}
 	return seq, b[:n], m == n, nil
+}
+
+// peekOn fills b from its octet m on. A reader is stopped before the mark of
+// urgent data (net/ipv4/tcp.c: tcp_recvmsg_locked), and a peek with it; one that
+// begins there goes on.
+func peekOn(fd int, b []byte, m int) (int, error) {
+	defer func() { _ = setInt(fd, unix.SOL_SOCKET, unix.SO_PEEK_OFF, -1, "SO_PEEK_OFF") }() // as good as it was
+	for m < len(b) {
+		// For TCP since Linux 6.9 (tcp_peek_off).
+		if err := setInt(fd, unix.SOL_SOCKET, unix.SO_PEEK_OFF, m, "SO_PEEK_OFF"); err != nil {
+			return m, &Unsupported{What: "urgent data", Retry: true, Why: "it has to be read first: " + err.Error()}
+		}
+		more, err := peek(fd, b[m:])
+		if errors.Is(err, unix.EAGAIN) || err == nil && more == 0 {
+			break
+		} else if err != nil {
+			return m, err
+		}
+		m += more
+	}
+	return m, nil
+}
+
+func errUrgent() error {
+	return &Unsupported{What: "urgent data", Retry: true,
+		Why: "it cannot be restored: read it first, or take it in line (SO_OOBINLINE)"}
+}
+
+// checkUrgent refuses a socket with an urgent octet between those to be read. It
+// is for sockets that do not take them in line: there the octet has a sequence
+// number and no place in the stream, and SIOCINQ, which said in, ends before it.
+func checkUrgent(fd, in int) error {
+	mark, err := ioctlInt(fd, unix.SIOCATMARK, "SIOCATMARK")
+	if err == nil && mark != 0 {
+		err = errUrgent()
+	}
+	if err != nil || in == 0 {
+		return err
+	}
+	if err := setInt(fd, unix.SOL_SOCKET, unix.SO_OOBINLINE, 1, "SO_OOBINLINE"); err != nil {
+		return err
+	}
+	all, err := ioctlInt(fd, unix.SIOCINQ, "SIOCINQ")
+	if err := setInt(fd, unix.SOL_SOCKET, unix.SO_OOBINLINE, 0, "SO_OOBINLINE"); err != nil {
+		return err
+	}
+	if err != nil || in == all {
+		return err
+	}
+	// Or did more arrive meanwhile?
+	again, err := ioctlInt(fd, unix.SIOCINQ, "SIOCINQ")
+	if err == nil && again < all {
+		err = errUrgent()
+	}
+	return err
 }
 
 // finish decides about segments that wait beyond a gap. No interface shows

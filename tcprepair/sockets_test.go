@@ -48,41 +48,6 @@ func TestProbe(t *testing.T) {
 
 func TestUnsupported(t *testing.T) {
 	eachFamily(t, func(t *testing.T, ours, peers netip.Addr) {
-		t.Run("LISTEN", func(t *testing.T) {
-			ln, _ := listen(t, netip.AddrPortFrom(ours, 0), nil)
-			_, err := Save(ln)
-			wantUnsupported(t, err, "LISTEN", false)
-		})
-		t.Run("SYN_SENT", func(t *testing.T) {
-			_, at := listen(t, netip.AddrPortFrom(ours, 0), func(fd int) { deafen(t, fd) })
-			fd, err := unix.Socket(domain(ours), unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
-			must(t, "socket", err)
-			defer unix.Close(fd)
-			if err := unix.Connect(fd, sockaddr(at)); !errors.Is(err, unix.EINPROGRESS) {
-				t.Fatal("connect:", err)
-			}
-			_, err = Save(fd)
-			wantUnsupported(t, err, "SYN_SENT", false)
-		})
-		t.Run("CLOSE", func(t *testing.T) {
-			c := newConn(t, ours, peers, nil)
-			must(t, "SO_LINGER", unix.SetsockoptLinger(c.peers, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}))
-			unix.Close(c.peers)
-			c.peers = -1
-			awaitTest(t, c.ours, Closed)
-			_, err := Save(c.ours)
-			wantUnsupported(t, err, "CLOSE", false)
-		})
-		t.Run("TIME_WAIT", func(t *testing.T) {
-			// The kernel keeps it apart from the socket, which reads CLOSE.
-			c := newConn(t, ours, peers, nil)
-			c.shutdown(true)
-			awaitTest(t, c.ours, FinWait2)
-			c.shutdown(false)
-			awaitTest(t, c.ours, Closed)
-			_, err := Save(c.ours)
-			wantUnsupported(t, err, "CLOSE", false)
-		})
 		t.Run("MPTCP", func(t *testing.T) {
 			fd, err := unix.Socket(domain(ours), unix.SOCK_STREAM|unix.SOCK_CLOEXEC, protoMPTCP)
 			must(t, "MPTCP socket (the kernel needs CONFIG_MPTCP)", err)
@@ -124,14 +89,21 @@ func TestSocketOptions(t *testing.T) {
 			{unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, 12345},
 			{unix.SOL_SOCKET, unix.SO_RCVBUF, 150000},
 			{unix.SOL_SOCKET, unix.SO_SNDBUF, 90000},
+			{unix.SOL_SOCKET, unix.SO_MARK, 0x1234},
+			{unix.SOL_SOCKET, unix.SO_OOBINLINE, 1},
 		} {
 			must(t, "setsockopt", unix.SetsockoptInt(c.ours, o[0], o[1], o[2]))
 		}
+		level, opt := unix.SOL_IP, unix.IP_TOS
+		if ours.Is6() {
+			level, opt = unix.SOL_IPV6, unix.IPV6_TCLASS
+		}
+		must(t, "TOS", unix.SetsockoptInt(c.ours, level, opt, 0xb8))
 		must(t, "TCP_CONGESTION", unix.SetsockoptString(c.ours, unix.IPPROTO_TCP, unix.TCP_CONGESTION, "reno"))
 		s, _ := c.move(Established)
 		if !s.NoDelay || !s.KeepAlive || s.KeepIdle != 71 || s.KeepInterval != 17 || s.KeepCount != 5 ||
 			s.UserTimeout != 12345 || s.RecvBuffer != 300000 || s.SendBuffer != 180000 || s.Congestion != "reno" ||
-			s.BufferLock != 3 || !s.SACK || !s.Timestamps || !s.WindowScaling || s.MSS == 0 {
+			s.BufferLock != 3 || s.Mark != 0x1234 || s.TOS != 0xb8 || !s.OOBInline || !s.SACK || !s.Timestamps || !s.WindowScaling || s.MSS == 0 {
 			t.Errorf("saved %+v", *s)
 		}
 		flags, err := unix.FcntlInt(uintptr(c.ours), unix.F_GETFL, 0)
