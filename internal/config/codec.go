@@ -60,6 +60,7 @@ type listenerSpec struct {
 	Kind              string         `json:"kind"`
 	Name              string         `json:"name"`
 	VIP               netip.AddrPort `json:"vip"`
+	VIPName           string         `json:"vipName,omitzero"`
 	DualStack         bool           `json:"dualStack"`
 	Backend           string         `json:"backend"`
 	IdleTimeout       time.Duration  `json:"idleTimeoutNanos"`
@@ -109,6 +110,7 @@ type endpointSpec struct {
 	Weight         *int   `json:"weight,omitzero"` // else absentWeight
 	Backup         bool   `json:"backup,omitzero"`
 	Zone           string `json:"zone,omitzero"`
+	Node           string `json:"node,omitzero"`
 	ConnectionsMax int    `json:"connectionsMax,omitzero"`
 	CheckPort      uint16 `json:"checkPort,omitzero"`
 }
@@ -116,7 +118,7 @@ type endpointSpec struct {
 func (l *Listener) spec() any {
 	s := listenerSpec{
 		Kind: ListenerKind.String(), Name: l.Ref.Name,
-		VIP: l.VIP, DualStack: l.DualStack, Backend: l.BackendName,
+		VIP: l.VIP, VIPName: l.VIPName, DualStack: l.DualStack, Backend: l.BackendName,
 		IdleTimeout: l.IdleTimeout, ConnectionsMax: l.ConnectionsMax, Backlog: l.Backlog,
 		KeepaliveIdle: l.KeepaliveIdle, KeepaliveInterval: l.KeepaliveInterval,
 		KeepaliveCount: l.KeepaliveCount, UserTimeout: l.UserTimeout,
@@ -156,7 +158,7 @@ func (b *Backend) spec() any {
 func (e *Endpoint) spec() any {
 	s := endpointSpec{
 		Kind: EndpointKind.String(), Backend: e.Backend, Name: e.Name, Addr: e.Addr, Unix: e.Unix,
-		Host: e.Host, Port: e.Port, Weight: unless(absentWeight, e.Weight), Backup: e.Backup, Zone: e.Zone,
+		Host: e.Host, Port: e.Port, Weight: unless(absentWeight, e.Weight), Backup: e.Backup, Zone: e.Zone, Node: e.Node,
 		ConnectionsMax: e.ConnectionsMax, CheckPort: e.CheckPort,
 	}
 	if e.Drop != NoDrop {

@@ -4,6 +4,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"time"
 )
 
 // Config is one whole desired state: the contents of one generation. It is
@@ -13,6 +14,7 @@ type Config struct {
 	Listeners map[string]*Listener // by name
 	Backends  map[string]*Backend  // by name
 	Cluster   *Cluster             // nil: this node moves nothing to other hosts
+	VIPs      map[string]*VIP      // by name
 	AccessLog *AccessLog           // nil: none is written
 }
 
@@ -60,6 +62,19 @@ type Cluster struct {
 	SourcePortFirst, SourcePortLast uint16
 	// Peers are all nodes by name, this one included.
 	Peers map[string]netip.AddrPort
+
+	// Nodes are all nodes, this one included; without a section nodes, empty.
+	Nodes map[string]*NodeSpec
+	// Lease is how long the kernel lets a VIP pass that is not renewed, and Settle
+	// how long the former owner of one sends on what still comes to it.
+	Lease, Settle time.Duration
+	// Majority: who reaches no majority of the nodes, itself included, lets its
+	// leases end.
+	Majority bool
+	// Tunnel is between nodes that are on different networks.
+	Tunnel Tunnel
+	// Netadmin is the absolute path of the socket of the privileged process.
+	Netadmin string
 }
 
 // SortedListeners gives the listeners in order of their names.
@@ -128,6 +143,9 @@ func (c *Config) Reuse(old *Config) *Config {
 	if c.AccessLog != nil && old.AccessLog != nil && *c.AccessLog == *old.AccessLog {
 		next.AccessLog = old.AccessLog
 	}
+	if sameVIPs(c.VIPs, old.VIPs) {
+		next.VIPs = old.VIPs
+	}
 	return &next
 }
 
@@ -155,5 +173,15 @@ func (b *Backend) reuse(old *Backend) *Backend {
 }
 
 func (c *Cluster) equal(o *Cluster) bool {
-	return clusterFields.changes(c, o) == "" && maps.Equal(c.Peers, o.Peers)
+	return clusterFields.changes(c, o) == "" && maps.Equal(c.Peers, o.Peers) && maps.EqualFunc(c.Nodes, o.Nodes, (*NodeSpec).equal)
+}
+
+func (n *NodeSpec) equal(o *NodeSpec) bool {
+	return n.Address == o.Address && n.Device == o.Device && n.SourcePortFirst == o.SourcePortFirst && n.SourcePortLast == o.SourcePortLast &&
+		maps.Equal(n.Labels, o.Labels)
+}
+
+// sameVIPs tells whether two configs have the same VIPs.
+func sameVIPs(a, b map[string]*VIP) bool {
+	return maps.EqualFunc(a, b, func(v, w *VIP) bool { return *v == *w })
 }

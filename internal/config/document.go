@@ -9,7 +9,8 @@ import (
 // patches that were put on it at run time. It is immutable.
 type Document struct {
 	file   string
-	lookup func(string) (string, bool)
+	plain  func(string) (string, bool) // the variables of the file
+	lookup func(string) (string, bool) // these, and the addresses of VIPs
 
 	base    *Document          // the file's own; nil: this is it
 	patches []Patch            // on base, each object and field once
@@ -26,7 +27,7 @@ type Document struct {
 // that was has in the same words are not read again, and objects of the same
 // version are those of was, which may be nil; its patches are not taken over.
 func Read(file string, src []byte, lookup func(string) (string, bool), was *Document) (*Document, Warnings, error) {
-	d := &Document{file: file, lookup: lookup, source: string(src)}
+	d := &Document{file: file, source: string(src)}
 	if was != nil {
 		d.edits = was.edits
 	}
@@ -34,6 +35,7 @@ func Read(file string, src []byte, lookup func(string) (string, bool), was *Docu
 	if len(src) <= sourceMax {
 		chunks = cut(d.source, was)
 	}
+	d.seeVIPs(chunks, lookup)
 	// Of what is the file's, the file was is the next.
 	next := was
 	if was != nil && was.Base().chunks != nil {
@@ -146,7 +148,10 @@ func (d *draft) config(old *Config) *Config {
 	if old == nil {
 		old = &Config{}
 	}
-	c := &Config{Node: d.node, Cluster: d.cluster, AccessLog: d.accessLog, Listeners: old.Listeners, Backends: old.Backends}
+	c := &Config{Node: d.node, Cluster: d.cluster, VIPs: d.vips, AccessLog: d.accessLog, Listeners: old.Listeners, Backends: old.Backends}
+	if sameVIPs(c.VIPs, old.VIPs) {
+		c.VIPs = old.VIPs
+	}
 	if c.Cluster != nil && old.Cluster != nil && c.Cluster.equal(old.Cluster) {
 		c.Cluster = old.Cluster
 	}

@@ -86,7 +86,7 @@ func (d *Document) lined() (*Document, error) {
 	if err != nil {
 		return nil, unlike(err.Error())
 	}
-	lined, _, err := Read(d.file, text, d.lookup, d)
+	lined, _, err := Read(d.file, text, d.plain, d)
 	switch {
 	case err != nil:
 		return nil, unlike(err.Error())
@@ -481,7 +481,8 @@ func (e *edition) document(patches []Patch) (*Document, error) {
 	if n > sourceMax {
 		return nil, &Errors{[]Problem{{File: patches[len(patches)-1].Name(), Text: fmt.Sprintf("with it all has %d octets; at most %d are taken", n, sourceMax)}}}
 	}
-	d := &Document{file: e.base.file, lookup: e.base.lookup, base: e.base, patches: patches, edits: e.edits}
+	d := &Document{file: e.base.file, base: e.base, patches: patches, edits: e.edits}
+	d.seeVIPs(e.chunks, e.base.plain)
 	was := e.was
 	if was.chunks == nil {
 		was = e.lines
@@ -489,7 +490,7 @@ func (e *edition) document(patches []Patch) (*Document, error) {
 	if d.readChunks(e.chunks, was, was.config) {
 		return d, nil
 	}
-	r := &reader{report: report{file: d.file}, lookup: d.lookup}
+	r := &reader{report: report{file: d.file}, lookup: d.plain}
 	text := textOf(e.chunks)
 	c, _ := r.config(text)
 	warnings, err := r.result()

@@ -80,6 +80,8 @@ type Listener struct {
 
 	// VIP is where clients connect. Never IPv4-mapped, never with a zone.
 	VIP netip.AddrPort
+	// VIPName is the name of the VIP, a key of Config.VIPs, if it has one.
+	VIPName string
 	// DualStack: the VIP is [::] and takes IPv4 clients, too.
 	DualStack bool
 	// BackendName is a key of Config.Backends; "" of a listener for HTTP,
@@ -224,6 +226,8 @@ type Endpoint struct {
 	Backup bool
 	// Zone is where it is; "" is nowhere.
 	Zone string
+	// Node is the node of the cluster on whose host it runs, if it is one.
+	Node string
 	// ConnectionsMax replaces the backend's ConnectionsPerEndpoint; 0 does not.
 	ConnectionsMax int
 	// CheckPort replaces the check's port; 0 does not.

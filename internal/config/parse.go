@@ -8,7 +8,7 @@ import (
 )
 
 var (
-	rootKeys     = []string{"node", "listeners", "backends", "cluster", "accessLog"}
+	rootKeys     = []string{"node", "nodes", "vips", "listeners", "backends", "cluster", "accessLog"}
 	nodeKeys     = []string{"name", "loops", "connectionsMax", "admin", "zone", "memory", "dns", "state", "watchFile"}
 	adminKeys    = []string{"socket", "metrics", "api"}
 	memoryKeys   = []string{"max"}
@@ -21,8 +21,8 @@ var (
 		"proxyProtocol", "answerTimeout", "reuse", "hash", "preferLocal", "slowStart", "panic",
 		"sticky", "check", "eject", "breaker", "fallback"}
 	limitsKeys   = []string{"connectionsPerEndpoint", "queue", "queueTime"}
-	endpointKeys = []string{"address", "name", "drop", "weight", "backup", "zone", "connections", "check"}
-	clusterKeys  = []string{"listen", "device", "identity", "sourcePorts", "peers"}
+	endpointKeys = []string{"address", "name", "drop", "weight", "backup", "zone", "node", "connections", "check"}
+	clusterKeys  = []string{"listen", "device", "identity", "sourcePorts", "peers", "lease", "settle", "quorum", "tunnel", "netadmin"}
 	identityKeys = []string{"certificate", "key", "trust"}
 )
 
@@ -93,6 +93,8 @@ type (
 		backends  []backendSite
 		cluster   *Cluster
 		at        *section // of the cluster
+		nodes     map[string]*NodeSpec
+		vips      map[string]*VIP
 		accessLog *AccessLog
 
 		metricsLine int      // of node.admin.metrics
@@ -109,6 +111,9 @@ func (r *reader) config(src []byte) (*Config, *draft) {
 	r.strict(root, "", 0)
 	d := draft{root: r.section(root, place{1, 1}, "", "", rootKeys...)}
 	r.nodeAndLog(&d)
+	if d.root.has("vips") {
+		r.lookup = withVIPs(r.lookup, vipTexts(d.root.values["vips"], r.lookup))
+	}
 	for _, e := range d.root.named("listeners") {
 		warnings, asked := r.begin()
 		site := r.listener(d.root, e)
@@ -127,7 +132,7 @@ func (r *reader) config(src []byte) (*Config, *draft) {
 		return nil, &d // what was read is not whole
 	}
 	c := &Config{
-		Node: d.node, Cluster: d.cluster, AccessLog: d.accessLog,
+		Node: d.node, Cluster: d.cluster, VIPs: d.vips, AccessLog: d.accessLog,
 		Listeners: make(map[string]*Listener, len(d.listeners)),
 		Backends:  make(map[string]*Backend, len(d.backends)),
 	}
@@ -163,16 +168,22 @@ func (r *reader) nodeAndLog(d *draft) {
 }
 
 func (r *reader) clusterOf(d *draft) {
+	if d.root.has("nodes") {
+		d.nodes = r.nodes(d.root)
+	}
+	if d.root.has("vips") {
+		d.vips = r.vips(d.root)
+	}
 	if d.root.has("cluster") {
 		d.at = d.root.section("cluster", clusterKeys...)
-		d.cluster = r.cluster(d.at)
+		d.cluster = r.cluster(d.at, d)
 	}
 }
 
 func (r *reader) node(d *draft) Node {
 	s := d.root.section("node", nodeKeys...)
 	n := Node{
-		Name:           s.checked("name", defaultNodeName, checkName),
+		Name:           s.checked("name", r.nodeName(), checkName),
 		Loops:          s.loops("loops"),
 		ConnectionsMax: s.integer("connectionsMax", 0, connectionsBound),
 		Zone:           s.checked("zone", "", checkZone),
@@ -190,6 +201,14 @@ func (r *reader) node(d *draft) Node {
 	n.State = s.checked("state", "", checkState)
 	n.WatchFile = s.boolean("watchFile", false)
 	return n
+}
+
+// nodeName is the name of a node whose file gives none: one file may be for all.
+func (r *reader) nodeName() string {
+	if name, set := r.look(NodeVariable); set && checkName(name) == nil {
+		return name
+	}
+	return defaultNodeName
 }
 
 // loops reads a number of loops, or the word auto, which is 0.
@@ -221,7 +240,7 @@ func (r *reader) listener(root *section, e entry) listenerSite {
 	s := root.entry("listeners", e, listenerKeys...)
 	l := &Listener{Ref: Ref{Name: e.key.Value}}
 	if s.require("vip", "10.0.0.5:5432") {
-		l.VIP = s.addrPort("vip", true)
+		s.vip("vip", l)
 		l.DualStack = isDualStack(l.VIP)
 	}
 	site := listenerSite{section: s, l: l}
@@ -250,7 +269,10 @@ func (r *reader) listener(root *section, e entry) listenerSite {
 	l.UserTimeout = s.duration("userTimeout", defaultUserTimeout, userTimeoutBound)
 
 	l.OnChange = Change(s.choice("onChange", uint8(KeepFlows), changeWords))
-	l.Movable = s.boolean("movable", false)
+	l.Movable = s.boolean("movable", l.VIPName != "")
+	if l.VIPName != "" && !l.Movable {
+		s.fail("movable", "must be true, for the VIP %s moves between nodes; leave it out, or give the listener a plain address", l.VIPName)
+	}
 	s.guard(l)
 	site.validateAlone()
 	return site
@@ -355,6 +377,7 @@ func (s *endpointSite) endpoint(b *Backend) {
 	e.Weight = s.integer("weight", DefaultWeight, weightBound)
 	e.Backup = s.boolean("backup", false)
 	e.Zone = s.checked("zone", "", checkZone)
+	e.Node = s.checked("node", "", checkName)
 	e.ConnectionsMax = s.integer("connections", 0, connectionsBound)
 	if !s.has("check") {
 		return
@@ -378,23 +401,31 @@ func (e *Endpoint) known() bool {
 	return e.Unix != "" || e.Host != "" || e.Drop != NoDrop || e.Addr.IsValid()
 }
 
-func (r *reader) cluster(s *section) *Cluster {
-	c := &Cluster{Peers: make(map[string]netip.AddrPort)}
+func (r *reader) cluster(s *section, d *draft) *Cluster {
+	c := &Cluster{Peers: make(map[string]netip.AddrPort), Nodes: d.nodes}
+	c.common(s)
+	if d.root.has("nodes") || d.root.meant["nodes"] {
+		c.identity(s)
+		for name, n := range d.nodes {
+			c.Peers[name] = n.Address
+		}
+		if self := d.nodes[d.node.Name]; self != nil {
+			c.of(self)
+		}
+		for _, key := range ownKeys {
+			if s.has(key) {
+				s.fail(key, "is said by nodes, for each of them; leave it out here")
+			}
+		}
+		return c
+	}
 	if s.require("listen", "192.168.7.1:7443") {
 		c.Listen = s.addrPort("listen", true)
 	}
 	if s.require("device", "eth0") {
 		c.Device = s.checked("device", "", checkDevice)
 	}
-	if s.require("identity", "{ certificate: n1.crt, key: n1.key, trust: ca.crt }") {
-		identity := s.section("identity", identityKeys...)
-		for i, path := range []*string{&c.Certificate, &c.Key, &c.Trust} {
-			key := identityKeys[i]
-			if identity.require(key, "/etc/holdfast/"+key+".pem") {
-				*path = identity.checked(key, "", checkFilePath)
-			}
-		}
-	}
+	c.identity(s)
 	if s.require("sourcePorts", "20000-39999") {
 		c.SourcePortFirst, c.SourcePortLast = s.portRange("sourcePorts")
 	}
@@ -408,4 +439,18 @@ func (r *reader) cluster(s *section) *Cluster {
 		c.Peers[e.key.Value] = peers.addrPort(e.key.Value, false)
 	}
 	return c
+}
+
+// identity reads by what nodes trust each other.
+func (c *Cluster) identity(s *section) {
+	if !s.require("identity", "{ certificate: n1.crt, key: n1.key, trust: ca.crt }") {
+		return
+	}
+	identity := s.section("identity", identityKeys...)
+	for i, path := range []*string{&c.Certificate, &c.Key, &c.Trust} {
+		key := identityKeys[i]
+		if identity.require(key, "/etc/holdfast/"+key+".pem") {
+			*path = identity.checked(key, "", checkFilePath)
+		}
+	}
 }

@@ -147,7 +147,7 @@ func (f fields[T]) list(old, new *T) []string {
 }
 
 var listenerFields = fields[Listener]{
-	{"vip", func(l *Listener) string { return l.VIP.String() }},
+	{"vip", func(l *Listener) string { return vipText(l) }},
 	{"protocol", func(l *Listener) string { return l.Protocol.String() }},
 	{"backend", func(l *Listener) string { return printable(l.BackendName) }},
 	{"proxyProtocol.from", func(l *Listener) string { return prefixesText(l.ProxyFrom) }},
@@ -230,6 +230,38 @@ var clusterFields = fields[Cluster]{
 	{"identity.key", func(c *Cluster) string { return c.Key }},
 	{"identity.trust", func(c *Cluster) string { return c.Trust }},
 	{"sourcePorts", func(c *Cluster) string { return portsText(c.SourcePortFirst, c.SourcePortLast) }},
+	{"lease", func(c *Cluster) string { return durationText(c.Lease) }},
+	{"settle", func(c *Cluster) string { return durationText(c.Settle) }},
+	{"quorum", func(c *Cluster) string {
+		if c.Majority {
+			return quorumWords[1]
+		}
+		return quorumWords[0]
+	}},
+	{"tunnel.vxlan", func(c *Cluster) string { return fmt.Sprintf("%d over port %d", c.Tunnel.ID, c.Tunnel.Port) }},
+	{"netadmin", func(c *Cluster) string { return c.Netadmin }},
+}
+
+// nodeSpecFields are those of a node in nodes.
+var nodeSpecFields = fields[NodeSpec]{
+	{"address", func(n *NodeSpec) string { return n.Address.String() }},
+	{"device", func(n *NodeSpec) string { return n.Device }},
+	{"sourcePorts", func(n *NodeSpec) string { return portsText(n.SourcePortFirst, n.SourcePortLast) }},
+	{"labels", func(n *NodeSpec) string { return fmt.Sprint(n.Labels) }},
+}
+
+var vipFields = fields[VIP]{
+	{"address", func(v *VIP) string { return v.Address.String() }},
+	{"home", func(v *VIP) string { return v.Home }},
+	{"announce", func(v *VIP) string { return v.Announce.String() }},
+}
+
+// vipText gives where the clients of l connect, as the file may write it.
+func vipText(l *Listener) string {
+	if l.VIPName != "" {
+		return fmt.Sprintf("%s:%d (%v)", l.VIPName, l.VIP.Port(), l.VIP.Addr())
+	}
+	return l.VIP.String()
 }
 
 // sourceText gives the source of b as the file writes it; the kernel's choice

@@ -98,7 +98,7 @@ func shownOf(c *chunk, lookup func(string) (string, bool)) *yaml.Node {
 		r.listener(d.root, d.root.named("listeners")[0])
 	case c.kind == backendEntry:
 		r.backend(d.root, d.root.named("backends")[0])
-	case c.key == "cluster":
+	case c.key == "cluster", c.key == "nodes", c.key == "vips":
 		r.clusterOf(&d)
 	default:
 		r.nodeAndLog(&d)

@@ -44,7 +44,7 @@ func (r *reader) validate(d *draft) {
 	for i := range d.listeners {
 		l := &d.listeners[i]
 		l.validateVIP(taken)
-		if l.l.Movable && !d.root.has("cluster") && !d.root.meant["cluster"] {
+		if l.l.Movable && l.l.VIPName == "" && !d.root.has("cluster") && !d.root.meant["cluster"] {
 			l.awake().fail("movable", "needs a cluster section: flows move to its peers")
 		}
 		for k := range l.uses {
@@ -84,6 +84,7 @@ func (r *reader) validate(d *draft) {
 	if len(d.listeners) == 0 && !d.root.has("listeners") && !d.root.meant["listeners"] {
 		r.warn(place{1, 1}, "", "there are no listeners, so nothing is served")
 	}
+	r.validateNodes(d)
 	if d.cluster != nil {
 		d.validateCluster(taken)
 	}
@@ -308,10 +309,14 @@ func (d *draft) validateCluster(taken *vips) {
 	if c.Listen.IsValid() {
 		h := holder{vip: c.Listen, who: "the cluster", line: s.place.line}
 		if other := taken.take(h); other != nil {
-			s.fail("listen", "%s", other.overlap(h.vip))
+			if len(c.Nodes) > 0 {
+				d.root.fail("nodes", "%s: %s", printable(d.node.Name), other.overlap(h.vip))
+			} else {
+				s.fail("listen", "%s", other.overlap(h.vip))
+			}
 		}
 	}
-	if s.broken || !s.has("peers") {
+	if s.broken || !s.has("peers") || len(c.Nodes) > 0 {
 		return
 	}
 	own, listed := c.Peers[d.node.Name]

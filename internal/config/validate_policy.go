@@ -98,6 +98,9 @@ func (s *backendSite) validatePolicy(zone string) {
 		}
 	}
 	b := s.b
+	if b.PreferLocal && slices.ContainsFunc(b.Endpoints, func(e *Endpoint) bool { return e.Node != "" }) {
+		return // whose node it is says what is local
+	}
 	if b.PreferLocal && zone == "" {
 		s.awake().warn("preferLocal", "this node is in no zone; set node.zone")
 	} else if b.PreferLocal && len(b.Endpoints) > 0 && !slices.ContainsFunc(b.Endpoints, func(e *Endpoint) bool { return e.Zone == zone }) {
