@@ -28,18 +28,38 @@
 //	other side: GoLive(fd, state)
 //	other side: let the held packets go
 //
+// # States
+//
+// [Save] takes a socket in ESTABLISHED, CLOSE_WAIT, FIN_WAIT1, FIN_WAIT2,
+// CLOSING and LAST_ACK. The others it refuses with an [*Unsupported], whose Why
+// says what to do instead:
+//
+//	SYN_SENT          close it, which is silent, and dial from the new host
+//	SYN_RECV          belongs to the kernel and has no descriptor: let the
+//	                  handshake finish, then accept
+//	accept queue      accept until it is empty, then save what was accepted
+//	LISTEN            open it anew there; repair mode is not for listeners
+//	TIME_WAIT, CLOSE  nothing is left to move
+//
+// Two refusals are for the moment only (Retry): segments that wait beyond a gap
+// ([SaveOptions]) and urgent data that is not read yet.
+//
 // # What is kept and what is lost
 //
 // Kept: the four-tuple, the TCP state including half-closed ones, both queues
-// to the octet, sequence numbers, windows, negotiated options (SACK, window
-// scales, timestamps, MSS), buffer sizes and the usual options of the socket.
+// to the octet, sequence numbers, windows (closed ones too), negotiated options
+// (SACK, window scales, timestamps, MSS), buffer sizes and whether the kernel
+// tunes them, keep-alive, user timeout, TCP_NODELAY, congestion control by name,
+// TOS or traffic class, mark, and SO_OOBINLINE.
 //
 // Lost, since the kernel offers no way to set them: the congestion window and
 // the round-trip estimate (the connection starts slow again), ECN (the peer
 // goes on marking its segments, congestion marks are no longer echoed), the
-// peer's last timestamp, urgent data, segments that arrived out of order (see
-// [Options] and [SaveOptions]), TCP-MD5 and TCP-AO keys, and every option of
-// the socket that State does not name.
+// peer's last timestamp, the mark that an octet was urgent, segments that arrived
+// out of order, and every option of the socket that State does not name.
+//
+// A socket with TCP-MD5 or TCP-AO keys cannot be recognised and must not be
+// saved: the keys do not move, and the peer drops all that comes without.
 //
 // # Quiet
 //
@@ -59,5 +79,18 @@
 // # Privilege
 //
 // Entering and leaving repair mode takes CAP_NET_ADMIN in the user namespace
-// that owns the network namespace; see [Probe].
+// that owns the network namespace; see [Probe]. Everything else an owner of
+// connections does without any capability, if a helper that has it
+//
+//   - sets repair mode on descriptors passed to it ([SetRepair]): Save finds
+//     it set, and [GoLiveAll] and [ResumeAll] end it through a [Toggle];
+//   - makes the sockets to restore on ([SocketSpec.Open], then [RestoreOn]);
+//   - delivers the segments of half-closed states ([Options].Inject).
+//
+// # Many at once
+//
+// A move of one idle connection takes some 15 microseconds of a processor on
+// both sides together, and no allocation with [SaveTo] and a State that is used
+// again (go test -bench Move). To keep the pause short, move few at a time: a
+// connection stands still from its own Save to its own GoLive.
 package tcprepair
