@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/google/nftables"
-	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
 )
@@ -44,20 +43,25 @@ import (
 //
 // On the way (lead.go):
 //
-//	map lead4, forward4 { addr : way }
-//	set learnon4 { addr . port }, learnt4 { tuple timeout 1m }
-//	map follow4 { tuple : way timeout 10m }, set mine4 { tuple timeout 10m }
+//	map lead4, forward4 { addr : verdict }
+//	set learnon4 { addr . port }, learnt4 { tuple timeout 1m }, mine4 { tuple timeout 10m }
 //	chain vip4 {
-//	    tuple map @follow4: update it, vmap @ways
-//	    syn: daddr map @lead4, tuple not in @learnt4: add to @follow4, vmap @ways
+//	    jump follow4
+//	    syn: daddr vmap @lead4              jump to lead4_to_...
 //	    syn: daddr . dport in @learnon4: update @learnt4 { tuple }
 //	}
 //	chain forward4 {
 //	    tcp sent on: return
 //	    saddr in @guest4: return
 //	    tuple in @mine4: update it, return
-//	    daddr map @forward4, vmap @ways
+//	    daddr vmap @forward4                goto to_...
 //	}
+//
+// and for each host that was ever led to
+//
+//	set follow4_to_... { tuple timeout 10m }
+//	chain lead4_to_... { tuple in @learnt4: return; update @follow4_to_... { tuple }, goto to_... }
+//	chain follow4 { tuple in @follow4_to_...: update it, goto to_... }
 //
 // What a peer has sent on to this host is for this host, else two that send on
 // to each other, as they do while an address moves, would play ball with it.
@@ -70,6 +74,8 @@ const (
 	chainSpeak      = "speak"
 	chainVIP        = "vip"
 	chainForward    = "forward"
+	chainFollow     = "follow"
+	chainLead       = "lead"
 
 	counterFenced   = "fenced"
 	counterSilenced = "silenced"
@@ -89,14 +95,17 @@ type vipSet = [2]*nftables.Set
 
 // vipSets are the sets of the movable addresses, by family.
 type vipSets struct {
-	vip, lease, guest           vipSet
-	lead, forward               vipSet
-	learnOn, learnt, follow, me vipSet
+	vip, lease, guest   vipSet
+	lead, forward       vipSet
+	learnOn, learnt, me vipSet
+	// follow are the followers of each host that was led to, by its chain.
+	follow map[string]vipSet
 }
 
 // createVIPs queues sets and chains.
 func (r *rules) createVIPs() error {
 	c, v := r.conn, &r.vips
+	v.follow = map[string]vipSet{}
 	for i, f := range families {
 		tuple := nftables.MustConcatSetType(f.addrType, nftables.TypeInetService, f.addrType, nftables.TypeInetService)
 		set := func(p *vipSet, s nftables.Set) {
@@ -106,17 +115,15 @@ func (r *rules) createVIPs() error {
 		set(&v.vip, nftables.Set{Name: "vip", KeyType: f.addrType})
 		set(&v.lease, nftables.Set{Name: "lease", KeyType: f.addrType, HasTimeout: true})
 		set(&v.guest, nftables.Set{Name: "guest", KeyType: f.addrType, HasTimeout: true})
-		set(&v.lead, nftables.Set{Name: "lead", KeyType: f.addrType, IsMap: true, DataType: nftables.TypeMark})
-		set(&v.forward, nftables.Set{Name: "forward", KeyType: f.addrType, IsMap: true, DataType: nftables.TypeMark})
+		set(&v.lead, nftables.Set{Name: "lead", KeyType: f.addrType, IsMap: true, DataType: nftables.TypeVerdict})
+		set(&v.forward, nftables.Set{Name: "forward", KeyType: f.addrType, IsMap: true, DataType: nftables.TypeVerdict})
 		set(&v.learnOn, nftables.Set{Name: "learnon", KeyType: nftables.MustConcatSetType(f.addrType, nftables.TypeInetService),
 			Concatenation: true})
 		set(&v.learnt, nftables.Set{Name: "learnt", KeyType: tuple, Concatenation: true, HasTimeout: true, Timeout: learntFor,
 			Dynamic: true, Size: followMax})
-		set(&v.follow, nftables.Set{Name: "follow", KeyType: tuple, Concatenation: true, HasTimeout: true, Timeout: followFor,
-			Dynamic: true, Size: followMax, IsMap: true, DataType: nftables.TypeMark})
 		set(&v.me, nftables.Set{Name: "mine", KeyType: tuple, Concatenation: true, HasTimeout: true, Timeout: followFor,
 			Dynamic: true, Size: followMax})
-		for _, s := range []*nftables.Set{v.vip[i], v.lease[i], v.guest[i], v.lead[i], v.forward[i], v.learnOn[i], v.learnt[i], v.follow[i], v.me[i]} {
+		for _, s := range []*nftables.Set{v.vip[i], v.lease[i], v.guest[i], v.lead[i], v.forward[i], v.learnOn[i], v.learnt[i], v.me[i]} {
 			if err := c.AddSet(s, nil); err != nil {
 				return fmt.Errorf("netadmin: nft set %s: %w", s.Name, err)
 			}
@@ -126,7 +133,7 @@ func (r *rules) createVIPs() error {
 		c.AddChain(&nftables.Chain{Table: r.netdev, Name: n})
 	}
 	for i, f := range families {
-		for _, n := range []string{chainSpeak, chainFence, chainLeave, chainVIP, chainForward} {
+		for _, n := range []string{chainSpeak, chainFence, chainLeave, chainVIP, chainForward, chainFollow} {
 			c.AddChain(&nftables.Chain{Table: r.netdev, Name: n + f.name})
 		}
 		r.speakRules(i)
@@ -183,17 +190,16 @@ func (r *rules) leaveRules(i int) {
 func (r *rules) speakRules(i int) {
 	f, chain := families[i], chainSpeak+families[i].name
 	r.rule(chain, flags(rstFlag|ackFlag, rstFlag), []expr.Any{&expr.Objref{Type: objCounter, Name: counterSilenced}}, verdict(expr.VerdictDrop, ""))
-	r.rule(chain, flags(synFlag|ackFlag, synFlag), loadKey(f, true), update(r.vips.me[i], 0, followFor))
+	r.rule(chain, flags(synFlag|ackFlag, synFlag), loadKey(f, true), update(r.vips.me[i], followFor))
 }
 
 func (r *rules) vipRules(i int) {
 	f, v, chain := families[i], &r.vips, chainVIP+families[i].name
 	syn := flags(finFlag|synFlag|rstFlag|ackFlag, synFlag)
-	r.rule(chain, loadKey(f, false), mapped(reg0, v.follow[i]), update(v.follow[i], regWay, followFor), []expr.Any{r.takeWay()})
-	r.rule(chain, syn, network(f.offDaddr, f.addrLen), mapped(reg0, v.lead[i]), loadKey(f, false), notIn(v.learnt[i]),
-		update(v.follow[i], regWay, followFor), []expr.Any{r.takeWay()})
+	r.rule(chain, verdict(expr.VerdictJump, chainFollow+f.name))
+	r.rule(chain, syn, network(f.offDaddr, f.addrLen), vmap(v.lead[i]))
 	r.rule(chain, syn, network(f.offDaddr, f.addrLen), []expr.Any{&expr.Payload{Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2,
-		DestRegister: reg0 + f.addrLen/4}}, in(v.learnOn[i]), loadKey(f, false), update(v.learnt[i], 0, learntFor))
+		DestRegister: reg0 + f.addrLen/4}}, in(v.learnOn[i]), loadKey(f, false), update(v.learnt[i], learntFor))
 }
 
 func (r *rules) forwardRules(i int) {
@@ -201,8 +207,8 @@ func (r *rules) forwardRules(i int) {
 	r.rule(chain, sentOn(f), verdict(expr.VerdictReturn, ""))
 	// From the address to itself: another host could not answer.
 	r.rule(chain, network(f.offSaddr, f.addrLen), in(v.guest[i]), verdict(expr.VerdictReturn, ""))
-	r.rule(chain, loadKey(f, false), in(v.me[i]), update(v.me[i], 0, followFor), verdict(expr.VerdictReturn, ""))
-	r.rule(chain, network(f.offDaddr, f.addrLen), mapped(reg0, v.forward[i]), []expr.Any{r.takeWay()})
+	r.rule(chain, loadKey(f, false), in(v.me[i]), update(v.me[i], followFor), verdict(expr.VerdictReturn, ""))
+	r.rule(chain, network(f.offDaddr, f.addrLen), vmap(v.forward[i]))
 }
 
 // dispatchVIPs queues rules that go to the chain of the family, of TCP for
@@ -281,15 +287,14 @@ func notIn(s *nftables.Set) []expr.Any {
 	return []expr.Any{&expr.Lookup{SourceRegister: reg0, SetName: s.Name, SetID: s.ID, Invert: true}}
 }
 
-// mapped loads the way of a key into regWay.
-func mapped(key uint32, s *nftables.Set) []expr.Any {
-	return []expr.Any{&expr.Lookup{SourceRegister: key, SetName: s.Name, SetID: s.ID, DestRegister: regWay, IsDestRegSet: true}}
+func vmap(s *nftables.Set) []expr.Any {
+	return []expr.Any{&expr.Lookup{SourceRegister: reg0, SetName: s.Name, SetID: s.ID,
+		DestRegister: unix.NFT_REG_VERDICT, IsDestRegSet: true}}
 }
 
-// update adds the key in reg0, with data of a register, or renews it. With a
-// full set the rule ends here.
-func update(s *nftables.Set, data uint32, timeout time.Duration) []expr.Any {
-	return []expr.Any{&expr.Dynset{SrcRegKey: reg0, SrcRegData: data, SetName: s.Name, SetID: s.ID,
+// update adds the key in reg0 or renews it. With a full set the rule ends here.
+func update(s *nftables.Set, timeout time.Duration) []expr.Any {
+	return []expr.Any{&expr.Dynset{SrcRegKey: reg0, SetName: s.Name, SetID: s.ID,
 		Operation: uint32(unix.NFT_DYNSET_OP_UPDATE), Timeout: timeout}}
 }
 
@@ -349,18 +354,62 @@ func (r *rules) let(set vipSet, addr netip.Addr, d time.Duration, was bool) erro
 	}
 }
 
-// sendTo sets where an address is led or forwarded to; wayUsual ends it.
-func (r *rules) sendTo(set vipSet, addr netip.Addr, was, now way) error {
-	s := set[familyOfAddr(addr)]
+// leadTo makes what it takes to lead to a host.
+func (r *rules) leadTo(to way) error {
+	if _, done := r.vips.follow[string(to)]; done {
+		return nil
+	}
+	var sets vipSet
+	for i, f := range families {
+		s := &nftables.Set{Table: r.netdev, Name: chainFollow + f.name + "_" + string(to), KeyType: r.vips.learnt[i].KeyType, Concatenation: true,
+			HasTimeout: true, Timeout: followFor, Dynamic: true, Size: followMax}
+		if err := r.conn.AddSet(s, nil); err != nil {
+			return fmt.Errorf("netadmin: nft set %s: %w", s.Name, err)
+		}
+		sets[i] = s
+		lead := leadChain(i, to)
+		r.conn.AddChain(&nftables.Chain{Table: r.netdev, Name: lead})
+		r.rule(lead, loadKey(f, false), in(r.vips.learnt[i]), verdict(expr.VerdictReturn, ""))
+		r.rule(lead, loadKey(f, false), update(s, followFor), verdict(expr.VerdictGoto, string(to)))
+		r.rule(chainFollow+f.name, loadKey(f, false), in(s), update(s, followFor), verdict(expr.VerdictGoto, string(to)))
+	}
+	if err := r.conn.Flush(); err != nil {
+		return fmt.Errorf("netadmin: lead: %w", err)
+	}
+	r.vips.follow[string(to)] = sets
+	return nil
+}
+
+func leadChain(fam int, to way) string { return chainLead + families[fam].name + "_" + string(to) }
+
+// lead sets where new handshakes with an address go; wayUsual ends it.
+func (r *rules) lead(addr netip.Addr, was, now way) error {
+	if now != wayUsual {
+		if err := r.leadTo(now); err != nil {
+			return err
+		}
+	}
+	i := familyOfAddr(addr)
+	return r.sendTo(r.vips.lead[i], addr, was, now, func(w way) *expr.Verdict {
+		return &expr.Verdict{Kind: expr.VerdictJump, Chain: leadChain(i, w)}
+	})
+}
+
+// forward sets where all for an address goes; wayUsual ends it.
+func (r *rules) forward(addr netip.Addr, was, now way) error {
+	return r.sendTo(r.vips.forward[familyOfAddr(addr)], addr, was, now, way.verdict)
+}
+
+func (r *rules) sendTo(s *nftables.Set, addr netip.Addr, was, now way, verdict func(way) *expr.Verdict) error {
 	if was == now {
 		return nil
 	}
 	var err error
 	if was != wayUsual {
-		err = r.conn.SetDeleteElements(s, []nftables.SetElement{{Key: addr.AsSlice(), Val: was.octets()}})
+		err = r.conn.SetDeleteElements(s, []nftables.SetElement{{Key: addr.AsSlice(), VerdictData: verdict(was)}})
 	}
 	if err == nil && now != wayUsual {
-		err = r.conn.SetAddElements(s, []nftables.SetElement{{Key: addr.AsSlice(), Val: now.octets()}})
+		err = r.conn.SetAddElements(s, []nftables.SetElement{{Key: addr.AsSlice(), VerdictData: verdict(now)}})
 	}
 	if err != nil {
 		return fmt.Errorf("netadmin: encode nft elements: %w", err)
@@ -400,7 +449,6 @@ func (r *rules) learnOnTo(on []netip.AddrPort) error {
 // noted is a tuple that a rule has noted.
 type noted struct {
 	tuple Tuple
-	way   way           // of followers
 	left  time.Duration // until it is forgotten
 }
 
@@ -420,11 +468,7 @@ func (r *rules) notes(set vipSet, addr netip.Addr) (out []noted, err error) {
 			if !ok || addr.IsValid() && t.Local.Addr() != addr {
 				continue
 			}
-			n := noted{tuple: t, left: e.Expires}
-			if len(e.Val) == 4 {
-				n.way = way(binaryutil.NativeEndian.Uint32(e.Val))
-			}
-			out = append(out, n)
+			out = append(out, noted{tuple: t, left: e.Expires})
 		}
 	}
 	return out, nil
@@ -437,12 +481,8 @@ func (r *rules) note(set vipSet, list []noted, timeout time.Duration) error {
 		list = list[len(some):]
 		var elements [2][]nftables.SetElement
 		for _, n := range some {
-			e := nftables.SetElement{Key: key(n.tuple), Timeout: timeout}
-			if n.way != wayUsual {
-				e.Val = n.way.octets()
-			}
 			i := familyOf(n.tuple)
-			elements[i] = append(elements[i], e)
+			elements[i] = append(elements[i], nftables.SetElement{Key: key(n.tuple), Timeout: timeout})
 		}
 		for i, s := range set {
 			if len(elements[i]) > 0 {

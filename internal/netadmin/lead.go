@@ -140,11 +140,15 @@ func barrier() {
 // `to`, from now on, and all that follows on these tuples. The zero `to` ends
 // it for new ones; those that follow go on, until Forget.
 func (a *Admin) Lead(addr, to netip.Addr) error {
-	return a.sendTo(addr, to, func(v *movable) (p **peer, set vipSet) {
-		if to.IsValid() {
+	return a.sendTo(addr, to, func(v *movable, p *peer) error {
+		if p != nil {
 			v.following = true
 		}
-		return &v.lead, a.rules.vips.lead
+		if err := a.rules.lead(addr.Unmap(), wayTo(v.lead), wayTo(p)); err != nil {
+			return err
+		}
+		v.lead = p
+		return nil
 	})
 }
 
@@ -153,10 +157,24 @@ func (a *Admin) Lead(addr, to netip.Addr) error {
 // here or diverted, that this host has dialled as a guest, and segments that
 // another host has sent on. The zero `to` ends it.
 func (a *Admin) Forward(addr, to netip.Addr) error {
-	return a.sendTo(addr, to, func(v *movable) (p **peer, set vipSet) { return &v.forward, a.rules.vips.forward })
+	return a.sendTo(addr, to, func(v *movable, p *peer) error {
+		if err := a.rules.forward(addr.Unmap(), wayTo(v.forward), wayTo(p)); err != nil {
+			return err
+		}
+		v.forward = p
+		return nil
+	})
 }
 
-func (a *Admin) sendTo(addr, to netip.Addr, what func(*movable) (**peer, vipSet)) error {
+func wayTo(p *peer) way {
+	if p == nil {
+		return wayUsual
+	}
+	return p.way()
+}
+
+// sendTo calls f with a.mu held and the peer, or nil, that `to` is.
+func (a *Admin) sendTo(addr, to netip.Addr, f func(*movable, *peer) error) error {
 	addr = addr.Unmap()
 	v, err := a.vipOf(addr)
 	if err != nil {
@@ -174,23 +192,13 @@ func (a *Admin) sendTo(addr, to netip.Addr, what func(*movable) (**peer, vipSet)
 		return ErrClosed
 	}
 	var p *peer
-	now := wayUsual
 	if to.IsValid() {
 		if p, err = a.peer(to.Unmap(), at); err != nil {
 			return err
 		}
-		now = p.way
 	}
-	place, set := what(v)
-	was := wayUsual
-	if *place != nil {
-		was = (*place).way
-	}
-	if err := a.rules.sendTo(set, addr, was, now); err != nil {
-		return err
-	}
-	*place, a.unsettled = p, true
-	return nil
+	a.unsettled = true
+	return f(v, p)
 }
 
 // Here makes tuples stay on this host, whatever Lead, Forward and Steer say, as
@@ -224,18 +232,14 @@ func (a *Admin) forgetAddr(addr netip.Addr) error {
 	}
 	r := a.rules
 	if v != nil {
-		if v.lead != nil {
-			if err := r.sendTo(r.vips.lead, addr, v.lead.way, wayUsual); err != nil {
-				return err
-			}
-			v.lead = nil
+		if err := r.lead(addr, wayTo(v.lead), wayUsual); err != nil {
+			return err
 		}
-		if v.forward != nil {
-			if err := r.sendTo(r.vips.forward, addr, v.forward.way, wayUsual); err != nil {
-				return err
-			}
-			v.forward = nil
+		v.lead = nil
+		if err := r.forward(addr, wayTo(v.forward), wayUsual); err != nil {
+			return err
 		}
+		v.forward = nil
 	}
 	var ts []Tuple
 	for t, e := range a.tuples {
@@ -256,7 +260,11 @@ func (a *Admin) forgetAddr(addr netip.Addr) error {
 	if err != nil {
 		return err
 	}
-	for _, set := range []vipSet{r.vips.follow, r.vips.learnt, r.vips.me} {
+	sets := []vipSet{r.vips.learnt, r.vips.me}
+	for _, s := range r.vips.follow {
+		sets = append(sets, s)
+	}
+	for _, set := range sets {
 		if err := r.forgetNotes(set, addr); err != nil {
 			return err
 		}

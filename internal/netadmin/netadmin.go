@@ -149,7 +149,8 @@ type Admin struct {
 	// vipMu lets one at a time change whose addresses are where. It comes
 	// before steerMu and mu.
 	vipMu  sync.Mutex
-	routed map[netip.Addr]bool // by a daemon
+	routed  map[netip.Addr]bool   // by a daemon
+	onLinks map[netip.Prefix]bool // networks of IPv6 that have a route of ours
 
 	// steerMu lets one at a time change what is steered. It comes before mu,
 	// and is held while a peer is looked for, which mu must not be.
@@ -192,7 +193,7 @@ func (e *entry) way() way {
 	case e.held:
 		return wayHold
 	case e.peer != nil:
-		return e.peer.way
+		return e.peer.way()
 	case e.here != 0:
 		return wayHere
 	}
@@ -214,7 +215,7 @@ func Open(cfg Config) (a *Admin, err error) {
 	cfg.setDefaults()
 	a = &Admin{
 		cfg: cfg, done: make(chan struct{}), quit: make(chan struct{}), tended: make(chan struct{}), ask4: -1, ask6: -1, packet: -1, diag: -1,
-		diagBuf: make([]byte, 1<<16), vips: map[netip.Addr]*movable{},
+		diagBuf: make([]byte, 1<<16), vips: map[netip.Addr]*movable{}, onLinks: map[netip.Prefix]bool{},
 		peers: map[netip.Addr]*peer{}, tuples: map[Tuple]*entry{}, released: map[Tuple]time.Time{},
 		reserved: reserve{ports: map[uint16]bool{}},
 	}

@@ -16,8 +16,7 @@ import (
 type peer struct {
 	addr  netip.Addr
 	name  string // of its chain
-	way   way
-	index int // of the device it is behind
+	index int    // of the device it is behind
 	mac   [6]byte
 	from  [6]byte // of that device
 }
@@ -36,11 +35,8 @@ func (a *Admin) peer(addr netip.Addr, h hop) (*peer, error) {
 	if p != nil && p.index == h.index && p.mac == h.mac && p.from == h.from {
 		return p, nil
 	}
-	n := &peer{addr: addr, name: chainOf(addr), way: wayPeers + way(len(a.peers)), index: h.index, mac: h.mac, from: h.from}
-	if p != nil {
-		n.way = p.way
-	}
-	if err := a.rules.addPeer(n, p != nil); err != nil {
+	n := &peer{addr: addr, name: chainOf(addr), index: h.index, mac: h.mac, from: h.from}
+	if err := a.rules.addPeer(n); err != nil {
 		return nil, err
 	}
 	if p != nil {
@@ -50,6 +46,9 @@ func (a *Admin) peer(addr netip.Addr, h hop) (*peer, error) {
 	a.peers[addr] = n
 	return n, nil
 }
+
+// way is where its tuples go.
+func (p *peer) way() way { return way(p.name) }
 
 // chainOf names a peer's chain; peerOf reads the name. So what a process left
 // in the kernel tells whom it meant.

@@ -15,12 +15,11 @@ import (
 // Two tables of one name. All rules in words:
 //
 //	table netdev holdfast {
-//	    map ways { 1 : goto hold, 2 : accept, 16 : goto to_..., 17 : ... }   a number for each place
-//	    map steer4 { saddr . sport . daddr . dport : way }          steer6 alike, and all that ends in 4
+//	    map steer4 { saddr . sport . daddr . dport : verdict }      steer6 alike, and all that ends in 4
 //	    chain in0 { hook ingress device eth0 priority -500; jump fence; jump steer }
 //	    chain in1 { hook ingress device lo priority -500; jump steer }
 //	    chain steer {
-//	        tcp: tuple map @steer4, vmap @ways
+//	        tcp: tuple vmap @steer4
 //	        tcp, daddr in @vip4: jump vip4        (lead.go)
 //	        jump ranges
 //	        tcp, daddr in @vip4: goto forward4    (lead.go)
@@ -64,24 +63,26 @@ const (
 
 	objCounter = 1 // NFT_OBJECT_COUNTER, include/uapi/linux/netfilter/nf_tables.h
 
-	// Registers of four octets: NFT_REG32_00 is 8, and there are 16. The key
-	// of a tuple of IPv6 takes ten.
-	reg0   = unix.NFT_REG32_00
-	regWay = reg0 + 12
+	// Registers of four octets: NFT_REG32_00 is 8.
+	reg0 = unix.NFT_REG32_00
 )
 
-// way is a place that segments go to, as the kernel's maps name it: a number
-// can be written by a rule, a verdict cannot.
-type way uint32
+// way is where segments go: the name of a chain, or one of these.
+type way string
 
 const (
-	wayUsual way = 0 // no element of a map
-	wayHold  way = 1
-	wayHere  way = 2 // accept: not steered, led or forwarded away
-	wayPeers way = 16
+	wayUsual way = "" // no element of a map
+	wayHere  way = "here"
+	wayHold  way = chainHold
 )
 
-func (w way) octets() []byte { return binaryutil.NativeEndian.PutUint32(uint32(w)) }
+// verdict is what the kernel's maps say for w.
+func (w way) verdict() *expr.Verdict {
+	if w == wayHere {
+		return &expr.Verdict{Kind: expr.VerdictAccept}
+	}
+	return &expr.Verdict{Kind: expr.VerdictGoto, Chain: string(w)}
+}
 
 // family is what differs between IPv4 and IPv6.
 type family struct {
@@ -122,7 +123,6 @@ type rules struct {
 	conn    *nftables.Conn
 	netdev  *nftables.Table
 	inet    *nftables.Table
-	ways    *nftables.Set
 	steer   [2]*nftables.Set
 	guard   [2]*nftables.Set
 	vips    vipSets
@@ -177,14 +177,10 @@ func (r *rules) create(holdIndex int) error {
 		c.AddObj(&nftables.CounterObj{Table: r.netdev, Name: n})
 	}
 	c.AddObj(&nftables.CounterObj{Table: r.inet, Name: counterResets})
-	r.ways = &nftables.Set{Table: r.netdev, Name: "ways", KeyType: nftables.TypeMark, IsMap: true, DataType: nftables.TypeVerdict}
-	if err := c.AddSet(r.ways, nil); err != nil {
-		return fmt.Errorf("netadmin: nft set %s: %w", r.ways.Name, err)
-	}
 	for i, f := range families {
 		key := nftables.MustConcatSetType(f.addrType, nftables.TypeInetService, f.addrType, nftables.TypeInetService)
 		r.steer[i] = &nftables.Set{Table: r.netdev, Name: "steer" + f.name, KeyType: key, IsMap: true,
-			DataType: nftables.TypeMark, Concatenation: true}
+			DataType: nftables.TypeVerdict, Concatenation: true}
 		r.guard[i] = &nftables.Set{Table: r.inet, Name: "guard" + f.name, KeyType: key, Concatenation: true}
 		r.owned[i] = &nftables.Set{Table: r.netdev, Name: "own" + f.name, KeyType: f.addrType}
 		for _, s := range []*nftables.Set{r.steer[i], r.guard[i], r.owned[i]} {
@@ -198,12 +194,6 @@ func (r *rules) create(holdIndex int) error {
 	c.AddRule(&nftables.Rule{Table: r.netdev, Chain: hold, Exprs: append(
 		[]expr.Any{&expr.Objref{Type: objCounter, Name: counterHeld}}, dupTo(holdIndex)...)})
 
-	if err := c.SetAddElements(r.ways, []nftables.SetElement{
-		{Key: wayHold.octets(), VerdictData: &expr.Verdict{Kind: expr.VerdictGoto, Chain: chainHold}},
-		{Key: wayHere.octets(), VerdictData: &expr.Verdict{Kind: expr.VerdictAccept}},
-	}); err != nil {
-		return fmt.Errorf("netadmin: encode nft elements: %w", err)
-	}
 	if err := r.createVIPs(); err != nil {
 		return err
 	}
@@ -216,7 +206,7 @@ func (r *rules) create(holdIndex int) error {
 		c.AddRule(&nftables.Rule{Table: r.netdev, Chain: steer, Exprs: append(
 			ethertypeTCP(f), append(loadKey(f, false),
 				&expr.Lookup{SourceRegister: reg0, SetName: r.steer[i].Name, SetID: r.steer[i].ID,
-					DestRegister: regWay, IsDestRegSet: true}, r.takeWay())...)})
+					DestRegister: unix.NFT_REG_VERDICT, IsDestRegSet: true})...)})
 		c.AddRule(&nftables.Rule{Table: r.inet, Chain: out, Exprs: append(
 			[]expr.Any{
 				&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: reg0},
@@ -242,12 +232,6 @@ func (r *rules) create(holdIndex int) error {
 	}
 	r.created = true
 	return nil
-}
-
-// takeWay ends a rule with the way in regWay.
-func (r *rules) takeWay() expr.Any {
-	return &expr.Lookup{SourceRegister: regWay, SetName: r.ways.Name, SetID: r.ways.ID,
-		DestRegister: unix.NFT_REG_VERDICT, IsDestRegSet: true}
 }
 
 // hook makes the chains that the devices call.
@@ -352,8 +336,8 @@ const (
 	hopLast  = 199
 )
 
-// addPeer makes the chain of a peer, or replaces its rules if it is known.
-func (r *rules) addPeer(p *peer, known bool) error {
+// addPeer makes the chain of a peer, or replaces its rules.
+func (r *rules) addPeer(p *peer) error {
 	c := r.conn
 	ch := c.AddChain(&nftables.Chain{Table: r.netdev, Name: p.name})
 	c.FlushChain(ch)
@@ -404,13 +388,6 @@ func (r *rules) addPeer(p *peer, known bool) error {
 		&expr.Payload{OperationType: expr.PayloadWrite, Base: expr.PayloadBaseLLHeader, Offset: 0, Len: 12, SourceRegister: reg0},
 		&expr.Objref{Type: objCounter, Name: counterDiverted},
 	}, dupTo(p.index)...)})
-	if !known {
-		if err := c.SetAddElements(r.ways, []nftables.SetElement{
-			{Key: p.way.octets(), VerdictData: &expr.Verdict{Kind: expr.VerdictGoto, Chain: p.name}},
-		}); err != nil {
-			return fmt.Errorf("netadmin: encode nft elements: %w", err)
-		}
-	}
 	if err := c.Flush(); err != nil {
 		return fmt.Errorf("netadmin: nft chain for peer %v: %w", p.addr, err)
 	}
@@ -424,10 +401,10 @@ func (r *rules) queue(t Tuple, was, now way) {
 	}
 	i, k := familyOf(t), key(t)
 	if was != wayUsual {
-		r.del[i] = append(r.del[i], nftables.SetElement{Key: k, Val: was.octets()})
+		r.del[i] = append(r.del[i], nftables.SetElement{Key: k, VerdictData: was.verdict()})
 	}
 	if now != wayUsual {
-		r.add[i] = append(r.add[i], nftables.SetElement{Key: k, Val: now.octets()})
+		r.add[i] = append(r.add[i], nftables.SetElement{Key: k, VerdictData: now.verdict()})
 	}
 	// What is here answers for itself, with a reset if need be.
 	guarded := func(w way) bool { return w != wayUsual && w != wayHere }

@@ -148,6 +148,11 @@ func (a *Admin) Own(p netip.Prefix, lease time.Duration) error {
 	if err := a.addAddr(link, p, lease); err != nil {
 		return err
 	}
+	if fresh && x.Is6() && link == a.nic {
+		if err := a.onLink(p); err != nil {
+			return err
+		}
+	}
 	if fresh {
 		// What is for other hosts' ports, and what is here, is known before the
 		// first segment comes.
@@ -276,13 +281,45 @@ func (a *Admin) addAddr(link netlink.Link, p netip.Prefix, d time.Duration) erro
 		Flags: unix.IFA_F_NODAD}
 	if p.Addr().Is6() {
 		// Deprecated (RFC 4862, section 5.5.4): what this host dials for itself
-		// does not come from it.
+		// does not come from it. And no route to its network, which the kernel
+		// would leave behind (net/ipv6/addrconf.c: ipv6_del_addr).
 		n.PreferedLft = 0
+		n.Flags |= unix.IFA_F_NOPREFIXROUTE
 	}
 	if err := a.route.AddrReplace(link, n); err != nil {
 		return fmt.Errorf("netadmin: address %v on %s: %w", p, link.Attrs().Name, err)
 	}
 	return nil
+}
+
+// onLink makes Device the way to the network of an IPv6 address, unless
+// another address there does. The route stays until Close: it says where a
+// network is, which is true whoever owns the address.
+func (a *Admin) onLink(p netip.Prefix) error {
+	p = p.Masked()
+	if p.IsSingleIP() || a.onLinks[p] {
+		return nil
+	}
+	list, err := a.route.AddrList(a.nic, netlink.FAMILY_V6)
+	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+		return fmt.Errorf("netadmin: addresses of %s: %w", a.cfg.Device, err)
+	}
+	for _, x := range list {
+		ones, _ := x.Mask.Size()
+		if ip, ok := netip.AddrFromSlice(x.IP); ok && ones == p.Bits() && p.Contains(ip) && x.Flags&unix.IFA_F_NOPREFIXROUTE == 0 {
+			return nil
+		}
+	}
+	if err := a.route.RouteReplace(a.onLinkRoute(p)); err != nil {
+		return fmt.Errorf("netadmin: route to %v: %w", p, err)
+	}
+	a.onLinks[p] = true
+	return nil
+}
+
+func (a *Admin) onLinkRoute(p netip.Prefix) *netlink.Route {
+	return &netlink.Route{LinkIndex: a.nic.Attrs().Index, Priority: 1024, Protocol: unix.RTPROT_STATIC,
+		Dst: &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), 128)}}
 }
 
 // delAddr takes an address off a device; it is no error if it is not there.
@@ -354,6 +391,11 @@ func (a *Admin) silence() error {
 			if link != nil {
 				errs = append(errs, a.delAddr(link, x))
 			}
+		}
+	}
+	for p := range a.onLinks {
+		if err := a.route.RouteDel(a.onLinkRoute(p)); err != nil && !errors.Is(err, unix.ESRCH) {
+			errs = append(errs, fmt.Errorf("netadmin: route to %v: %w", p, err))
 		}
 	}
 	if a.vipLink != nil {

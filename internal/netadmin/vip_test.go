@@ -579,8 +579,10 @@ func TestFollowerComesBack(t *testing.T) {
 			if len(st.Led)+len(st.Forwarded)+len(st.Guests)+len(st.Here) != 0 {
 				t.Errorf("%s: %+v", h.name, st)
 			}
-			if list, err := a.rules.notes(a.rules.vips.follow, vip[fam]); err != nil || len(list) != 0 {
-				t.Errorf("%s: %d follow, %v", h.name, len(list), err)
+			for to, set := range a.rules.vips.follow {
+				if list, err := a.rules.notes(set, vip[fam]); err != nil || len(list) != 0 {
+					t.Errorf("%s: %d follow to %s, %v", h.name, len(list), to, err)
+				}
 			}
 		}
 		s.finish(true, true)
@@ -749,6 +751,24 @@ func TestRouted(t *testing.T) {
 	})
 }
 
+// The network of an IPv6 address that no other address of the host is in.
+func TestOwnOtherNetwork(t *testing.T) {
+	l := newBareLab(t)
+	a := l.a.open(Config{})
+	p := netip.MustParsePrefix("fd00:77::10/64")
+	client := netip.MustParseAddr("fd00:77::13")
+	l.client.do("address", func() error { return addAddr("eth0", client, false) })
+	must(t, "Fence", a.Fence([]netip.Prefix{p}))
+	for range 2 {
+		l.a.own(a, p.Addr(), long)
+		s := connect(t, l.a, p.Addr(), l.client, client, true)
+		s.pump(20*time.Millisecond, 700)
+		s.finish(true, true)
+		must(t, "Disown", a.Disown(p.Addr()))
+	}
+	l.wantNoReset()
+}
+
 // An address that leaves takes no other along that is in its network.
 func TestDisownOneOfTwo(t *testing.T) {
 	l := newBareLab(t)
@@ -762,4 +782,3 @@ func TestDisownOneOfTwo(t *testing.T) {
 		t.Error("the wrong addresses are left")
 	}
 }
-
