@@ -333,7 +333,7 @@ func decodeListener(data []byte) (*Listener, error) {
 		return nil, fmt.Errorf("protocol: %w", err)
 	}
 	l := &Listener{
-		VIP: s.VIP, DualStack: s.DualStack, BackendName: s.Backend,
+		VIP: s.VIP, VIPName: s.VIPName, DualStack: s.DualStack, BackendName: s.Backend,
 		IdleTimeout: s.IdleTimeout, ConnectionsMax: s.ConnectionsMax, Backlog: s.Backlog,
 		KeepaliveIdle: s.KeepaliveIdle, KeepaliveInterval: s.KeepaliveInterval,
 		KeepaliveCount: s.KeepaliveCount, UserTimeout: s.UserTimeout,
@@ -416,6 +416,6 @@ func (s *endpointSpec) endpoint() (*Endpoint, error) {
 	return &Endpoint{
 		Backend: s.Backend, Name: s.Name, Addr: s.Addr, Unix: s.Unix,
 		Host: s.Host, Port: s.Port, Drop: Drop(drop), Weight: otherwise(absentWeight, s.Weight),
-		Backup: s.Backup, Zone: s.Zone, ConnectionsMax: s.ConnectionsMax, CheckPort: s.CheckPort,
+		Backup: s.Backup, Zone: s.Zone, Node: s.Node, ConnectionsMax: s.ConnectionsMax, CheckPort: s.CheckPort,
 	}, nil
 }

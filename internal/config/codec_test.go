@@ -192,6 +192,14 @@ func TestEveryFieldOfNodeAndClusterIsInThePlan(t *testing.T) {
 			f.SetUint(7)
 		case netip.AddrPort:
 			f.Set(reflect.ValueOf(netip.MustParseAddrPort("10.9.9.9:9")))
+		case bool:
+			f.SetBool(!f.Bool())
+		case time.Duration:
+			f.SetInt(int64(9 * time.Second))
+		case Tunnel:
+			f.Set(reflect.ValueOf(Tunnel{7, 7}))
+		case map[string]*NodeSpec:
+			f.Set(reflect.ValueOf(map[string]*NodeSpec{"n9": {Name: "n9"}}))
 		default:
 			f.Set(reflect.ValueOf(map[string]netip.AddrPort{}))
 		}

@@ -11,6 +11,7 @@ type Plan struct {
 	Node      *NodeChange      // nil: unchanged
 	Cluster   *ClusterChange   // nil: unchanged
 	AccessLog *AccessLogChange // nil: unchanged
+	VIPs      []VIPChange
 
 	BackendsAdded   []*Backend
 	BackendsRemoved []*Backend
@@ -34,6 +35,9 @@ type NodeChange struct{ Old, New Node }
 // ClusterChange is a cluster section that came (Old is nil), went (New is
 // nil) or changed.
 type ClusterChange struct{ Old, New *Cluster }
+
+// VIPChange is a VIP that came (Old is nil), went (New is nil) or changed.
+type VIPChange struct{ Old, New *VIP }
 
 // AccessLogChange is an access log that came (Old is nil), went (New is nil) or
 // changed.
@@ -62,6 +66,11 @@ func Diff(old, new *Config) Plan {
 		new = &Config{}
 	}
 	p.diffCluster(old.Cluster, new.Cluster)
+	for _, name := range names(old.VIPs, new.VIPs) {
+		if v, w := old.VIPs[name], new.VIPs[name]; v == nil || w == nil || *v != *w {
+			p.VIPs = append(p.VIPs, VIPChange{v, w})
+		}
+	}
 	if a, b := old.AccessLog, new.AccessLog; (a == nil) != (b == nil) || a != nil && *a != *b {
 		p.AccessLog = &AccessLogChange{a, b}
 	}
@@ -161,6 +170,7 @@ func names[T any](a, b map[string]T) []string {
 // Empty says that there is nothing to do.
 func (p Plan) Empty() bool {
 	return p.Node == nil && p.Cluster == nil && p.AccessLog == nil &&
+		len(p.VIPs) == 0 &&
 		len(p.BackendsAdded)+len(p.BackendsRemoved)+len(p.BackendsChanged) == 0 &&
 		len(p.EndpointsAdded)+len(p.EndpointsRemoved)+len(p.EndpointsChanged) == 0 &&
 		len(p.ListenersAdded)+len(p.ListenersRemoved)+len(p.ListenersChanged) == 0

@@ -76,7 +76,7 @@ func (e *editor) do(p *Patch) error {
 	return setField(object, p, value)
 }
 
-var exampleKey = map[string]string{"node": "name", "accessLog": "to", "cluster": "listen", "listener": "vip", "backend": "endpoints", "endpoint": "address", "route": "match"}
+var exampleKey = map[string]string{"node": "name", "accessLog": "to", "cluster": "identity", "nodes": "n1", "vips": "shop", "listener": "vip", "backend": "endpoints", "endpoint": "address", "route": "match"}
 
 // none says that there is no such object.
 func (e *editor) none(t target) *gone {

@@ -8,7 +8,7 @@ import (
 // Patch is one change of the desired state that is not a change of the file: of
 // one object, or of one field of it.
 type Patch struct {
-	// Object is "node", "accessLog", "cluster", "listener/NAME", "backend/NAME",
+	// Object is "node", "accessLog", "cluster", "nodes", "vips", "listener/NAME", "backend/NAME",
 	// "endpoint/BACKEND/NAME" or "route/LISTENER/NAME".
 	Object string `json:"object"`
 	// Field is a key of the object, with dots: "weight", "check.interval"; "" is
@@ -44,7 +44,7 @@ type target struct {
 func (p *Patch) target() (target, error) {
 	kind, rest, named := strings.Cut(p.Object, "/")
 	switch kind {
-	case "node", "accessLog", "cluster":
+	case "node", "accessLog", "cluster", "nodes", "vips":
 		if !named {
 			return target{kind: kind, group: kind}, nil
 		}
@@ -65,7 +65,7 @@ func (p *Patch) target() (target, error) {
 		}
 		return target{}, fmt.Errorf("write route/LISTENER/NAME")
 	}
-	words := []string{"node", "accessLog", "cluster", "listener", "backend", "endpoint", "route"}
+	words := []string{"node", "accessLog", "cluster", "nodes", "vips", "listener", "backend", "endpoint", "route"}
 	return target{}, fmt.Errorf("%s is no kind of object%s", printable(kind), hint(nearest(kind, words), words))
 }
 

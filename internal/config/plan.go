@@ -26,6 +26,9 @@ func (p Plan) String() string {
 	if p.AccessLog != nil {
 		fmt.Fprintln(&out, p.AccessLog.line())
 	}
+	for _, c := range p.VIPs {
+		fmt.Fprintln(&out, c.line())
+	}
 	p.backendLines().print(&out)
 	p.listenerLines().print(&out)
 	return out.String()
@@ -97,6 +100,16 @@ func (p Plan) listenerLines() *planLines {
 	return &l
 }
 
+func (c *VIPChange) line() string {
+	switch {
+	case c.Old == nil:
+		return fmt.Sprintf("+ vip %s %v", c.New.Name, c.New.Address)
+	case c.New == nil:
+		return fmt.Sprintf("- vip %s %v", c.Old.Name, c.Old.Address)
+	}
+	return fmt.Sprintf("~ vip %s: %s", c.New.Name, vipFields.changes(c.Old, c.New))
+}
+
 func (c *ClusterChange) line() string {
 	switch {
 	case c.Old == nil:
@@ -105,6 +118,9 @@ func (c *ClusterChange) line() string {
 		return fmt.Sprintf("- cluster %v", c.Old.Listen)
 	}
 	changes := clusterFields.changes(c.Old, c.New)
+	if len(c.Old.Nodes) > 0 || len(c.New.Nodes) > 0 {
+		return "~ cluster: " + strings.Join(append(clusterFields.list(c.Old, c.New), nodeLines(c.Old.Nodes, c.New.Nodes)...), ", ")
+	}
 	for _, name := range names(c.Old.Peers, c.New.Peers) {
 		was, had := c.Old.Peers[name]
 		is, has := c.New.Peers[name]
@@ -124,6 +140,23 @@ func (c *ClusterChange) line() string {
 		}
 	}
 	return "~ cluster: " + changes
+}
+
+// nodeLines tells nodes that came, went or changed.
+func nodeLines(old, new map[string]*NodeSpec) (all []string) {
+	for _, name := range names(old, new) {
+		switch was, is := old[name], new[name]; {
+		case was == nil:
+			all = append(all, fmt.Sprintf("+ nodes.%s %v", name, is.Address))
+		case is == nil:
+			all = append(all, fmt.Sprintf("- nodes.%s %v", name, was.Address))
+		default:
+			for _, change := range nodeSpecFields.list(was, is) {
+				all = append(all, fmt.Sprintf("nodes.%s.%s", name, change))
+			}
+		}
+	}
+	return all
 }
 
 // fields says how the parts of a T are called in the file and how they are
@@ -198,6 +231,7 @@ var endpointFields = fields[Endpoint]{
 	{"weight", func(e *Endpoint) string { return fmt.Sprint(e.Weight) }},
 	{"backup", func(e *Endpoint) string { return fmt.Sprint(e.Backup) }},
 	{"zone", func(e *Endpoint) string { return printable(e.Zone) }},
+	{"node", func(e *Endpoint) string { return printable(e.Node) }},
 	{"connections", func(e *Endpoint) string { return fmt.Sprint(e.ConnectionsMax) }},
 	{"check.port", func(e *Endpoint) string { return fmt.Sprint(e.CheckPort) }},
 }

@@ -244,6 +244,7 @@ var keys = []key{
 	{"backends.NAME.endpoints[].weight", aWeight, fmt.Sprint(DefaultWeight), "", "Its share; 0 gets nothing new but what is sticky to it."},
 	{"backends.NAME.endpoints[].backup", boolForm(), "false", "", "It serves while no other one does."},
 	{"backends.NAME.endpoints[].zone", aZone, "", "none", "Where it is, for `preferLocal`."},
+	{"backends.NAME.endpoints[].node", aName("n1"), "", "none", "The node of the cluster on whose host it runs, one of `nodes`: local, for `preferLocal`, where that node serves; out of rotation everywhere while that node is evacuated."},
 	{"backends.NAME.endpoints[].connections", connectionsBound.form(20), "0", "", "In the place of `limits.connectionsPerEndpoint`, for this one; 0 is the backend's."},
 	{"backends.NAME.endpoints[].check", ofKeys, "", "", ""},
 	{"backends.NAME.endpoints[].check.port", aPort, "", given, "In the place of `check.port`, for this one."},
@@ -308,16 +309,39 @@ var keys = []key{
 	{"backends.NAME.breaker.open", breakerOpenBound.form("10s"), "5s", "", "How long nothing is sent."},
 	{"backends.NAME.breaker.probes", breakerProbeBound.form(5), "3", "", "Requests that are let through then, and decide."},
 
-	{"cluster", ofKeys, "", "nothing moves to other hosts, and no privilege is needed", "Only for moves to other hosts."},
-	{"cluster.listen", aVIP.exampled("192.168.7.1:7443"), "", given, "Address and port at which this node takes flows from others."},
-	{"cluster.device", form{says: "the name of an interface", example: "eth0", schema: matching("^[^/: ]{1,15}$"), bad: []string{"a/b", "sixteen-octets-x"}}, "", given, "The network device of the VIPs and of the other hosts."},
+	{"nodes", ofKeys, "", "", "The hosts between which addresses and flows move. The same on all of them; each finds itself by `node.name`, `run --node` or `$HOLDFAST_NODE`."},
+	{"nodes.NAME.address", aVIP.because("address and port").exampled("192.168.7.1:7443"), "", given, "Where its peers reach it."},
+	{"nodes.NAME.device", aDevice, "", given, "The network device of the VIPs and of the other hosts."},
+	{"nodes.NAME.sourcePorts", aPortRange, "", given, "Ports from which it alone dials movable sources; no two nodes share one."},
+	{"nodes.NAME.labels", openMap("a map from names to words", `{ rack: a }`, jsonMap{"type": "string"}), "", "none", "What is told of it beside its name."},
+	{"vips", ofKeys, "", "", "Addresses with names, which move between nodes with all flows on them. Listeners name them: `vip: \"shop:443\"`."},
+	{"vips.NAME.address", form{says: "an address with the length of its network's prefix", example: "192.0.2.10/24", schema: matching("^[0-9a-fA-F.:]+/[0-9]+$"), bad: []string{"192.0.2.10", "0.0.0.0/24"}}, "", given, "The address."},
+	{"vips.NAME.home", aName("n1"), "", given, "The node that owns it when nothing else was said, and to which `holdfast return` brings it back."},
+	{"vips.NAME.announce", wordForm(announceWords, "route"), "arp", "", "How the network hears of its owner: gratuitous ARP (IPv6: neighbour advertisements), or a route: the address is put on the device `hf-vips`, which a routing daemon announces."},
+
+	{"cluster", ofKeys, "", "nothing moves to other hosts, and no privilege is needed", "Only for moves to other hosts. With `nodes`, what is the same for all of them; without, `listen`, `device`, `sourcePorts` and `peers` say what is this node's."},
+	{"cluster.listen", aVIP.exampled("192.168.7.1:7443"), "", "with `nodes`: none", "Address and port at which this node takes flows from others."},
+	{"cluster.device", aDevice, "", "with `nodes`: none", "The network device of the VIPs and of the other hosts."},
 	{"cluster.identity", ofKeys, "", given, ""},
 	{"cluster.identity.certificate", aFile, "", given, "This node's certificate, in PEM."},
 	{"cluster.identity.key", aFile, "", given, "Its key."},
 	{"cluster.identity.trust", aFile, "", given, "The authority that signed the others' certificates."},
-	{"cluster.sourcePorts", form{says: fmt.Sprintf("two ports from %d to 65535, the lower first", sourcePortMin), example: "20000-29999", schema: matching("^[0-9]+-[0-9]+$"), bad: []string{"20000", "30000-20000", "1-2000"}}, "", given, "Ports from which this node alone dials movable sources; no two nodes share one."},
-	{"cluster.peers", openMap("a map from names to addresses", `{ node: 192.168.7.1:7443, n2: 192.168.7.2:7443 }`, jsonMap{"type": "string"}), "", given, "Each node's `listen` address, this node's own included."},
+	{"cluster.sourcePorts", aPortRange, "", "with `nodes`: none", "Ports from which this node alone dials movable sources; no two nodes share one."},
+	{"cluster.peers", openMap("a map from names to addresses", `{ node: 192.168.7.1:7443, n2: 192.168.7.2:7443 }`, jsonMap{"type": "string"}), "", "with `nodes`: none", "Each node's `listen` address, this node's own included."},
+	{"cluster.lease", leaseBound.form("5s"), "3s", "", "How long the kernel lets a VIP pass that its owner does not renew: so long after it hangs, it is silent."},
+	{"cluster.settle", settleBound.form("30s"), "10s", "", "How long the former owner of a VIP sends on what still comes to it."},
+	{"cluster.quorum", wordForm(quorumWords, "majority"), "none", "of three nodes or more: `majority`", "An owner that reaches no majority of the nodes, itself included, lets its leases end."},
+	{"cluster.tunnel", ofKeys, "", "none; all nodes are on one Ethernet", "Between nodes on different networks."},
+	{"cluster.tunnel.vxlan", ofKeys, "", "", "VXLAN (RFC 7348)."},
+	{"cluster.tunnel.vxlan.id", vxlanBound.form(78), "77", "", "Its network identifier."},
+	{"cluster.tunnel.vxlan.port", portBound.form(4791), "4790", "", "Its port of UDP."},
+	{"cluster.netadmin", aSocket.exampled("/run/holdfast/netadmin.sock"), "/run/holdfast/netadmin.sock", "", "The socket of the privileged process, `holdfast netadmin`."},
 }
+
+var (
+	aDevice    = form{says: "the name of an interface", example: "eth0", schema: matching("^[^/: ]{1,15}$"), bad: []string{"a/b", "sixteen-octets-x"}}
+	aPortRange = form{says: fmt.Sprintf("two ports from %d to 65535, the lower first", sourcePortMin), example: "20000-29999", schema: matching("^[0-9]+-[0-9]+$"), bad: []string{"20000", "30000-20000", "1-2000"}}
+)
 
 // exampled is a form with another example.
 func (f form) exampled(example string) form {

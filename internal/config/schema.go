@@ -129,6 +129,8 @@ func Reference() string {
 		{"eject", "backends.NAME.eject", ""},
 		{"breaker", "backends.NAME.breaker", ""},
 		{"cluster", "cluster", ""},
+		{"nodes", "nodes.NAME", ""},
+		{"vips", "vips.NAME", ""},
 	} {
 		at := root
 		for name := range strings.SplitSeq(section.path, ".") {

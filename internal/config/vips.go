@@ -203,9 +203,11 @@ func (r *reader) nodes(root *section) map[string]*NodeSpec {
 		if s.require("sourcePorts", "20000-39999") {
 			n.SourcePortFirst, n.SourcePortLast = s.portRange("sourcePorts")
 		}
-		labels := s.open("labels")
-		for _, e := range labels.entries {
-			n.Labels[e.key.Value] = labels.checked(e.key.Value, "", checkZone)
+		if s.has("labels") {
+			labels := s.open("labels")
+			for _, e := range labels.entries {
+				n.Labels[e.key.Value] = labels.checked(e.key.Value, "", checkZone)
+			}
 		}
 		all[n.Name] = n
 	}
