@@ -148,7 +148,7 @@ type Admin struct {
 
 	// vipMu lets one at a time change whose addresses are where. It comes
 	// before steerMu and mu.
-	vipMu  sync.Mutex
+	vipMu   sync.Mutex
 	routed  map[netip.Addr]bool   // by a daemon
 	onLinks map[netip.Prefix]bool // networks of IPv6 that have a route of ours
 

@@ -132,8 +132,15 @@ type rules struct {
 	created bool
 
 	// What flush will send.
-	del, add           [2][]nftables.SetElement
-	guardDel, guardAdd [2][]nftables.SetElement
+	batch              *batch
+	del, add           [2][]wayOf
+	guardDel, guardAdd [2][]wayOf
+}
+
+// wayOf is where the segments of a tuple go, or went.
+type wayOf struct {
+	t Tuple
+	w way
 }
 
 func openRules(cfg Config) (*rules, error) {
@@ -165,7 +172,8 @@ func (r *rules) dial() (err error) {
 	if r.conn, err = nftables.New(nftables.AsLasting()); err != nil {
 		return fmt.Errorf("netadmin: nft netlink: %w", err)
 	}
-	return nil
+	r.batch, err = openBatch()
+	return err
 }
 
 // create makes everything in one transaction.
@@ -289,14 +297,18 @@ func loadKey(f family, leaving bool) []expr.Any {
 }
 
 // key is what loadKey loads for t.
-func key(t Tuple) []byte {
-	var k []byte
-	for _, a := range []struct {
-		addr []byte
-		port uint16
-	}{{t.Remote.Addr().AsSlice(), t.Remote.Port()}, {t.Local.Addr().AsSlice(), t.Local.Port()}} {
-		k = append(k, a.addr...)
-		k = binary.BigEndian.AppendUint16(k, a.port)
+func key(t Tuple) []byte { return appendKey(nil, t) }
+
+func appendKey(k []byte, t Tuple) []byte {
+	for _, end := range [2]netip.AddrPort{t.Remote, t.Local} {
+		if end.Addr().Is4() {
+			a := end.Addr().As4()
+			k = append(k, a[:]...)
+		} else {
+			a := end.Addr().As16()
+			k = append(k, a[:]...)
+		}
+		k = binary.BigEndian.AppendUint16(k, end.Port())
 		k = append(k, 0, 0)
 	}
 	return k
@@ -399,21 +411,21 @@ func (r *rules) queue(t Tuple, was, now way) {
 	if was == now {
 		return
 	}
-	i, k := familyOf(t), key(t)
+	i := familyOf(t)
 	if was != wayUsual {
-		r.del[i] = append(r.del[i], nftables.SetElement{Key: k, VerdictData: was.verdict()})
+		r.del[i] = append(r.del[i], wayOf{t, was})
 	}
 	if now != wayUsual {
-		r.add[i] = append(r.add[i], nftables.SetElement{Key: k, VerdictData: now.verdict()})
+		r.add[i] = append(r.add[i], wayOf{t, now})
 	}
 	// What is here answers for itself, with a reset if need be.
 	guarded := func(w way) bool { return w != wayUsual && w != wayHere }
 	switch {
 	case guarded(was) == guarded(now):
 	case guarded(now):
-		r.guardAdd[i] = append(r.guardAdd[i], nftables.SetElement{Key: k})
+		r.guardAdd[i] = append(r.guardAdd[i], wayOf{t: t})
 	default:
-		r.guardDel[i] = append(r.guardDel[i], nftables.SetElement{Key: k})
+		r.guardDel[i] = append(r.guardDel[i], wayOf{t: t})
 	}
 }
 
@@ -425,25 +437,34 @@ func (r *rules) flush() error {
 			r.guardDel[i], r.guardAdd[i] = r.guardDel[i][:0], r.guardAdd[i][:0]
 		}
 	}()
-	var errs []error
+	b := r.batch
+	b.begin()
+	list := func(s *nftables.Set, add, verdicts bool, of []wayOf) {
+		if len(of) == 0 {
+			return
+		}
+		b.elements(s, add)
+		for _, x := range of {
+			var v *expr.Verdict
+			if verdicts {
+				v = x.w.verdict()
+			}
+			b.element(x.t, v)
+		}
+		b.endElements()
+	}
+	some := false
 	for i := range families {
-		if len(r.del[i]) > 0 {
-			errs = append(errs, r.conn.SetDeleteElements(r.steer[i], r.del[i]))
-		}
-		if len(r.add[i]) > 0 {
-			errs = append(errs, r.conn.SetAddElements(r.steer[i], r.add[i]))
-		}
-		if len(r.guardAdd[i]) > 0 {
-			errs = append(errs, r.conn.SetAddElements(r.guard[i], r.guardAdd[i]))
-		}
-		if len(r.guardDel[i]) > 0 {
-			errs = append(errs, r.conn.SetDeleteElements(r.guard[i], r.guardDel[i]))
-		}
+		some = some || len(r.del[i])+len(r.add[i])+len(r.guardAdd[i])+len(r.guardDel[i]) > 0
+		list(r.steer[i], false, false, r.del[i])
+		list(r.steer[i], true, true, r.add[i])
+		list(r.guard[i], true, false, r.guardAdd[i])
+		list(r.guard[i], false, false, r.guardDel[i])
 	}
-	if err := errors.Join(errs...); err != nil {
-		return fmt.Errorf("netadmin: encode nft elements: %w", err)
+	if !some {
+		return nil
 	}
-	if err := r.conn.Flush(); err != nil {
+	if err := b.commit(); err != nil {
 		return fmt.Errorf("netadmin: change nft sets: %w", err)
 	}
 	return nil
@@ -521,6 +542,7 @@ func (r *rules) remove() error {
 		r.conn.DelTable(r.inet)
 	}
 	err := r.conn.Flush()
+	r.batch.close()
 	if cerr := r.conn.CloseLasting(); err == nil {
 		err = cerr
 	}
