@@ -171,6 +171,34 @@ func (r *budget) restore(now int64, requests uint64, s *SavedBudget) {
 	}
 }
 
+// merge is restore beside a process that goes on: what it used of its budget and what
+// is used here are used together.
+func (r *budget) merge(now int64, requests uint64, s *SavedBudget) {
+	r.mu.Lock()
+	if r.since != 0 {
+		s.Since = max(0, min(s.Since, time.Duration(now-r.since)))
+		s.Requests += requests - r.requests
+		s.Retries[0] += r.retries[0]
+		s.Retries[1] += r.retries[1]
+		s.Recent = max(s.Recent, r.recent)
+	}
+	r.mu.Unlock()
+	r.restore(now, requests, s)
+}
+
+// Merge takes from another node, which goes on, what it has used of rates and budgets,
+// what its endpoints have answered, and whose turn it is. It is told once of a budget.
+func (l *Ledger) Merge(now int64, s Saved) {
+	for name, z := range s.Backends {
+		if b := l.Backend(name); z.Budget != nil {
+			b.budget.merge(now, b.requests(), z.Budget)
+			z.Budget = nil
+			s.Backends[name] = z
+		}
+	}
+	l.Restore(now, s)
+}
+
 // Restore takes over what another process has saved, at now. It may be called again
 // with what came since: the later one holds.
 func (l *Ledger) Restore(now int64, s Saved) {

@@ -144,6 +144,36 @@ func TestRetryBudgetGoesAlong(t *testing.T) {
 	}
 }
 
+// What two nodes have used of a retry budget they have used together when the flows of
+// one come to the other, which goes on; and those that are free are not free twice.
+func TestRetryBudgetsOfTwoNodes(t *testing.T) {
+	c := backend(1, equal(2), func(c *config.Backend) { c.Retry.Budget = 20 })
+	const now = int64(1e12)
+	use := func(b *ledger.Backend, asks, retries int) (n int) {
+		for range asks {
+			_, g := secure(b, c, ledger.Asking{Now: now})
+			g.Account.Release()
+		}
+		for range retries {
+			if name, g := secure(b, c, ledger.Asking{Retry: true, Now: now}); name != "spent" {
+				g.Account.Release()
+				n++
+			}
+		}
+		return n
+	}
+	from, to := newLedger(nil), newLedger(nil)
+	from.Backend("b").Govern(c)
+	to.Backend("b").Govern(c)
+	spent := use(from.Backend("b"), 200, 100)
+	used := use(to.Backend("b"), 200, 25)
+	to.Merge(now, from.Save(now, 0))
+	more := use(to.Backend("b"), 0, 100)
+	if all := spent + used + more; more == 0 || all > 10+10+80 {
+		t.Errorf("%d retries there, %d here and %d afterwards, of 400 requests with 20 %% and 10 free for each", spent, used, more)
+	}
+}
+
 // What is known of endpoints goes along: how slow they were, with its age, how
 // often they have failed in a row; and those who choose in turn go on where they were.
 func TestWhatIsKnownOfEndpointsGoesAlong(t *testing.T) {

@@ -117,7 +117,6 @@ func NewHostGiving(c Carrier) *HostGiving {
 //
 //	giver                              taker                         undone by
 //	Begin                        --->  makes ready                   Done, the end of the conversation
-//	Inherit                      --->  learns                        nothing: it is only known
 //	Prepare: a group of 64       --->  holds their segments          Drop of the group, once none is diverted
 //	parks 16, diverts, puts down                                     Return: undiverts, serves them
 //	Offer                        --->  restores, quiet               Abort after Return; refuses: Return
@@ -132,9 +131,9 @@ func NewHostGiving(c Carrier) *HostGiving {
 // one; if nobody can tell, the flows are closed.
 //
 // An error leaves the conversation of no use, but for one that Stopped gave or a [frozen.Refused].
-func (x *HostGiving) Give(g HostGiver, coming Coming, learn func(send func(Knowledge) error) error) error {
+func (x *HostGiving) Give(g HostGiver, coming Coming) error {
 	x.g, x.tries, x.moved = g, map[uint64]int{}, 0
-	if err := x.begin(coming, learn); err != nil {
+	if err := x.begin(coming); err != nil {
 		return err
 	}
 	stop, err := x.all()
@@ -147,20 +146,15 @@ func (x *HostGiving) Give(g HostGiver, coming Coming, learn func(send func(Knowl
 	return stop
 }
 
-func (x *HostGiving) begin(coming Coming, learn func(send func(Knowledge) error) error) error {
+func (x *HostGiving) begin(coming Coming) error {
 	if err := x.c.SetTimeout(HostAnswerTime); err != nil {
 		return err
 	}
 	if err := SendJSON(x.c, Begin, coming); err != nil {
 		return err
 	}
-	if _, err := Expect(x.c, Ready); err != nil {
-		return err
-	}
-	if learn == nil {
-		return nil
-	}
-	return learn(func(k Knowledge) error { return SendJSON(x.c, Inherit, k) })
+	_, err := Expect(x.c, Ready)
+	return err
 }
 
 // offered is how many lots stand still.

@@ -231,7 +231,6 @@ type hostTakerOf struct{ *hosts }
 
 func (t hostTakerOf) Begin(Coming) error { t.begun++; return nil }
 func (t hostTakerOf) Settle()            { t.begun-- }
-func (t hostTakerOf) Learn(Knowledge)    {}
 
 func (t hostTakerOf) Hold(ts []Tuple) error {
 	if t.noHold != nil {
@@ -382,7 +381,7 @@ func (h *hosts) run(at int, fault func(*link)) (messages int, err error) {
 		}
 	}
 	x := NewHostGiving(l)
-	err = x.Give(hostGiverOf{h}, Coming{}, nil)
+	err = x.Give(hostGiverOf{h}, Coming{})
 	if l.err != nil && !l.cut {
 		h.t.Errorf("the taker ended it: %v", l.err)
 	}
@@ -451,12 +450,12 @@ func TestHostStops(t *testing.T) {
 		l := &link{h: h}
 		l.taking = NewHostTaking(far{l}, hostTakerOf{h})
 		x := NewHostGiving(l)
-		if err := x.Give(hostGiverOf{h}, Coming{}, nil); !errors.Is(err, errStop) {
+		if err := x.Give(hostGiverOf{h}, Coming{}); !errors.Is(err, errStop) {
 			t.Fatalf("stopped at question %d: %v", at, err)
 		}
 		first, _ := h.end()
 		h.stopAt, h.listed = 0, 0
-		if err := x.Give(hostGiverOf{h}, Coming{}, nil); err != nil {
+		if err := x.Give(hostGiverOf{h}, Coming{}); err != nil {
 			t.Fatal(err)
 		}
 		if there, _ := h.end(); there != 200 || first == 200 && at < 10 {

@@ -13,8 +13,6 @@ import (
 type HostTaker interface {
 	// Begin makes ready for flows, until Settle.
 	Begin(Coming) error
-	// Learn hears what the giver knows; what cannot be read is left out.
-	Learn(Knowledge)
 	// Hold keeps back the segments of what is to come. Drop forgets them: they are the
 	// giver's, or nobody's. On error nothing has changed. An error of Hold is told to the giver.
 	Hold([]Tuple) error
@@ -69,13 +67,6 @@ func (x *HostTaking) Step(m Message) error {
 	switch m.Kind {
 	case Begin:
 		return x.begin(m)
-	case Inherit:
-		var k Knowledge
-		if err := m.Into(&k); err != nil {
-			return err
-		}
-		x.t.Learn(k)
-		return nil
 	case Prepare:
 		return x.prepare(m)
 	case Offer:

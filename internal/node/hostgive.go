@@ -24,13 +24,19 @@ type sentObjects map[config.Ref]bool
 // flows moves flows; the caller holds change.
 func (t *hostTalk) flows(ctx context.Context, want func(f *flow.Flow) bool, tell func(Progress)) (*Report, error) {
 	n, began := t.n, time.Now()
+	if err := t.Tell(); err != nil {
+		return newReport("host"), err
+	}
 	g := &hostGiver{t: t, n: n, ctx: ctx, tell: tell, want: want, r: newReport("host"), left: map[*ledger.Endpoint]int64{}, began: flow.Instant(sock.Monotonic())}
 	// While flows are on their way only the peer grants what is limited.
 	n.shared.Ledger.Pause()
 	defer n.shared.Ledger.Resume()
-	err := t.giving.Give(g, move.Coming{Talk: t.id, Held: n.shared.Ledger.Held()}, nil)
+	err := t.giving.Give(g, move.Coming{Talk: t.id, Held: n.shared.Ledger.Held()})
 	for account, left := range g.left { // the peer's limits are its own now
 		account.AddForeign(-left)
+	}
+	if err == nil {
+		err = t.Tell()
 	}
 	n.totals.move(g.r)
 	return g.r.done(began), err

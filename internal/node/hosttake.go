@@ -113,9 +113,12 @@ func (t *hostTaker) listen() error {
 			}
 			return err
 		}
-		if m.Kind == move.Ask {
+		switch m.Kind {
+		case move.Ask:
 			err = t.answer(m)
-		} else {
+		case move.Inherit:
+			err = t.n.takeUp(t.peer, m)
+		default:
 			err = t.taking.Step(m)
 		}
 		if err != nil {
@@ -162,9 +165,6 @@ func (t *hostTaker) Settle() {
 	t.shared = nil
 	t.n.shared.Ledger.Resume()
 }
-
-// Learn hears what the giver knows.
-func (t *hostTaker) Learn(move.Knowledge) {}
 
 // Hold keeps back the segments of what is to come.
 func (t *hostTaker) Hold(ts []move.Tuple) error {

@@ -31,6 +31,7 @@ type hostTalk struct {
 	sent  sentObjects // that the peer has
 
 	giving *move.HostGiving
+	known  *heirKnows // what was told
 }
 
 // hostFeatures are what this release speaks between hosts.
