@@ -261,6 +261,10 @@ func (r *migrateRun) stage() error {
 	if r.wire, err = NewWire(r.world, n1, n3); err != nil {
 		return err
 	}
+	r.wire.About(vip4, vip6)
+	if err := r.countTalk(); err != nil {
+		return err
+	}
 	if r.asker, err = Ask(r.world.Host("judge"), askEvery, vip4, vip6); err != nil {
 		return err
 	}
@@ -291,8 +295,19 @@ func (r *migrateRun) close() {
 // both hosts, on the other one only, and on objects that will be gone.
 var overServices = []string{"main", "main6", "main", "main6", "main", "main6", "gone", "gone6", "far", "far6"}
 
-// spreadHTTP are those of HTTP.
-var spreadHTTP = []string{"web", "web6", "webgone"}
+// webServices are those of HTTP. Where the configuration has an object no more, its next
+// request is refused; what makes none lives on: tunnels.
+func webServices(k HTTPKind) []string {
+	switch k {
+	case HTTPDialing:
+		return []string{"webdial"}
+	case HTTPQueued:
+		return []string{"webqueue"}
+	case HTTPWebSocket, HTTPConnect, HTTPConnectHalf:
+		return []string{"webgone", "web", "web6"}
+	}
+	return []string{"web", "web6"}
+}
 
 // openAll opens all flows and takes the objects of some away.
 func (r *migrateRun) openAll() error {
@@ -318,7 +333,7 @@ func (r *migrateRun) openAll() error {
 	r.holders = r.open(QueueHolder, r.mix[QueueHolder], "queue")
 	r.flows = append(r.flows, r.holders...)
 	served := func(f *Flow) bool { return f.Served.Load() != 0 || f.Kind == Dialing && f.Opened.Load() != 0 }
-	if err := r.traffic.AwaitEach(60*time.Second, "flows to be served", r.flows, served); err != nil {
+	if err := r.traffic.AwaitEach(r.openPatience(), "flows to be served", r.flows, served); err != nil {
 		return err
 	}
 	for range r.mix[Queued] {
@@ -333,15 +348,9 @@ func (r *migrateRun) openAll() error {
 	i = 0
 	for k := range HTTPKind(httpKinds) {
 		for range r.web_[k] {
-			to := spreadHTTP[i%len(spreadHTTP)]
-			switch k {
-			case HTTPDialing:
-				to = "webdial"
-			case HTTPQueued:
-				to = "webqueue"
-			}
+			all := webServices(k)
+			f := r.web.NewFlow(k, r.to(all[i%len(all)]))
 			i++
-			f := r.web.NewFlow(k, r.to(to))
 			r.http = append(r.http, f)
 			r.web.Open(f)
 		}
@@ -349,7 +358,7 @@ func (r *migrateRun) openAll() error {
 	there := func(f *HTTPFlow) bool {
 		return f.Served.Load() != 0 || f.Kind == HTTPDialing && f.Opened.Load() != 0
 	}
-	if err := r.web.AwaitEach(30*time.Second, "HTTP flows to be served", r.http, there); err != nil {
+	if err := r.web.AwaitEach(r.openPatience(), "HTTP flows to be served", r.http, there); err != nil {
 		return err
 	}
 	part, err := r.b.file(false)
@@ -366,6 +375,14 @@ func (r *migrateRun) openAll() error {
 		r.stop = r.churnAt(r.rate, r.to("new"), r.to("new6"))
 	}
 	return nil
+}
+
+// openPatience is how long flows may take until they are served.
+func (r *migrateRun) openPatience() time.Duration {
+	if r.Short {
+		return 8 * time.Second
+	}
+	return 60 * time.Second
 }
 
 // localShare is the share of connections to servers that end on a host.

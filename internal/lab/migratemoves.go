@@ -8,9 +8,6 @@ import (
 	"strconv"
 	"strings"
 	"time"
-
-	"github.com/google/nftables"
-	"github.com/google/nftables/expr"
 )
 
 // controlWindow is the length of a window without moves in which gaps are taken: as
@@ -30,7 +27,7 @@ func (r *migrateRun) control(first bool) {
 	time.Sleep(700 * time.Millisecond) // what was before wears off
 	r.phase("control interval: %d times %v without moves", windows, controlWindow)
 	r.traffic.During(Control)
-	began, before, machine, talk := time.Now(), r.cpu(), machineCPU(), r.wire.Talk()
+	began, before, machine, talk := time.Now(), r.cpu(), machineCPU(), r.talked()
 	for range windows {
 		r.startGaps(nil)
 		time.Sleep(controlWindow)
@@ -43,7 +40,7 @@ func (r *migrateRun) control(first bool) {
 			r.serving[name] = float64(after[name]-before[name]) / float64(took)
 		}
 		r.machine = float64(machineCPU()-machine) / float64(took)
-		r.talk = float64(r.wire.Talk()-talk) / took.Seconds()
+		r.talk = float64(r.talked()-talk) / took.Seconds()
 	}
 	r.traffic.During(Opening)
 }
@@ -151,14 +148,14 @@ func (r *migrateRun) move(v clusterVIP, from, to string) error {
 	m := &hostMove{vip: v, from: from, to: to}
 	r.traffic.During(HostMove)
 	r.startGaps(&v)
-	cpu, machine, talk := r.cpu(), machineCPU(), r.wire.Talk()
+	cpu, machine, talk := r.cpu(), machineCPU(), r.talked()
 	m.began = time.Now()
 	report, err := r.b.migrate(r.ctx, v, from, to)
 	m.ended = time.Now()
 	if err != nil {
 		return fmt.Errorf("move %d, of %s from %s to %s: %w", len(r.moves)+1, v.name, from, to, err)
 	}
-	m.report, m.machine, m.talk = report, machineCPU()-machine, r.wire.Talk()-talk
+	m.report, m.machine, m.talk = report, machineCPU()-machine, r.talked()-talk
 	m.cpu = r.cpu()
 	for name := range m.cpu {
 		m.cpu[name] -= cpu[name]
@@ -243,54 +240,6 @@ func (r *migrateRun) socketsOf(node string) int {
 
 // newPort is the port of the VIPs for new connections.
 const newPort = 448
-
-// lose lets one in a hundred of all frames that hosts send vanish, at the bridge.
-func (r *migrateRun) lose() error {
-	r.phase("from now on one frame in a hundred is lost, whoever sends it")
-	c, err := nftables.New()
-	if err != nil {
-		return fmt.Errorf("lab: nftables: %w", err)
-	}
-	t := c.AddTable(&nftables.Table{Family: nftables.TableFamilyNetdev, Name: "loss"})
-	for _, h := range sortedNames(r.world.Hosts) {
-		chain := c.AddChain(&nftables.Chain{Name: h, Table: t, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookIngress,
-			Priority: nftables.ChainPriorityRef(0), Device: r.world.Hosts[h].port})
-		c.AddRule(&nftables.Rule{Table: t, Chain: chain, Exprs: []expr.Any{
-			&expr.Numgen{Register: 1, Modulus: 100, Type: 1}, // NFT_NG_RANDOM
-			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{0, 0, 0, 0}},
-			&expr.Counter{},
-			&expr.Verdict{Kind: expr.VerdictDrop},
-		}})
-	}
-	if err := c.Flush(); err != nil {
-		return fmt.Errorf("lab: rules that lose frames: %w", err)
-	}
-	return nil
-}
-
-// endLoss ends it and says how many frames were lost.
-func (r *migrateRun) endLoss() (lost uint64, err error) {
-	c, err := nftables.New()
-	if err != nil {
-		return 0, err
-	}
-	t := &nftables.Table{Family: nftables.TableFamilyNetdev, Name: "loss"}
-	for _, h := range sortedNames(r.world.Hosts) {
-		rules, err := c.GetRules(t, &nftables.Chain{Name: h, Table: t})
-		if err != nil {
-			return lost, err
-		}
-		for _, rule := range rules {
-			for _, e := range rule.Exprs {
-				if n, ok := e.(*expr.Counter); ok {
-					lost += n.Packets
-				}
-			}
-		}
-	}
-	c.DelTable(t)
-	return lost, c.Flush()
-}
 
 // tenure is the time for which one hardware address answered for an address.
 type tenure struct {

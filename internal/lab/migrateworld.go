@@ -105,9 +105,14 @@ func (b *cluster) file(whole bool) (string, error) {
 		if x.gone && !whole {
 			continue
 		}
-		protocol := "tcp, idleTimeout: 1h"
+		// Flows of what stays are under an object that was changed.
+		hours := 1
+		if !whole {
+			hours = 2
+		}
+		protocol := fmt.Sprintf("tcp, idleTimeout: %dh", hours)
 		if x.http {
-			protocol = "http, http: { timeouts: { header: 10m, body: 10m, keepalive: 1h, tunnel: 1h } }"
+			protocol = fmt.Sprintf("http, http: { timeouts: { header: 10m, body: 10m, keepalive: %[1]dh, tunnel: %[1]dh } }", hours)
 		}
 		fmt.Fprintf(&s, "  %s: { vip: \"%s:%d\", protocol: %s, backend: %s, onChange: keep }\n", x.name, x.vip, x.port, protocol, x.name)
 	}
@@ -162,7 +167,7 @@ func (b *cluster) Start(ctx context.Context) error {
 }
 
 func (b *cluster) startNode(n *clusterNode, file string) (err error) {
-	n.data, err = n.host.Start(n.host.Name, nil, b.binary, "run", "--grace", "0s", "--node", n.host.Name, "-c", file)
+	n.data, err = n.host.Start(n.host.Name, []string{"HOLDFAST_NODE=" + n.host.Name}, b.binary, "run", "--grace", "0s", "-c", file)
 	return err
 }
 

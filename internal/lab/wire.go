@@ -19,16 +19,15 @@ import (
 // Wire looks at what hosts send: at the bridge, where their cables end, and at
 // the loopback devices of those that talk to servers of their own. One queue of
 // the kernel has all that the bridge sees, so its order is beyond doubt. A filter
-// lets through resets, claims of addresses (ARP and neighbour advertisements) and
-// the talk between nodes; the rest is not copied.
+// lets through resets and claims of addresses (ARP and neighbour advertisements);
+// the rest is not copied.
 type Wire struct {
 	ports map[int]*Host // by the index of the bridge's end of the cable
 
-	files   []*os.File
-	done    sync.WaitGroup
-	missed  atomic.Int64 // frames that came when the queue was full
-	talk    atomic.Int64 // octets of frames of the talk between nodes
-	excused atomic.Pointer[func(RST) bool]
+	files  []*os.File
+	done   sync.WaitGroup
+	missed atomic.Int64                 // frames that came when the queue was full
+	about  atomic.Pointer[[]netip.Addr] // of which addresses resets are; nil: of all
 
 	mu     sync.Mutex // guards all below
 	claims []Claim
@@ -60,9 +59,6 @@ func (r RST) String() string {
 // rstsKept bounds the list of resets; all are counted.
 const rstsKept = 200
 
-// talkPort is where nodes talk to each other.
-const talkPort = 7443
-
 // Offsets in an Ethernet frame.
 const (
 	etherType   = 12
@@ -89,7 +85,7 @@ func wireFilter() []unix.SockFilter {
 		jeq, jset  = unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, unix.BPF_JMP | unix.BPF_JSET | unix.BPF_K
 		ja, ret    = unix.BPF_JMP | unix.BPF_JA, unix.BPF_RET | unix.BPF_K
 	)
-	const yes, no = 22, 23 // where the program accepts, and where it does not
+	const yes, no = 18, 19 // where the program accepts, and where it does not
 	to := func(at, from int) uint8 { return uint8(at - from - 1) }
 	return []unix.SockFilter{
 		stmt(ldh, etherType),                     // 0
@@ -109,11 +105,7 @@ func wireFilter() []unix.SockFilter {
 		jump(jeq, icmpAdvertisement, to(yes, 14), to(no, 14)),
 		stmt(ldxi, ip6Payload-etherHead), // 15
 		stmt(ldbi, etherHead+tcpFlags),   // 16: X is the length of the IP header
-		jump(jset, rstFlag, to(yes, 17), 0),
-		stmt(ldhi, etherHead), // 18: the source's port
-		jump(jeq, talkPort, to(yes, 19), 0),
-		stmt(ldhi, etherHead+2), // 20: the destination's
-		jump(jeq, talkPort, to(yes, 21), to(no, 21)),
+		jump(jset, rstFlag, to(yes, 17), to(no, 17)),
 		stmt(ret, wireSnap),
 		stmt(ret, 0),
 	}
@@ -125,8 +117,9 @@ const icmpAdvertisement = 136
 // wireSnap is how much of a frame is copied: all heads.
 const wireSnap = 128
 
-// wireQueue is the room for frames that are not read yet, in octets.
-const wireQueue = 8 << 20
+// wireQueue is the room for frames that are not read yet, in octets, as far as the
+// kernel allows it.
+const wireQueue = 4 << 20
 
 // NewWire begins to look. Loopbacks are hosts whose lo is looked at, too.
 func NewWire(w *World, loopbacks ...*Host) (*Wire, error) {
@@ -168,7 +161,7 @@ func (x *Wire) listen(h *Host, index int) error {
 		return errors.Join(
 			unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &prog),
 			unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_IGNORE_OUTGOING, 1),
-			unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, wireQueue),
+			unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, wireQueue),
 			unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TIMESTAMPNS, 1),
 			unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: all, Ifindex: index}),
 		)
@@ -221,7 +214,7 @@ func (x *Wire) read(file *os.File, lo *Host) {
 					continue // the bridge's own copy
 				}
 			}
-			x.see(frame[:min(n, len(frame))], n, at, host, lo != nil)
+			x.see(frame[:min(n, len(frame))], at, host, lo != nil)
 		}
 	})
 	_ = err // the file is closed: it is over
@@ -249,8 +242,8 @@ func arrivalOf(oob []byte) time.Time {
 	return time.Now()
 }
 
-// see notes what a frame is. length is that of the whole frame.
-func (x *Wire) see(b []byte, length int, at time.Time, host *Host, loopback bool) {
+// see notes what a frame is.
+func (x *Wire) see(b []byte, at time.Time, host *Host, loopback bool) {
 	if len(b) < etherHead {
 		return
 	}
@@ -267,11 +260,11 @@ func (x *Wire) see(b []byte, length int, at time.Time, host *Host, loopback bool
 		}
 		x.claim(Claim{At: at, From: host, MAC: [6]byte(b[etherHead+8:]), Addr: sender, Announced: sender == target})
 	case unix.ETH_P_IP, unix.ETH_P_IPV6:
-		x.seeIP(b, length, at, host, loopback, kind == unix.ETH_P_IPV6)
+		x.seeIP(b, at, host, loopback, kind == unix.ETH_P_IPV6)
 	}
 }
 
-func (x *Wire) seeIP(b []byte, length int, at time.Time, host *Host, loopback, six bool) {
+func (x *Wire) seeIP(b []byte, at time.Time, host *Host, loopback, six bool) {
 	var src, dst netip.Addr
 	next, head := byte(0), 0
 	if six {
@@ -304,9 +297,6 @@ func (x *Wire) seeIP(b []byte, length int, at time.Time, host *Host, loopback, s
 		}
 		x.reset(RST{At: at, On: on, Src: netip.AddrPortFrom(src, from), Dst: netip.AddrPortFrom(dst, to)})
 	}
-	if from == talkPort || to == talkPort {
-		x.talk.Add(int64(length))
-	}
 }
 
 func (x *Wire) claim(c Claim) {
@@ -316,8 +306,8 @@ func (x *Wire) claim(c Claim) {
 }
 
 func (x *Wire) reset(r RST) {
-	if f := x.excused.Load(); f != nil && (*f)(r) {
-		return
+	if of := x.about.Load(); of != nil && !slices.Contains(*of, r.Src.Addr()) && !slices.Contains(*of, r.Dst.Addr()) {
+		return // nodes that hang up on each other
 	}
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -326,8 +316,8 @@ func (x *Wire) reset(r RST) {
 	}
 }
 
-// Excuse says which resets are none of the judge's from now on.
-func (x *Wire) Excuse(f func(RST) bool) { x.excused.Store(&f) }
+// About says of which addresses resets are to be counted from now on.
+func (x *Wire) About(addrs ...netip.Addr) { x.about.Store(&addrs) }
 
 // Resets returns how many there were, and the first ones.
 func (x *Wire) Resets() (int, []RST) {
@@ -349,9 +339,6 @@ func (x *Wire) Claims(of netip.Addr) (all []Claim) {
 	slices.SortStableFunc(all, func(a, b Claim) int { return a.At.Compare(b.At) })
 	return all
 }
-
-// Talk is how many octets of frames nodes have exchanged so far.
-func (x *Wire) Talk() int64 { return x.talk.Load() }
 
 // Missed is how many frames the judge could not look at.
 func (x *Wire) Missed() int64 { return x.missed.Load() }
