@@ -451,7 +451,7 @@ func same(a, b *config.Backend) bool {
 }
 
 func listenSpec(l *config.Listener) sock.ListenSpec {
-	return sock.ListenSpec{Addr: l.VIP, DualStack: l.DualStack, Backlog: l.Backlog, Life: loop.Life(l), MSS: loop.MSS(l), Buffer: loop.Buffer(l)}
+	return sock.ListenSpec{Addr: l.VIP, DualStack: l.DualStack, Backlog: l.Backlog, Life: loop.Life(l), MSS: loop.MSS(l), Buffer: loop.Buffer(l), FreeBind: l.VIPName != ""}
 }
 
 func vipKey(l *config.Listener) string {
