@@ -483,6 +483,13 @@ func (e *edition) document(patches []Patch) (*Document, error) {
 	}
 	d := &Document{file: e.base.file, base: e.base, patches: patches, edits: e.edits}
 	d.seeVIPs(e.chunks, e.base.plain)
+	if slices.ContainsFunc(patches, func(p Patch) bool { return p.Object == "vips" }) {
+		for i := range e.chunks {
+			if c := &e.chunks[i]; c.piece != nil && !c.piece.holds(d.lookup) {
+				c.piece = nil // its VIP has another address now
+			}
+		}
+	}
 	was := e.was
 	if was.chunks == nil {
 		was = e.lines

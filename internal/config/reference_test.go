@@ -14,8 +14,11 @@ import (
 // for each, or, after a dash, a key that must not be there. It holds for all
 // that is below the key as well.
 var needs = map[string][]string{
-	"node.admin.api":           {"node.admin.api=" + someAPI},
-	"listeners.NAME.accessLog": {"accessLog={}"}, "listeners.NAME.http": {"listeners.NAME.protocol=http"},
+	"nodes":                          {"nodes=" + someNodes, "cluster=" + someIdentity},
+	"vips":                           {"nodes=" + someNodes, "cluster=" + someIdentity, "vips=" + someVIPs},
+	"backends.NAME.endpoints[].node": {"nodes={ n1: { address: 192.168.7.1:7443, device: eth0, sourcePorts: 20000-29999 } }", "node={ name: n1 }", "cluster=" + someIdentity},
+	"node.admin.api":                 {"node.admin.api=" + someAPI},
+	"listeners.NAME.accessLog":       {"accessLog={}"}, "listeners.NAME.http": {"listeners.NAME.protocol=http"},
 	"listeners.NAME.routes":                       {"listeners.NAME.protocol=http", "listeners.NAME.routes[].backend=b"},
 	"listeners.NAME.routes[].backends":            {"-listeners.NAME.routes[].backend", "listeners.NAME.routes[].backends[].name=b"},
 	"listeners.NAME.routes[].redirect":            {"-listeners.NAME.routes[].backend", "listeners.NAME.routes[].redirect.path=/x"},
@@ -67,6 +70,12 @@ const someAPI = `{ listen: 192.168.7.1:7444, certificate: /a, key: /b, trust: /c
 const someCluster = `{ listen: 192.168.7.1:7443, device: eth0, sourcePorts: 20000-29999, peers: { node: 192.168.7.1:7443 },
   identity: { certificate: /a, key: /b, trust: /c } }`
 
+const (
+	someIdentity = `{ identity: { certificate: /a, key: /b, trust: /c } }`
+	someNodes    = `{ node: { address: 192.168.7.1:7443, device: eth0, sourcePorts: 20000-29999 }, n1: { address: 192.168.7.2:7443, device: eth0, sourcePorts: 40000-49999 } }`
+	someVIPs     = `{ v: { address: 192.0.2.10/24, home: node } }`
+)
+
 // file is a document that a test builds key by key.
 type file struct {
 	t    *testing.T
@@ -113,7 +122,7 @@ func (f *file) apply(all []string) {
 }
 
 // names are what stands for NAME.
-var standing = map[string]string{"listeners": "l", "backends": "b"}
+var standing = map[string]string{"listeners": "l", "backends": "b", "nodes": "node", "vips": "v"}
 
 // walk goes to the mapping that has the last key of path. It makes what is
 // missing if make says so, else it gives nil.
@@ -206,6 +215,8 @@ func (f *file) parse() error {
 func inFile(path string) string {
 	path = strings.ReplaceAll(path, "listeners.NAME", "listeners.l")
 	path = strings.ReplaceAll(path, "backends.NAME", "backends.b")
+	path = strings.ReplaceAll(path, "nodes.NAME", "nodes.node")
+	path = strings.ReplaceAll(path, "vips.NAME", "vips.v")
 	return strings.ReplaceAll(path, "[]", "[0]")
 }
 
