@@ -107,6 +107,7 @@ func (a *Admin) Inherit(h Heritage) error {
 func (a *Admin) Leave() error {
 	a.vipMu.Lock()
 	a.mu.Lock()
+	a.left = true
 	a.sysctls, a.vips, a.vipLink, a.onLinks = nil, nil, nil, nil
 	a.reserved.ports, a.reserved.stale = nil, false
 	a.mu.Unlock()

@@ -83,6 +83,10 @@ func (c *Config) setDefaults() {
 	if c.VIPDevice == "" {
 		c.VIPDevice = DefaultVIPDevice
 	}
+	if c.Tunnel != nil && c.Tunnel.Device == "" {
+		t := *c.Tunnel
+		t.Device, c.Tunnel = DefaultTunnelDevice, &t
+	}
 	if c.Table == "" {
 		c.Table = DefaultTable
 	}
@@ -125,11 +129,12 @@ type Counters struct {
 // from any goroutine; Open and Close from a thread in the network namespace
 // to be administered. Only Close ends what Admin set up.
 type Admin struct {
-	cfg   Config
-	nic   netlink.Link
-	lo    netlink.Link
-	route *netlink.Handle
-	tap   *tap
+	cfg    Config
+	nic    netlink.Link
+	lo     netlink.Link
+	tunnel netlink.Link // nil: none
+	route  *netlink.Handle
+	tap    *tap
 	// packet is a packet socket that only sends.
 	packet int
 	// UDP sockets that make the kernel resolve a peer; -1: no such family.
@@ -139,6 +144,7 @@ type Admin struct {
 	done       chan struct{}
 	quit       chan struct{} // closed by Close
 	tended     chan struct{} // closed when tend has ended
+	watch      *watch
 
 	// diagMu guards the socket that lists sockets.
 	diagMu  sync.Mutex
@@ -161,6 +167,7 @@ type Admin struct {
 	mu       sync.Mutex
 	rules    *rules
 	peers    map[netip.Addr]*peer
+	hops     map[netip.Addr]hop // where they were found
 	tuples   map[Tuple]*entry
 	released map[Tuple]time.Time // until when late frames are passed on
 	steering steering            // written with steerMu held as well
@@ -174,6 +181,7 @@ type Admin struct {
 	hereSerial uint64
 	counters   Counters
 	closed     bool
+	left       bool // closed, and there is an heir
 }
 
 // entry is what is wanted for a tuple; at least one is set.
@@ -216,7 +224,7 @@ func Open(cfg Config) (a *Admin, err error) {
 	a = &Admin{
 		cfg: cfg, done: make(chan struct{}), quit: make(chan struct{}), tended: make(chan struct{}), ask4: -1, ask6: -1, packet: -1, diag: -1,
 		diagBuf: make([]byte, 1<<16), vips: map[netip.Addr]*movable{}, onLinks: map[netip.Prefix]bool{},
-		peers: map[netip.Addr]*peer{}, tuples: map[Tuple]*entry{}, released: map[Tuple]time.Time{},
+		hops: map[netip.Addr]hop{}, peers: map[netip.Addr]*peer{}, tuples: map[Tuple]*entry{}, released: map[Tuple]time.Time{},
 		reserved: reserve{ports: map[uint16]bool{}},
 	}
 	defer func() {
@@ -266,11 +274,20 @@ func Open(cfg Config) (a *Admin, err error) {
 	if err = a.tap.up(a.route); err != nil {
 		return a, err
 	}
+	if cfg.Tunnel != nil {
+		if err = a.openTunnel(); err != nil {
+			return a, err
+		}
+	}
+	if a.watch, err = openWatch(); err != nil {
+		return a, err
+	}
 	if err = a.rules.create(a.tap.index); err != nil {
 		return a, err
 	}
 	go a.read()
 	go a.tend()
+	go a.watch.listen(a.heard, a.forgetHops)
 	return a, nil
 }
 
@@ -290,6 +307,7 @@ func (a *Admin) Close() error {
 	defer a.vipMu.Unlock()
 	err := a.teardown()
 	<-a.done
+	<-a.watch.done
 	return err
 }
 
@@ -303,6 +321,12 @@ func (a *Admin) teardown() error {
 	}
 	if a.tap != nil {
 		errs = append(errs, a.tap.close())
+	}
+	if a.watch != nil {
+		_ = a.watch.file.Close()
+	}
+	if a.tunnel != nil && !a.left {
+		errs = append(errs, a.route.LinkDel(a.tunnel))
 	}
 	errs = append(errs, a.giveBack(), a.restoreSysctls())
 	if a.route != nil {

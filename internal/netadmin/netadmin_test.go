@@ -526,6 +526,7 @@ func TestOpenClose(t *testing.T) {
 	_ = a.rules.conn.CloseLasting()
 	_ = a.tap.close()
 	<-a.done
+	_ = a.watch.file.Close()
 	if n := tables(); len(n) != 2 {
 		t.Errorf("tables %v", n)
 	}

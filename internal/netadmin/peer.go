@@ -25,6 +25,7 @@ type peer struct {
 type hop struct {
 	index     int
 	mac, from [6]byte
+	tunnel    bool
 }
 
 // peer returns the peer of that address, after bringing its chain up to
@@ -70,12 +71,32 @@ func peerOf(chain string) (netip.Addr, bool) {
 	return addr, err == nil && addr.Zone() == ""
 }
 
-// resolve finds the Ethernet address of a host on the same segment, by the
-// kernel's neighbour table. If it is not there, a datagram to the discard
-// port (RFC 863) makes the kernel ask.
+// resolve finds the Ethernet address of a host: one that was found before, one
+// on the same segment by the kernel's neighbour table, or the tunnel's end at a
+// host beyond a router.
 func (a *Admin) resolve(to netip.Addr, patience time.Duration) (hop, error) {
-	fail := func(err error) (hop, error) { return hop{}, fmt.Errorf("netadmin: peer %v: %w", to, err) }
 	to = to.Unmap()
+	a.mu.Lock()
+	h, found := a.hops[to]
+	closed := a.closed
+	a.mu.Unlock()
+	if found || closed {
+		return h, nil // the caller looks at a.closed again
+	}
+	h, err := a.look(to, patience)
+	if err != nil {
+		return hop{}, fmt.Errorf("netadmin: peer %v: %w", to, err)
+	}
+	a.mu.Lock()
+	a.hops[to] = h
+	a.mu.Unlock()
+	return h, nil
+}
+
+// look asks the kernel. If the neighbour table lacks a host, a datagram to the
+// discard port (RFC 863) makes it ask.
+func (a *Admin) look(to netip.Addr, patience time.Duration) (hop, error) {
+	fail := func(err error) (hop, error) { return hop{}, err }
 	if !to.IsValid() || to.IsLoopback() || to.IsMulticast() || to.IsUnspecified() {
 		return fail(errors.New("not the address of another host"))
 	}
@@ -85,8 +106,14 @@ func (a *Admin) resolve(to netip.Addr, patience time.Duration) (hop, error) {
 		if err != nil {
 			return fail(err)
 		}
-		if len(routes) == 0 || len(routes[0].Gw) > 0 || routes[0].Type == unix.RTN_LOCAL {
-			return fail(errors.New("not a host on the same Ethernet segment"))
+		if len(routes) == 0 || routes[0].Type == unix.RTN_LOCAL {
+			return fail(errors.New("not another host"))
+		}
+		if len(routes[0].Gw) > 0 {
+			if a.tunnel == nil {
+				return fail(errors.New("not a host on the same Ethernet segment, and there is no tunnel"))
+			}
+			return a.through(to)
 		}
 		if routes[0].LinkIndex != link.Attrs().Index {
 			if link, err = a.route.LinkByIndex(routes[0].LinkIndex); err != nil {

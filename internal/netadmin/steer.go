@@ -289,7 +289,7 @@ func (a *Admin) tend() {
 	defer close(a.tended)
 	tick := time.NewTicker(steerRetry)
 	defer tick.Stop()
-	swept := time.Now()
+	swept, looked := time.Now(), time.Now()
 	said := "" // each failure once: the next tick most likely has the same
 	for {
 		select {
@@ -312,6 +312,10 @@ func (a *Admin) tend() {
 		if due {
 			swept = time.Now()
 			err = errors.Join(err, a.sweep())
+		}
+		if time.Since(looked) >= peersEvery {
+			looked = time.Now()
+			err = errors.Join(err, a.tendPeers())
 		}
 		err = errors.Join(err, a.tendVIPs())
 		if err != nil && !errors.Is(err, ErrClosed) && err.Error() != said {
