@@ -4,8 +4,9 @@
 //
 // A [ledger.Roster] is made when a standing changes, and costs what it must then, so
 // that choosing costs next to nothing. First there are two tiers, endpoints and
-// backup endpoints; in a tier two groups, those of the node's zone and the others,
-// if the backend prefers its zone; in a group one of five ways to choose.
+// backup endpoints; in a tier up to three groups if the backend prefers what is
+// local: those on this node's own host, those in its zone, the others; in a group
+// one of five ways to choose.
 package balance
 
 import (
@@ -36,7 +37,8 @@ const (
 	out = -1
 )
 
-// tier is what serves while no earlier one does: first its local group, then the other.
+// tier is what serves while no earlier one does: the groups in the order of their
+// distance.
 type tier struct {
 	groups []chooser
 	mask   uint64 // bit i%64 of each endpoint that serves
@@ -63,14 +65,14 @@ type member struct {
 }
 
 // Roster implements [ledger.Policy].
-func (Policy) Roster(c *config.Backend, accounts []*ledger.Endpoint, zone string, old ledger.Roster) ledger.Roster {
+func (Policy) Roster(c *config.Backend, accounts []*ledger.Endpoint, here ledger.Here, old ledger.Roster) ledger.Roster {
 	r := &roster{tier: make([]int8, len(accounts)), sticky: make([]bool, len(accounts)), holds: make([]bool, len(accounts))}
 	standings := make([]ledger.Standing, len(accounts))
 	for i, account := range accounts {
 		standings[i] = account.Standing()
 	}
 	r.panics = panics(c, standings)
-	var groups [tiers][2][]member // by tier; the local ones first
+	var groups [tiers][distances][]member
 	for i, e := range c.Endpoints {
 		s := &standings[i]
 		r.tier[i] = out
@@ -98,10 +100,7 @@ func (Policy) Roster(c *config.Backend, accounts []*ledger.Endpoint, zone string
 		} else if c.Balance != config.Maglev {
 			continue
 		}
-		far := 0
-		if c.PreferLocal && zone != "" && e.Zone != zone {
-			far = 1
-		}
+		far := distance(c, e, here)
 		groups[t][far] = append(groups[t][far], m)
 	}
 	before, _ := old.(*roster)
@@ -114,6 +113,27 @@ func (Policy) Roster(c *config.Backend, accounts []*ledger.Endpoint, zone string
 		}
 	}
 	return r
+}
+
+const (
+	sameNode = iota
+	sameZone
+	elsewhere // and all, where nothing local is preferred
+	distances
+)
+
+// distance tells how near e is, in the eyes of a backend that prefers what is local.
+func distance(c *config.Backend, e *config.Endpoint, here ledger.Here) int {
+	switch {
+	case !c.PreferLocal:
+		return elsewhere
+	case e.Node != "" && e.Node == here.Node:
+		return sameNode
+	case e.Zone != "" && e.Zone == here.Zone:
+		return sameZone
+	default:
+		return elsewhere
+	}
 }
 
 // weight is the weight of e times a thousand; 0 gets nothing new.

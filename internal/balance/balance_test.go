@@ -30,7 +30,12 @@ func newScene(by config.Balance, weights []int, change func(*config.Backend)) *s
 	if change != nil {
 		change(c)
 	}
-	l := ledger.New(ledger.Options{Policy: balance.Policy{}, Ring: func(int, uint64) {}, Open: func() {}, Zone: "here"})
+	return sceneAt("n1", c)
+}
+
+// sceneAt is c as a node of this name chooses from it.
+func sceneAt(node string, c *config.Backend) *scene {
+	l := ledger.New(ledger.Options{Policy: balance.Policy{}, Ring: func(int, uint64) {}, Open: func() {}, Node: node, Zone: "here"})
 	s := &scene{c, l.Backend("b")}
 	s.b.Govern(c)
 	return s
@@ -313,6 +318,80 @@ func TestPreferLocal(t *testing.T) {
 		}
 		if i, _ := s.take(ledger.Asking{}); i != -1 {
 			t.Errorf("%v: full, it went to %d", by, i)
+		}
+	}
+}
+
+// Before all others come the endpoints on the node's own host, then those of its zone;
+// another node finds others local in the same backend. What is local is no more than a
+// preference: who has tried it, finds it full, down or quiescing gets another one, and
+// who is sticky to another one gets that.
+func TestPreferOwnHost(t *testing.T) {
+	for by := config.RoundRobin; by <= config.Maglev; by++ {
+		at := newScene(by, repeat(100, 5), func(c *config.Backend) {
+			c.PreferLocal = true
+			c.ConnectionsPerEndpoint = 10
+			c.Sticky = &config.Sticky{Kind: config.StickyCookie}
+			for i, node := range []string{"n1", "n3", "", "n1", "n1"} {
+				c.Endpoints[i].Node = node
+			}
+			c.Endpoints[2].Zone, c.Endpoints[0].Zone = "here", "there"
+			c.Endpoints[4].Backup = true
+		})
+		fill := func(s *scene, n int) (got [5]int, held []*ledger.Endpoint) {
+			for k := range n {
+				i, e := s.take(ledger.Asking{Key: uint64(k + 1)})
+				if i < 0 {
+					t.Fatalf("%v: nothing for the %dth of %d, after %v", by, k+1, n, got)
+				}
+				got[i]++
+				held = append(held, e)
+			}
+			return got, held
+		}
+		first, held := fill(at, 20)
+		then, more := fill(at, 10)
+		last, rest := fill(at, 10)
+		if first != [5]int{10, 0, 0, 10, 0} || then != [5]int{0, 0, 10, 0, 0} || last != [5]int{0, 10, 0, 0, 0} {
+			t.Errorf("%v: at n1 the first 20, then 10, then 10 went to %v, %v, %v", by, first, then, last)
+		}
+		if i, _ := at.take(ledger.Asking{}); i != -1 {
+			t.Errorf("%v: with all full but the backup: %d", by, i)
+		}
+		held[0].Release()
+		if i, e := at.take(ledger.Asking{}); i != 0 && i != 3 {
+			t.Errorf("%v: a slot at home came free, and %d was taken", by, i)
+		} else {
+			e.Release()
+		}
+		for _, e := range append(append(held[1:], more...), rest...) {
+			e.Release()
+		}
+
+		if got, _ := fill(sceneAt("n3", at.c), 10); got != [5]int{0, 10, 0, 0, 0} {
+			t.Errorf("%v: at n3 the first 10 went to %v", by, got)
+		}
+		if got, _ := fill(sceneAt("n2", at.c), 10); got != [5]int{0, 0, 10, 0, 0} {
+			t.Errorf("%v: at n2, which has none, the first 10 went to %v", by, got)
+		}
+
+		if i := at.touch(ledger.Asking{Tried: 1<<0 | 1<<3}); i != 2 {
+			t.Errorf("%v: having tried both at home: %d", by, i)
+		}
+		at.stand(0, is(ledger.Down))
+		at.stand(3, ledger.Standing{Admin: ledger.Quiescing, Weight: -1, Permille: 1000, Health: ledger.Up})
+		if i := at.touch(ledger.Asking{}); i != 2 {
+			t.Errorf("%v: with one at home down and one quiescing: %d", by, i)
+		}
+		if i := at.touch(ledger.Asking{Stuck: 1 + 3}); i != 3 {
+			t.Errorf("%v: sticky to the one that quiesces: %d", by, i)
+		}
+		at.stand(0, is(ledger.Up))
+		if i := at.touch(ledger.Asking{}); i != 0 {
+			t.Errorf("%v: with one at home up again: %d", by, i)
+		}
+		if i := at.touch(ledger.Asking{Stuck: 1 + 1}); i != 1 {
+			t.Errorf("%v: sticky to one that is not local: %d", by, i)
 		}
 	}
 }

@@ -97,7 +97,7 @@ func BenchmarkRoster(b *testing.B) {
 			}
 			b.Run(fmt.Sprintf("from-nothing/%v/%d", by, n), func(b *testing.B) {
 				for b.Loop() {
-					balance.Policy{}.Roster(s.c, accounts, "", nil)
+					balance.Policy{}.Roster(s.c, accounts, ledger.Here{}, nil)
 				}
 			})
 		}

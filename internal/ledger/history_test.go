@@ -64,6 +64,7 @@ func history(seed uint64) string {
 			for _, e := range c.Endpoints {
 				e.Backup = r.IntN(4) == 0
 				e.Zone = []string{"", "here", "there"}[r.IntN(3)]
+				e.Node = []string{"", "n1", "n3"}[r.IntN(3)]
 				if r.IntN(4) == 0 {
 					e.ConnectionsMax = 1 + r.IntN(3)
 				}

@@ -47,8 +47,8 @@ type Options struct {
 	// often in a row as its Eject says, or a request of a half-open breaker has
 	// failed. It is called from any thread and must not block; nil is nobody.
 	Alarm func(backend string)
-	// Zone is the node's.
-	Zone string
+	// Node is the name of this node, Zone where it is: see [Here].
+	Node, Zone string
 }
 
 // New makes an empty ledger.

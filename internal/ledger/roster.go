@@ -12,8 +12,19 @@ import (
 // changed; old is the roster of the same version that the new one replaces, nil
 // if there is none.
 type Policy interface {
-	Roster(c *config.Backend, accounts []*Endpoint, zone string, old Roster) Roster
+	Roster(c *config.Backend, accounts []*Endpoint, here Here, old Roster) Roster
 }
+
+// Here is the node that chooses and the zone it is in, for backends that prefer what
+// is local. It is no part of any object: the same backend is chosen from by every
+// node of a cluster, and a flow that moves to another one finds other endpoints
+// local there, for what it dials from then on.
+type Here struct {
+	Node, Zone string // "" is none
+}
+
+// here is where all backends of the ledger are chosen from.
+func (o *Options) here() Here { return Here{o.Node, o.Zone} }
 
 // Roster chooses among the endpoints of one version of a backend, in the standings
 // that they had when it was made. It is immutable, and used by all loops at once.
@@ -122,7 +133,7 @@ func (b *Backend) makeVersion(c *config.Backend) *version {
 		v.accounts[i] = account
 	}
 	b.names.Unlock()
-	v.roster = b.options.Policy.Roster(c, v.accounts, b.options.Zone, nil)
+	v.roster = b.options.Policy.Roster(c, v.accounts, b.options.here(), nil)
 	return v
 }
 
@@ -191,7 +202,7 @@ func (b *Backend) remake() {
 			next.all = append(next.all, v)
 			continue
 		}
-		n := &version{of: v.of, accounts: v.accounts, roster: b.options.Policy.Roster(v.of, v.accounts, b.options.Zone, v.roster)}
+		n := &version{of: v.of, accounts: v.accounts, roster: b.options.Policy.Roster(v.of, v.accounts, b.options.here(), v.roster)}
 		n.used.Store(v.used.Load())
 		next.all = append(next.all, n)
 		if v == s.current {

@@ -95,11 +95,11 @@ func (m meddled) Sticky(i int) bool {
 
 type meddling struct{ meddle *func() }
 
-func (m meddling) Roster(c *config.Backend, all []*ledger.Endpoint, zone string, old ledger.Roster) ledger.Roster {
+func (m meddling) Roster(c *config.Backend, all []*ledger.Endpoint, here ledger.Here, old ledger.Roster) ledger.Roster {
 	if o, ok := old.(meddled); ok {
 		old = o.Roster
 	}
-	return meddled{balance.Policy{}.Roster(c, all, zone, old), m.meddle}
+	return meddled{balance.Policy{}.Roster(c, all, here, old), m.meddle}
 }
 
 // Who decides to wait for an endpoint at the instant at which it is taken out of

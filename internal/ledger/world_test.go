@@ -40,7 +40,7 @@ func newLedger(ring func(int, uint64)) *ledger.Ledger {
 	if ring == nil {
 		ring = func(int, uint64) {}
 	}
-	return ledger.New(ledger.Options{Policy: balance.Policy{}, Ring: ring, Open: func() {}, Zone: "here"})
+	return ledger.New(ledger.Options{Policy: balance.Policy{}, Ring: ring, Open: func() {}, Node: "n1", Zone: "here"})
 }
 
 func governed(c *config.Backend) *ledger.Backend {

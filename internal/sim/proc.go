@@ -87,6 +87,7 @@ func (p *Proc) begin(source string, inherited map[string]sock.FD, firstID, gener
 				l.Do(func(l *loop.Loop) { l.ResumeAccepting() })
 			}
 		},
+		Node: c.Node.Name,
 		Zone: c.Node.Zone,
 	})
 	p.shared = shared
