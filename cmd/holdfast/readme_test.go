@@ -100,6 +100,10 @@ func TestUsage(t *testing.T) {
 		{"flows --max many", `--max: "many" is not a whole number`},
 		{"demo --duration long", `--duration: "long" is not a duration such as 30s`},
 		{"migrate", "wants --to NODE"},
+		{"rebalance --share 30%", "--share and --to go together"},
+		{"rebalance --share 30 --to n3", "is no share"},
+		{"evacuate --hook reboot", "--hook is run between nodes"},
+		{"evacuate --rolling --to n3", "frees every node in its turn"},
 		{"status now", "wants no argument"},
 	} {
 		out, err := holdfast(t, strings.Fields(c.args)...).CombinedOutput()

@@ -242,6 +242,7 @@ func desired(out *strings.Builder, s *node.Status) {
 		fmt.Fprintf(out, "old       %s go on under %s as it was, %s %s ago\n", count(x.Flows, "flow"), x.Object, how, short(secondsOf(x.AgeSeconds)))
 	}
 	upgrades(out, s)
+	cluster(out, s)
 	if lost := lossWords(s.Kernel); lost != "" {
 		fmt.Fprintf(out, "kernel    around changes it dropped who came to a listener of this machine: %s\n", lost)
 	}
@@ -265,7 +266,73 @@ func upgrades(out *strings.Builder, s *node.Status) {
 	}
 }
 
-// underWay is how far an upgrade is.
+// cluster says how the cluster is: who is being evacuated, where VIPs are, what moves,
+// and what came of the last move.
+func cluster(out *strings.Builder, s *node.Status) {
+	for _, line := range hostLines(s) {
+		fmt.Fprintf(out, "%-9s %s\n", line[0], line[1])
+	}
+	if u := s.LastMove; u != nil {
+		text := plainText(u.Why)
+		if r := u.Move; u.Result == "done" && r != nil {
+			text = fmt.Sprintf("%s%s -> %s, %s moved in %s, %d lost, pause max %s", prefixed(u.VIP, " "), u.From, u.To,
+				count(r.Flows, "flow"), short(millisOf(r.Millis)), r.Lost, short(microsOf(r.Pause.Max)))
+		}
+		fmt.Fprintf(out, "move      %s %s ago: %s%s\n", u.Result, short(max(0, time.Since(u.At).Round(time.Second))), text, by(u.By, time.Time{}))
+	}
+}
+
+// prefixed is a text with what comes between it and the next, if there is one.
+func prefixed(text, between string) string {
+	if text == "" {
+		return ""
+	}
+	return text + between
+}
+
+// hostLines are what status and top say of the cluster: a word and its line.
+func hostLines(s *node.Status) (lines [][2]string) {
+	for _, x := range s.Nodes {
+		switch {
+		case x.Evacuating && x.Self && s.Free:
+			lines = append(lines, [2]string{"node", x.Name + " is evacuated and free (holdfast return)"})
+		case x.Evacuating:
+			lines = append(lines, [2]string{"node", x.Name + " is being evacuated: its servers get nothing new (holdfast return --node " + x.Name + ")"})
+		}
+		if !x.Self && x.HeardSeconds > heardLately {
+			lines = append(lines, [2]string{"node", fmt.Sprintf("%s has not answered for %s", x.Name, short(secondsOf(x.HeardSeconds)))})
+		}
+		if !x.Self && x.HeardSeconds < 0 && s.UpSeconds > heardLately {
+			lines = append(lines, [2]string{"node", x.Name + " has not answered yet"})
+		}
+	}
+	for _, v := range s.VIPs {
+		text := fmt.Sprintf("%s (%s) on %s", v.Name, v.Address, v.Owner)
+		switch v.State {
+		case "owned":
+			text += ", which is this node"
+		case "moving", "guest":
+			text += " -> " + v.To
+		case "silent":
+			text += ", but SILENT: " + v.Why
+		}
+		lines = append(lines, [2]string{"vip", text})
+	}
+	if p := s.Moving; p != nil {
+		lines = append(lines, [2]string{"move", underWay(p)})
+	}
+	for _, r := range s.HostResidue {
+		var why []string
+		for _, name := range sortedKeys(r.Reasons) {
+			why = append(why, fmt.Sprintf("%s %s", thousands(r.Reasons[name]), name))
+		}
+		lines = append(lines, [2]string{"residue", fmt.Sprintf("%s of VIP %s go on here, which %s owns now (%s); what is left is ended in %s",
+			count(r.Flows, "flow"), r.VIP, r.To, strings.Join(why, ", "), short(max(0, time.Until(r.Until).Round(time.Second))))})
+	}
+	return lines
+}
+
+// underWay is how far an upgrade or a move is.
 func underWay(p *node.Progress) string {
 	return fmt.Sprintf("under way for %s: %s", short(secondsOf(p.Seconds)), strings.TrimPrefix(p.Phase+": "+p.Text, ": "))
 }

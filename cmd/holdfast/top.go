@@ -310,6 +310,9 @@ func (m *topModel) page() []string {
 	for i := range s.Residue {
 		out = append(out, "residue    "+residueLine(&s.Residue[i]))
 	}
+	for _, line := range hostLines(s) {
+		out = append(out, fmt.Sprintf("%-10s %s", line[0], line[1]))
+	}
 	if m.colour {
 		var tabs []string
 		for v, word := range topViewWords {

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -61,31 +63,36 @@ func sortedKeys[V any](m map[string]V) []string {
 
 func rebalanceCommand() *cobra.Command {
 	var all bool
+	var g guarded
+	var share, to string
 	x := &cobra.Command{
-		Use:   "rebalance",
-		Short: "Move flows between event loops until they are even",
-		Args:  wants(0, 0, "no argument"),
+		Use:   "rebalance [--share 30% --to NODE]",
+		Short: "Move flows between event loops until they are even, or a share of them to another host",
+		Long: "Without flags flows move between the event loops of this process until they are even.\n\n" +
+			"With --share and --to that part of the flows of movable listeners moves to another host. Addresses stay:\n" +
+			"this host accepts what is new, and sends on what comes for flows that have gone.",
+		Example: "  holdfast rebalance\n  holdfast rebalance --share 30% --to n3",
+		Args:    wants(0, 0, "no argument"),
 		RunE: asking(func(c *client, _ []string) error {
-			return moved(c, c.api.Rebalance, &api.RebalanceRequest{All: all}, "rebalanced")
-		}),
-	}
-	x.Flags().BoolVar(&all, "all", false, "move every flow to the next loop")
-	return x
-}
-
-func migrateCommand() *cobra.Command {
-	var to string
-	x := &cobra.Command{
-		Use:   "migrate --to NODE",
-		Short: "Move the flows of movable listeners to another host",
-		Args:  wants(0, 0, "no argument"),
-		RunE: asking(func(c *client, _ []string) error {
-			if to == "" {
-				return &exit{exitUsage, errors.New("migrate: wants --to NODE, a peer named in the configuration")}
+			switch {
+			case (share == "") != (to == ""):
+				return &exit{exitUsage, errors.New("rebalance: --share and --to go together")}
+			case all && to != "":
+				return &exit{exitUsage, errors.New("rebalance: --all is between loops; --share 100% moves all to another host")}
+			case to == "":
+				return moved(c, c.api.Rebalance, &api.RebalanceRequest{All: all}, "rebalanced")
 			}
-			return moved(c, c.api.Migrate, &api.MigrateRequest{To: to}, "migrated to "+to)
+			part, err := strconv.ParseFloat(strings.TrimSuffix(share, "%"), 64)
+			if err != nil || part <= 0 || part > 100 || !strings.HasSuffix(share, "%") {
+				return &exit{exitUsage, fmt.Errorf("rebalance: %q is no share: from 1%% to 100%%", share)}
+			}
+			q := node.MigrateRequest{Guard: g.guard(), To: to, Share: part / 100}
+			return c.moving(hostMove{what: "migrate"}, c.migrate(q))
 		}),
 	}
-	x.Flags().StringVar(&to, "to", "", "a peer named in the configuration")
+	g.register(x)
+	x.Flags().BoolVar(&all, "all", false, "move every flow to the next loop")
+	x.Flags().StringVar(&share, "share", "", "with --to: which part of the flows moves, as 30%")
+	x.Flags().StringVar(&to, "to", "", "with --share: a node named in the configuration")
 	return x
 }

@@ -316,15 +316,6 @@ func (s methods) Rebalance(ctx context.Context, m *api.RebalanceRequest) (*api.R
 	})
 }
 
-func (s methods) Migrate(ctx context.Context, m *api.MigrateRequest) (*api.Report, error) {
-	return written[api.Report](ctx, s, "Migrate", m, func() (*node.Report, error) {
-		if err := keyless(ctx); err != nil {
-			return nil, err
-		}
-		return s.node.Migrate(m.To)
-	})
-}
-
 // logReport is the answer of SetLog.
 type logReport struct {
 	Was slog.Level `json:"was"`

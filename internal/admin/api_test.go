@@ -48,6 +48,9 @@ var questions = map[string]question{
 	"Rebalance": {ask: &api.RebalanceRequest{}, has: `"distance":"loop"`},
 	"SetLog":    {ask: &api.LogRequest{}, has: `{"was":"INFO","is":"INFO"}`},
 	"Migrate":   {ask: &api.MigrateRequest{To: "elsewhere"}, code: "failed_precondition", has: "no cluster section"},
+	"Evacuate":  {ask: &api.EvacuateRequest{}, code: "failed_precondition", has: "no cluster section"},
+	"Return":    {ask: &api.ReturnRequest{}, code: "failed_precondition", has: "no cluster section"},
+	"Take":      {ask: &api.TakeRequest{Vip: "shop"}, code: "not_found", has: "no VIP"},
 	"Upgrade":   {ask: &api.UpgradeRequest{Binary: "/nonexistent/holdfast"}, code: "failed_precondition", has: "/nonexistent/holdfast"},
 	"Busy":      {ask: &api.BusyRequest{Seconds: 90}, code: "invalid_argument", has: "seconds of 1 to 60"},
 }
@@ -187,7 +190,13 @@ func called(ctx context.Context, h connect.HTTPClient, base string, m protorefle
 	case "SetLog":
 		return once[api.LogRequest, api.LogReport](ctx, h, url, q, o...)
 	case "Migrate":
-		return once[api.MigrateRequest, api.Report](ctx, h, url, q, o...)
+		return first[api.MigrateRequest, api.Progress](ctx, h, url, q, o...)
+	case "Evacuate":
+		return first[api.EvacuateRequest, api.Progress](ctx, h, url, q, o...)
+	case "Return":
+		return first[api.ReturnRequest, api.Progress](ctx, h, url, q, o...)
+	case "Take":
+		return first[api.TakeRequest, api.Progress](ctx, h, url, q, o...)
 	case "Busy":
 		return once[api.BusyRequest, api.BusyReport](ctx, h, url, q, o...)
 	case "Watch":

@@ -48,10 +48,13 @@ var roles = map[string]config.Role{
 
 	// Who says what is desired says also who may do what, and can have a listener
 	// lead to the admin socket.
-	holdfastv1connect.NodeApplyProcedure:   config.AdminRole,
-	holdfastv1connect.NodeMigrateProcedure: config.AdminRole,
-	holdfastv1connect.NodeUpgradeProcedure: config.AdminRole,
-	holdfastv1connect.NodeBusyProcedure:    config.AdminRole,
+	holdfastv1connect.NodeApplyProcedure:    config.AdminRole,
+	holdfastv1connect.NodeMigrateProcedure:  config.AdminRole,
+	holdfastv1connect.NodeEvacuateProcedure: config.AdminRole,
+	holdfastv1connect.NodeReturnProcedure:   config.AdminRole,
+	holdfastv1connect.NodeTakeProcedure:     config.AdminRole,
+	holdfastv1connect.NodeUpgradeProcedure:  config.AdminRole,
+	holdfastv1connect.NodeBusyProcedure:     config.AdminRole,
 
 	"/grpc.health.v1.Health/Check":                                   config.ReadRole,
 	"/grpc.reflection.v1.ServerReflection/ServerReflectionInfo":      config.AdminRole,

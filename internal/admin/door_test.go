@@ -452,7 +452,7 @@ func TestIdempotencyKey(t *testing.T) {
 	if status, text := s.send("Apply", weigh(9, `,"idempotency_key":"k-1"`)); status != 409 || !strings.Contains(text, "already_exists") || s.Generation() != was+2 {
 		t.Errorf("%d %s", status, text)
 	}
-	for _, name := range []string{"Rebalance", "Migrate", "SetLog", "Busy"} {
+	for _, name := range []string{"Rebalance", "SetLog", "Busy"} {
 		if status, text := s.send(name, "{}", "Idempotency-Key", "k-2"); status != 400 || !strings.Contains(text, "takes no idempotency key") {
 			t.Errorf("%s: %d %s", name, status, text)
 		}

@@ -15,17 +15,17 @@ import (
 	api "github.com/holdfast-lb/holdfast/api/holdfast/v1"
 )
 
-// olderUpgrade tells whether a question is that of a command of v0.5.0, for which
-// Upgrade had one answer, the report. Whoever goes back to that release may
+// olderForm tells whether a question is that of a command of v0.5.0, for which
+// Upgrade and Migrate had one answer, the report. Whoever goes back to that release may
 // have no other command at hand.
-func olderUpgrade(r *http.Request, kind string) bool {
-	if method(r.URL.Path) != "Upgrade" {
+func olderForm(r *http.Request, kind string) bool {
+	if m := method(r.URL.Path); m != "Upgrade" && m != "Migrate" {
 		return false
 	}
 	return kind == "application/proto" || kind == "application/json" && r.Header.Get("Connect-Protocol-Version") != ""
 }
 
-// inReport serves the stream of an upgrade to a client that wants its report and
+// inReport serves the stream of a move to a client that wants its report and
 // nothing else.
 func inReport(w http.ResponseWriter, r *http.Request, kind string, next http.Handler) {
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, bodyMax))
@@ -106,7 +106,7 @@ func (l *lastOf) finish(kind string) {
 		} `json:"error"`
 	}
 	if err := json.Unmarshal(l.end, &end); err != nil {
-		problem(l.to, http.StatusInternalServerError, connect.CodeInternal, "admin: the upgrade has told nothing of its end")
+		problem(l.to, http.StatusInternalServerError, connect.CodeInternal, "admin: the move has told nothing of its end")
 		return
 	}
 	if end.Error != nil {
@@ -129,13 +129,13 @@ func reportOf(kind string, step []byte) ([]byte, error) {
 			Move json.RawMessage `json:"move"`
 		}
 		if err := json.Unmarshal(step, &p); err != nil || len(p.Move) == 0 {
-			return nil, fmt.Errorf("admin: the last step of the upgrade has no report (%v)", err)
+			return nil, fmt.Errorf("admin: the last step has no report (%v)", err)
 		}
 		return p.Move, nil
 	}
 	var p api.Progress
 	if err := proto.Unmarshal(step, &p); err != nil || p.Move == nil {
-		return nil, fmt.Errorf("admin: the last step of the upgrade has no report (%v)", err)
+		return nil, fmt.Errorf("admin: the last step has no report (%v)", err)
 	}
 	return proto.Marshal(p.Move)
 }

@@ -48,7 +48,7 @@ func plain(next http.Handler) http.Handler {
 		case !strings.HasPrefix(kind, "application/") || kind == "application/x-www-form-urlencoded":
 			problem(w, http.StatusUnsupportedMediaType, connect.CodeInvalidArgument,
 				"admin: say what is sent: Content-Type: application/json, or application/yaml for a file; curl does so with --json")
-		case olderUpgrade(r, kind):
+		case olderForm(r, kind):
 			inReport(w, r, kind, next)
 		case m.IsStreamingServer() && (kind == "application/json" || kind == "application/x-ndjson"):
 			inLines(w, r, next)

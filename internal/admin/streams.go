@@ -146,3 +146,43 @@ func (s methods) Upgrade(ctx context.Context, m *api.UpgradeRequest, out *connec
 		return err
 	})
 }
+
+func (s methods) Migrate(ctx context.Context, m *api.MigrateRequest, out *connect.ServerStream[api.Progress]) error {
+	return s.follow(ctx, "Migrate", &entry{request: m}, out, func(ctx context.Context, tell func(node.Progress)) error {
+		q, err := guarded(ctx, m, func(q *node.MigrateRequest) *node.Guard { return &q.Guard })
+		if err != nil {
+			return err
+		}
+		return s.node.Relocate(ctx, q, tell)
+	})
+}
+
+func (s methods) Evacuate(ctx context.Context, m *api.EvacuateRequest, out *connect.ServerStream[api.Progress]) error {
+	return s.follow(ctx, "Evacuate", &entry{request: m}, out, func(ctx context.Context, tell func(node.Progress)) error {
+		q, err := guarded(ctx, m, func(q *node.EvacuateRequest) *node.Guard { return &q.Guard })
+		if err != nil {
+			return err
+		}
+		return s.node.Evacuate(ctx, q, tell)
+	})
+}
+
+func (s methods) Return(ctx context.Context, m *api.ReturnRequest, out *connect.ServerStream[api.Progress]) error {
+	return s.follow(ctx, "Return", &entry{request: m}, out, func(ctx context.Context, tell func(node.Progress)) error {
+		q, err := guarded(ctx, m, func(q *node.ReturnRequest) *node.Guard { return &q.Guard })
+		if err != nil {
+			return err
+		}
+		return s.node.Return(ctx, q, tell)
+	})
+}
+
+func (s methods) Take(ctx context.Context, m *api.TakeRequest, out *connect.ServerStream[api.Progress]) error {
+	return s.follow(ctx, "Take", &entry{request: m}, out, func(ctx context.Context, tell func(node.Progress)) error {
+		q, err := guarded(ctx, m, func(q *node.TakeRequest) *node.Guard { return &q.Guard })
+		if err != nil {
+			return err
+		}
+		return s.node.Take(ctx, q, tell)
+	})
+}

@@ -132,7 +132,7 @@ func (b *Backend) eject(now Instant, each func(name string) Tries) {
 func (b *Backend) mayEject() bool {
 	all, out, in := 0, 0, 0
 	for _, e := range b.order {
-		if e.of.Drop != config.NoDrop || e.effective() == ledger.Maintenance {
+		if e.of.Drop != config.NoDrop || b.effective(e) == ledger.Maintenance {
 			continue
 		}
 		all++

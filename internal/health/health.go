@@ -105,6 +105,7 @@ type Backend struct {
 	order     []*endpoint          // as in of
 	breaker   breaker
 	counts    Counts
+	away      map[string]bool // nodes that are to be free; see Evacuate
 
 	dirty map[string]bool // endpoints whose standing may have changed since Take
 	out   []Transition
@@ -457,14 +458,17 @@ func (e *endpoint) health() ledger.Health {
 }
 
 // effective is the admin state in force. An operator's order stands before what
-// an agent says. One that was never probed is held: those who find nothing else
-// wait for its first probe, instead of failing before anybody knows.
-func (e *endpoint) effective() ledger.Admin {
+// an agent says. One on a node that is to be free gets nothing new. One that was never
+// probed is held: those who find nothing else wait for its first probe, instead of
+// failing before anybody knows.
+func (b *Backend) effective(e *endpoint) ledger.Admin {
 	switch {
 	case e.admin != ledger.Ready:
 		return e.admin
 	case e.agent.maint:
 		return ledger.Maintenance
+	case b.away[e.of.Node]:
+		return ledger.Quiescing
 	case e.health() == ledger.Checking:
 		return ledger.Held
 	}
@@ -499,7 +503,7 @@ func (b *Backend) renew(e *endpoint, now Instant) {
 
 // stand is the standing of e now.
 func (b *Backend) stand(e *endpoint, now Instant) ledger.Standing {
-	s := ledger.Standing{Admin: e.effective(), Health: e.health(), Ejected: e.ejectedUntil != 0, Weight: e.weight}
+	s := ledger.Standing{Admin: b.effective(e), Health: e.health(), Ejected: e.ejectedUntil != 0, Weight: e.weight}
 	if !Serves(s) || b.of.SlowStart == 0 {
 		e.rampFrom = 0
 	}

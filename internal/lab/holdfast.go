@@ -143,7 +143,11 @@ func (b *Holdfast) Move(ctx context.Context, d Label) (*MoveReport, error) {
 		if to == b.active {
 			to = b.Nodes[1].Name
 		}
-		if err = b.verb(ctx, n, r, "migrate", "--to", to); err == nil {
+		var u upgraded // its last step has the report, as that of an upgrade
+		if err = b.verb(ctx, n, &u, "migrate", "--to", to); err != nil {
+			return r, err
+		}
+		if r, err = u.report(); err == nil {
 			b.active = to
 		}
 	default:

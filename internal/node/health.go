@@ -31,6 +31,7 @@ type watch struct {
 	mu      sync.Mutex
 	judges  map[string]*judge // by backend
 	ordered map[string]bool   // backends with orders
+	away    map[string]bool   // nodes that are to be free
 	engine  *probe.Engine     // nil while another process watches
 	end     chan struct{}     // of the goroutine that ticks; nil while there is none
 	ended   chan struct{}
@@ -135,6 +136,7 @@ func (w *watch) rule(b *config.Backend, now health.Instant, fresh bool) *judge {
 	j := w.judges[name]
 	if j == nil {
 		j = &judge{Backend: health.New(name), book: w.n.shared.Ledger.Backend(name), serving: map[string]bool{}}
+		j.Evacuate(now, w.away)
 		w.judges[name] = j
 	}
 	if j.of == b {

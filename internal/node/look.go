@@ -61,6 +61,7 @@ type Look struct {
 	// Upgrading, LastUpgrade and Residue are as in [Status].
 	Upgrading   *Progress
 	LastUpgrade *UpgradeStatus
+	Cluster     ClusterLook
 	Residue     []ResidueStatus
 }
 
@@ -125,6 +126,7 @@ func (n *Node) look(now time.Time, k *looks) *Look {
 		Connected: map[string]int64{}, Queued: map[string]int{}, Endpoints: n.EndpointStates(), Balance: n.balance(),
 	}
 	s.Upgrading, s.LastUpgrade, s.Residue = n.upgrades.look()
+	s.Cluster = n.clusterLook()
 	for name := range c.Listeners {
 		s.Connected[name] = n.shared.Ledger.Listener(name).InUse()
 	}

@@ -109,6 +109,8 @@ type Node struct {
 	names    *naming
 	events   events
 	upgrades upgrades
+	moves    moves
+	marks    marks
 	state    stateSide
 	side     flowSide
 	keeper   Keeper
@@ -189,7 +191,7 @@ func Start(o Options) (*Node, error) {
 			n.names.stop()
 		}
 	}()
-	n.shared.Ledger = ledger.New(ledger.Options{Policy: balance.Policy{}, Ring: n.ring, Open: n.reopen, Alarm: n.watch.alarm, Zone: c.Node.Zone})
+	n.shared.Ledger = ledger.New(ledger.Options{Policy: balance.Policy{}, Ring: n.ring, Open: n.reopen, Alarm: n.watch.alarm, Node: c.Node.Name, Zone: c.Node.Zone})
 	named := n.names.prepare(c, o.Names, resolveTime)
 	named.keep()
 	c = named.Config
@@ -247,6 +249,9 @@ func Start(o Options) (*Node, error) {
 	if err := n.startHost(c, o); err != nil {
 		n.Stop()
 		return nil, err
+	}
+	if c.Cluster != nil {
+		n.background = append(n.background, n.beginEvacuation())
 	}
 	serves = true
 	if !o.Quiet {

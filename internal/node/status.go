@@ -274,6 +274,8 @@ func (n *Node) Status() *Status {
 	state := n.ConfigState()
 	s.Durable, s.Drift, s.FileDiffers, s.Canary, s.Shifts, s.Waiting = state.Durable, len(state.Edits), state.FileDiffers, state.Canary, state.Shifts, state.Waiting
 	s.Upgrading, s.LastUpgrade, s.Residue = n.upgrades.look()
+	x := n.clusterLook()
+	s.Nodes, s.VIPs, s.Moving, s.LastMove, s.HostResidue, s.Free = x.Nodes, x.VIPs, x.Moving, x.LastMove, x.HostResidue, x.Free
 	listeners, backends := n.served()
 	for _, l := range g.Config.SortedListeners() {
 		x := ListenerStatus{Name: l.Ref.Name, VIP: l.VIP.String(), Connections: n.shared.Ledger.Listener(l.Ref.Name).InUse()}

@@ -7025,7 +7025,7 @@ const file_holdfast_v1_holdfast_proto_rawDesc = "" +
 	"KindReport\x12\x14\n" +
 	"\x05flows\x18\x01 \x01(\x03R\x05flows\x12\x16\n" +
 	"\x06octets\x18\x02 \x01(\x04R\x06octets\x12\x16\n" +
-	"\x06frozen\x18\x03 \x01(\x04R\x06frozen2\xe7\t\n" +
+	"\x06frozen\x18\x03 \x01(\x04R\x06frozen2\xa8\v\n" +
 	"\x04Node\x12>\n" +
 	"\x06Status\x12\x1a.holdfast.v1.StatusRequest\x1a\x13.holdfast.v1.Status\"\x03\x90\x02\x01\x12C\n" +
 	"\x05Flows\x12\x19.holdfast.v1.FlowsRequest\x1a\x1a.holdfast.v1.FlowsResponse\"\x03\x90\x02\x01\x12O\n" +
@@ -7042,8 +7042,11 @@ const file_holdfast_v1_holdfast_proto_rawDesc = "" +
 	"\x04Kill\x12\x18.holdfast.v1.KillRequest\x1a\x17.holdfast.v1.KillReport\x129\n" +
 	"\x04Shed\x12\x18.holdfast.v1.ShedRequest\x1a\x17.holdfast.v1.ShedReport\x12?\n" +
 	"\tRebalance\x12\x1d.holdfast.v1.RebalanceRequest\x1a\x13.holdfast.v1.Report\x129\n" +
-	"\x06SetLog\x12\x17.holdfast.v1.LogRequest\x1a\x16.holdfast.v1.LogReport\x12;\n" +
-	"\aMigrate\x12\x1b.holdfast.v1.MigrateRequest\x1a\x13.holdfast.v1.Report\x12?\n" +
+	"\x06SetLog\x12\x17.holdfast.v1.LogRequest\x1a\x16.holdfast.v1.LogReport\x12?\n" +
+	"\aMigrate\x12\x1b.holdfast.v1.MigrateRequest\x1a\x15.holdfast.v1.Progress0\x01\x12A\n" +
+	"\bEvacuate\x12\x1c.holdfast.v1.EvacuateRequest\x1a\x15.holdfast.v1.Progress0\x01\x12=\n" +
+	"\x06Return\x12\x1a.holdfast.v1.ReturnRequest\x1a\x15.holdfast.v1.Progress0\x01\x129\n" +
+	"\x04Take\x12\x18.holdfast.v1.TakeRequest\x1a\x15.holdfast.v1.Progress0\x01\x12?\n" +
 	"\aUpgrade\x12\x1b.holdfast.v1.UpgradeRequest\x1a\x15.holdfast.v1.Progress0\x01\x129\n" +
 	"\x04Busy\x12\x18.holdfast.v1.BusyRequest\x1a\x17.holdfast.v1.BusyReportB<Z:github.com/holdfast-lb/holdfast/api/holdfast/v1;holdfastv1b\x06proto3"
 
@@ -7259,29 +7262,35 @@ var file_holdfast_v1_holdfast_proto_depIdxs = []int32{
 	10,  // 108: holdfast.v1.Node.Rebalance:input_type -> holdfast.v1.RebalanceRequest
 	16,  // 109: holdfast.v1.Node.SetLog:input_type -> holdfast.v1.LogRequest
 	11,  // 110: holdfast.v1.Node.Migrate:input_type -> holdfast.v1.MigrateRequest
-	15,  // 111: holdfast.v1.Node.Upgrade:input_type -> holdfast.v1.UpgradeRequest
-	18,  // 112: holdfast.v1.Node.Busy:input_type -> holdfast.v1.BusyRequest
-	42,  // 113: holdfast.v1.Node.Status:output_type -> holdfast.v1.Status
-	4,   // 114: holdfast.v1.Node.Flows:output_type -> holdfast.v1.FlowsResponse
-	5,   // 115: holdfast.v1.Node.Endpoints:output_type -> holdfast.v1.EndpointsResponse
-	29,  // 116: holdfast.v1.Node.GetConfig:output_type -> holdfast.v1.ConfigState
-	7,   // 117: holdfast.v1.Node.History:output_type -> holdfast.v1.HistoryResponse
-	41,  // 118: holdfast.v1.Node.Watch:output_type -> holdfast.v1.Event
-	27,  // 119: holdfast.v1.Node.Diff:output_type -> holdfast.v1.ChangeReport
-	27,  // 120: holdfast.v1.Node.Apply:output_type -> holdfast.v1.ChangeReport
-	27,  // 121: holdfast.v1.Node.Settle:output_type -> holdfast.v1.ChangeReport
-	31,  // 122: holdfast.v1.Node.SetEndpoint:output_type -> holdfast.v1.EndpointReport
-	34,  // 123: holdfast.v1.Node.Remove:output_type -> holdfast.v1.Progress
-	34,  // 124: holdfast.v1.Node.Shift:output_type -> holdfast.v1.Progress
-	38,  // 125: holdfast.v1.Node.Kill:output_type -> holdfast.v1.KillReport
-	40,  // 126: holdfast.v1.Node.Shed:output_type -> holdfast.v1.ShedReport
-	58,  // 127: holdfast.v1.Node.Rebalance:output_type -> holdfast.v1.Report
-	17,  // 128: holdfast.v1.Node.SetLog:output_type -> holdfast.v1.LogReport
-	58,  // 129: holdfast.v1.Node.Migrate:output_type -> holdfast.v1.Report
-	34,  // 130: holdfast.v1.Node.Upgrade:output_type -> holdfast.v1.Progress
-	19,  // 131: holdfast.v1.Node.Busy:output_type -> holdfast.v1.BusyReport
-	113, // [113:132] is the sub-list for method output_type
-	94,  // [94:113] is the sub-list for method input_type
+	12,  // 111: holdfast.v1.Node.Evacuate:input_type -> holdfast.v1.EvacuateRequest
+	13,  // 112: holdfast.v1.Node.Return:input_type -> holdfast.v1.ReturnRequest
+	14,  // 113: holdfast.v1.Node.Take:input_type -> holdfast.v1.TakeRequest
+	15,  // 114: holdfast.v1.Node.Upgrade:input_type -> holdfast.v1.UpgradeRequest
+	18,  // 115: holdfast.v1.Node.Busy:input_type -> holdfast.v1.BusyRequest
+	42,  // 116: holdfast.v1.Node.Status:output_type -> holdfast.v1.Status
+	4,   // 117: holdfast.v1.Node.Flows:output_type -> holdfast.v1.FlowsResponse
+	5,   // 118: holdfast.v1.Node.Endpoints:output_type -> holdfast.v1.EndpointsResponse
+	29,  // 119: holdfast.v1.Node.GetConfig:output_type -> holdfast.v1.ConfigState
+	7,   // 120: holdfast.v1.Node.History:output_type -> holdfast.v1.HistoryResponse
+	41,  // 121: holdfast.v1.Node.Watch:output_type -> holdfast.v1.Event
+	27,  // 122: holdfast.v1.Node.Diff:output_type -> holdfast.v1.ChangeReport
+	27,  // 123: holdfast.v1.Node.Apply:output_type -> holdfast.v1.ChangeReport
+	27,  // 124: holdfast.v1.Node.Settle:output_type -> holdfast.v1.ChangeReport
+	31,  // 125: holdfast.v1.Node.SetEndpoint:output_type -> holdfast.v1.EndpointReport
+	34,  // 126: holdfast.v1.Node.Remove:output_type -> holdfast.v1.Progress
+	34,  // 127: holdfast.v1.Node.Shift:output_type -> holdfast.v1.Progress
+	38,  // 128: holdfast.v1.Node.Kill:output_type -> holdfast.v1.KillReport
+	40,  // 129: holdfast.v1.Node.Shed:output_type -> holdfast.v1.ShedReport
+	58,  // 130: holdfast.v1.Node.Rebalance:output_type -> holdfast.v1.Report
+	17,  // 131: holdfast.v1.Node.SetLog:output_type -> holdfast.v1.LogReport
+	34,  // 132: holdfast.v1.Node.Migrate:output_type -> holdfast.v1.Progress
+	34,  // 133: holdfast.v1.Node.Evacuate:output_type -> holdfast.v1.Progress
+	34,  // 134: holdfast.v1.Node.Return:output_type -> holdfast.v1.Progress
+	34,  // 135: holdfast.v1.Node.Take:output_type -> holdfast.v1.Progress
+	34,  // 136: holdfast.v1.Node.Upgrade:output_type -> holdfast.v1.Progress
+	19,  // 137: holdfast.v1.Node.Busy:output_type -> holdfast.v1.BusyReport
+	116, // [116:138] is the sub-list for method output_type
+	94,  // [94:116] is the sub-list for method input_type
 	94,  // [94:94] is the sub-list for extension type_name
 	94,  // [94:94] is the sub-list for extension extendee
 	0,   // [0:94] is the sub-list for field type_name

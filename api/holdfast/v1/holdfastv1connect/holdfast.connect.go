@@ -76,6 +76,12 @@ const (
 	NodeSetLogProcedure = "/holdfast.v1.Node/SetLog"
 	// NodeMigrateProcedure is the fully-qualified name of the Node's Migrate RPC.
 	NodeMigrateProcedure = "/holdfast.v1.Node/Migrate"
+	// NodeEvacuateProcedure is the fully-qualified name of the Node's Evacuate RPC.
+	NodeEvacuateProcedure = "/holdfast.v1.Node/Evacuate"
+	// NodeReturnProcedure is the fully-qualified name of the Node's Return RPC.
+	NodeReturnProcedure = "/holdfast.v1.Node/Return"
+	// NodeTakeProcedure is the fully-qualified name of the Node's Take RPC.
+	NodeTakeProcedure = "/holdfast.v1.Node/Take"
 	// NodeUpgradeProcedure is the fully-qualified name of the Node's Upgrade RPC.
 	NodeUpgradeProcedure = "/holdfast.v1.Node/Upgrade"
 	// NodeBusyProcedure is the fully-qualified name of the Node's Busy RPC.
@@ -125,8 +131,21 @@ type NodeClient interface {
 	Rebalance(context.Context, *v1.RebalanceRequest) (*v1.Report, error)
 	// SetLog changes what the node's own log tells. Role operate.
 	SetLog(context.Context, *v1.LogRequest) (*v1.LogReport, error)
-	// Migrate moves flows to another host. Role admin.
-	Migrate(context.Context, *v1.MigrateRequest) (*v1.Report, error)
+	// Migrate moves a VIP with its flows to another host, or flows alone, and tells how
+	// it goes: the last step has the report. Whichever node owns the VIP, any can be
+	// asked. When the caller goes away before the point of no return, all comes back;
+	// later it goes on. Role admin.
+	Migrate(context.Context, *v1.MigrateRequest) (*connect.ServerStreamForClient[v1.Progress], error)
+	// Evacuate frees a node: its servers get nothing new on any node, its VIPs go
+	// elsewhere, and the last step comes when nothing points at it any more. Role admin.
+	Evacuate(context.Context, *v1.EvacuateRequest) (*connect.ServerStreamForClient[v1.Progress], error)
+	// Return ends an evacuation, and brings back the VIPs whose home the node is.
+	// Role admin.
+	Return(context.Context, *v1.ReturnRequest) (*connect.ServerStreamForClient[v1.Progress], error)
+	// Take gives this node a VIP whose owner is dead. Only who asks can know that: a
+	// node that merely is not heard of may still answer for it until its lease ends,
+	// which is waited for. Role admin.
+	Take(context.Context, *v1.TakeRequest) (*connect.ServerStreamForClient[v1.Progress], error)
 	// Upgrade hands everything over to a new process, and tells how it goes: the last
 	// step has the report. When the caller goes away before flows have moved, nothing
 	// moves; later it goes on. Role admin.
@@ -250,10 +269,28 @@ func NewNodeClient(httpClient connect.HTTPClient, baseURL string, opts ...connec
 			connect.WithSchema(nodeMethods.ByName("SetLog")),
 			connect.WithClientOptions(opts...),
 		),
-		migrate: connect.NewClient[v1.MigrateRequest, v1.Report](
+		migrate: connect.NewClient[v1.MigrateRequest, v1.Progress](
 			httpClient,
 			baseURL+NodeMigrateProcedure,
 			connect.WithSchema(nodeMethods.ByName("Migrate")),
+			connect.WithClientOptions(opts...),
+		),
+		evacuate: connect.NewClient[v1.EvacuateRequest, v1.Progress](
+			httpClient,
+			baseURL+NodeEvacuateProcedure,
+			connect.WithSchema(nodeMethods.ByName("Evacuate")),
+			connect.WithClientOptions(opts...),
+		),
+		_return: connect.NewClient[v1.ReturnRequest, v1.Progress](
+			httpClient,
+			baseURL+NodeReturnProcedure,
+			connect.WithSchema(nodeMethods.ByName("Return")),
+			connect.WithClientOptions(opts...),
+		),
+		take: connect.NewClient[v1.TakeRequest, v1.Progress](
+			httpClient,
+			baseURL+NodeTakeProcedure,
+			connect.WithSchema(nodeMethods.ByName("Take")),
 			connect.WithClientOptions(opts...),
 		),
 		upgrade: connect.NewClient[v1.UpgradeRequest, v1.Progress](
@@ -289,7 +326,10 @@ type nodeClient struct {
 	shed        *connect.Client[v1.ShedRequest, v1.ShedReport]
 	rebalance   *connect.Client[v1.RebalanceRequest, v1.Report]
 	setLog      *connect.Client[v1.LogRequest, v1.LogReport]
-	migrate     *connect.Client[v1.MigrateRequest, v1.Report]
+	migrate     *connect.Client[v1.MigrateRequest, v1.Progress]
+	evacuate    *connect.Client[v1.EvacuateRequest, v1.Progress]
+	_return     *connect.Client[v1.ReturnRequest, v1.Progress]
+	take        *connect.Client[v1.TakeRequest, v1.Progress]
 	upgrade     *connect.Client[v1.UpgradeRequest, v1.Progress]
 	busy        *connect.Client[v1.BusyRequest, v1.BusyReport]
 }
@@ -427,12 +467,23 @@ func (c *nodeClient) SetLog(ctx context.Context, req *v1.LogRequest) (*v1.LogRep
 }
 
 // Migrate calls holdfast.v1.Node.Migrate.
-func (c *nodeClient) Migrate(ctx context.Context, req *v1.MigrateRequest) (*v1.Report, error) {
-	response, err := c.migrate.CallUnary(ctx, connect.NewRequest(req))
-	if response != nil {
-		return response.Msg, err
-	}
-	return nil, err
+func (c *nodeClient) Migrate(ctx context.Context, req *v1.MigrateRequest) (*connect.ServerStreamForClient[v1.Progress], error) {
+	return c.migrate.CallServerStream(ctx, connect.NewRequest(req))
+}
+
+// Evacuate calls holdfast.v1.Node.Evacuate.
+func (c *nodeClient) Evacuate(ctx context.Context, req *v1.EvacuateRequest) (*connect.ServerStreamForClient[v1.Progress], error) {
+	return c.evacuate.CallServerStream(ctx, connect.NewRequest(req))
+}
+
+// Return calls holdfast.v1.Node.Return.
+func (c *nodeClient) Return(ctx context.Context, req *v1.ReturnRequest) (*connect.ServerStreamForClient[v1.Progress], error) {
+	return c._return.CallServerStream(ctx, connect.NewRequest(req))
+}
+
+// Take calls holdfast.v1.Node.Take.
+func (c *nodeClient) Take(ctx context.Context, req *v1.TakeRequest) (*connect.ServerStreamForClient[v1.Progress], error) {
+	return c.take.CallServerStream(ctx, connect.NewRequest(req))
 }
 
 // Upgrade calls holdfast.v1.Node.Upgrade.
@@ -492,8 +543,21 @@ type NodeHandler interface {
 	Rebalance(context.Context, *v1.RebalanceRequest) (*v1.Report, error)
 	// SetLog changes what the node's own log tells. Role operate.
 	SetLog(context.Context, *v1.LogRequest) (*v1.LogReport, error)
-	// Migrate moves flows to another host. Role admin.
-	Migrate(context.Context, *v1.MigrateRequest) (*v1.Report, error)
+	// Migrate moves a VIP with its flows to another host, or flows alone, and tells how
+	// it goes: the last step has the report. Whichever node owns the VIP, any can be
+	// asked. When the caller goes away before the point of no return, all comes back;
+	// later it goes on. Role admin.
+	Migrate(context.Context, *v1.MigrateRequest, *connect.ServerStream[v1.Progress]) error
+	// Evacuate frees a node: its servers get nothing new on any node, its VIPs go
+	// elsewhere, and the last step comes when nothing points at it any more. Role admin.
+	Evacuate(context.Context, *v1.EvacuateRequest, *connect.ServerStream[v1.Progress]) error
+	// Return ends an evacuation, and brings back the VIPs whose home the node is.
+	// Role admin.
+	Return(context.Context, *v1.ReturnRequest, *connect.ServerStream[v1.Progress]) error
+	// Take gives this node a VIP whose owner is dead. Only who asks can know that: a
+	// node that merely is not heard of may still answer for it until its lease ends,
+	// which is waited for. Role admin.
+	Take(context.Context, *v1.TakeRequest, *connect.ServerStream[v1.Progress]) error
 	// Upgrade hands everything over to a new process, and tells how it goes: the last
 	// step has the report. When the caller goes away before flows have moved, nothing
 	// moves; later it goes on. Role admin.
@@ -613,10 +677,28 @@ func NewNodeHandler(svc NodeHandler, opts ...connect.HandlerOption) (string, htt
 		connect.WithSchema(nodeMethods.ByName("SetLog")),
 		connect.WithHandlerOptions(opts...),
 	)
-	nodeMigrateHandler := connect.NewUnaryHandlerSimple(
+	nodeMigrateHandler := connect.NewServerStreamHandlerSimple(
 		NodeMigrateProcedure,
 		svc.Migrate,
 		connect.WithSchema(nodeMethods.ByName("Migrate")),
+		connect.WithHandlerOptions(opts...),
+	)
+	nodeEvacuateHandler := connect.NewServerStreamHandlerSimple(
+		NodeEvacuateProcedure,
+		svc.Evacuate,
+		connect.WithSchema(nodeMethods.ByName("Evacuate")),
+		connect.WithHandlerOptions(opts...),
+	)
+	nodeReturnHandler := connect.NewServerStreamHandlerSimple(
+		NodeReturnProcedure,
+		svc.Return,
+		connect.WithSchema(nodeMethods.ByName("Return")),
+		connect.WithHandlerOptions(opts...),
+	)
+	nodeTakeHandler := connect.NewServerStreamHandlerSimple(
+		NodeTakeProcedure,
+		svc.Take,
+		connect.WithSchema(nodeMethods.ByName("Take")),
 		connect.WithHandlerOptions(opts...),
 	)
 	nodeUpgradeHandler := connect.NewServerStreamHandlerSimple(
@@ -667,6 +749,12 @@ func NewNodeHandler(svc NodeHandler, opts ...connect.HandlerOption) (string, htt
 			nodeSetLogHandler.ServeHTTP(w, r)
 		case NodeMigrateProcedure:
 			nodeMigrateHandler.ServeHTTP(w, r)
+		case NodeEvacuateProcedure:
+			nodeEvacuateHandler.ServeHTTP(w, r)
+		case NodeReturnProcedure:
+			nodeReturnHandler.ServeHTTP(w, r)
+		case NodeTakeProcedure:
+			nodeTakeHandler.ServeHTTP(w, r)
 		case NodeUpgradeProcedure:
 			nodeUpgradeHandler.ServeHTTP(w, r)
 		case NodeBusyProcedure:
@@ -744,8 +832,20 @@ func (UnimplementedNodeHandler) SetLog(context.Context, *v1.LogRequest) (*v1.Log
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.v1.Node.SetLog is not implemented"))
 }
 
-func (UnimplementedNodeHandler) Migrate(context.Context, *v1.MigrateRequest) (*v1.Report, error) {
-	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.v1.Node.Migrate is not implemented"))
+func (UnimplementedNodeHandler) Migrate(context.Context, *v1.MigrateRequest, *connect.ServerStream[v1.Progress]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.v1.Node.Migrate is not implemented"))
+}
+
+func (UnimplementedNodeHandler) Evacuate(context.Context, *v1.EvacuateRequest, *connect.ServerStream[v1.Progress]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.v1.Node.Evacuate is not implemented"))
+}
+
+func (UnimplementedNodeHandler) Return(context.Context, *v1.ReturnRequest, *connect.ServerStream[v1.Progress]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.v1.Node.Return is not implemented"))
+}
+
+func (UnimplementedNodeHandler) Take(context.Context, *v1.TakeRequest, *connect.ServerStream[v1.Progress]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.v1.Node.Take is not implemented"))
 }
 
 func (UnimplementedNodeHandler) Upgrade(context.Context, *v1.UpgradeRequest, *connect.ServerStream[v1.Progress]) error {

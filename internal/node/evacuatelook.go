@@ -1,0 +1,60 @@
+package node
+
+import (
+	"github.com/holdfast-lb/holdfast/internal/flow"
+	"github.com/holdfast-lb/holdfast/internal/loop"
+)
+
+// ClusterLook is the cluster as one node sees it.
+type ClusterLook struct {
+	Nodes       []NodeStatus
+	VIPs        []VIPStatus
+	Moving      *Progress // the last step of a move that is under way
+	LastMove    *MoveStatus
+	HostResidue []HostResidue
+	Free        bool // this node is evacuated, and nothing points at it
+}
+
+// clusterLook looks at the cluster.
+func (n *Node) clusterLook() (x ClusterLook) {
+	c := n.Config()
+	if c.Cluster == nil {
+		return x
+	}
+	x.Nodes, x.VIPs = n.NodesSeen(), n.vips().VIPs()
+	m := &n.moves
+	m.mu.Lock()
+	x.Moving, x.LastMove = m.now, m.last
+	m.mu.Unlock()
+	flows := n.flowsOfVIPs()
+	x.Free = n.marks.evacuating(c.Node.Name) && n.hostCounters()["diverted_tuples"] == 0
+	for _, v := range x.VIPs {
+		if v.State != "elsewhere" {
+			x.Free = false
+		}
+		if k := flows[v.Name]; k > 0 && v.Owner != c.Node.Name && v.State != "moving" {
+			x.HostResidue = append(x.HostResidue, HostResidue{VIP: v.Name, To: v.Owner, Flows: k})
+		}
+	}
+	for _, k := range flows {
+		x.Free = x.Free && k == 0
+	}
+	return x
+}
+
+// flowsOfVIPs counts the flows of movable listeners by the name of their VIP; "" are
+// those of addresses without a name.
+func (n *Node) flowsOfVIPs() map[string]int {
+	out := map[string]int{}
+	for _, l := range n.shared.Loops {
+		l.Ask(func(l *loop.Loop) {
+			l.Slots(0, func(f *flow.Flow) bool {
+				if x := f.Listener(); x.Movable {
+					out[x.VIPName]++
+				}
+				return false
+			})
+		})
+	}
+	return out
+}
