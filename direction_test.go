@@ -26,6 +26,7 @@ var layers = []lint.Layer{
 	{Package: "internal/sock", Imports: []string{"internal/frozen"}},
 	{Package: "internal/journal", Imports: []string{"internal/sock", "internal/planted"}}, // generations on disk
 	{Package: "internal/netadmin", Imports: []string{"tcprepair"}},
+	{Package: "internal/vip"}, // who owns an address
 	{Package: "internal/ledger", Imports: []string{"internal/config", "internal/planted"}},
 	{Package: "internal/balance", Imports: []string{"internal/config", "internal/ledger"}},
 	{Package: "internal/health", Imports: []string{"internal/config", "internal/ledger"}},               // the judge of endpoints
@@ -42,7 +43,7 @@ var layers = []lint.Layer{
 	{Package: "internal/node", Imports: []string{
 		"internal/loop", "internal/move", "internal/flow", "internal/balance", "internal/ledger", "internal/config",
 		"internal/health", "internal/probe", "internal/resolve", "internal/accesslog", "internal/journal",
-		"internal/sock", "internal/frozen", "internal/netadmin", "internal/planted", "tcprepair"}},
+		"internal/sock", "internal/frozen", "internal/netadmin", "internal/planted", "internal/vip", "tcprepair"}},
 	{Package: "internal/page", Imports: []string{"internal/config", "internal/node"}}, // HTML and SVG of a look at a node
 	{Package: "internal/admin/wire"}, // messages of the API <-> the node's types and JSON
 	{Package: "internal/admin", Imports: []string{ // sock: the umask of its socket, and who is at its other end
@@ -57,7 +58,8 @@ var layers = []lint.Layer{
 	{Package: "internal/lab/corpus"},                                     // raw request streams and what becomes of them, as functions of octets
 	{Package: "internal/lab/mainjob", Imports: []string{"internal/lab"}}, // apart: its world needs real users
 	{Package: "internal/bench", Imports: []string{"internal/config", "internal/sock"}},
-	{Package: "internal/demo"}, // the traffic of the command and of its test
+	{Package: "internal/demo"},  // the traffic of the command and of its test
+	{Package: "internal/hosts"}, // the network of namespaces of demo --hosts
 	{Package: "internal/lint/..."},
 
 	{Package: "."},
@@ -80,7 +82,7 @@ var owners = []lint.Owner{
 
 	// Links, addresses, rules: those who hold and divert, and those who build
 	// networks to test in.
-	{Import: "github.com/vishvananda/netlink", Packages: []string{"internal/netadmin", "internal/lab", "internal/lab/mainjob", "internal/bench"}},
+	{Import: "github.com/vishvananda/netlink", Packages: []string{"internal/netadmin", "internal/hosts", "internal/lab", "internal/lab/mainjob", "internal/bench"}},
 	{Import: "github.com/vishvananda/netns", Packages: []string{"internal/netadmin", "internal/lab", "internal/bench"}},
 	{Import: "github.com/google/nftables", Packages: []string{"internal/netadmin", "internal/lab", "internal/bench"}},
 
@@ -93,13 +95,13 @@ var owners = []lint.Owner{
 	{Import: "github.com/santhosh-tekuri/jsonschema/v6", Tests: true}, // holds the schema of the file against a second reader
 }
 
-var kernel = []string{"internal/sock", "tcprepair", "internal/netadmin", "internal/lab", "internal/lab/mainjob", "internal/bench"}
+var kernel = []string{"internal/sock", "tcprepair", "internal/netadmin", "internal/hosts", "internal/lab", "internal/lab/mainjob", "internal/bench"}
 
 // Facts come into these as arguments: no clock, no chance, no kernel, no
 // goroutine, no log. The planned ones are named as well.
 var machines = []string{
 	"internal/flow", "internal/balance", "internal/health", "internal/config",
-	"internal/h1", "internal/h2", "internal/tlsrec", "internal/proxyproto",
+	"internal/h1", "internal/h2", "internal/tlsrec", "internal/proxyproto", "internal/vip",
 }
 
 func TestDirection(t *testing.T) {

@@ -30,6 +30,7 @@ const (
 func demoCommand() *cobra.Command {
 	var duration time.Duration
 	var flows int
+	var between bool
 	c := &cobra.Command{
 		Use:   "demo",
 		Short: "Servers, Holdfast, clients and live figures on loopback",
@@ -37,13 +38,20 @@ func demoCommand() *cobra.Command {
 			"every octet at both ends, and shows live figures while it reloads, rebalances and upgrades\n" +
 			"Holdfast, adds an endpoint and rolls that back, takes a server out to restart it, and holds\n" +
 			"requests while another one restarts.\n" +
-			"Ends by Ctrl-C; without a terminal, after 30s. A server that you end is started again.",
+			"Ends by Ctrl-C; without a terminal, after 30s. A server that you end is started again.\n\n" +
+			"With --hosts there are a client and two hosts on a bridge, in namespaces of their own; each host runs\n" +
+			"Holdfast and a server. Key m moves the VIP with its connections to the other host and back, e evacuates\n" +
+			"a host, q ends. Without a terminal it moves there and back by itself and ends. Nothing of this machine is\n" +
+			"touched, and no privilege is needed where user namespaces are allowed.",
 		Args: wants(0, 0, "no argument"),
 		RunE: func(c *cobra.Command, _ []string) error {
 			if flows < 10 || duration < 0 {
 				return &exit{exitUsage, fmt.Errorf("demo: --flows is at least 10, --duration is not negative")}
 			}
 			asJSON, _ := c.Flags().GetBool("json")
+			if between {
+				return enterHosts(flows, duration, asJSON)
+			}
 			d := &demonstration{show: show{terminal: sock.IsTerminal(os.Stdout)}, flows: flows, duration: duration}
 			if duration == 0 && !d.show.terminal {
 				d.duration = unwatched
@@ -53,6 +61,7 @@ func demoCommand() *cobra.Command {
 	}
 	c.Flags().DurationVar(&duration, "duration", 0, "end by itself; 0s: by Ctrl-C")
 	c.Flags().IntVar(&flows, "flows", 200, "long-lived flows of TCP; short ones and HTTP come on top")
+	c.Flags().BoolVar(&between, "hosts", false, "two hosts, and a VIP that moves between them with its connections")
 	c.AddCommand(demoServerCommand(), demoKeeperCommand())
 	return c
 }

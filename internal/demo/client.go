@@ -137,8 +137,7 @@ func (t *Traffic) short(f *flow) {
 
 // connect dials and says who is there.
 func (t *Traffic) connect(ctx context.Context, f *flow) (done func(), err error) {
-	d := net.Dialer{Timeout: patience}
-	c, err := d.DialContext(ctx, "tcp", t.target)
+	c, err := t.dial(ctx, t.target)
 	if err != nil {
 		return nil, err
 	}

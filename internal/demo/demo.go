@@ -19,11 +19,12 @@ import (
 // Traffic is a server and the clients that connect to it. Start makes it, Stop
 // ends it; its methods may be called by any goroutine.
 type Traffic struct {
-	listener net.Listener
-	target   string // where clients connect
-	stop     chan struct{}
-	stopOnce sync.Once
-	running  sync.WaitGroup // every goroutine
+	listeners []net.Listener
+	dial      Dial
+	target    string // where clients connect
+	stop      chan struct{}
+	stopOnce  sync.Once
+	running   sync.WaitGroup // every goroutine
 
 	nextID    atomic.Uint64
 	open      atomic.Int64  // long flows
@@ -55,25 +56,58 @@ type Figures struct {
 	Faults     []string      // what happened to the first lost flows
 }
 
-// Start runs the server on a free port of 127.0.0.1.
+// Dial connects a client, from wherever clients are.
+type Dial func(ctx context.Context, target string) (net.Conn, error)
+
+// Start runs the server on a free port of 127.0.0.1, and clients on this host.
 func Start() (*Traffic, error) {
+	l, err := Listen("127.0.0.1:0")
+	if err != nil {
+		return nil, err
+	}
+	return StartAt(Direct, l), nil
+}
+
+// Listen opens a listener for StartAt, in the network in which it is called.
+func Listen(address string) (net.Listener, error) {
 	var lc net.ListenConfig
 	lc.SetMultipathTCP(false)
-	l, err := lc.Listen(context.Background(), "tcp", "127.0.0.1:0")
+	l, err := lc.Listen(context.Background(), "tcp", address)
 	if err != nil {
 		return nil, fmt.Errorf("demo: %w", err)
 	}
-	t := &Traffic{
-		listener: l, stop: make(chan struct{}),
-		flows: map[uint64]*flow{}, conns: map[net.Conn]struct{}{},
-	}
-	t.running.Add(1)
-	go t.serve()
-	return t, nil
+	return l, nil
 }
 
-// Server is the address of the server.
-func (t *Traffic) Server() string { return t.listener.Addr().String() }
+// Direct dials in the network in which it is called.
+func Direct(ctx context.Context, target string) (net.Conn, error) {
+	d := net.Dialer{Timeout: patience}
+	d.SetMultipathTCP(false)
+	return d.DialContext(ctx, "tcp", target)
+}
+
+// StartAt runs a server on each of some listeners, which are its own from then on.
+// All are one to the clients, which dial with dial.
+func StartAt(dial Dial, listeners ...net.Listener) *Traffic {
+	t := &Traffic{
+		listeners: listeners, dial: dial, stop: make(chan struct{}),
+		flows: map[uint64]*flow{}, conns: map[net.Conn]struct{}{},
+	}
+	for _, l := range listeners {
+		t.running.Add(1)
+		go t.serve(l)
+	}
+	return t
+}
+
+// Server is the address of the first server.
+func (t *Traffic) Server() string { return t.listeners[0].Addr().String() }
+
+func (t *Traffic) closeListeners() {
+	for _, l := range t.listeners {
+		_ = l.Close()
+	}
+}
 
 // shortEvery is the time between two short connections.
 const shortEvery = 20 * time.Millisecond
@@ -175,7 +209,7 @@ func (t *Traffic) Stop(patience time.Duration) Figures {
 		clients = len(t.flows)
 		t.mu.Unlock()
 	}
-	_ = t.listener.Close()
+	t.closeListeners()
 	<-ended
 	t.trips.merge(&t.window)
 	return t.figures(&t.trips)
@@ -183,7 +217,7 @@ func (t *Traffic) Stop(patience time.Duration) Figures {
 
 // breakOff ends whatever still waits.
 func (t *Traffic) breakOff() {
-	_ = t.listener.Close()
+	t.closeListeners()
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for c := range t.conns {

@@ -9,11 +9,11 @@ import (
 	"time"
 )
 
-// serve accepts connections until the listener is closed.
-func (t *Traffic) serve() {
+// serve accepts connections until l is closed.
+func (t *Traffic) serve(l net.Listener) {
 	defer t.running.Done()
 	for {
-		c, err := t.listener.Accept()
+		c, err := l.Accept()
 		if errors.Is(err, net.ErrClosed) {
 			return
 		}
