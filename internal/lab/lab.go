@@ -38,6 +38,7 @@ var labs = map[string]lab{
 	"previous":       {what: "flows of all kinds between the release before this one and this one, up and down", run: previous, limit: 15 * time.Minute},
 	"reload":         {what: "a thousand services, and another configuration ten times a second", run: reloading, limit: 30 * time.Minute},
 	"rolling":        {what: "servers are restarted behind the balancer, and no request fails", run: rolling, limit: 12 * time.Minute},
+	"rolling-hosts":  {what: "four nodes are evacuated one after another under load, and started anew", run: rollingHosts, limit: 5 * time.Minute},
 	"seed-000":       {what: "the servers run on the host that is evacuated", run: seed000, limit: 5 * time.Minute},
 	"soak":           {what: "all kinds of HTTP clients and failing backends under moves, for long", run: soaking, limit: 13 * time.Minute},
 	"systemd":        {what: "the unit of packaging/ under systemd as process 1: reloads, kill -9, stop, a socket unit", run: underSystemd, limit: 8 * time.Minute, root: true},

@@ -15,7 +15,7 @@ import (
 func migrating(ctx context.Context, o Options, out io.Writer, v *Verdict) error {
 	l := &migrateLab{Options: o}
 	for _, x := range migrateScenes(o) {
-		r := &migrateRun{migrateScene: x, scene: &scene{Options: o, ctx: ctx, out: out, v: v, doors: map[string]*Door{}}}
+		r := &migrateRun{migrateScene: aPair(x), scene: &scene{Options: o, ctx: ctx, out: out, v: v, doors: map[string]*Door{}}}
 		l.runs = append(l.runs, r)
 		r.phase("== %s", x)
 		err := r.all()
@@ -45,6 +45,18 @@ type migrateScene struct {
 	loss bool
 	// idle: flows that say nothing, so that all that processors do is the move.
 	idle bool
+
+	nodes []string
+	vips  []clusterVIP
+	// rolling: all nodes are evacuated one after another, and started anew.
+	rolling bool
+}
+
+// aPair of nodes, of which the first one has both VIPs at first.
+func aPair(x migrateScene) migrateScene {
+	x.nodes = []string{"n1", "n3"}
+	x.vips = []clusterVIP{{"shop", vip4, "n1"}, {"shop6", vip6, "n1"}}
+	return x
 }
 
 func (x migrateScene) String() string { return x.name }
@@ -82,7 +94,10 @@ func migrateScenes(o Options) []migrateScene {
 
 // migrateServices are what the flows of a scene need.
 func (r *migrateRun) services() []clusterService {
-	both, first, last := []string{"n1", "n3"}, []string{"n1"}, []string{"n3"}
+	if r.rolling {
+		return r.rollingServices()
+	}
+	both, first, last := r.nodes, r.nodes[:1], r.nodes[1:]
 	return []clusterService{
 		{name: "main", vip: "shop", port: 443, door: 9000, on: both},
 		{name: "main6", vip: "shop6", port: 443, door: 9000, on: both},
@@ -130,6 +145,7 @@ type migrateRun struct {
 	talk     float64            // octets a second between nodes without moves
 	retrans  map[string]int64   // segments sent again, by host
 	asked    int64
+	turns    []turn          // of a rolling evacuation
 	doubts   []string        // what the product said and the kernels did not
 	silences []time.Duration // between the last claim of one host and the first of the other
 }
@@ -180,7 +196,11 @@ func (r *migrateRun) all() error {
 	err := r.openAll()
 	if err == nil {
 		r.control(true)
-		err = r.travel()
+		if r.rolling {
+			err = r.roll()
+		} else {
+			err = r.travel()
+		}
 	}
 	if err == nil {
 		r.control(false)
@@ -200,13 +220,17 @@ const bufferMost = 512 << 10
 
 // stage builds all up to nodes that serve.
 func (r *migrateRun) stage() error {
-	r.phase("world: hosts on a bridge, n1 and n3 with servers beside their balancers")
+	r.phase("world: hosts on a bridge, %v with servers beside their balancers", r.nodes)
 	var err error
-	if r.world, err = NewWorld(r.dir, migrateHosts); err != nil {
+	if r.world, err = NewWorld(r.dir, clusterHosts(r.nodes)); err != nil {
 		return err
 	}
-	n1, n3, client := r.world.Host("n1"), r.world.Host("n3"), r.world.Host("client")
-	for _, h := range []*Host{n1, n3, client} {
+	client := r.world.Host("client")
+	var nodes []*Host
+	for _, n := range r.nodes {
+		nodes = append(nodes, r.world.Host(n))
+	}
+	for _, h := range append([]*Host{client}, nodes...) {
 		sysctls := [][2]string{
 			// Else new connections of a minute at this rate run out of ports.
 			{"net/ipv4/tcp_tw_reuse", "1"},
@@ -233,9 +257,9 @@ func (r *migrateRun) stage() error {
 	}
 	r.churners.connects = 1000
 	r.engines = map[string]*engine{}
-	r.b = &cluster{binary: r.Binary, dir: r.dir, hosts: []*Host{n1, n3}, services: r.services(), doors: map[string]map[string]*Door{},
+	r.b = &cluster{binary: r.Binary, dir: r.dir, hosts: nodes, vips: r.vips, services: r.services(), doors: map[string]map[string]*Door{},
 		settings: map[string]string{"settle": "1s"}}
-	for _, h := range r.b.hosts {
+	for _, h := range append([]*Host{r.world.Host(apart)}, nodes...) {
 		if r.engines[h.Name], err = r.traffic.NewEngine(h); err != nil {
 			return err
 		}
@@ -244,7 +268,7 @@ func (r *migrateRun) stage() error {
 		r.b.doors[x.name] = map[string]*Door{}
 		for _, on := range x.on {
 			at := r.world.Host(on).V4
-			if x.at().Addr().Is6() {
+			if r.b.at(x).Addr().Is6() {
 				at = r.world.Host(on).V6
 			}
 			d, err := r.engines[on].Listen(netip.AddrPortFrom(at, x.door), x.shut)
@@ -256,25 +280,29 @@ func (r *migrateRun) stage() error {
 			}
 			r.b.doors[x.name][on] = d
 		}
-		r.scene.services = append(r.scene.services, Service{Name: x.name, VIP: x.at()})
+		r.scene.services = append(r.scene.services, Service{Name: x.name, VIP: r.b.at(x)})
 	}
-	if r.wire, err = NewWire(r.world, n1, n3); err != nil {
+	if r.wire, err = NewWire(r.world, nodes...); err != nil {
 		return err
 	}
-	r.wire.About(vip4, vip6)
+	var addrs []netip.Addr
+	for _, v := range r.vips {
+		addrs = append(addrs, v.addr)
+	}
+	r.wire.About(addrs...)
 	if err := r.countTalk(); err != nil {
 		return err
 	}
-	if r.asker, err = Ask(r.world.Host("judge"), askEvery, vip4, vip6); err != nil {
+	if r.asker, err = Ask(r.world.Host("judge"), askEvery, addrs...); err != nil {
 		return err
 	}
-	r.phase("balancer: holdfast on n1 and n3, from one file")
+	r.phase("balancer: holdfast on %v, from one file", r.nodes)
 	if err := r.b.Start(r.ctx); err != nil {
 		return err
 	}
 	r.balancer = r.b
 	r.counters = r.count()
-	return r.b.awaitOwned(r.ctx, "n1", readyPatience)
+	return r.b.awaitHome(r.ctx, readyPatience)
 }
 
 // askEvery is the time between two questions who has an address.
@@ -291,9 +319,14 @@ func (r *migrateRun) close() {
 	r.scene.close()
 }
 
-// overServices are the services over which flows of most kinds are spread: with servers on
+// over are the services over which flows of most kinds are spread: with servers on
 // both hosts, on the other one only, and on objects that will be gone.
-var overServices = []string{"main", "main6", "main", "main6", "main", "main6", "gone", "gone6", "far", "far6"}
+func (r *migrateRun) over() []string {
+	if r.rolling {
+		return rollingOver
+	}
+	return []string{"main", "main6", "main", "main6", "main", "main6", "gone", "gone6", "far", "far6"}
+}
 
 // webServices are those of HTTP. Where the configuration has an object no more, its next
 // request is refused; what makes none lives on: tunnels.
@@ -321,7 +354,7 @@ func (r *migrateRun) openAll() error {
 			r.flows = append(r.flows, r.open(k, n, "dial")...)
 		default:
 			for range n {
-				f := r.open(k, 1, overServices[i%len(overServices)])
+				f := r.open(k, 1, r.over()[i%len(r.over())])
 				i++
 				r.flows = append(r.flows, f...)
 				if k == Steady {
@@ -369,10 +402,16 @@ func (r *migrateRun) openAll() error {
 	if err := r.b.apply(r.ctx, part); err != nil {
 		return err
 	}
-	r.local = r.localShare("n1")
+	r.local = r.localShare(r.nodes[0])
 	if r.rate > 0 {
 		r.phase("%d new connections a second", r.rate)
-		r.stop = r.churnAt(r.rate, r.to("new"), r.to("new6"))
+		var to []netip.AddrPort
+		for _, x := range r.b.services {
+			if x.port == newPort {
+				to = append(to, r.b.at(x))
+			}
+		}
+		r.stop = r.churnAt(r.rate, to...)
 	}
 	return nil
 }

@@ -2,6 +2,7 @@ package lab
 
 import (
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -132,7 +133,7 @@ func (r *migrateRun) travel() error {
 			r.strikeWire()
 		}
 		to := r.b.other()
-		for _, v := range clusterVIPs {
+		for _, v := range r.vips {
 			if err := r.move(v, r.b.active, to); err != nil {
 				return err
 			}
@@ -226,7 +227,7 @@ func (r *migrateRun) socketsOf(node string) int {
 	client := r.world.Host("client")
 	n := 0
 	for _, x := range all {
-		if x.State == tcpListen || x.Local.Addr() != vip4 && x.Local.Addr() != vip6 ||
+		if x.State == tcpListen || !r.isVIP(x.Local.Addr()) ||
 			x.Remote.Addr() != client.V4 && x.Remote.Addr() != client.V6 {
 			continue
 		}
@@ -236,6 +237,10 @@ func (r *migrateRun) socketsOf(node string) int {
 		}
 	}
 	return n
+}
+
+func (r *migrateRun) isVIP(a netip.Addr) bool {
+	return slices.ContainsFunc(r.vips, func(v clusterVIP) bool { return v.addr == a })
 }
 
 // newPort is the port of the VIPs for new connections.
@@ -292,8 +297,8 @@ func judgeTenures(claims []Claim, macs [][6]byte, windows [][2]time.Time) (wrong
 
 // judgeClaims judges who answered for the VIPs.
 func (r *migrateRun) judgeClaims() (wrong []string) {
-	for _, v := range clusterVIPs {
-		macs := [][6]byte{[6]byte(r.b.hosts[0].MAC)}
+	for _, v := range r.vips {
+		macs := [][6]byte{[6]byte(r.b.hostOf(v.home).MAC)}
 		var windows [][2]time.Time
 		for _, m := range r.moves {
 			if m.vip == v {
@@ -302,6 +307,9 @@ func (r *migrateRun) judgeClaims() (wrong []string) {
 			}
 		}
 		claims := r.wire.Claims(v.addr)
+		if r.rolling {
+			macs, windows = r.rollingTenures(v)
+		}
 		w, silences := judgeTenures(claims, macs, windows)
 		r.silences = append(r.silences, silences...)
 		for _, x := range w {

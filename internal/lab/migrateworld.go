@@ -14,23 +14,30 @@ import (
 	"time"
 )
 
-// migrateHosts of the lab migrate: nodes with servers of their own beside each
-// other, clients, and a station that only asks who has an address.
-var migrateHosts = []HostSpec{
-	{Name: "client", V4: "10.9.0.20/24", V6: "fd09::20/64"},
-	{Name: "judge", V4: "10.9.0.21/24", V6: "fd09::21/64"},
-	{Name: "n1", V4: "10.9.0.11/24", V6: "fd09::11/64"},
-	{Name: "n3", V4: "10.9.0.13/24", V6: "fd09::13/64"},
+// clusterHosts are nodes with servers of their own beside each other, servers apart,
+// clients, and a station that only asks who has an address.
+func clusterHosts(nodes []string) []HostSpec {
+	all := []HostSpec{
+		{Name: "client", V4: "10.9.0.20/24", V6: "fd09::20/64"},
+		{Name: "judge", V4: "10.9.0.21/24", V6: "fd09::21/64"},
+		{Name: apart, V4: "10.9.0.30/24", V6: "fd09::30/64"},
+	}
+	for _, n := range nodes {
+		i := strings.TrimPrefix(n, "n")
+		all = append(all, HostSpec{Name: n, V4: "10.9.0.1" + i + "/24", V6: "fd09::1" + i + "/64"})
+	}
+	return all
 }
 
-// clusterVIP is an address that moves, with its name.
+// apart is the host of servers that are on no node.
+const apart = "server"
+
+// clusterVIP is an address that moves, with its name and its home.
 type clusterVIP struct {
 	name string
 	addr netip.Addr
+	home string
 }
-
-// clusterVIPs of the labs of moves between hosts.
-var clusterVIPs = []clusterVIP{{"shop", vip4}, {"shop6", vip6}}
 
 // clusterService is a service whose servers stand beside the nodes.
 type clusterService struct {
@@ -46,21 +53,13 @@ type clusterService struct {
 	gone bool
 }
 
-func (s clusterService) at() netip.AddrPort {
-	for _, v := range clusterVIPs {
-		if v.name == s.vip {
-			return netip.AddrPortFrom(v.addr, s.port)
-		}
-	}
-	panic("lab: no VIP " + s.vip)
-}
-
 // A cluster is the product on several nodes that run from one file. It is a
 // Balancer that serves where its VIPs are.
 type cluster struct {
 	binary   string
 	dir      string
 	hosts    []*Host
+	vips     []clusterVIP
 	services []clusterService
 	doors    map[string]map[string]*Door // by service and host
 	// lease, settle and what else stands in the section cluster, by key.
@@ -70,11 +69,22 @@ type cluster struct {
 	active string
 }
 
+// at is where clients of a service connect.
+func (b *cluster) at(s clusterService) netip.AddrPort {
+	for _, v := range b.vips {
+		if v.name == s.vip {
+			return netip.AddrPortFrom(v.addr, s.port)
+		}
+	}
+	panic("lab: no VIP " + s.vip)
+}
+
 type clusterNode struct {
 	host   *Host
 	admin  *Process // the privileged process; nil: the node is its own
 	data   *Process
 	socket string
+	lives  int
 }
 
 // file writes the configuration of all nodes. whole has the services that are gone
@@ -93,12 +103,12 @@ func (b *cluster) file(whole bool) (string, error) {
 		fmt.Fprintf(&s, "  %s: { address: %v:%d, device: eth0, sourcePorts: %d-%d }\n", h.Name, h.V4, talkPort, first, first+ports-1)
 	}
 	s.WriteString("vips:\n")
-	for _, v := range clusterVIPs {
+	for _, v := range b.vips {
 		bits := 24
 		if v.addr.Is6() {
 			bits = 64
 		}
-		fmt.Fprintf(&s, "  %s: { address: \"%v/%d\", home: %s }\n", v.name, v.addr, bits, b.hosts[0].Name)
+		fmt.Fprintf(&s, "  %s: { address: \"%v/%d\", home: %s }\n", v.name, v.addr, bits, v.home)
 	}
 	s.WriteString("listeners:\n")
 	for _, x := range b.services {
@@ -121,13 +131,17 @@ func (b *cluster) file(whole bool) (string, error) {
 		if x.gone && !whole {
 			continue
 		}
-		fmt.Fprintf(&s, "  %s:\n    connectTimeout: 30m\n    source: vip\n    prefer: local\n", x.name)
+		fmt.Fprintf(&s, "  %s:\n    connectTimeout: 30m\n    source: vip\n    preferLocal: true\n", x.name)
 		if x.http {
 			s.WriteString("    answerTimeout: 30m\n")
 		}
 		fmt.Fprintf(&s, "    limits: { connectionsPerEndpoint: %d, queue: 2000, queueTime: 30m }\n    endpoints: [", x.slots)
 		for _, on := range x.on {
-			fmt.Fprintf(&s, " { name: %s, address: \"%v\", node: %s },", strings.Replace(on, "n", "a", 1), b.doors[x.name][on].Addr, on)
+			at := ""
+			if on != apart {
+				at = ", node: " + on
+			}
+			fmt.Fprintf(&s, " { name: %s, address: \"%v\"%s },", strings.Replace(on, "n", "a", 1), b.doors[x.name][on].Addr, at)
 		}
 		s.WriteString(" ]\n")
 	}
@@ -166,8 +180,16 @@ func (b *cluster) Start(ctx context.Context) error {
 	return nil
 }
 
+// startNode runs a node, again if it has run before: with the state of before and a
+// log of its own.
 func (b *cluster) startNode(n *clusterNode, file string) (err error) {
-	n.data, err = n.host.Start(n.host.Name, []string{"HOLDFAST_NODE=" + n.host.Name}, b.binary, "run", "--grace", "0s", "-c", file)
+	n.lives++
+	name := n.host.Name
+	if n.lives > 1 {
+		name = fmt.Sprintf("%s.%d", name, n.lives)
+	}
+	env := []string{"HOLDFAST_NODE=" + n.host.Name, "STATE_DIRECTORY=" + filepath.Join(b.dir, n.host.Name+".state")}
+	n.data, err = n.host.Start(name, env, b.binary, "run", "--grace", "0s", "-c", file)
 	return err
 }
 
@@ -246,7 +268,7 @@ func (b *cluster) migrate(ctx context.Context, v clusterVIP, from, to string) (*
 // Move moves all VIPs to the other host, one after another.
 func (b *cluster) Move(ctx context.Context, _ Label) (*MoveReport, error) {
 	sum, to := &MoveReport{Distance: HostMove.String()}, b.other()
-	for _, v := range clusterVIPs {
+	for _, v := range b.vips {
 		r, err := b.migrate(ctx, v, b.active, to)
 		if err != nil {
 			return sum, err
@@ -273,14 +295,17 @@ func (b *cluster) Status(ctx context.Context) (*Status, error) {
 // clusterStatus is the part of the status that is about the cluster.
 type clusterStatus struct {
 	Status
-	VIPs []struct {
-		Name  string `json:"name"`
-		Owner string `json:"owner"`
-		Epoch uint64 `json:"epoch"`
-		State string `json:"state"`
-		Why   string `json:"why"`
-	} `json:"vips"`
-	Free bool `json:"free"`
+	VIPs []vipState `json:"vips"`
+	Free bool       `json:"free"`
+}
+
+// vipState is what a node says of a VIP.
+type vipState struct {
+	Name  string `json:"name"`
+	Owner string `json:"owner"`
+	Epoch uint64 `json:"epoch"`
+	State string `json:"state"`
+	Why   string `json:"why"`
 }
 
 func (b *cluster) statusOf(ctx context.Context, node string) (*clusterStatus, error) {
@@ -288,22 +313,26 @@ func (b *cluster) statusOf(ctx context.Context, node string) (*clusterStatus, er
 	return s, b.verb(ctx, node, s, "status")
 }
 
-// awaitOwned waits until a node says that it owns all VIPs.
-func (b *cluster) awaitOwned(ctx context.Context, node string, patience time.Duration) error {
+// awaitHome waits until each VIP is owned by its home, by that one's own account.
+func (b *cluster) awaitHome(ctx context.Context, patience time.Duration) error {
 	deadline := time.Now().Add(patience)
 	for {
-		s, err := b.statusOf(ctx, node)
-		if err == nil {
-			owned := 0
-			for _, v := range s.VIPs {
-				if v.State == "owned" {
-					owned++
+		err := error(nil)
+		for name := range b.nodes {
+			s, e := b.statusOf(ctx, name)
+			if e != nil {
+				err = e
+				continue
+			}
+			for _, v := range b.vips {
+				i := slices.IndexFunc(s.VIPs, func(x vipState) bool { return x.Name == v.name })
+				if v.home == name && (i < 0 || s.VIPs[i].State != "owned") {
+					err = fmt.Errorf("lab: %s is %s's, which says %+v", v.name, name, s.VIPs)
 				}
 			}
-			if owned == len(clusterVIPs) {
-				return nil
-			}
-			err = fmt.Errorf("lab: %s owns %d of %d VIPs: %+v", node, owned, len(clusterVIPs), s.VIPs)
+		}
+		if err == nil {
+			return nil
 		}
 		if time.Now().After(deadline) {
 			return err
