@@ -25,6 +25,10 @@ const (
 	// nothing as long as its segments go to the giver, and each preparation is a
 	// transaction of the taker's kernel.
 	hostGroupFlows = 64
+	// hostBackFlows is the most flows of a group, and of a lot, when segments come by way
+	// of the taker, which stops to send them on as soon as it holds them: then all that are
+	// prepared wait as well.
+	hostBackFlows = 8
 	// hostGroups and hostOffers bound what is prepared, and what stands still, at one
 	// time: one lot is put down while the taker picks up the one before. However fast all
 	// is, a flow stands still for as long as it takes for all that do to move, so more
@@ -97,6 +101,7 @@ type HostGiving struct {
 	void   map[uint16]bool // lots that were given up, and whose answer is still due
 	tries  map[uint64]int
 	timid  bool // after a stall one flow shows whether the taker is there again
+	back   bool // flows come back to where their segments arrive
 	moved  int  // flows that were committed
 }
 
@@ -153,8 +158,16 @@ func (x *HostGiving) begin(coming Coming) error {
 	if err := SendJSON(x.c, Begin, coming); err != nil {
 		return err
 	}
-	_, err := Expect(x.c, Ready)
-	return err
+	m, err := Expect(x.c, Ready)
+	if err != nil {
+		return err
+	}
+	var r HostReadiness
+	if err := m.Into(&r); err != nil {
+		return err
+	}
+	x.back = r.Diverts
+	return nil
 }
 
 // offered is how many lots stand still.
@@ -189,8 +202,8 @@ func (x *HostGiving) all() (stop, err error) {
 		switch {
 		case ready >= 0 && len(x.lots) < hostOffers:
 			err = x.offer(x.groups[ready])
-		case !over && len(x.groups) < hostGroups && len(x.void) == 0:
-			some := x.g.Next(hostGroupFlows, func(id uint64) int { return x.tries[id] })
+		case !over && x.mayPrepare():
+			some := x.g.Next(x.groupFlows(), func(id uint64) int { return x.tries[id] })
 			if some == nil {
 				over = true
 				break
@@ -227,6 +240,24 @@ func (x *HostGiving) next() uint16 {
 		x.number++
 	}
 	return x.number
+}
+
+// mayPrepare tells whether there is room for another group.
+func (x *HostGiving) mayPrepare() bool {
+	if len(x.void) > 0 {
+		return false
+	}
+	if !x.back {
+		return len(x.groups) < hostGroups
+	}
+	return !slices.ContainsFunc(x.groups, func(g *hostGroup) bool { return !g.held || len(g.left) > 0 })
+}
+
+func (x *HostGiving) groupFlows() int {
+	if x.back {
+		return hostBackFlows
+	}
+	return hostGroupFlows
 }
 
 func (x *HostGiving) prepare(some []Candidate) error {
@@ -289,7 +320,7 @@ func (x *HostGiving) offer(g *hostGroup) error {
 	lot.number = x.next()
 	body, err := lot.encode(x.body[:0], nil, false)
 	if err != nil {
-		return errors.Join(err, x.back(lot))
+		return errors.Join(err, x.takeBack(lot))
 	}
 	x.body = body
 	if err := lot.to(offered); err != nil {
@@ -318,7 +349,7 @@ func (x *HostGiving) stays(all []Refusal) {
 	}
 }
 
-func (x *HostGiving) back(lot *Lot) error {
+func (x *HostGiving) takeBack(lot *Lot) error {
 	if err := lot.to(returned); err != nil {
 		return err
 	}
@@ -393,7 +424,7 @@ var ErrHostStalled = errors.New("move: the other host does not answer")
 // abort takes a lot back that was offered, and then tells so.
 func (x *HostGiving) abort(lot *Lot) error {
 	x.remove(lot)
-	if err := x.back(lot); err != nil {
+	if err := x.takeBack(lot); err != nil {
 		return err
 	}
 	return x.send(Message{Kind: Abort, Lot: lot.number})
@@ -501,7 +532,7 @@ func (x *HostGiving) refused(m Message) (no, err error) {
 	}
 	x.stays(some)
 	x.remove(lot)
-	return nil, x.back(lot)
+	return nil, x.takeBack(lot)
 }
 
 // finish tells that nothing more comes, and hears of all that is on its way.
@@ -533,7 +564,7 @@ func (x *HostGiving) abandon() error {
 	for _, l := range x.lots {
 		switch l.state {
 		case offered:
-			errs = append(errs, x.back(l))
+			errs = append(errs, x.takeBack(l))
 		case committed:
 			unknown = append(unknown, l)
 		}

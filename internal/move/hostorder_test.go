@@ -36,6 +36,7 @@ type hosts struct {
 	outcome  func() (uint16, error)
 	lots     int // most that stood still at once
 	begun    int
+	diverts  bool // segments come by way of the taker
 }
 
 type hostFlow struct {
@@ -229,8 +230,11 @@ func (g hostGiverOf) Lose(l *Lot) {
 // hostTakerOf is the taker's side.
 type hostTakerOf struct{ *hosts }
 
-func (t hostTakerOf) Begin(Coming) error { t.begun++; return nil }
-func (t hostTakerOf) Settle()            { t.begun-- }
+func (t hostTakerOf) Settle() { t.begun-- }
+func (t hostTakerOf) Begin(Coming) (HostReadiness, error) {
+	t.begun++
+	return HostReadiness{Diverts: t.diverts}, nil
+}
 
 func (t hostTakerOf) Hold(ts []Tuple) error {
 	if t.noHold != nil {
@@ -241,6 +245,9 @@ func (t hostTakerOf) Hold(ts []Tuple) error {
 			t.t.Errorf("%v is held twice", x)
 		}
 		t.held[x] = true
+	}
+	if n := len(t.held); t.diverts && n > 2*(hostOffers+1)*hostBackFlows {
+		t.t.Errorf("%d tuples wait", n)
 	}
 	return nil
 }
@@ -407,6 +414,19 @@ func TestHostFlowsGo(t *testing.T) {
 		if n > 64 && h.lots <= HostLotFlows {
 			t.Errorf("lots do not overlap: %d flows stood still at most", h.lots)
 		}
+	}
+}
+
+// Where segments come by way of the taker few flows are prepared at a time, for they
+// wait from then on.
+func TestHostFlowsComeBack(t *testing.T) {
+	h := someHosts(t, 500)
+	h.diverts = true
+	if _, err := h.run(0, nil); err != nil {
+		t.Fatal(err)
+	}
+	if there, _ := h.end(); there != 500 || h.lots <= hostBackFlows/2 {
+		t.Errorf("%d of 500 flows went, at most %d stood still", there, h.lots)
 	}
 }
 

@@ -12,7 +12,7 @@ import (
 // one goroutine, and may wait.
 type HostTaker interface {
 	// Begin makes ready for flows, until Settle.
-	Begin(Coming) error
+	Begin(Coming) (HostReadiness, error)
 	// Hold keeps back the segments of what is to come. Drop forgets them: they are the
 	// giver's, or nobody's. On error nothing has changed. An error of Hold is told to the giver.
 	Hold([]Tuple) error
@@ -101,11 +101,12 @@ func (x *HostTaking) begin(m Message) error {
 	if x.begun {
 		return errors.New("move: flows were announced twice")
 	}
-	if err := x.t.Begin(coming); err != nil {
+	r, err := x.t.Begin(coming)
+	if err != nil {
 		return x.refuse(0, err)
 	}
 	x.begun = true
-	return x.c.Send(Message{Kind: Ready})
+	return SendJSON(x.c, Ready, r)
 }
 
 func (x *HostTaking) prepare(m Message) error {

@@ -153,6 +153,12 @@ type Coming struct {
 	Held map[string]int64 `json:"held,omitempty"`
 }
 
+// HostReadiness answers Coming.
+type HostReadiness struct {
+	// Diverts: this side sends some segments on to others, perhaps to the giver.
+	Diverts bool `json:"diverts,omitempty"`
+}
+
 // Refusal names what could not be taken.
 type Refusal struct {
 	Flow  uint64 `json:"flow"` // 0: the whole batch

@@ -141,7 +141,14 @@ func (t *hostTaker) answer(m move.Message) error {
 
 // Begin makes ready for flows. Until they have come waiting ones come in any order,
 // and one that came early must not be served before one that is still to come.
-func (t *hostTaker) Begin(coming move.Coming) error {
+func (t *hostTaker) Begin(coming move.Coming) (r move.HostReadiness, err error) {
+	if t.n.host.admin != nil {
+		c, err := t.n.host.admin.Counters()
+		if err != nil {
+			return r, fmt.Errorf("node: %w", err)
+		}
+		r.Diverts = c.DivertTuples > 0
+	}
 	if t.ended == nil {
 		t.ended = t.n.host.outcomes.begin(t.peer, coming.Talk, t.conn)
 	}
@@ -152,7 +159,7 @@ func (t *hostTaker) Begin(coming move.Coming) error {
 	for name, held := range t.shared {
 		t.n.account(name).AddForeign(held)
 	}
-	return nil
+	return r, nil
 }
 
 // Settle makes each host's limits its own again.
