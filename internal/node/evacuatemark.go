@@ -386,17 +386,17 @@ func (n *Node) NodesSeen() (out []NodeStatus) {
 	if c.Cluster == nil {
 		return nil
 	}
-	now := time.Now()
+	now, flows := time.Now(), n.flows()
 	n.marks.mu.Lock()
 	defer n.marks.mu.Unlock()
 	for _, name := range slices.Sorted(maps.Keys(c.Cluster.Nodes)) {
 		x := c.Cluster.Nodes[name]
 		s := NodeStatus{Name: name, Address: x.Address.String(), Self: name == c.Node.Name, Labels: x.Labels, Evacuating: n.marks.all[name].Evacuating, HeardSeconds: -1}
 		if h, ok := n.marks.heard[name]; ok {
-			s.HeardSeconds = now.Sub(h.at).Seconds()
+			s.HeardSeconds, s.Flows = now.Sub(h.at).Seconds(), h.flows
 		}
 		if s.Self {
-			s.HeardSeconds = 0
+			s.HeardSeconds, s.Flows = 0, flows
 		}
 		out = append(out, s)
 	}

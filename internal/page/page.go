@@ -42,10 +42,11 @@ const (
 	Traffic  View = "traffic"
 	Flows    View = "flows"
 	Changes  View = "changes"
+	Cluster  View = "cluster"
 )
 
 // Views are all of them, in their order.
-var Views = []View{Overview, Traffic, Flows, Changes}
+var Views = []View{Overview, Traffic, Flows, Changes, Cluster}
 
 // Path is where v is served.
 func (v View) Path() string {
@@ -115,8 +116,13 @@ type view struct{ *Snapshot }
 // Stamp is of the files.
 func (v view) Stamp() string { return stamp }
 
-// Views are the pages there are.
-func (v view) Views() []View { return Views }
+// Views are the pages there are. That of the cluster is there where there is one.
+func (v view) Views() []View {
+	if len(v.Look.Cluster.Nodes) == 0 && v.View != Cluster {
+		return Views[:len(Views)-1]
+	}
+	return Views
+}
 
 // Events is where the live part comes from.
 func (v view) Events() string {

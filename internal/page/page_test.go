@@ -3,6 +3,8 @@ package page
 import (
 	"bytes"
 	"flag"
+	"maps"
+	"net/netip"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -119,7 +121,45 @@ func snapshot(t *testing.T, v View) *Snapshot {
 		{ID: "f-1", Listener: "sql", Client: "203.0.113.9:51122", Endpoint: "sql/db1", Kind: "idle", Why: "nothing has moved for 3s", AgeSeconds: 1652400, In: 3 << 20, Out: 900, Moves: 218, Loop: 1},
 		{ID: "f-2", Listener: "web", Client: "203.0.113.7:40000", Kind: "http-idle", Why: "waits for the client's next request", AgeSeconds: 71, In: 100, Out: 5000, Requests: 12},
 	}
+	if v == Cluster {
+		s.Look.Cluster = cluster
+	}
 	return s
+}
+
+// cluster is one in which n1 is being evacuated.
+var cluster = node.ClusterLook{
+	Nodes: []node.NodeStatus{
+		{Name: "n1", Address: "192.168.7.1:7443", Self: true, Labels: map[string]string{"rack": "a", "row": "<2>"}, Evacuating: true, Flows: 1204},
+		{Name: "n2", Address: "192.168.7.2:7443", HeardSeconds: -1},
+		{Name: "n3", Address: "192.168.7.3:7443", HeardSeconds: 0.4, Flows: 7},
+		{Name: "n4", Address: "192.168.7.4:7443", HeardSeconds: 93, Flows: 1},
+	},
+	VIPs: []node.VIPStatus{
+		{Name: "shop", Address: netip.MustParsePrefix("192.0.2.10/24"), Home: "n1", Owner: "n1", To: "n3", State: "moving", Epoch: 4},
+		{Name: "pg", Address: netip.MustParsePrefix("192.0.2.11/24"), Home: "n1", Owner: "n3", State: "elsewhere", Epoch: 2},
+		{Name: "mail", Address: netip.MustParsePrefix("2001:db8::1/64"), Home: "n4", Owner: "n4", State: "silent", Why: "no majority answers", Epoch: 1},
+		{Name: "lone", Address: netip.MustParsePrefix("192.0.2.12/24"), Home: "n2", State: "elsewhere"},
+		{Name: "gone", Address: netip.MustParsePrefix("192.0.2.13/24"), Home: "n9", Owner: "n9", State: "elsewhere"},
+	},
+	Moving: &node.Progress{Phase: "flows", VIP: "shop", From: "n1", To: "n3", Flows: 400, FlowsTotal: 1204, Text: "400 of 1,204 flows"},
+	LastMove: &node.MoveStatus{At: time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC), VIP: "pg", From: "n1", To: "n3", Result: "done",
+		Move: &node.Report{Flows: 9021, Pause: node.Pause{Max: 9300}}},
+	HostResidue: []node.HostResidue{{VIP: "pg", To: "n3", Flows: 3}},
+}
+
+// A VIP is in the column of one node, whatever is known of its owner.
+func TestEachVIPIsInOneColumn(t *testing.T) {
+	in := map[string][]string{}
+	for _, c := range (view{snapshot(t, Cluster)}).Columns() {
+		for _, b := range c.Badges {
+			in[b.Name] = append(in[b.Name], c.Name)
+		}
+	}
+	want := map[string][]string{"shop": {"n1"}, "pg": {"n3"}, "mail": {"n4"}, "lone": {"n2"}, "gone": {"n1"}}
+	if !maps.EqualFunc(in, want, slices.Equal) {
+		t.Errorf("columns by VIP: %v, want %v", in, want)
+	}
 }
 
 func rendered(t *testing.T, s *Snapshot) string {

@@ -4595,6 +4595,7 @@ type NodeStatus struct {
 	Labels        map[string]string      `protobuf:"bytes,4,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	Evacuating    bool                   `protobuf:"varint,5,opt,name=evacuating,proto3" json:"evacuating,omitempty"`                          // it is to be free: its endpoints get nothing new, and no VIP goes there
 	HeardSeconds  float64                `protobuf:"fixed64,6,opt,name=heard_seconds,json=heardSeconds,proto3" json:"heard_seconds,omitempty"` // how long ago it answered; below 0: never since this process began
+	Flows         int64                  `protobuf:"varint,7,opt,name=flows,proto3" json:"flows,omitempty"`                                    // as it said last
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4667,6 +4668,13 @@ func (x *NodeStatus) GetEvacuating() bool {
 func (x *NodeStatus) GetHeardSeconds() float64 {
 	if x != nil {
 		return x.HeardSeconds
+	}
+	return 0
+}
+
+func (x *NodeStatus) GetFlows() int64 {
+	if x != nil {
+		return x.Flows
 	}
 	return 0
 }
@@ -6801,7 +6809,7 @@ const file_holdfast_v1_holdfast_proto_rawDesc = "" +
 	"\x02to\x18\x05 \x01(\tR\x02to\x12\x16\n" +
 	"\x06result\x18\x06 \x01(\tR\x06result\x12\x10\n" +
 	"\x03why\x18\a \x01(\tR\x03why\x12'\n" +
-	"\x04move\x18\b \x01(\v2\x13.holdfast.v1.ReportR\x04move\"\x8b\x02\n" +
+	"\x04move\x18\b \x01(\v2\x13.holdfast.v1.ReportR\x04move\"\xa1\x02\n" +
 	"\n" +
 	"NodeStatus\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
@@ -6811,7 +6819,8 @@ const file_holdfast_v1_holdfast_proto_rawDesc = "" +
 	"\n" +
 	"evacuating\x18\x05 \x01(\bR\n" +
 	"evacuating\x12#\n" +
-	"\rheard_seconds\x18\x06 \x01(\x01R\fheardSeconds\x1a9\n" +
+	"\rheard_seconds\x18\x06 \x01(\x01R\fheardSeconds\x12\x14\n" +
+	"\x05flows\x18\a \x01(\x03R\x05flows\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xf4\x01\n" +
