@@ -3,6 +3,9 @@ package netadmin
 import (
 	"net/netip"
 	"strings"
+	"time"
+
+	"github.com/google/nftables"
 )
 
 // Heritage is what an Admin leaves to the one that follows it in another
@@ -17,6 +20,14 @@ type Heritage struct {
 	Sysctls    []Change    `json:"sysctls"` // changed, to be undone by the last
 	// Reserved are the ports that were reserved before any of us.
 	Reserved *string `json:"reserved,omitempty"`
+	// VIPs is what is in force for movable addresses, and Followers, Learnt and
+	// Mine are what rules have noted. Its Held are those of a crash.
+	VIPs      *State      `json:"vips,omitempty"`
+	Followers []Diversion `json:"followers,omitempty"`
+	Learnt    []Tuple     `json:"learnt,omitempty"`
+	Mine      []Tuple     `json:"mine,omitempty"`
+
+	unfinished bool // see Adopt
 }
 
 // Diversion is one diverted tuple.
@@ -41,6 +52,8 @@ type Change struct {
 // Heritage tells what an heir needs. Tuples that are held are not in it: a
 // batch is finished before a process hands itself over.
 func (a *Admin) Heritage() Heritage {
+	a.vipMu.Lock()
+	defer a.vipMu.Unlock()
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.unreserve() // for the heir adds to it, and must not see it written again
@@ -62,12 +75,185 @@ func (a *Admin) Heritage() Heritage {
 			h.Sysctls = append(h.Sysctls, Change{s.path, s.was, s.now})
 		}
 	}
+	if len(a.vips) > 0 && !a.closed {
+		s := a.state()
+		s.Held, s.Diverted, s.Here, s.Steered = nil, nil, nil, nil // they are above
+		h.VIPs = &s
+		if err := a.inheritNotes(&h); err != nil {
+			a.cfg.Log.Error("handshakes that follow are not handed on", "error", err)
+		}
+	}
 	return h
 }
 
+// inheritNotes adds what rules have noted. a.mu is held.
+func (a *Admin) inheritNotes(h *Heritage) error {
+	r, all := a.rules, netip.Addr{}
+	for to, set := range r.vips.follow {
+		peer, ok := peerOf(to)
+		if !ok {
+			continue
+		}
+		list, err := r.notes(set, all)
+		if err != nil {
+			return err
+		}
+		for _, n := range list {
+			h.Followers = append(h.Followers, Diversion{n.tuple, peer})
+		}
+	}
+	for _, x := range []struct {
+		set vipSet
+		to  *[]Tuple
+	}{{r.vips.learnt, &h.Learnt}, {r.vips.me, &h.Mine}} {
+		list, err := r.notes(x.set, all)
+		if err != nil {
+			return err
+		}
+		for _, n := range list {
+			*x.to = append(*x.to, n.tuple)
+		}
+	}
+	return nil
+}
+
+// inheritVIPs takes over what h tells of movable addresses, without
+// touching those on devices: their time runs there as well.
+func (a *Admin) inheritVIPs(h Heritage) error {
+	s := h.VIPs
+	if err := a.Routed(s.Routed); err != nil {
+		return err
+	}
+	a.vipMu.Lock()
+	a.mu.Lock()
+	// The leave comes before the fence, so that nobody falls silent.
+	err := error(nil)
+	let := func(set vipSet, list []Lease, until func(*movable) *time.Time) {
+		for _, l := range list {
+			x := l.Addr.Addr()
+			if l.Left < time.Millisecond || err != nil {
+				continue
+			}
+			if a.vips[x] == nil {
+				a.vips[x] = &movable{prefix: l.Addr}
+			}
+			err = a.rules.let(set, x, l.Left, false)
+			*until(a.vips[x]) = time.Now().Add(l.Left)
+		}
+	}
+	let(a.rules.vips.lease, s.Owned, func(v *movable) *time.Time { return &v.ownUntil })
+	let(a.rules.vips.guest, s.Guests, func(v *movable) *time.Time { return &v.guestUntil })
+	a.mu.Unlock()
+	a.vipMu.Unlock()
+	if err == nil {
+		err = a.Fence(s.Fenced)
+	}
+	if err == nil {
+		err = a.Learn(s.Learning)
+	}
+	for _, x := range s.Led {
+		if err == nil {
+			err = a.Lead(x.Addr, x.To)
+		}
+	}
+	for _, x := range s.Forwarded {
+		if err == nil {
+			err = a.Forward(x.Addr, x.To)
+		}
+	}
+	if err != nil {
+		return err
+	}
+	return a.inheritNoted(h)
+}
+
+func (a *Admin) inheritNoted(h Heritage) error {
+	noting := func(ts []Tuple) (out []noted) {
+		for _, t := range ts {
+			out = append(out, noted{tuple: t})
+		}
+		return out
+	}
+	byPeer := map[netip.Addr][]Tuple{}
+	for _, d := range h.Followers {
+		byPeer[d.To] = append(byPeer[d.To], d.Tuple)
+	}
+	for to := range byPeer {
+		if _, err := a.resolve(to, a.cfg.ResolveTimeout); err != nil {
+			return err
+		}
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.closed {
+		return ErrClosed
+	}
+	r := a.rules
+	for to, ts := range byPeer {
+		p, err := a.peer(to, a.hops[to])
+		if err == nil {
+			err = r.leadTo(p.way())
+		}
+		if err == nil {
+			err = r.note(r.vips.follow[p.name], noting(ts), followFor)
+		}
+		if err != nil {
+			return err
+		}
+		for _, t := range ts {
+			if v := a.vips[t.Local.Addr()]; v != nil {
+				v.following = true
+			}
+		}
+	}
+	if err := r.note(r.vips.learnt, noting(h.Learnt), learntFor); err != nil {
+		return err
+	}
+	return r.note(r.vips.me, noting(h.Mine), followFor)
+}
+
+// outlast makes the rules of a predecessor let pass what the heir's decide on:
+// while both are there, both must.
+func (a *Admin) outlast(h Heritage) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.closed {
+		return ErrClosed
+	}
+	old := &nftables.Table{Family: a.rules.netdev.Family, Name: h.Table}
+	for _, x := range []struct {
+		set  vipSet
+		list []Lease
+	}{{a.rules.vips.lease, h.VIPs.Owned}, {a.rules.vips.guest, h.VIPs.Guests}} {
+		var sets vipSet
+		for i, s := range x.set {
+			sets[i] = &nftables.Set{Table: old, Name: s.Name, KeyType: s.KeyType, HasTimeout: true}
+		}
+		for _, l := range x.list {
+			if err := a.rules.let(sets, l.Addr.Addr(), followFor, true); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
 // Inherit takes over what h tells. It is called once, right after Open, while
-// the Admin that h is of still works; that one then ends by Leave.
+// the Admin that h is of still works; that one then ends by Leave. Until then the
+// heir alone decides who may speak for an address: the other's rules let it
+// pass for ten minutes.
 func (a *Admin) Inherit(h Heritage) error {
+	if h.VIPs != nil {
+		if err := a.inheritVIPs(h); err != nil {
+			return err
+		}
+		if err := a.outlast(h); err != nil {
+			return err
+		}
+		if err := a.Hold(h.VIPs.Held); err != nil {
+			return err
+		}
+	}
 	byPeer := map[netip.Addr][]Tuple{}
 	for _, d := range h.Diverted {
 		byPeer[d.To] = append(byPeer[d.To], d.Tuple)

@@ -71,6 +71,8 @@ type Config struct {
 	// Log gets one line for each sysctl changed and each leftover removed.
 	// Nil discards them.
 	Log *slog.Logger
+
+	unfinished bool // see Adopt
 }
 
 func (c *Config) setDefaults() {

@@ -520,13 +520,7 @@ func TestOpenClose(t *testing.T) {
 	// A crash: the descriptors are closed, nobody removes anything.
 	a = l.a.open(Config{})
 	must(t, "Hold", a.Hold([]Tuple{tu}))
-	a.mu.Lock()
-	a.closed = true
-	a.mu.Unlock()
-	_ = a.rules.conn.CloseLasting()
-	_ = a.tap.close()
-	<-a.done
-	_ = a.watch.file.Close()
+	crash(a)
 	if n := tables(); len(n) != 2 {
 		t.Errorf("tables %v", n)
 	}
@@ -538,6 +532,26 @@ func TestOpenClose(t *testing.T) {
 		Family: nftables.TableFamilyNetdev, Name: DefaultTable}, Name: "steer4"})
 	if err != nil || len(sets) != 0 {
 		t.Errorf("%d elements left, %v", len(sets), err)
+	}
+}
+
+// crash closes the descriptors, as the kernel does for a process that is
+// killed, and ends the goroutines.
+func crash(a *Admin) {
+	a.mu.Lock()
+	a.closed = true
+	a.mu.Unlock()
+	close(a.quit)
+	<-a.tended
+	_ = a.rules.conn.CloseLasting()
+	a.rules.batch.close()
+	_ = a.tap.close()
+	<-a.done
+	_ = a.watch.file.Close()
+	<-a.watch.done
+	a.route.Close()
+	for _, fd := range []int{a.ask4, a.ask6, a.packet, a.diag} {
+		_ = unix.Close(fd)
 	}
 }
 

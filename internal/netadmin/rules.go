@@ -185,6 +185,11 @@ func (r *rules) create(holdIndex int) error {
 		c.AddObj(&nftables.CounterObj{Table: r.netdev, Name: n})
 	}
 	c.AddObj(&nftables.CounterObj{Table: r.inet, Name: counterResets})
+	if r.cfg.unfinished {
+		if err := c.AddSet(&nftables.Set{Table: r.netdev, Name: setUnfinished, KeyType: nftables.TypeMark}, nil); err != nil {
+			return fmt.Errorf("netadmin: nft set %s: %w", setUnfinished, err)
+		}
+	}
 	for i, f := range families {
 		key := nftables.MustConcatSetType(f.addrType, nftables.TypeInetService, f.addrType, nftables.TypeInetService)
 		r.steer[i] = &nftables.Set{Table: r.netdev, Name: "steer" + f.name, KeyType: key, IsMap: true,

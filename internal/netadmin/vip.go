@@ -353,32 +353,28 @@ func (a *Admin) steerAgain() error {
 	return a.applySteering(steerRetry / 10)
 }
 
-// tendVIPs takes addresses off whose time is up; the rules have ended by
-// themselves, and so has the address, but for the rounding.
+// tendVIPs notes what has ended. The rules have ended it by themselves, and the
+// address leaves its device alike, unless it is an heir's by now.
 func (a *Admin) tendVIPs() error {
 	a.vipMu.Lock()
 	defer a.vipMu.Unlock()
-	now := time.Now()
-	var owned, guests []netip.Addr
+	now, ended := time.Now(), false
 	a.mu.Lock()
 	for x, v := range a.vips {
 		if !v.ownUntil.IsZero() && !v.owned(now) {
-			owned = append(owned, x)
+			v.ownUntil, ended = time.Time{}, true
+			v.quiet()
+			a.cfg.Log.Warn("the lease of an address has ended without renewal", "address", x)
 		}
 		if !v.guestUntil.IsZero() && !v.guest(now) {
-			guests = append(guests, x)
+			v.guestUntil = time.Time{}
 		}
 	}
 	a.mu.Unlock()
-	var errs []error
-	for _, x := range owned {
-		a.cfg.Log.Warn("the lease of an address has ended without renewal", "address", x)
-		errs = append(errs, a.disown(x))
+	if ended {
+		return a.steerAgain()
 	}
-	for _, x := range guests {
-		errs = append(errs, a.endGuest(x))
-	}
-	return errors.Join(errs...)
+	return nil
 }
 
 // silence takes all movable addresses off this host, before the rules go that

@@ -1,0 +1,169 @@
+package netadmin
+
+import (
+	"errors"
+	"net/netip"
+	"reflect"
+	"testing"
+	"time"
+)
+
+func (h *host) adopt(cfg Config) *Admin {
+	h.t.Helper()
+	cfg.Device = "eth0"
+	var a *Admin
+	h.do("Adopt", func() (err error) {
+		a, err = Adopt(cfg)
+		return err
+	})
+	h.t.Cleanup(func() {
+		h.do("Close", func() error {
+			if err := a.Close(); !errors.Is(err, ErrClosed) {
+				return err
+			}
+			return nil
+		})
+	})
+	return a
+}
+
+// The giver's process is killed in the middle of a move, twice, and its successor
+// goes on with all it did: a flow that has left, one that stays, handshakes that
+// are led, one that follows, an address that is owned and one that is a guest's.
+func TestAdopt(t *testing.T) {
+	eachFamily(t, func(t *testing.T, fam int) {
+		l := newBareLab(t)
+		v := vip[fam]
+		aa, ba := l.a.adopt(Config{}), l.b.open(Config{})
+		fenceAll(t, aa, ba)
+		for _, h := range []*host{l.a, l.b} {
+			h.greeter(v, 443)
+		}
+		l.a.own(aa, v, long)
+		must(t, "Guest", aa.Guest(src[fam], long))
+		must(t, "Forward", aa.Forward(src[fam], l.b.addr[1-fam]))
+		goes := connect(t, l.a, v, l.client, l.client.addr[fam], true)
+		leg := connect(t, l.a, v, l.a, l.a.addr[fam], false)
+		stays := connect(t, l.a, v, l.client, l.client.addr[fam], true)
+		dialled := connect(t, l.a, src[fam], l.a, l.a.addr[fam], false) // as a guest
+		streams := []*stream{goes, leg, stays, dialled}
+		must(t, "Forward on b", ba.Forward(v, l.a.addr[fam]))
+		must(t, "Guest on b", ba.Guest(v, long))
+		must(t, "Learn", aa.Learn([]netip.AddrPort{netip.AddrPortFrom(v, 443)}))
+		must(t, "Lead", aa.Lead(v, l.b.addr[0]))
+		follower := l.client.dial(v, 443)
+		if got := greeting(t, follower); got != "b" {
+			t.Fatalf("led to %s", got)
+		}
+		for _, s := range []*stream{goes, leg} {
+			(&mover{t: t, stream: s}).move(l.a, l.b, aa, ba, nil)
+		}
+		must(t, "Here", aa.Here([]Tuple{stays.tuple}))
+		held := manyTuples(fam, 3)
+		must(t, "Hold", aa.Hold(held))
+		for round := range 2 {
+			want, err := aa.State()
+			must(t, "State", err)
+			crash(aa)
+			for _, s := range streams { // rules outlive the process
+				s.pump(10*time.Millisecond, 1000)
+			}
+			if round == 1 {
+				// One that was killed while it took over: its rules are not whole.
+				part := l.a.open(Config{Table: DefaultTable, HoldDevice: DefaultHoldDevice, unfinished: true})
+				crash(part)
+			}
+			aa = l.a.adopt(Config{})
+			got, err := aa.State()
+			must(t, "State", err)
+			for _, s := range []*State{&want, &got} {
+				for _, list := range [][]Lease{s.Owned, s.Guests} {
+					for i := range list {
+						if list[i].Left < long/2 || list[i].Left > long {
+							t.Errorf("%v is left of %v", list[i].Left, list[i].Addr)
+						}
+						list[i] = Lease{Addr: netip.PrefixFrom(list[i].Addr.Addr(), 0)}
+					}
+				}
+				for i := range s.Fenced {
+					s.Fenced[i] = netip.PrefixFrom(s.Fenced[i].Addr(), 0)
+				}
+			}
+			if !reflect.DeepEqual(got, want) {
+				t.Errorf("round %d\ngot  %+v\nwant %+v", round, got, want)
+			}
+			for _, s := range streams {
+				s.pump(10*time.Millisecond, 1000)
+			}
+			if got := greeting(t, l.client.dial(v, 443)); got != "b" {
+				t.Errorf("a client was led to %s", got)
+			}
+			if list, err := aa.rules.notes(aa.rules.vips.follow[chainOf(l.b.addr[0])], v); err != nil || len(list) != 2+round {
+				t.Errorf("%d follow, %v", len(list), err)
+			}
+		}
+		must(t, "Drop", aa.Drop(held))
+		must(t, "Own", aa.Own(prefixOf(v), long))
+		for _, s := range streams {
+			s.finish(true, true)
+		}
+		l.wantNoReset()
+	})
+}
+
+// Nobody comes after the one that was killed: the lease ends all the same.
+func TestKilledOwner(t *testing.T) {
+	eachFamily(t, func(t *testing.T, fam int) {
+		l := newBareLab(t)
+		a := l.a.open(Config{})
+		fenceAll(t, a)
+		j := l.client.judge()
+		const lease = 2 * time.Second
+		l.a.own(a, vip[fam], lease)
+		end := time.Now().Add(lease)
+		crash(a)
+		l.client.provoke(vip[fam])
+		if got := j.speakers(vip[fam]); got[l.a.mac()] == 0 {
+			t.Errorf("%v speak within the lease", got)
+		}
+		time.Sleep(time.Until(end) + 50*time.Millisecond)
+		j.speakers(vip[fam])
+		l.client.provoke(vip[fam])
+		if got := j.speakers(vip[fam]); len(got) != 0 {
+			t.Errorf("%v speak after the lease", got)
+		}
+		wait(t, "the address to leave its device", func() bool { return !l.a.has("eth0", vip[fam]) })
+	})
+}
+
+// An heir in the same host takes over addresses as well, and decides alone from
+// then on.
+func TestInheritVIPs(t *testing.T) {
+	eachFamily(t, func(t *testing.T, fam int) {
+		l := newBareLab(t)
+		a := l.a.open(Config{})
+		fenceAll(t, a)
+		const lease = 2 * time.Second
+		l.a.own(a, vip[fam], lease)
+		s := connect(t, l.a, vip[fam], l.client, l.client.addr[fam], true)
+		s.pump(10*time.Millisecond, 1000)
+		heir := l.a.open(Config{Table: "heir", HoldDevice: "heir"})
+		must(t, "Inherit", heir.Inherit(a.Heritage()))
+		must(t, "Own", heir.Own(prefixOf(vip[fam]), 2*lease))
+		time.Sleep(lease + 100*time.Millisecond) // of the predecessor, which is still there
+		s.pump(10*time.Millisecond, 1000)
+		s.settle()
+		must(t, "Leave", a.Leave())
+		s.pump(10*time.Millisecond, 1000)
+		s.settle()
+		j := l.client.judge()
+		must(t, "Disown", heir.Disown(vip[fam]))
+		j.speakers(vip[fam])
+		l.client.provoke(vip[fam])
+		if got := j.speakers(vip[fam]); len(got) != 0 {
+			t.Errorf("%v speak after Disown", got)
+		}
+		l.a.own(heir, vip[fam], long)
+		s.finish(true, true)
+	})
+}
