@@ -26,7 +26,7 @@ func newLoopback(dir string) (*World, *Host, error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("lab: netlink: %w", err)
 	}
-	w := &World{Dir: dir, Hosts: map[string]*Host{}, nl: nl, procs: newProcesses()}
+	w := &World{Dir: dir, Hosts: map[string]*Host{}, nl: nl, procs: newProcesses(true), alone: true}
 	h := &Host{Name: "here", world: w}
 	if h.ns, err = unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
 		return nil, nil, fmt.Errorf("lab: own namespace: %w", err)

@@ -27,9 +27,15 @@ type processes struct {
 	done chan struct{}
 }
 
-func newProcesses() *processes {
+// newProcesses keeps those of a world. Without orphans nobody else's children are waited
+// for: this process may have some of its own.
+func newProcesses(orphans bool) *processes {
 	p := &processes{known: map[int]*Process{}, stop: make(chan struct{}), done: make(chan struct{})}
-	go p.reap()
+	if orphans {
+		go p.reap()
+	} else {
+		close(p.done)
+	}
 	return p
 }
 

@@ -127,18 +127,22 @@ type World struct {
 
 	nl    *netlink.Handle
 	procs *processes
+	alone bool // all children of this process are the world's
 }
 
 // bridgeMTU is that of an ordinary Ethernet.
 const bridgeMTU = 1500
 
 // NewWorld makes the hosts and joins them. The caller must be inside Enter.
-func NewWorld(dir string, specs []HostSpec) (*World, error) {
+func NewWorld(dir string, specs []HostSpec) (*World, error) { return newWorld(dir, specs, true) }
+
+// newWorld is NewWorld for a process that may have children of its own besides.
+func newWorld(dir string, specs []HostSpec, alone bool) (*World, error) {
 	nl, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
 		return nil, fmt.Errorf("lab: netlink: %w", err)
 	}
-	w := &World{Dir: dir, Hosts: map[string]*Host{}, nl: nl, procs: newProcesses()}
+	w := &World{Dir: dir, Hosts: map[string]*Host{}, nl: nl, procs: newProcesses(alone), alone: alone}
 	snoop := false
 	br := &netlink.Bridge{LinkAttrs: netlink.NewLinkAttrs(), MulticastSnooping: &snoop}
 	br.Name, br.MTU = "br0", bridgeMTU
@@ -172,7 +176,9 @@ func (w *World) Host(name string) *Host {
 // end when nothing of this program is in them any more.
 func (w *World) Close() {
 	w.procs.endAll()
-	endChildren()
+	if w.alone {
+		endChildren()
+	}
 	for _, h := range w.Hosts {
 		if l, err := w.nl.LinkByName(h.port); err == nil {
 			_ = w.nl.LinkDel(l) // with its other end

@@ -107,7 +107,7 @@ func (j *job) judge() {
 	j.v.figure("moved_flows", flows)
 	j.v.figure("longest_pause_ms", pauses)
 	j.v.zero("events that did not do what they said", doubts)
-	j.judgeWitnesses()
+	j.judgeWitnesses(2) // the publisher, and curl, which has a new other end each time
 	j.judgeMessages()
 	j.judgeSession()
 	j.judgeStalls()

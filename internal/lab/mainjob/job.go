@@ -42,6 +42,10 @@ type job struct {
 	browser          *browser // nil: none
 	reader           *reader
 
+	doubts    []string  // about moves between hosts
+	pair      *lab.Pair // of moves between hosts; else nil
+	serversOn *lab.Host // nil: our own namespace
+
 	now     atomic.Int32 // a when
 	stage   atomic.Value // a string: where the run is
 	stalls  stalls

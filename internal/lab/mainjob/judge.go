@@ -7,7 +7,9 @@ import (
 	"github.com/holdfast-lb/holdfast/internal/lab"
 )
 
-func (j *job) judgeWitnesses() {
+// judgeWitnesses says who has changed; nameless is how many witnesses have no other
+// end that matters.
+func (j *job) judgeWitnesses(nameless int) {
 	var changes, errs []string
 	identities := map[string]string{}
 	asked := map[string]int{}
@@ -27,8 +29,6 @@ func (j *job) judgeWitnesses() {
 	j.v.figure("asked", asked)
 	j.v.figure("identity_changes", len(changes))
 	j.v.figure("errors", len(errs))
-	// The publisher has no other end that matters, and curl a new one each time.
-	const nameless = 2
 	j.v.must(len(identities) == len(j.witnesses)-nameless, "sessions whose other end is known", fmt.Sprint(len(identities)), fmt.Sprint(len(j.witnesses)-nameless))
 	j.v.zero("identity changes", changes)
 	j.v.zero("sessions that ended with an error", errs)
@@ -47,7 +47,11 @@ func (j *job) judgeMessages() {
 		listed, err = direct.do("CLIENT", "LIST", "ID", c.id)
 	}
 	j.v.must(err == nil && listed != "", "the subscriber that redis knew at first", fmt.Sprintf("%d octets of description (%v)", len(listed), orNone(err)), "still there")
-	j.v.must(j.open.done == j.events[reload]+j.events[rebal]+j.events[upgrade], "transactions open over an event",
+	events := 0
+	for _, n := range j.events {
+		events += n
+	}
+	j.v.must(j.open.done == events, "transactions open over an event",
 		fmt.Sprintf("%d executed", j.open.done), "one for each event")
 }
 

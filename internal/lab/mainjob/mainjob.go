@@ -35,8 +35,13 @@ const Name = "main-job"
 
 var sabotages = []string{lab.KillOne, lab.BlindRelay}
 
+// ClientsName is the lab in which the same clients keep their sessions while the
+// balancer moves to another host and back.
+const ClientsName = "migrate-clients"
+
 // options are those of the command line.
 type options struct {
+	lab      string
 	short    bool
 	sabotage string
 	moves    int
@@ -94,12 +99,14 @@ func Run(args []string) (status int, mine bool) {
 	return status, true
 }
 
-// asked looks for -lab main-job.
+// asked looks for -lab with the name of one of ours.
 func asked(args []string) bool {
 	for i, a := range args {
 		a = strings.TrimPrefix(strings.TrimPrefix(a, "-"), "-")
-		if a == "lab="+Name || a == "lab" && i+1 < len(args) && args[i+1] == Name {
-			return true
+		for _, name := range []string{Name, ClientsName} {
+			if a == "lab="+name || a == "lab" && i+1 < len(args) && args[i+1] == name {
+				return true
+			}
 		}
 	}
 	return false
@@ -108,7 +115,7 @@ func asked(args []string) bool {
 func parse(args []string) (options, error) {
 	o := options{began: time.Now()}
 	f := flag.NewFlagSet("holdfast-lab -lab "+Name, flag.ContinueOnError)
-	f.String("lab", Name, "this lab")
+	f.StringVar(&o.lab, "lab", Name, "this lab, or "+ClientsName)
 	f.BoolVar(&o.short, "short", false, "end within 45 s")
 	f.StringVar(&o.sabotage, "sabotage", "", "break the run, to see whether the lab notices: "+strings.Join(sabotages, ", "))
 	f.IntVar(&o.moves, "moves", 10, "how many `events` of each kind")
@@ -183,11 +190,15 @@ func inside(o options) int {
 		go func() {
 			defer close(done)
 			defer j.endAll()
-			if err := j.run(); err != nil {
+			run, judge := j.run, j.judge
+			if o.lab == ClientsName {
+				run, judge = j.runMoves, j.judgeMoves
+			}
+			if err := run(); err != nil {
 				v.broken(err)
 			}
 			j.stage.Store("judging")
-			j.judge()
+			judge()
 		}()
 		select {
 		case <-done:

@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/holdfast-lb/holdfast/internal/lab"
 )
 
 // process is a program that runs beside us. What it writes goes to a file: a
@@ -33,6 +35,7 @@ type spec struct {
 	name  string
 	argv  []string
 	env   []string
+	on    *lab.Host           // nil: in our own namespace
 	user  *syscall.Credential // nil: ours
 	dir   string
 	talks bool           // its standard input is ours to write
@@ -61,7 +64,11 @@ func (j *job) start(s spec) (*process, error) {
 			return nil, err
 		}
 	}
-	if err := p.cmd.Start(); err != nil {
+	start := p.cmd.Start
+	if s.on != nil {
+		start = func() error { return s.on.Do(p.cmd.Start) }
+	}
+	if err := start(); err != nil {
 		return nil, fmt.Errorf("main-job: %s: %w", s.name, err)
 	}
 	go func() { // ends with the process

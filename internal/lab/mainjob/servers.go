@@ -1,6 +1,7 @@
 package mainjob
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -13,8 +14,9 @@ import (
 )
 
 // Where the servers listen and where the files in examples have their VIPs,
-// both by default: the network namespace is ours alone.
-const (
+// both by default: the network namespace is ours alone. The lab of moves between hosts
+// has them elsewhere, see placeOn.
+var (
 	postgresServer, postgresVIP = "127.0.0.1:5432", "127.0.0.1:6432"
 	redisServer, redisVIP       = "127.0.0.1:6379", "127.0.0.1:6380"
 	sshServer, sshVIP           = "127.0.0.1:22", "127.0.0.1:2222"
@@ -105,8 +107,17 @@ func (j *job) startPostgres() error {
 	}}); err != nil {
 		return err
 	}
-	p, err := j.start(spec{name: "postgres", user: as, dir: home, argv: []string{
-		program("postgres"), "-D", data, "-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories=",
+	// It trusts those of its own host; here clients come through a balancer.
+	rules, err := os.OpenFile(filepath.Join(data, "pg_hba.conf"), os.O_APPEND|os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	_, err = rules.WriteString("host all all 0.0.0.0/0 trust\n")
+	if err := errors.Join(err, rules.Close()); err != nil {
+		return err
+	}
+	p, err := j.start(spec{name: "postgres", on: j.serversOn, user: as, dir: home, argv: []string{
+		program("postgres"), "-D", data, "-c", "listen_addresses=" + host(postgresServer), "-c", "unix_socket_directories=",
 		"-c", "fsync=off", "-c", "shared_buffers=16MB", "-c", "max_connections=40", "-c", "autovacuum=off",
 	}})
 	if err != nil {
@@ -123,8 +134,8 @@ func (j *job) startPostgres() error {
 }
 
 func (j *job) startRedis() error {
-	p, err := j.start(spec{name: "redis", dir: j.dir, argv: []string{
-		program("redis-server"), "--port", port(redisServer), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no",
+	p, err := j.start(spec{name: "redis", on: j.serversOn, dir: j.dir, argv: []string{
+		program("redis-server"), "--port", port(redisServer), "--bind", host(redisServer), "--protected-mode", "no", "--save", "", "--appendonly", "no",
 	}})
 	if err != nil {
 		return err
@@ -133,15 +144,15 @@ func (j *job) startRedis() error {
 }
 
 func (j *job) startSSH() error {
-	host, client := filepath.Join(j.dir, "ssh-host-key"), filepath.Join(j.dir, "ssh-key")
-	for _, key := range []string{host, client} {
+	hostKey, client := filepath.Join(j.dir, "ssh-host-key"), filepath.Join(j.dir, "ssh-key")
+	for _, key := range []string{hostKey, client} {
 		if _, err := j.output(spec{argv: []string{program("ssh-keygen"), "-q", "-t", "ed25519", "-N", "", "-f", key}}); err != nil {
 			return err
 		}
 	}
 	file := filepath.Join(j.dir, "sshd_config")
 	text := fmt.Sprintf(`Port %s
-ListenAddress 127.0.0.1
+ListenAddress %s
 HostKey %s
 AuthorizedKeysFile %s.pub
 PermitRootLogin prohibit-password
@@ -151,11 +162,11 @@ UsePAM no
 UseDNS no
 StrictModes no
 PidFile none
-`, port(sshServer), host, client)
+`, port(sshServer), host(sshServer), hostKey, client)
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		return err
 	}
-	p, err := j.start(spec{name: "sshd", argv: []string{program("sshd"), "-D", "-e", "-f", file}})
+	p, err := j.start(spec{name: "sshd", on: j.serversOn, argv: []string{program("sshd"), "-D", "-e", "-f", file}})
 	if err != nil {
 		return err
 	}
@@ -176,6 +187,11 @@ func (j *job) startIperf() error {
 		_ = l.Close()
 		return fmt.Errorf("nobody listens at %s", iperfServer)
 	})
+}
+
+func host(addr string) string {
+	h, _, _ := net.SplitHostPort(addr)
+	return h
 }
 
 func port(addr string) string {

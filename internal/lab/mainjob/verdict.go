@@ -27,7 +27,7 @@ type check struct {
 }
 
 func newVerdict(o options) *verdict {
-	return &verdict{began: o.began, figures: map[string]any{"lab": Name, "short": o.short, "sabotage": o.sabotage}}
+	return &verdict{began: o.began, figures: map[string]any{"lab": o.lab, "short": o.short, "sabotage": o.sabotage}}
 }
 
 func (v *verdict) must(ok bool, what, got, want string) {
@@ -82,7 +82,7 @@ func (v *verdict) conclude() bool {
 	defer v.mu.Unlock()
 	v.closed = true
 	failures := []string{}
-	fmt.Printf("\n== report of %s\n", Name)
+	fmt.Printf("\n== report of %s\n", v.figures["lab"])
 	for _, c := range v.checks {
 		word, line := "ok", fmt.Sprintf("%s: %s; want %s", c.what, c.got, c.want)
 		if !c.ok {

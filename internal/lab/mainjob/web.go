@@ -35,7 +35,11 @@ const webStanding = 4 + chatMembers
 func (j *job) startWeb() error {
 	for i, at := range webServers {
 		o := &lab.Origin{Name: fmt.Sprintf("web%d", i+1), Addr: netip.MustParseAddrPort(at), Seed: webSeed, Pages: pages()}
-		if err := o.Open(); err != nil {
+		open := o.Open
+		if j.serversOn != nil {
+			open = func() error { return j.serversOn.Do(o.Open) }
+		}
+		if err := open(); err != nil {
 			return err
 		}
 		j.origins = append(j.origins, o)

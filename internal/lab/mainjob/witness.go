@@ -67,10 +67,11 @@ const (
 	reload              // the configuration changes
 	rebal               // flows move between loops
 	upgrade             // flows move to a new process
+	migrate             // flows move to another host
 	whens
 )
 
-func (w when) String() string { return [whens]string{"quiet", "config", "loop", "process"}[w] }
+func (w when) String() string { return [whens]string{"quiet", "config", "loop", "process", "host"}[w] }
 
 // stalls are the longest waits for an answer, by what was going on.
 type stalls struct {

@@ -1,0 +1,215 @@
+package mainjob
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/holdfast-lb/holdfast/internal/lab"
+)
+
+// The lab migrate-clients: the servers run on n1, where the VIP is at first, so that
+// each leg to a server is local before a move and remote after it.
+
+// placeOn says where the servers and the VIPs are.
+func placeOn(server, vip netip.Addr) {
+	at := func(a netip.Addr, port uint16) string { return netip.AddrPortFrom(a, port).String() }
+	postgresServer, postgresVIP = at(server, 5432), at(vip, 6432)
+	redisServer, redisVIP = at(server, 6379), at(vip, 6380)
+	sshServer, sshVIP = at(server, 22), at(vip, 2222)
+	webServers, webVIP = []string{at(server, 9001)}, at(vip, 8080)
+}
+
+// runMoves opens the sessions and moves the VIP there and back under them.
+func (j *job) runMoves() (err error) {
+	j.ending = make(chan struct{})
+	defer func() {
+		close(j.ending)
+		j.keeping.Wait()
+	}()
+	if j.pair, err = lab.NewPair(j.dir, j.binary); err != nil {
+		return err
+	}
+	j.serversOn = j.pair.N1
+	placeOn(j.pair.N1.V4, j.pair.VIP)
+	j.v.say("starting PostgreSQL, redis, sshd and a web server on n1")
+	if err := parallel(j.startPostgres, j.startRedis, j.startSSH, j.startWeb); err != nil {
+		return err
+	}
+	j.v.say("holdfast on n1 and n3, from one file")
+	if err := j.pair.Start(j.ctx,
+		lab.PairService{Name: "postgres", Port: 6432, To: 5432}, lab.PairService{Name: "redis", Port: 6380, To: 6379},
+		lab.PairService{Name: "ssh", Port: 2222, To: 22}, lab.PairService{Name: "web", Port: 8080, To: 9001, HTTP: true}); err != nil {
+		return err
+	}
+	p := j.pace()
+	if j.short {
+		p.slack = 4 * time.Second
+	}
+	if err := j.connectMoved(p); err != nil {
+		return err
+	}
+	j.v.say("all sessions are open; %v without moves", p.control)
+	select {
+	case <-time.After(p.control):
+	case <-j.ctx.Done():
+	}
+	for round := range 2 * j.moves {
+		if round == j.moves {
+			j.strikeMoved()
+		}
+		if err := j.moved(); err != nil {
+			return fmt.Errorf("move %d: %w", round+1, err)
+		}
+		j.lastEvent = time.Now()
+		select {
+		case <-time.After(p.gap):
+		case <-j.ctx.Done():
+			return j.ctx.Err()
+		}
+	}
+	j.v.say("waiting for the loads to end")
+	j.stage.Store("the end of the loads")
+	return j.await(j.bench, j.paced)
+}
+
+// moveTime is about what a move of the VIP takes, with the time in which caches settle.
+const moveTime = 1300 * time.Millisecond
+
+// connectMoved opens all sessions and starts the loads.
+func (j *job) connectMoved(p pace) (err error) {
+	if j.session, err = j.openSession(); err != nil {
+		return err
+	}
+	if j.witnessSQL, err = j.startPsql("psql-direct", postgresServer); err != nil {
+		return err
+	}
+	shell, err := j.openShell()
+	if err != nil {
+		return err
+	}
+	pings, err := dialRedis("redis pings", redisVIP)
+	if err != nil {
+		return err
+	}
+	multi, err := dialRedis("redis transaction", redisVIP)
+	if err != nil {
+		return err
+	}
+	j.open = &transaction{redis: multi}
+	if j.messages, err = openChannel(); err != nil {
+		return err
+	}
+	planned := p.control + time.Duration(2*j.moves)*(p.gap+moveTime) + p.slack
+	if err := errors.Join(j.startBench(planned), j.startPaced(planned)); err != nil {
+		return err
+	}
+	if err := j.awaitBench(); err != nil {
+		return err
+	}
+	socket, err := openTunnel()
+	if err != nil {
+		return err
+	}
+	members, err := openChat()
+	if err != nil {
+		return err
+	}
+	cli, err := j.openRedisCLI()
+	if err != nil {
+		return err
+	}
+	j.keep("redis-cli", 20*time.Millisecond, cli.identity)
+	j.keep("WebSocket chat", 20*time.Millisecond, members.identity)
+	j.keep("psql", 0, j.session.identity)
+	j.keep("pgbench", 0, j.benchIdentity)
+	j.keep("ssh", 50*time.Millisecond, shell.identity)
+	j.keep("redis pings", 10*time.Millisecond, j.ping(pings))
+	j.keep("redis transaction", 0, multi.identity)
+	j.keep("redis messages", 20*time.Millisecond, func() (string, error) { return "", j.messages.publish() })
+	j.keep("WebSocket", 20*time.Millisecond, socket.identity)
+	j.reader = newReader("http://" + webVIP + "/article.txt")
+	j.keep("web pages", 10*time.Millisecond, j.reader.identity)
+	return j.askAll()
+}
+
+// clientSessions is how many connections stand all the time: psql and pgbench; pings,
+// transaction, redis-cli, publisher, subscriber; ssh; the download, a WebSocket, the members of
+// a chat and the client of Go.
+const clientSessions = 1 + benchClients + 5 + 1 + 2 + chatMembers + 1
+
+// moved moves the VIP to the other host, with a query and a transaction under way, and asks
+// every session before and after.
+func (j *job) moved() error {
+	if err := j.askAll(); err != nil {
+		return err
+	}
+	if err := j.open.open(); err != nil {
+		return err
+	}
+	slept := j.session.begin(slowQuery)
+	j.now.Store(int32(migrate))
+	j.stage.Store(fmt.Sprintf("move %d", j.events[migrate]+1))
+	r, err := j.pair.Migrate(j.ctx)
+	if err != nil {
+		return err
+	}
+	j.events[migrate]++
+	j.v.say("move %d, to %s: %d flows in %.1f ms, pause max %.1f ms, refused %d %v, lost %d", j.events[migrate], j.pair.Serving().Host.Name,
+		r.Flows, r.Millis, r.Pause.Max/1000, r.Refused, r.Reasons, r.Lost)
+	if r.Flows < clientSessions || r.Refused > 0 || r.Lost > 0 {
+		j.doubts = append(j.doubts, fmt.Sprintf("move %d: %d flows of %d, refused %d (%v), lost %d", j.events[migrate], r.Flows, clientSessions, r.Refused, r.Reasons, r.Lost))
+	}
+	j.stage.Store(fmt.Sprintf("the sessions after move %d", j.events[migrate]))
+	time.AfterFunc(afterglow, func() { j.now.CompareAndSwap(int32(migrate), int32(quiet)) })
+	if got, err := slept(); err != nil || got != "slept" {
+		return fmt.Errorf("psql: a query under way: %q %w", got, orUnexpected(err))
+	}
+	if err := j.session.grow(); err != nil {
+		return err
+	}
+	if err := j.open.exec(); err != nil {
+		return err
+	}
+	return j.askAll()
+}
+
+// strikeMoved is the sabotage.
+func (j *job) strikeMoved() {
+	if j.sabotage == lab.KillOne {
+		pid := j.pair.Serving().PID
+		j.v.say("sabotage: process %d on %s is killed", pid, j.pair.Serving().Host.Name)
+		kill(pid)
+	}
+}
+
+// judgeMoves writes what was found into the verdict.
+func (j *job) judgeMoves() {
+	if j.pair == nil {
+		return
+	}
+	defer j.pair.Close()
+	if j.session == nil || j.messages == nil || j.bench == nil {
+		j.v.say("the nodes wrote:\n%s", j.pair.Logs())
+		return // it never came to the sessions; the verdict has the reason
+	}
+	j.v.figure("moves", j.events[migrate])
+	j.v.must(j.events[migrate] == 2*j.moves, "moves to the other host", fmt.Sprint(j.events[migrate]), fmt.Sprint(2*j.moves))
+	j.v.zero("moves that did not do what they said", j.doubts)
+	j.judgeWitnesses(1) // the publisher has no other end that matters
+	j.judgeMessages()
+	j.judgeSession()
+	j.judgeStalls()
+	lost, err := j.pair.Lost(j.ctx)
+	j.v.must(err == nil && lost == 0, "flows lost or reset, by the nodes' own accounts", fmt.Sprintf("%d (%v)", lost, orNone(err)), "0")
+	j.v.zero("resets on the wire, and claims of the VIP by who is not its owner", j.pair.Judge())
+	if !j.bench.ended() { // the run is broken, and it would run on
+		j.bench.end(time.Second)
+	}
+	j.judgeBench()
+	j.judgePaced()
+	if !j.v.holds() {
+		j.v.say("the nodes wrote:\n%s", j.pair.Logs())
+	}
+}
