@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/holdfast-lb/holdfast/internal/config"
+	"github.com/holdfast-lb/holdfast/internal/node"
 )
 
 const configWords = "diff, history, rollback, export, set, unset, delete, revert, show, schema, reference"
@@ -60,7 +61,7 @@ func showConfig(name string, asJSON bool) error {
 	if err != nil {
 		return &exit{exitFailed, err}
 	}
-	text, warnings, err := config.Show(name, source, os.LookupEnv)
+	text, warnings, err := config.Show(name, source, node.Variable)
 	if err != nil {
 		return refused(warnings, err)
 	}

@@ -63,12 +63,12 @@ backends:
 // A wrong file is refused with its errors and nothing else.
 func TestConfigShowRefuses(t *testing.T) {
 	name := filepath.Join(t.TempDir(), "holdfast.yaml")
-	if err := os.WriteFile(name, []byte("nodes: {}\n"), 0o600); err != nil {
+	if err := os.WriteFile(name, []byte("nod: {}\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	show := holdfast(t, "config", "show", name)
 	out, err := show.CombinedOutput()
-	if err == nil || show.ProcessState.ExitCode() != exitRefused || !strings.Contains(string(out), `:1:1: nodes: unknown key; did you mean "node"?`) {
+	if err == nil || show.ProcessState.ExitCode() != exitRefused || !strings.Contains(string(out), `:1:1: nod: unknown key; did you mean "node"?`) {
 		t.Errorf("%v %d\n%s", err, show.ProcessState.ExitCode(), out)
 	}
 }
@@ -89,7 +89,7 @@ listeners: { web: { vip: 127.0.0.1:8080, backend: web } }
 stdin:4:34: backends.web.endpoints[0].address: "127.0.0.1": a port is missing, as in 127.0.0.1:5432
 1 error, 1 warning
 `, exitRefused},
-		{"config show -", "nodes: {}\n", `stdin:1:1: nodes: unknown key; did you mean "node"?
+		{"config show -", "nod: {}\n", `stdin:1:1: nod: unknown key; did you mean "node"?
 stdin:1:1: warning: there are no listeners, so nothing is served
 1 error, 1 warning
 `, exitRefused},

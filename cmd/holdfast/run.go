@@ -12,7 +12,9 @@ import (
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -36,7 +38,7 @@ const (
 )
 
 func runCommand() *cobra.Command {
-	var file string
+	var file, name string
 	level := new(slog.LevelVar)
 	grace := graceDefault
 	if d, err := time.ParseDuration(os.Getenv(graceEnv)); err == nil && d >= 0 {
@@ -58,11 +60,14 @@ func runCommand() *cobra.Command {
 			"~/.local/state/holdfast. node.state: none keeps nothing.",
 		Args: wants(0, 1, "one FILE"),
 		RunE: func(_ *cobra.Command, args []string) error {
-			name, err := given("run", file, args)
+			file, err := given("run", file, args)
 			if err != nil {
 				return err
 			}
-			path, err := filepath.Abs(name)
+			if err := beNode("run", name); err != nil {
+				return err
+			}
+			path, err := filepath.Abs(file)
 			if err != nil {
 				return &exit{exitFailed, err}
 			}
@@ -73,9 +78,28 @@ func runCommand() *cobra.Command {
 		},
 	}
 	c.Flags().StringVarP(&file, "config", "c", "", "configuration file")
+	nodeFlag(c, &name)
 	c.Flags().DurationVar(&grace, "grace", grace, "how long what is under way may take after SIGTERM; $"+graceEnv+" sets the default")
 	c.Flags().TextVar(level, "log", level, "log `level`: debug, info, warn, error")
 	return c
+}
+
+func nodeFlag(c *cobra.Command, name *string) {
+	c.Flags().StringVar(name, "node", "", "which of the file's nodes this is; else $"+config.NodeVariable+", else the host's name if a node has it")
+}
+
+// beNode makes this process, and its successors, the node of that name, if it has any.
+func beNode(verb, name string) error {
+	if name == "" {
+		return nil
+	}
+	if err := config.CheckName(name); err != nil {
+		return &exit{exitUsage, fmt.Errorf("%s: --node %q: %w", verb, name, err)}
+	}
+	if err := os.Setenv(config.NodeVariable, name); err != nil {
+		return &exit{exitFailed, err}
+	}
+	return nil
 }
 
 // runHere runs until the end of the process's time; ready, if there is any, is
@@ -359,6 +383,7 @@ type checked struct {
 	Backends  int       `json:"backends,omitempty"`
 	Endpoints int       `json:"endpoints,omitempty"`
 	Routes    int       `json:"routes,omitempty"` // of all listeners for HTTP
+	Nodes     []string  `json:"nodes,omitempty"`  // as each of which it was read; none: as this one
 }
 
 // problem is one fault of a file, or one warning.
@@ -378,14 +403,19 @@ func problems(all []config.Problem) []problem {
 }
 
 func checkCommand() *cobra.Command {
-	var file string
+	var file, at string
 	x := &cobra.Command{
 		Use:   "check FILE",
 		Short: "Check a configuration file; - is standard input",
-		Args:  wants(0, 1, "one FILE, or - for standard input"),
+		Long: "Check a configuration file; - is standard input. One that is for all nodes of a cluster is checked\n" +
+			"as each of them would read it, if nothing says which of them this is.",
+		Args: wants(0, 1, "one FILE, or - for standard input"),
 		RunE: func(c *cobra.Command, args []string) error {
 			name, err := given("check", file, args)
 			if err != nil {
+				return err
+			}
+			if err := beNode("check", at); err != nil {
 				return err
 			}
 			asJSON, _ := c.Flags().GetBool("json")
@@ -393,6 +423,7 @@ func checkCommand() *cobra.Command {
 		},
 	}
 	x.Flags().StringVarP(&file, "config", "c", "", "configuration file, as for run")
+	nodeFlag(x, &at)
 	return x
 }
 
@@ -401,8 +432,9 @@ func check(name string, asJSON bool) error {
 	if err != nil {
 		return &exit{exitFailed, err}
 	}
-	c, warnings, err := node.Parse(name, source)
-	result := checked{File: name, OK: err == nil, Errors: []problem{}, Warnings: problems(warnings)}
+	all := config.Undecided(source, node.Variable)
+	c, warnings, err := parseAs(all, name, source)
+	result := checked{File: name, OK: err == nil, Errors: []problem{}, Warnings: problems(warnings), Nodes: all}
 	if err == nil {
 		result.Listeners, result.Backends = len(c.Listeners), len(c.Backends)
 		for _, b := range c.Backends {
@@ -435,12 +467,42 @@ func check(name string, asJSON bool) error {
 	if len(warnings) > 0 {
 		fmt.Fprintln(os.Stderr, warnings)
 	}
-	text := fmt.Sprintf("%s: ok: %s, %s, %s", name, count(result.Listeners, "listener"), count(result.Backends, "backend"), count(result.Endpoints, "endpoint"))
+	as := ""
+	if len(all) > 0 {
+		as = " on " + strings.Join(all, ", ")
+	}
+	text := fmt.Sprintf("%s: ok%s: %s, %s, %s", name, as, count(result.Listeners, "listener"), count(result.Backends, "backend"), count(result.Endpoints, "endpoint"))
 	if result.Routes > 0 {
 		text += ", " + count(result.Routes, "route")
 	}
 	fmt.Println(text)
 	return nil
+}
+
+// parseAs is [node.Parse] as each of these nodes, until one finds an error; without any,
+// as the one that this is.
+func parseAs(all []string, name string, source []byte) (c *config.Config, warnings config.Warnings, err error) {
+	if len(all) == 0 {
+		return node.Parse(name, source)
+	}
+	for _, at := range all {
+		var more config.Warnings
+		c, more, err = config.Parse(name, source, func(variable string) (string, bool) {
+			if variable == config.NodeVariable {
+				return at, true
+			}
+			return node.Variable(variable)
+		})
+		for _, w := range more {
+			if !slices.Contains(warnings, w) {
+				warnings = append(warnings, w)
+			}
+		}
+		if err != nil {
+			break
+		}
+	}
+	return c, warnings, err
 }
 
 // release is what --version and version print.

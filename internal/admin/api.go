@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
-	"os"
 	"path"
 	"strconv"
 	"strings"
@@ -223,7 +222,7 @@ func (s methods) GetConfig(ctx context.Context, _ *api.GetConfigRequest) (*api.C
 	state := s.node.ConfigState()
 	if callOf(ctx).role < config.AdminRole {
 		// The text of the file has secrets; who may look only sees what it comes to.
-		text, _, err := config.Show(state.File, state.Source, os.LookupEnv)
+		text, _, err := config.Show(state.File, state.Source, node.Variable)
 		if err != nil {
 			text = "# it cannot be shown without secrets\n"
 		}

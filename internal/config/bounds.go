@@ -185,6 +185,9 @@ const namePattern = `^[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}$`
 
 var nameForm = regexp.MustCompile(namePattern)
 
+// CheckName tells what is wrong with the name of a node or of an object.
+func CheckName(name string) error { return checkName(name) }
+
 func checkName(name string) error {
 	if !nameForm.MatchString(name) {
 		return errors.New("not a name: 1 to 63 letters, digits, dots, dashes and underscores, beginning with a letter or digit")

@@ -110,6 +110,9 @@ func (r *reader) config(src []byte) (*Config, *draft) {
 	}
 	r.strict(root, "", 0)
 	d := draft{root: r.section(root, place{1, 1}, "", "", rootKeys...)}
+	if d.root.has("nodes") {
+		r.lookup = withHost(r.lookup, d.root.values["nodes"])
+	}
 	r.nodeAndLog(&d)
 	if d.root.has("vips") {
 		r.lookup = withVIPs(r.lookup, vipTexts(d.root.values["vips"], r.lookup))

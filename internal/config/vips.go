@@ -71,6 +71,46 @@ func (c *Cluster) SortedNodes() []*NodeSpec { return sorted(c.Nodes) }
 // node.name does not.
 const NodeVariable = "HOLDFAST_NODE"
 
+// HostVariable is by which a lookup is asked for the host's name. If that is the name
+// of one of the nodes, and nothing else says which one this is, it is that one. No
+// variable of the file has a zero octet in its name.
+const HostVariable = "host\x00"
+
+// withHost makes NodeVariable known where only the host's name tells it; n is the
+// value of `nodes`.
+func withHost(lookup func(string) (string, bool), n *yaml.Node) func(string) (string, bool) {
+	host, known := look(lookup, HostVariable)
+	if !known || childOf(n, host) == nil {
+		return lookup
+	}
+	return func(name string) (string, bool) {
+		value, set := look(lookup, name)
+		if name == NodeVariable && (!set || value == "") {
+			return host, true
+		}
+		return value, set
+	}
+}
+
+// Undecided gives the names of all nodes, in order, if neither src nor lookup says
+// which of them this one is: a file that may be for any of them.
+func Undecided(src []byte, lookup func(string) (string, bool)) []string {
+	root := (&report{}).load(src)
+	nodes := childOf(root, "nodes")
+	if nodes == nil || nodes.Kind != yaml.MappingNode || childOf(childOf(root, "node"), "name") != nil {
+		return nil
+	}
+	if name, set := look(withHost(lookup, nodes), NodeVariable); set && name != "" {
+		return nil
+	}
+	var names []string
+	for i := 0; i+1 < len(nodes.Content); i += 2 {
+		names = append(names, nodes.Content[i].Value)
+	}
+	slices.Sort(names)
+	return names
+}
+
 var (
 	nodesKeys  = []string{"address", "device", "sourcePorts", "labels"}
 	vipKeys    = []string{"address", "home", "announce"}
@@ -134,15 +174,24 @@ func vipTexts(n *yaml.Node, lookup func(string) (string, bool)) map[string]strin
 	return texts
 }
 
-// seeVIPs makes d's lookup know the VIPs in these chunks.
+// seeVIPs makes d's lookup know the VIPs in these chunks, and which node this is.
 func (d *Document) seeVIPs(chunks []chunk, lookup func(string) (string, bool)) {
 	d.plain, d.lookup = lookup, lookup
-	for i := range chunks {
-		if c := &chunks[i]; c.kind == topSection && c.key == "vips" {
-			if root := c.load(); root != nil {
-				d.lookup = withVIPs(lookup, vipTexts(childOf(root, "vips"), lookup))
+	for _, key := range []string{"nodes", "vips"} {
+		for i := range chunks {
+			c := &chunks[i]
+			if c.kind != topSection || c.key != key {
+				continue
 			}
-			return
+			value := childOf(c.load(), key)
+			if value == nil {
+				continue
+			}
+			if key == "nodes" {
+				d.lookup = withHost(d.lookup, value)
+			} else {
+				d.lookup = withVIPs(d.lookup, vipTexts(value, d.lookup))
+			}
 		}
 	}
 }

@@ -138,10 +138,21 @@ type Node struct {
 	retiring   retirements
 }
 
+// Variable gives the value of a variable for a file: one of the environment, or the
+// host's own name, without its domain, as [config.HostVariable].
+func Variable(name string) (string, bool) {
+	if name != config.HostVariable {
+		return os.LookupEnv(name)
+	}
+	host, err := os.Hostname()
+	host, _, _ = strings.Cut(host, ".")
+	return host, err == nil && host != ""
+}
+
 // Parse reads a configuration as the node would and lets the environment fill
 // its ${NAMES}.
 func Parse(file string, source []byte) (*config.Config, config.Warnings, error) {
-	return config.Parse(file, source, os.LookupEnv)
+	return config.Parse(file, source, Variable)
 }
 
 // Start begins a node: everything is checked and opened before anything

@@ -67,7 +67,7 @@ type reread struct {
 
 // init makes s ready.
 func (s *stateSide) init(file string) {
-	s.turn, s.reader, s.shifts, s.unwritten = make(chan struct{}, 1), reader{file, os.LookupEnv}, map[string]*shift{}, "node.state is none"
+	s.turn, s.reader, s.shifts, s.unwritten = make(chan struct{}, 1), reader{file, Variable}, map[string]*shift{}, "node.state is none"
 	s.turn <- struct{}{}
 }
 
