@@ -52,7 +52,7 @@ func TestAdopt(t *testing.T) {
 		must(t, "Learn", aa.Learn([]netip.AddrPort{netip.AddrPortFrom(v, 443)}))
 		must(t, "Lead", aa.Lead(v, l.b.addr[0]))
 		follower := l.client.dial(v, 443)
-		if got := greeting(t, follower); got != "b" {
+		if got := whoAnswers(t, follower); got != "b" {
 			t.Fatalf("led to %s", got)
 		}
 		for _, s := range []*stream{goes, leg} {
@@ -95,7 +95,7 @@ func TestAdopt(t *testing.T) {
 			for _, s := range streams {
 				s.pump(10*time.Millisecond, 1000)
 			}
-			if got := greeting(t, l.client.dial(v, 443)); got != "b" {
+			if got := whoAnswers(t, l.client.dial(v, 443)); got != "b" {
 				t.Errorf("a client was led to %s", got)
 			}
 			if list, err := aa.rules.notes(aa.rules.vips.follow[chainOf(l.b.addr[0])], v); err != nil || len(list) != 2+round {

@@ -134,7 +134,7 @@ func TestTunnel(t *testing.T) {
 				}
 				m.move(l.a, l.b, aa, ba, under, nil)
 				must(t, "Lead", aa.Lead(v, l.b.addr[under]))
-				if got := greeting(t, l.client.dial(v, 443)); got != "b" {
+				if got := whoAnswers(t, l.client.dial(v, 443)); got != "b" {
 					t.Errorf("a client was led to %s", got)
 				}
 				must(t, "Forward", aa.Forward(v, l.b.addr[under]))
@@ -144,7 +144,7 @@ func TestTunnel(t *testing.T) {
 				must(t, "Own", ba.Own(p, long))
 				s.pump(20*time.Millisecond, 20000)
 				for _, h := range []*host{l.client, l.a} {
-					if got := greeting(t, h.dial(v, 443)); got != "b" {
+					if got := whoAnswers(t, h.dial(v, 443)); got != "b" {
 						t.Errorf("a client on %s reached %s", h.name, got)
 					}
 				}

@@ -405,8 +405,8 @@ func (h *host) dial(addr netip.Addr, port uint16) (fd int) {
 	return fd
 }
 
-// greeting waits for the name.
-func greeting(t testing.TB, fd int) (name string) {
+// whoAnswers waits for the name.
+func whoAnswers(t testing.TB, fd int) (name string) {
 	t.Helper()
 	b := make([]byte, 16)
 	wait(t, "a greeting", func() bool {
@@ -501,7 +501,7 @@ func TestLead(t *testing.T) {
 			fd   int
 			want string
 		}{{before, "a"}, {learnt, "a"}, {after, "b"}} {
-			if got := greeting(t, tc.fd); got != tc.want {
+			if got := whoAnswers(t, tc.fd); got != tc.want {
 				t.Errorf("a handshake of %s was finished by %s", tc.want, got)
 			}
 		}
@@ -523,23 +523,23 @@ func TestLead(t *testing.T) {
 		wait(t, "a handshake at B", func() bool { return synRecv(l.b) == 1 })
 		time.Sleep(20 * time.Millisecond)
 		end()
-		if got := greeting(t, unacked); got != "a" {
+		if got := whoAnswers(t, unacked); got != "a" {
 			t.Errorf("the ACK of a handshake of a went to %s", got)
 		}
-		if got := greeting(t, late); got != "b" {
+		if got := whoAnswers(t, late); got != "b" {
 			t.Errorf("the ACK of a handshake of b went to %s", got)
 		}
 		// With nothing learnt each SYN is led, and a client on A's own host is,
 		// and one on B's host, whose way is over A.
 		must(t, "Learn nothing", aa.Learn(nil))
 		for _, h := range []*host{l.client, l.a, l.b} {
-			if got := greeting(t, h.dial(vip[fam], port)); got != "b" {
+			if got := whoAnswers(t, h.dial(vip[fam], port)); got != "b" {
 				t.Errorf("a client on %s was led to %s", h.name, got)
 			}
 		}
 		// Nothing new, but who follows goes on.
 		must(t, "Lead nobody", aa.Lead(vip[fam], netip.Addr{}))
-		if got := greeting(t, l.client.dial(vip[fam], port)); got != "a" {
+		if got := whoAnswers(t, l.client.dial(vip[fam], port)); got != "a" {
 			t.Errorf("a client was led to %s", got)
 		}
 		if c := l.a.counters(aa); c.Looped != 0 {
@@ -619,7 +619,7 @@ func TestForward(t *testing.T) {
 		must(t, "Forward on b", ba.Forward(v, l.a.addr[fam]))
 		must(t, "Guest on b", ba.Guest(v, long))
 		// An endpoint on B still reaches A by B's lo, and B dials its own.
-		if got := greeting(t, l.b.dial(v, port)); got != "a" {
+		if got := whoAnswers(t, l.b.dial(v, port)); got != "a" {
 			t.Errorf("a client on b reached %s", got)
 		}
 		dialled := connect(t, l.b, v, l.b, l.b.addr[fam], false)
@@ -645,7 +645,7 @@ func TestForward(t *testing.T) {
 		l.client.believe(v, l.a.mac())
 		pump()
 		for _, h := range []*host{l.client, l.a, l.b} {
-			if got := greeting(t, h.dial(v, port)); got != "b" {
+			if got := whoAnswers(t, h.dial(v, port)); got != "b" {
 				t.Errorf("a client on %s reached %s", h.name, got)
 			}
 		}
