@@ -1,6 +1,8 @@
 package node
 
 import (
+	"time"
+
 	"github.com/holdfast-lb/holdfast/internal/flow"
 	"github.com/holdfast-lb/holdfast/internal/loop"
 )
@@ -57,4 +59,36 @@ func (n *Node) flowsOfVIPs() map[string]int {
 		})
 	}
 	return out
+}
+
+// gather adds what is counted of moves.
+func (m *moves) gather(g *gathering) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, result := range moveResults {
+		g.add(vipMoves, float64(m.results[result]), result)
+	}
+}
+
+// gatherCluster adds how the cluster is.
+func (n *Node) gatherCluster(g *gathering) {
+	x := n.clusterLook()
+	for _, v := range x.VIPs {
+		g.add(vipOwned, one(v.LeaseSeconds > 0 && v.Owner == n.Config().Node.Name), v.Name)
+		g.add(vipEpoch, float64(v.Epoch), v.Name)
+		g.add(vipLease, v.LeaseSeconds, v.Name)
+		g.add(vipSilent, one(v.State == "silent"), v.Name)
+		g.add(hostResidue, 0, v.Name)
+	}
+	for _, r := range x.HostResidue {
+		g.add(hostResidue, float64(r.Flows), r.VIP)
+	}
+	for _, o := range x.Nodes {
+		g.add(nodeEvacuating, one(o.Evacuating), o.Name)
+		silence := o.HeardSeconds
+		if silence < 0 {
+			silence = time.Since(n.started).Seconds()
+		}
+		g.add(nodeSilence, silence, o.Name)
+	}
 }

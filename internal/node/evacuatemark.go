@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/holdfast-lb/holdfast/internal/frozen"
@@ -37,6 +38,8 @@ const (
 
 // marks is what a node knows of the nodes of its cluster. Its zero value knows nothing.
 type marks struct {
+	conflicts atomic.Uint64 // times that two nodes answered for one VIP, as it seemed
+
 	// mu guards what follows.
 	mu    sync.Mutex
 	dir   string // "": they are on no disk here, but on those of the peers
@@ -55,6 +58,8 @@ type heardOf struct {
 type markNews struct {
 	Marks map[string]marked `json:"marks"`
 	Flows int               `json:"flows"`
+	// Owns are the epochs of the VIPs for which the node answers at this moment.
+	Owns map[string]uint64 `json:"owns,omitempty"`
 }
 
 func (m *marks) evacuating(node string) bool {
@@ -164,7 +169,7 @@ func writeMarks(dir string, all map[string]marked) error {
 
 // news is what this node tells others.
 func (n *Node) news() markNews {
-	x := markNews{Flows: n.flows()}
+	x := markNews{Flows: n.flows(), Owns: n.answersFor()}
 	n.marks.mu.Lock()
 	defer n.marks.mu.Unlock()
 	x.Marks = maps.Clone(n.marks.all)
@@ -232,10 +237,30 @@ func (n *Node) exchange(ctx context.Context, peer string) error {
 
 func (n *Node) exchangeOn(ctx context.Context, t *hostTalk) error {
 	var theirs markNews
-	if err := t.Ask(ctx, "node.news", n.news(), &theirs); err != nil {
+	mine := n.news()
+	if err := t.Ask(ctx, "node.news", mine, &theirs); err != nil {
 		return err
 	}
+	// What the peer said was true at a moment between our two looks, at which this node
+	// answered if it did so before and after in one epoch.
+	for name, epoch := range n.answersFor() {
+		if _, too := theirs.Owns[name]; too && mine.Owns[name] == epoch {
+			n.marks.conflicts.Add(1)
+			n.log.Error("two nodes answer for one VIP", "vip", name, "epoch", epoch, "peer", t.peer, "its_epoch", theirs.Owns[name])
+		}
+	}
 	return n.hear(t.peer, theirs)
+}
+
+// answersFor are the epochs of the VIPs that pass here by a lease.
+func (n *Node) answersFor() map[string]uint64 {
+	out := map[string]uint64{}
+	for _, v := range n.vips().VIPs() {
+		if v.LeaseSeconds > 0 && (v.State == "owned" || v.State == "moving") {
+			out[v.Name] = v.Epoch
+		}
+	}
+	return out
 }
 
 // peers are the other nodes of the cluster, by name.
