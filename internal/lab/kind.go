@@ -25,12 +25,15 @@ const (
 	Short                   // connect, exchange, close
 	Silent                  // a few octets each, then none until the end
 	Steady                  // a few octets from the server every steadyEvery
+	Flood                   // the server sends as fast as it is read
+	FloodUp                 // the client does
 	kinds       int  = iota // how many there are
 )
 
 var kindNames = [kinds]string{
 	"bulk-down", "bulk-up", "exchange", "idle", "half-closed-by-client", "half-closed-by-server",
 	"backpressured-to-client", "backpressured-to-backend", "dialing", "queued", "queue-holder", "short", "silent", "steady",
+	"flood-down", "flood-up",
 }
 
 func (k Kind) String() string {
@@ -116,6 +119,10 @@ func programsOf(k Kind, id uint32, h uint64, short bool) (client, server program
 		return push, slow
 	case Silent:
 		client, server = program{first: 10}, program{first: 20}
+	case Flood:
+		client, server = program{first: 100}, program{flood: true}
+	case FloodUp:
+		client, server = program{flood: true}, program{first: 100}
 	case Steady:
 		client, server = program{first: 10}, program{first: 20, burst: 40, every: steadyEvery}
 	case Dialing:
@@ -143,7 +150,7 @@ func programsOf(k Kind, id uint32, h uint64, short bool) (client, server program
 // the others wait for a peer that rests or for a slot.
 func (k Kind) measured() bool {
 	switch k {
-	case SlowClient, SlowServer, Dialing, Queued, Short, Silent:
+	case SlowClient, SlowServer, Dialing, Queued, Short, Silent, Flood, FloodUp:
 		return false
 	}
 	return true

@@ -39,6 +39,7 @@ var labs = map[string]lab{
 	"reload":         {what: "a thousand services, and another configuration ten times a second", run: reloading, limit: 30 * time.Minute},
 	"rolling":        {what: "servers are restarted behind the balancer, and no request fails", run: rolling, limit: 12 * time.Minute},
 	"rolling-hosts":  {what: "four nodes are evacuated one after another under load, and started anew", run: rollingHosts, limit: 5 * time.Minute},
+	"saturated":      {what: "VIPs move while the processors have more to do than they can", run: saturated, limit: 5 * time.Minute},
 	"seed-000":       {what: "the servers run on the host that is evacuated", run: seed000, limit: 5 * time.Minute},
 	"soak":           {what: "all kinds of HTTP clients and failing backends under moves, for long", run: soaking, limit: 13 * time.Minute},
 	"systemd":        {what: "the unit of packaging/ under systemd as process 1: reloads, kill -9, stop, a socket unit", run: underSystemd, limit: 8 * time.Minute, root: true},

@@ -48,6 +48,8 @@ type migrateScene struct {
 
 	nodes []string
 	vips  []clusterVIP
+	// saturated: as much as the processors can carry, all the time.
+	saturated bool
 	// rolling: all nodes are evacuated one after another, and started anew.
 	rolling bool
 }
@@ -141,6 +143,7 @@ type migrateRun struct {
 	gaps     [2]Histogram // of steady flows without moves and with them, the interval taken off
 	base     Histogram
 	serving  map[string]float64 // processors that a node takes without moves
+	busy     []float64          // share of all processors that was at work without moves
 	machine  float64            // the same of all that runs here
 	talk     float64            // octets a second between nodes without moves
 	retrans  map[string]int64   // segments sent again, by host
@@ -172,6 +175,10 @@ func (r *migrateRun) mixes() {
 		return
 	}
 	base := min(r.migrateScene.flows, 2000)
+	if r.saturated {
+		r.mix[Flood], r.mix[FloodUp] = base/10, base/10
+		base = base * 8 / 10
+	}
 	r.mix = mixOf(base * 7 / 10)
 	r.web_ = httpMixOf(base * 2 / 10)
 	r.mix[Steady] = base / 20

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -33,6 +34,10 @@ func (r *migrateRun) control(first bool) {
 		r.startGaps(nil)
 		time.Sleep(controlWindow)
 		r.takeGaps(nil, &r.gaps[0])
+	}
+	if r.saturated {
+		busy := float64(machineCPU()-machine) / float64(time.Since(began)) / float64(runtime.NumCPU())
+		r.busy = append(r.busy, busy)
 	}
 	if first {
 		took, after := time.Since(began), r.cpu()

@@ -78,7 +78,10 @@ func (r *migrateRun) judgeSpeed() {
 		"gap_ms": map[string]float64{"p50": millis(x.gapMove.Quantile(0.5)), "p99": millis(x.gapMove.Quantile(0.99)), "max": millis(x.gapMove.Max),
 			"control_p50": millis(x.gapControl.Quantile(0.5)), "control_p99": millis(x.gapControl.Quantile(0.99)), "control_max": millis(x.gapControl.Max)},
 	})
-	if r.loss {
+	for _, busy := range r.busy {
+		v.Must(busy >= 0.95, r.what("processors of the machine at work without moves"), fmt.Sprintf("%.0f %%", 100*busy), "at least 95 %")
+	}
+	if r.loss || r.saturated {
 		return
 	}
 	if !r.idle {

@@ -64,7 +64,7 @@ func (r *rig) wantLost(n int, k FaultKind) {
 // found, and each flow must have moved octets and be over.
 func TestTrafficIsRight(t *testing.T) {
 	r := newRig(t)
-	for k := range Kind(kinds) {
+	for k := range Flood { // without those that take all of a processor
 		r.open(k, 8, r.door.Addr)
 	}
 	r.served(r.flows)
@@ -81,6 +81,23 @@ func TestTrafficIsRight(t *testing.T) {
 	}
 	if n := r.traffic.Stalled().by[Opening].N; n == 0 {
 		t.Error("no stall was measured")
+	}
+}
+
+// TestFloods proves that flows which send as fast as they are read are right, too, and
+// come to an end.
+func TestFloods(t *testing.T) {
+	r := newRig(t)
+	r.open(Flood, 1, r.door.Addr)
+	r.open(FloodUp, 1, r.door.Addr)
+	r.served(r.flows)
+	time.Sleep(50 * time.Millisecond)
+	r.traffic.Finish(5*time.Second, r.flows)
+	r.wantLost(0, 0)
+	for _, f := range r.flows {
+		if f.Octets() < 1<<20 {
+			t.Errorf("%v: %d octets", f.Kind, f.Octets())
+		}
 	}
 }
 
