@@ -4,6 +4,8 @@ import (
 	"net/netip"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // BenchmarkHandshakes: with 2,000 learnt tuples; the first call after a change waits for the kernel.
@@ -40,5 +42,38 @@ func BenchmarkOwn(b *testing.B) {
 	fenceAll(b, a)
 	for b.Loop() {
 		must(b, "Own", a.Own(prefixOf(vip[0]), long))
+	}
+}
+
+// BenchmarkRoundTrip: what the rules cost each segment: an octet there and back
+// on a connection of a host without rules, with them, and of a fenced address.
+func BenchmarkRoundTrip(b *testing.B) {
+	for _, name := range []string{"none", "open", "fenced"} {
+		b.Run(name, func(b *testing.B) {
+			l := newBareLab(b)
+			addr := l.a.addr[0]
+			if name != "none" {
+				a := l.a.open(Config{})
+				if name == "fenced" {
+					fenceAll(b, a)
+					addr = vip[0]
+					l.a.own(a, addr, long)
+				}
+			}
+			s := connect(b, l.a, addr, l.client, l.client.addr[0], true)
+			for _, fd := range []int{s.ours, s.peers} {
+				must(b, "block", unix.SetNonblock(fd, false))
+				must(b, "nodelay", unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1))
+			}
+			octet := make([]byte, 1)
+			for b.Loop() {
+				for _, x := range [][2]int{{s.peers, s.ours}, {s.ours, s.peers}} {
+					_, err := unix.Write(x[0], octet)
+					must(b, "write", err)
+					_, err = unix.Read(x[1], octet)
+					must(b, "read", err)
+				}
+			}
+		})
 	}
 }

@@ -41,8 +41,9 @@ import (
 // An ARP packet of the owner is let in everywhere: caches here must hear where
 // the address is. What answers to it would be stopped on its way out.
 //
-// On the way (lead.go):
+// On the way (lead.go), for addresses that move:
 //
+//	set moving4 { addr }
 //	map lead4, forward4 { addr : verdict }
 //	set learnon4 { addr . port }, learnt4 { tuple timeout 1m }, mine4 { tuple timeout 10m }
 //	chain vip4 {
@@ -96,6 +97,7 @@ type vipSet = [2]*nftables.Set
 // vipSets are the sets of the movable addresses, by family.
 type vipSets struct {
 	vip, lease, guest   vipSet
+	moving              vipSet // of vip, those that any of what follows concerns
 	lead, forward       vipSet
 	learnOn, learnt, me vipSet
 	// follow are the followers of each host that was led to, by its chain.
@@ -113,6 +115,7 @@ func (r *rules) createVIPs() error {
 			p[i] = &s
 		}
 		set(&v.vip, nftables.Set{Name: "vip", KeyType: f.addrType})
+		set(&v.moving, nftables.Set{Name: "moving", KeyType: f.addrType})
 		set(&v.lease, nftables.Set{Name: "lease", KeyType: f.addrType, HasTimeout: true})
 		set(&v.guest, nftables.Set{Name: "guest", KeyType: f.addrType, HasTimeout: true})
 		set(&v.lead, nftables.Set{Name: "lead", KeyType: f.addrType, IsMap: true, DataType: nftables.TypeVerdict})
@@ -123,7 +126,7 @@ func (r *rules) createVIPs() error {
 			Dynamic: true, Size: followMax})
 		set(&v.me, nftables.Set{Name: "mine", KeyType: tuple, Concatenation: true, HasTimeout: true, Timeout: followFor,
 			Dynamic: true, Size: followMax})
-		for _, s := range []*nftables.Set{v.vip[i], v.lease[i], v.guest[i], v.lead[i], v.forward[i], v.learnOn[i], v.learnt[i], v.me[i]} {
+		for _, s := range []*nftables.Set{v.vip[i], v.moving[i], v.lease[i], v.guest[i], v.lead[i], v.forward[i], v.learnOn[i], v.learnt[i], v.me[i]} {
 			if err := c.AddSet(s, nil); err != nil {
 				return fmt.Errorf("netadmin: nft set %s: %w", s.Name, err)
 			}
@@ -212,10 +215,10 @@ func (r *rules) forwardRules(i int) {
 }
 
 // dispatchVIPs queues rules that go to the chain of the family, of TCP for
-// movable addresses.
+// addresses that move.
 func (r *rules) dispatchVIPs(from *nftables.Chain, kind expr.VerdictKind, to string) {
 	for i, f := range families {
-		r.rule(from.Name, ethertypeTCP(f), network(f.offDaddr, f.addrLen), in(r.vips.vip[i]), verdict(kind, to+f.name))
+		r.rule(from.Name, ethertypeTCP(f), network(f.offDaddr, f.addrLen), in(r.vips.moving[i]), verdict(kind, to+f.name))
 	}
 }
 
@@ -320,6 +323,23 @@ func (r *rules) fenceTo(addrs []netip.Addr) error {
 	}
 	if err := r.conn.Flush(); err != nil {
 		return fmt.Errorf("netadmin: fence: %w", err)
+	}
+	return nil
+}
+
+// move begins or ends to look at what leads, follows and is forwarded of an
+// address.
+func (r *rules) move(addr netip.Addr, on bool) error {
+	s, e := r.vips.moving[familyOfAddr(addr)], []nftables.SetElement{{Key: addr.AsSlice()}}
+	change := r.conn.SetDeleteElements
+	if on {
+		change = r.conn.SetAddElements
+	}
+	if err := change(s, e); err != nil {
+		return fmt.Errorf("netadmin: encode nft elements: %w", err)
+	}
+	if err := r.conn.Flush(); err != nil {
+		return fmt.Errorf("netadmin: %s %v: %w", s.Name, addr, err)
 	}
 	return nil
 }

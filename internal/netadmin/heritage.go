@@ -203,6 +203,9 @@ func (a *Admin) inheritNoted(h Heritage) error {
 		for _, t := range ts {
 			if v := a.vips[t.Local.Addr()]; v != nil {
 				v.following = true
+				if err := a.move(t.Local.Addr(), v); err != nil {
+					return err
+				}
 			}
 		}
 	}

@@ -40,10 +40,53 @@ func (a *Admin) Learn(on []netip.AddrPort) error {
 	if a.closed {
 		return ErrClosed
 	}
+	for _, x := range list {
+		v := a.vips[x.Addr()]
+		if v == nil {
+			return fmt.Errorf("netadmin: learn on %v: not a fenced address", x)
+		}
+		if err := a.move(x.Addr(), v); err != nil {
+			return err
+		}
+	}
 	if err := a.rules.learnOnTo(list); err != nil {
 		return err
 	}
+	was := a.learning
 	a.learning, a.unsettled = list, true
+	for _, x := range was {
+		if v := a.vips[x.Addr()]; v != nil {
+			if err := a.rest(x.Addr(), v); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// move makes the rules look at what is led and forwarded of an address. a.mu
+// is held.
+func (a *Admin) move(addr netip.Addr, v *movable) error {
+	if v.moving {
+		return nil
+	}
+	if err := a.rules.move(addr, true); err != nil {
+		return err
+	}
+	v.moving = true
+	return nil
+}
+
+// rest ends that, unless something is still in force. a.mu is held.
+func (a *Admin) rest(addr netip.Addr, v *movable) error {
+	if !v.moving || v.following || v.lead != nil || v.forward != nil ||
+		slices.ContainsFunc(a.learning, func(x netip.AddrPort) bool { return x.Addr() == addr }) {
+		return nil
+	}
+	if err := a.rules.move(addr, false); err != nil {
+		return err
+	}
+	v.moving = false
 	return nil
 }
 
@@ -198,7 +241,15 @@ func (a *Admin) sendTo(addr, to netip.Addr, f func(*movable, *peer) error) error
 		}
 	}
 	a.unsettled = true
-	return f(v, p)
+	if p != nil {
+		if err := a.move(addr, v); err != nil {
+			return err
+		}
+	}
+	if err := f(v, p); err != nil {
+		return err
+	}
+	return a.rest(addr, v)
 }
 
 // Here makes tuples stay on this host, whatever Lead, Forward and Steer say, as
@@ -268,6 +319,9 @@ func (a *Admin) forgetAddr(addr netip.Addr) error {
 		if err := r.forgetNotes(set, addr); err != nil {
 			return err
 		}
+	}
+	if v != nil {
+		return a.rest(addr, v)
 	}
 	return nil
 }

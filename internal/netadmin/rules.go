@@ -20,9 +20,9 @@ import (
 //	    chain in1 { hook ingress device lo priority -500; jump steer }
 //	    chain steer {
 //	        tcp: tuple vmap @steer4
-//	        tcp, daddr in @vip4: jump vip4        (lead.go)
+//	        tcp, daddr in @moving4: jump vip4     (lead.go)
 //	        jump ranges
-//	        tcp, daddr in @vip4: goto forward4    (lead.go)
+//	        tcp, daddr in @moving4: goto forward4 (lead.go)
 //	    }
 //	    set own4 { addr }
 //	    chain ranges { tcp, daddr in @own4, dport FIRST-LAST: goto to_... } and so on

@@ -23,6 +23,7 @@ type movable struct {
 	forward    *peer // nil: not forwarded
 	// following: tuples may follow a Lead, since the last Forget.
 	following bool
+	moving    bool        // the rules look at any of these
 	announce  *time.Timer // the next repetition
 }
 

@@ -576,6 +576,9 @@ func TestFollowerComesBack(t *testing.T) {
 			}
 			st, err := a.State()
 			must(t, "State", err)
+			if a.vips[vip[fam]].moving {
+				t.Errorf("%s: the rules still look at the address", h.name)
+			}
 			if len(st.Led)+len(st.Forwarded)+len(st.Guests)+len(st.Here) != 0 {
 				t.Errorf("%s: %+v", h.name, st)
 			}
