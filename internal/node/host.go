@@ -114,6 +114,9 @@ func (n *Node) startHost(c *config.Config, o Options) error {
 		return fmt.Errorf("node: cluster: %w", err)
 	}
 	n.answer(askOutcome, n.host.outcomes.tell)
+	if err := n.startVIPs(c, o); err != nil {
+		return err
+	}
 	n.host.arrivals.Add(1)
 	go func() { // ended by stopHost
 		defer n.host.arrivals.Done()
@@ -123,6 +126,7 @@ func (n *Node) startHost(c *config.Config, o Options) error {
 }
 
 func (n *Node) stopHost() {
+	n.stopVIPs()
 	if n.host.listener != nil {
 		_ = n.host.listener.Close()
 		n.host.closePeers()

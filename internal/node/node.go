@@ -105,16 +105,18 @@ type Node struct {
 	looks    looks
 	told     atomic.Bool // a successor knows what this process has counted
 	host     hostSide
-	watch    *watch
-	names    *naming
-	events   events
-	upgrades upgrades
-	moves    moves
-	marks    marks
-	state    stateSide
-	side     flowSide
-	keeper   Keeper
-	strange  []string // listeners of the predecessor that are not ours; written by Start
+	// addresses are VIPs, and who owns them.
+	addresses vipKeeper
+	watch     *watch
+	names     *naming
+	events    events
+	upgrades  upgrades
+	moves     moves
+	marks     marks
+	state     stateSide
+	side      flowSide
+	keeper    Keeper
+	strange   []string // listeners of the predecessor that are not ours; written by Start
 
 	// change is held by whoever applies a configuration or moves flows.
 	change sync.Mutex

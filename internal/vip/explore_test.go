@@ -44,6 +44,7 @@ type host struct {
 	begun    Record
 	giving   bool
 	agreed   int8 // ticks ago and one more; 0: not
+	granted  int8 // the same
 	told     bool // the record is yielded and the kernel's lease is ended for certain
 	round    answered
 	start    answered // of a move
@@ -76,6 +77,9 @@ func (w *world) seat(i int) *Seat {
 		s.begun = &r
 	}
 	s.giving = h.giving
+	if h.granted > 0 {
+		s.granted = present - Instant(h.granted-1)
+	}
 	if h.agreed > 0 {
 		s.agreed = present - Instant(h.agreed-1)
 	}
@@ -93,6 +97,10 @@ func (w *world) put(i int, s *Seat) {
 		h.begun = *s.begun
 	}
 	h.giving = s.giving
+	h.granted = 0
+	if s.granted != 0 && present-s.granted < lease {
+		h.granted = int8(present-s.granted) + 1
+	}
 	if s.agreed != 0 {
 		h.agreed = int8(min(present-s.agreed, waitLeases*lease)) + 1
 	}
@@ -208,6 +216,11 @@ func (w world) tick() world {
 	for i := range w.hosts {
 		h := &w.hosts[i]
 		h.until, h.kernel = max(0, h.until-1), max(0, h.kernel-1)
+		if h.granted > 0 {
+			if h.granted++; h.granted > lease {
+				h.granted = 0
+			}
+		}
 		if h.agreed > 0 {
 			h.agreed = min(h.agreed+1, waitLeases*lease+1)
 		}
@@ -331,10 +344,10 @@ func (w world) moves(i int, f func(world, string)) {
 			f(next, me+" disowns")
 		} else if j := slices.Index(allNodes, h.disk.Owner); !w.hosts[j].dead {
 			s := w.seat(j)
-			if x, err := s.Accept(h.disk); err == nil {
+			if x, err := s.Accept(present, h.disk); err == nil {
 				for _, how := range w.ways(x) {
 					next, s := w, w.seat(j)
-					x, _ := s.Accept(h.disk)
+					x, _ := s.Accept(present, h.disk)
 					next.do(j, s, x, how)
 					next.spend(how)
 					f(next, fmt.Sprintf("%s accepts (%d)", allNodes[j], how))
@@ -421,7 +434,7 @@ func (w world) heal() (world, error) {
 				w.hosts[i].kernel = 0
 				j := slices.Index(allNodes, h.disk.Owner)
 				s = w.seat(j)
-				if x, err := s.Accept(h.disk); err == nil {
+				if x, err := s.Accept(present, h.disk); err == nil {
 					w.do(j, s, x, well)
 				}
 			}

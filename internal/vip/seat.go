@@ -50,6 +50,8 @@ type Seat struct {
 	begun  *Record // by Begin, and not written yet
 	giving bool    // this process knows how to go on with the move in record
 	agreed Instant // since when enough nodes have the claim in record; 0: they have not
+	// granted is when the former owner said that it is ours; 0: not in this process.
+	granted Instant
 }
 
 // NewSeat makes the seat of a node that begins. until is when a lease ends that a former process
@@ -81,6 +83,9 @@ func (s *Seat) Giving() bool { return s.giving || s.begun != nil }
 func (s *Seat) Wrote(r Record) {
 	if !r.Same(s.record) {
 		s.agreed = 0
+		if r.From == "" {
+			s.granted = 0
+		}
 	}
 	s.record = r
 	if r.Stage != Moving || r.From != s.self {
@@ -171,7 +176,7 @@ func (s *Seat) Round(asked, now Instant, answers map[string]Record) Step {
 		}
 	}
 	all := with == len(s.circle.Nodes)
-	if why := s.alone(with, all, against); why != "" {
+	if why := s.alone(now, with, all, against); why != "" {
 		s.agreed = 0
 		return Step{Why: why} // what is left of the lease runs out
 	}
@@ -196,7 +201,7 @@ func (s *Seat) Round(asked, now Instant, answers map[string]Record) Step {
 }
 
 // alone says why too few nodes agree; "": enough do.
-func (s *Seat) alone(with int, all bool, against string) string {
+func (s *Seat) alone(now Instant, with int, all bool, against string) string {
 	switch {
 	case s.circle.Majority && s.circle.enough(with), all:
 		return ""
@@ -204,7 +209,7 @@ func (s *Seat) alone(with int, all bool, against string) string {
 		return against + " knows otherwise"
 	case s.circle.Majority:
 		return fmt.Sprintf("%d of %d nodes agree, which is no majority", with, len(s.circle.Nodes))
-	case s.until != 0, s.record.Stage == Claimed && s.record.Taken:
+	case s.until != 0, s.granted != 0 && now-s.granted < Instant(s.circle.Lease), s.record.Stage == Claimed && s.record.Taken:
 		return "" // it goes on, or by the operator's word
 	default:
 		return "not every other node confirms it since this one began, or stood still for a lease; if they are dead: holdfast vips take"
@@ -348,7 +353,7 @@ func (s *Seat) Yield() (Step, error) {
 
 // Accept is the second transaction at the new owner, who has r from the old one's own
 // mouth. After it a round is due at once.
-func (s *Seat) Accept(r Record) (Step, error) {
+func (s *Seat) Accept(now Instant, r Record) (Step, error) {
 	switch {
 	case r.Stage != Yielded || r.Owner != s.self || r.Check() != nil:
 		return Step{}, fmt.Errorf("vip: %v is nothing to accept", r)
@@ -358,6 +363,7 @@ func (s *Seat) Accept(r Record) (Step, error) {
 		return Step{}, nil
 	}
 	r.Stage = Owned
+	s.granted = now
 	return Step{Write: &r}, nil
 }
 

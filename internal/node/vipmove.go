@@ -1,0 +1,620 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/holdfast-lb/holdfast/internal/config"
+	"github.com/holdfast-lb/holdfast/internal/flow"
+	"github.com/holdfast-lb/holdfast/internal/frozen"
+	"github.com/holdfast-lb/holdfast/internal/loop"
+	"github.com/holdfast-lb/holdfast/internal/netadmin"
+	"github.com/holdfast-lb/holdfast/internal/vip"
+)
+
+const (
+	// handshakesTime bounds how long is waited for handshakes that have begun here.
+	handshakesTime = 3 * time.Second
+	// backTime bounds how long an aborted move waits for its flows to come back.
+	backTime = time.Minute
+	// confirmTime bounds how long a move waits for the new owner's word; it is asked on
+	// after that.
+	confirmTime = 30 * time.Second
+)
+
+// vipMove is a VIP on its way to another node, at the node that gives it away. One goroutine
+// uses it.
+type vipMove struct {
+	n    *Node
+	q    MigrateRequest
+	c    *config.Config
+	v    *vipSeat
+	t    *hostTalk
+	to   netip.Addr
+	tell func(Progress)
+
+	began, yielded time.Time
+	r              *Report
+	total          int
+	committed      bool
+	undo           []func(context.Context) error // in the order of what they undo
+}
+
+// MigrateVIP moves a VIP that this node owns, with its flows, to another node. Until the
+// record says that it is yielded, an end of ctx or an error leaves everything where it was;
+// after that only the other node can own it.
+func (n *Node) MigrateVIP(ctx context.Context, q MigrateRequest, tell func(Progress)) error {
+	if tell == nil {
+		tell = func(Progress) {}
+	}
+	k := &n.addresses
+	if !k.turn.TryLock() {
+		return errors.New("node: another VIP is being moved from here, or taken; try again when that is done")
+	}
+	defer k.turn.Unlock()
+	// Neither the configuration changes meanwhile nor does an upgrade begin.
+	n.change.Lock()
+	defer n.change.Unlock()
+	if err := n.inCharge(); err != nil {
+		return err
+	}
+	m := &vipMove{n: n, q: q, c: n.Config(), tell: tell, began: time.Now(), r: newReport("host")}
+	m.r.VIPs, m.r.FromNode, m.r.ToNode = []string{q.VIP}, n.self(), q.To
+	if err := m.plan(ctx); err != nil {
+		return err
+	}
+	defer m.t.Close()
+	err := m.move(ctx)
+	m.r.Millis = millis(time.Since(m.began))
+	m.r.Pause = pauseOf(m.r.pauses)
+	switch {
+	case err == nil:
+		text := fmt.Sprintf("done: %s and %d flows on %s, %d lost; pause p50 %.0f ms, p99 %.0f ms, max %.0f ms; 'holdfast migrate --vip %s --to %s' goes back",
+			q.VIP, m.r.Flows, q.To, m.r.Lost, m.r.Pause.P50/1000, m.r.Pause.P99/1000, m.r.Pause.Max/1000, q.VIP, n.self())
+		n.log.Info("vip moved", "vip", q.VIP, "to", q.To, "flows", m.r.Flows, "residue", m.r.Residue, "lost", m.r.Lost, "took", time.Since(m.began))
+		m.say(Progress{Phase: "done", Done: true, Move: m.r, Text: text})
+		return nil
+	case m.committed:
+		err = fmt.Errorf("node: already committed; to go back run: holdfast migrate --vip %s --to %s: %w", q.VIP, n.self(), err)
+	default:
+		if undone := m.back(); undone != nil {
+			err = errors.Join(err, undone)
+		}
+		what := "nothing moved"
+		if m.r.Lost > 0 {
+			what = fmt.Sprintf("%d flows were lost", m.r.Lost)
+		}
+		err = fmt.Errorf("aborted: %s, longest pause %.0f ms: %w", what, m.r.Pause.Max/1000, err)
+	}
+	n.log.Warn("vip not moved", "vip", q.VIP, "to", q.To, "error", err)
+	m.say(Progress{Phase: "aborted", Done: true, Failed: err.Error(), Move: m.r, Text: err.Error()})
+	return err
+}
+
+func (m *vipMove) say(p Progress) {
+	p.VIP, p.From, p.To, p.Committed = m.q.VIP, m.n.self(), m.q.To, m.committed
+	if p.FlowsTotal == 0 {
+		p.FlowsTotal = max(m.total, m.r.Flows)
+	}
+	if p.Flows == 0 {
+		p.Flows = m.r.Flows
+	}
+	p.Octets, p.Pause = max(p.Octets, m.r.Octets), m.r.Pause
+	m.tell(p)
+}
+
+// undoes notes how to undo what was done.
+func (m *vipMove) undoes(f func(context.Context) error) { m.undo = append(m.undo, f) }
+
+// back undoes what was done, the last first.
+func (m *vipMove) back() (err error) {
+	ctx, cancel := context.WithTimeout(m.n.ends, backTime)
+	defer cancel()
+	for _, f := range slices.Backward(m.undo) {
+		err = errors.Join(err, f(ctx))
+	}
+	return err
+}
+
+// askPlan asks whether the other node can take a VIP.
+const askPlan = "vip.plan"
+
+// vipPlan is what both must agree on.
+type vipPlan struct {
+	VIP       string       `json:"vip"`
+	Address   netip.Prefix `json:"address"`
+	Listeners []config.Ref `json:"listeners"`
+}
+
+// listenersOf are the listeners on a VIP, in the order of their names.
+func listenersOf(c *config.Config, name string) (all []*config.Listener) {
+	for _, l := range c.SortedListeners() {
+		if l.VIPName == name {
+			all = append(all, l)
+		}
+	}
+	return all
+}
+
+func planOf(c *config.Config, v *config.VIP) vipPlan {
+	p := vipPlan{VIP: v.Name, Address: v.Address}
+	for _, l := range listenersOf(c, v.Name) {
+		p.Listeners = append(p.Listeners, l.Ref)
+	}
+	return p
+}
+
+// plan looks whether the move can be made, and changes nothing.
+func (m *vipMove) plan(ctx context.Context) (err error) {
+	n, k := m.n, &m.n.addresses
+	k.mu.Lock()
+	m.v, err = k.seatOf(m.q.VIP)
+	if err == nil {
+		if r := m.v.seat.Record(); !m.v.seat.Holds(vipNow()) {
+			err = fmt.Errorf("node: VIP %s is not this node's to give (%v): %w", m.q.VIP, r, vip.ErrNotOwner)
+		}
+	}
+	k.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	if m.q.To == n.self() {
+		return fmt.Errorf("node: VIP %s is on %s", m.q.VIP, m.q.To)
+	}
+	if m.t, err = n.talk(ctx, m.q.To); err != nil {
+		return err
+	}
+	m.to = m.t.at
+	if err := m.t.Ask(ctx, askPlan, planOf(m.c, m.v.v), nil); err != nil {
+		m.t.Close()
+		return err
+	}
+	m.total = len(m.here(nil))
+	m.say(Progress{Phase: "plan", Text: fmt.Sprintf("plan: %s + %d flows, %s -> %s", m.q.VIP, m.total, n.self(), m.q.To)})
+	return nil
+}
+
+// hearPlan tells whether this node can take a VIP.
+func (n *Node) hearPlan(peer string, q vipPlan) (struct{}, error) {
+	refused := func(why string) (struct{}, error) {
+		return struct{}{}, &frozen.Refused{What: "vip " + q.VIP, Why: why}
+	}
+	if err := n.knownNode(peer); err != nil {
+		return struct{}{}, err
+	}
+	if n.handingOver() || n.reader() {
+		return struct{}{}, errUpgrade
+	}
+	c := n.Config()
+	v := c.VIPs[q.VIP]
+	switch {
+	case v == nil:
+		return refused(n.self() + " has no such VIP in its configuration")
+	case v.Address != q.Address:
+		return refused(fmt.Sprintf("it is %v there and %v on %s", q.Address, v.Address, n.self()))
+	case !slices.Equal(planOf(c, v).Listeners, q.Listeners):
+		return refused("the listeners on it are not the same on both nodes: apply one file to both")
+	}
+	return struct{}{}, nil
+}
+
+// of tells whether a flow is on the VIP.
+func (m *vipMove) of(f *flow.Flow) bool {
+	return f.Listener().Movable && f.Listener().VIP.Addr() == m.v.addr()
+}
+
+// here lists the flows on the VIP that are here, and adds their tuples to ts.
+func (m *vipMove) here(ts *[]netadmin.Tuple) map[uint64]bool { return m.n.flowsOn(m.v.addr(), ts) }
+
+// flowsOn lists flows on an address.
+func (n *Node) flowsOn(a netip.Addr, ts *[]netadmin.Tuple) map[uint64]bool {
+	all := map[uint64]bool{}
+	for _, l := range n.shared.Loops {
+		l.Ask(func(l *loop.Loop) {
+			l.Look(0, 1<<30, func(i uint32, f *flow.Flow) {
+				if !f.Listener().Movable || f.Listener().VIP.Addr() != a {
+					return
+				}
+				all[f.ID()] = true
+				if ts == nil {
+					return
+				}
+				for _, t := range tuplesOf(l, i, f) {
+					*ts = append(*ts, netadmin.Tuple(t))
+				}
+			})
+		})
+	}
+	return all
+}
+
+// move makes the move after its plan.
+func (m *vipMove) move(ctx context.Context) error {
+	n, a, admin := m.n, m.v.addr(), m.n.host.admin
+	arb := peersArbiter{n}
+	what := vip.Move{Name: m.q.VIP, From: n.self(), To: m.q.To}
+	if err := arb.Begin(ctx, what); err != nil {
+		return err
+	}
+	m.undoes(func(ctx context.Context) error { return arb.Cancel(ctx, what) })
+
+	if err := m.t.Ask(ctx, askGuest, vipGuest{VIP: m.q.VIP, On: true}, nil); err != nil {
+		return err
+	}
+	// What follows is undone before the record is: only then does the other node know
+	// that it is no guest any more, should it not hear of this.
+	m.undoes(m.comeBack)
+	var at []netip.AddrPort
+	for _, l := range listenersOf(m.c, m.q.VIP) {
+		at = append(at, l.VIP)
+	}
+	m.undoes(func(context.Context) error { return admin.Learn(nil) })
+	if err := admin.Learn(at); err != nil {
+		return err
+	}
+	if _, err := admin.Handshakes(a); err != nil {
+		return err
+	}
+	m.undoes(func(context.Context) error { return admin.Lead(a, netip.Addr{}) })
+	if err := admin.Lead(a, m.to); err != nil {
+		return err
+	}
+	m.say(Progress{Phase: "hold", Text: fmt.Sprintf("hold on %s and %s; new connections go to %s", n.self(), m.q.To, m.q.To)})
+	// Idle legs do not move; their addresses do.
+	n.askAll(func(l *loop.Loop) { l.CloseIdle("") })
+	if err := m.flows(ctx); err != nil {
+		return err
+	}
+	left, err := m.handshakes(ctx)
+	if err != nil {
+		return err
+	}
+	if left > 0 {
+		n.log.Warn("handshakes with a vip did not end in time and are dropped", "vip", m.q.VIP, "handshakes", left)
+	}
+	if err := m.flows(ctx); err != nil {
+		return err
+	}
+	stays, err := m.residue(ctx)
+	if err != nil {
+		return err
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	m.say(Progress{Phase: "address", Text: fmt.Sprintf("%s: %d flows are on %s, the address follows", m.q.VIP, m.r.Flows, m.q.To)})
+	return m.address(arb, what, stays)
+}
+
+// flows moves what is here, until a pass finds none.
+func (m *vipMove) flows(ctx context.Context) error {
+	before := m.r.Flows
+	r, err := m.t.flows(ctx, m.of, func(p Progress) {
+		p.Phase = "flows"
+		p.Flows += before
+		p.FlowsTotal = max(m.total, p.Flows)
+		m.say(p)
+	})
+	if r != nil {
+		m.r.add(r)
+		m.r.pauses = append(m.r.pauses, r.pauses...)
+		slices.Sort(m.r.pauses)
+		m.r.Pause = pauseOf(m.r.pauses)
+	}
+	return err
+}
+
+// handshakes waits until none that began here is unfinished and the queues of the listeners are
+// empty. left are those that did not finish in time.
+func (m *vipMove) handshakes(ctx context.Context) (left int, err error) {
+	n, end := m.n, time.Now().Add(handshakesTime)
+	said := false
+	for pause := time.Millisecond; ; pause = min(2*pause, 50*time.Millisecond) {
+		ts, err := n.host.admin.Handshakes(m.v.addr())
+		if err != nil {
+			return 0, err
+		}
+		// First the handshakes and then the queues: one that ends in between is there.
+		before := len(m.here(nil))
+		m.acceptRest()
+		m.r.Handshakes += max(0, len(m.here(nil))-before)
+		if len(ts) == 0 || time.Now().After(end) {
+			return len(ts), nil
+		}
+		if !said {
+			said = true
+			m.say(Progress{Phase: "handshakes", Text: fmt.Sprintf("%d handshakes that began here are finished here", len(ts))})
+		}
+		if err := sleep(ctx, pause); err != nil {
+			return 0, err
+		}
+	}
+}
+
+// acceptRest accepts what waits in the queues of the VIP's listeners.
+func (m *vipMove) acceptRest() {
+	n := m.n
+	n.mu.Lock()
+	g := n.gen
+	n.mu.Unlock()
+	for _, l := range listenersOf(m.c, m.q.VIP) {
+		x := g.Listening[l.Ref.Name]
+		if x == nil {
+			continue
+		}
+		for empty, tries := false, 0; !empty && tries < retireTries; tries++ {
+			n.shared.Loops[0].Ask(func(l *loop.Loop) { empty = l.AcceptRest(x) })
+		}
+	}
+	n.askAll(func(*loop.Loop) {}) // what was handed on to another loop has arrived
+}
+
+// residue makes flows that cannot move stay here, when everything else on the VIP goes.
+func (m *vipMove) residue(ctx context.Context) (*residueOf, error) {
+	x := &residueOf{vip: m.q.VIP, until: time.Now().Add(m.q.Drain)}
+	if m.q.Drain == 0 {
+		x.until = time.Now().Add(drainTime)
+	}
+	x.flows = m.here(&x.tuples)
+	m.r.Residue = len(x.flows)
+	if len(x.flows) == 0 {
+		return nil, nil
+	}
+	x.reasons = m.r.Reasons
+	if err := m.n.host.admin.Here(x.tuples); err != nil {
+		return nil, err
+	}
+	return x, m.t.Ask(ctx, askStays, vipStays{VIP: m.q.VIP, Tuples: x.tuples}, nil)
+}
+
+// address hands over the address itself. From the record on there is no way back but
+// another move.
+func (m *vipMove) address(arb vip.Arbiter, what vip.Move, stays *residueOf) error {
+	n, a, admin, k := m.n, m.v.addr(), m.n.host.admin, &m.n.addresses
+	m.undoes(func(context.Context) error { return admin.Forward(a, netip.Addr{}) })
+	if err := admin.Forward(a, m.to); err != nil {
+		return err
+	}
+	lease := m.c.Cluster.Lease
+	m.undoes(func(context.Context) error { return admin.Guest(a, 0) })
+	if err := admin.Guest(a, lease); err != nil {
+		return err
+	}
+	// From here on this node is a guest, until neighbours know where the address is.
+	k.mu.Lock()
+	m.v.guest = guesthood{on: true, to: m.q.To, forget: time.Now().Add(m.c.Cluster.Settle), stays: stays}
+	k.mu.Unlock()
+	m.yielded = time.Now()
+	ctx, cancel := context.WithTimeout(n.ends, confirmTime)
+	defer cancel()
+	err := arb.Finish(ctx, what)
+	k.mu.Lock()
+	r := m.v.seat.Record()
+	if r.Stage == vip.Moving && r.From == n.self() {
+		m.v.guest = guesthood{} // not even the record says that it has gone
+	} else {
+		m.committed = true
+	}
+	k.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	m.r.AddressMillis = millis(time.Since(m.yielded))
+	if err := admin.Learn(nil); err != nil {
+		n.log.Warn("what was learnt of handshakes is not forgotten", "vip", m.q.VIP, "error", err)
+	}
+	m.say(Progress{Phase: "settling", Text: fmt.Sprintf("commit (owner %s, epoch %d); for %v what comes late is sent on to it", m.q.To, r.Epoch, m.c.Cluster.Settle)})
+	return nil
+}
+
+// askBack asks for the flows that have gone.
+const askBack = "vip.back"
+
+// vipNamed names a VIP.
+type vipNamed struct {
+	VIP string `json:"vip"`
+}
+
+// comeBack has the flows that have gone come back. Where that cannot be asked, the other node
+// brings them when it hears that the move is cancelled, and until then what is for them is sent on.
+func (m *vipMove) comeBack(ctx context.Context) error {
+	n, a := m.n, m.v.addr()
+	t, err := n.talk(ctx, m.q.To) // that of the move may be what has failed
+	if err == nil {
+		err = t.Ask(ctx, askBack, vipNamed{m.q.VIP}, nil)
+		t.Close()
+	}
+	if err == nil {
+		return n.host.admin.Forget(a)
+	}
+	k := &n.addresses
+	k.mu.Lock()
+	m.v.guest = guesthood{to: m.q.To, forget: time.Now().Add(m.c.Cluster.Settle)}
+	k.mu.Unlock()
+	return fmt.Errorf("flows that have gone to %s could not be asked back: %w", m.q.To, err)
+}
+
+// peersArbiter makes the transactions by asking the other nodes: the operator decides who
+// owns what, and each node keeps a record.
+type peersArbiter struct{ n *Node }
+
+var _ vip.Arbiter = peersArbiter{}
+
+// Begin tells the new owner and then the others, and writes when enough have agreed.
+func (x peersArbiter) Begin(ctx context.Context, m vip.Move) error {
+	n, k := x.n, &x.n.addresses
+	k.mu.Lock()
+	v, err := k.seatOf(m.Name)
+	var r vip.Record
+	if err == nil {
+		r, err = v.seat.Begin(vipNow(), m.To)
+	}
+	k.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	q := vipBeat{Records: map[string]vip.Record{m.Name: r}}
+	answers := map[string]vip.Record{}
+	hear := func(peers []string) {
+		for peer, a := range n.askBeats(ctx, q, peers, answerTime) {
+			if r, ok := a.Records[m.Name]; ok {
+				answers[peer] = r
+			}
+		}
+	}
+	// Who is in the middle of another question is asked again.
+	for end := time.Now().Add(answerTime); ctx.Err() == nil; {
+		if hear([]string{m.To}); answers[m.To] == r || time.Now().After(end) {
+			break
+		}
+		_ = sleep(ctx, 5*time.Millisecond)
+	}
+	if answers[m.To] == r {
+		hear(slices.DeleteFunc(n.otherNodes(), func(name string) bool { return name == m.To }))
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	step, err := v.seat.Begun(vipNow(), answers)
+	if err != nil {
+		return err
+	}
+	return n.carry(v, step)
+}
+
+// Cancel writes that the move was none; the other nodes hear of it.
+func (x peersArbiter) Cancel(ctx context.Context, m vip.Move) error {
+	n, k := x.n, &x.n.addresses
+	k.mu.Lock()
+	v, err := k.seatOf(m.Name)
+	if err == nil {
+		var step vip.Step
+		if step, err = v.seat.Cancel(); err == nil {
+			err = n.carry(v, step)
+		}
+	}
+	k.mu.Unlock()
+	n.roundNow(ctx)
+	return err
+}
+
+// Finish writes that the address is yielded, lets go of it, and tells its new owner until
+// that one has confirmed it.
+func (x peersArbiter) Finish(ctx context.Context, m vip.Move) error {
+	n, k := x.n, &x.n.addresses
+	k.mu.Lock()
+	v, err := k.seatOf(m.Name)
+	if err == nil && v.seat.Record().Stage == vip.Moving {
+		var step vip.Step
+		if step, err = v.seat.Yield(); err == nil {
+			err = n.carry(v, step)
+		}
+	}
+	if err == nil {
+		err = n.disown(v)
+	}
+	var r vip.Record
+	if err == nil {
+		r = v.seat.Record()
+	}
+	k.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	for pause := 10 * time.Millisecond; ; pause = min(2*pause, time.Second) {
+		if r.Stage != vip.Yielded || r.From != n.self() {
+			return nil // it was confirmed
+		}
+		if err = n.confirm(ctx, v, r); err == nil {
+			return nil
+		}
+		if sleep(ctx, pause) != nil {
+			return fmt.Errorf("%s has not confirmed that it owns %s and is asked on; until then nobody answers for it: %w", m.To, m.Name, err)
+		}
+		k.mu.Lock()
+		r = v.seat.Record()
+		k.mu.Unlock()
+	}
+}
+
+// Records are what is known here.
+func (x peersArbiter) Records() map[string]vip.Record {
+	k := &x.n.addresses
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	all := map[string]vip.Record{}
+	for name, v := range k.seats {
+		all[name] = v.seat.Record()
+	}
+	return all
+}
+
+// askYield tells a node that a VIP is its own now.
+const askYield = "vip.yield"
+
+// vipYield is that, and the answer.
+type vipYield struct {
+	VIP    string     `json:"vip"`
+	Record vip.Record `json:"record"`
+}
+
+// confirm tells the new owner that r is yielded, and writes its word.
+func (n *Node) confirm(ctx context.Context, v *vipSeat, r vip.Record) error {
+	ctx, cancel := context.WithTimeout(ctx, answerTime)
+	defer cancel()
+	t, err := n.talk(ctx, r.Owner)
+	if err != nil {
+		return err
+	}
+	defer t.Close()
+	var a vipYield
+	if err := t.Ask(ctx, askYield, vipYield{v.name, r}, &a); err != nil {
+		return err
+	}
+	if err := a.Record.Check(); err != nil {
+		return err
+	}
+	k := &n.addresses
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return n.carry(v, v.seat.Hear(vipNow(), a.Record))
+}
+
+// hearYield takes a VIP over from the node that gives it.
+func (n *Node) hearYield(peer string, q vipYield) (a vipYield, err error) {
+	k := &n.addresses
+	k.mu.Lock()
+	v, err := k.seatOf(q.VIP)
+	var step vip.Step
+	if err == nil && q.Record.From != peer {
+		err = fmt.Errorf("%s gives what is not its own", peer)
+	}
+	if err == nil {
+		if step, err = v.seat.Accept(vipNow(), q.Record); err == nil {
+			err = n.carry(v, step)
+		}
+	}
+	if err == nil && v.guest.giver != "" {
+		// What comes here from now on is ours.
+		err = n.host.admin.Forward(v.addr(), netip.Addr{})
+	}
+	k.mu.Unlock()
+	if err != nil {
+		return a, &frozen.Refused{What: "vip " + q.VIP, Why: err.Error(), Retry: true}
+	}
+	ctx, cancel := context.WithTimeout(n.ends, answerTime/2)
+	defer cancel()
+	n.roundNow(ctx) // the kernel lets it pass, and neighbours hear of it
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if v.guest.giver != "" && v.seat.Holds(vipNow()) {
+		v.guest = guesthood{}
+		if err := n.host.admin.Guest(v.addr(), 0); err != nil {
+			n.log.Warn("a vip that is owned is still a guest", "vip", v.name, "error", err)
+		}
+	}
+	return vipYield{q.VIP, v.seat.Record()}, nil
+}
