@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"cmp"
 	"fmt"
 	"net"
 	"net/netip"
@@ -36,9 +37,13 @@ func (w *World) addHost(br netlink.Link, s HostSpec) (*Host, error) {
 		return nil, err
 	}
 	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.MTU, attrs.TxQLen, attrs.MasterIndex = h.port, bridgeMTU, txQueueLen, br.Attrs().Index
+	mtu := cmp.Or(s.MTU, bridgeMTU)
+	attrs.Name, attrs.MTU, attrs.TxQLen = h.port, mtu, txQueueLen
+	if len(s.Router) == 0 {
+		attrs.MasterIndex = br.Attrs().Index
+	}
 	cable := &netlink.Veth{
-		LinkAttrs: attrs, PeerName: "eth0", PeerTxQLen: txQueueLen, PeerMTU: bridgeMTU,
+		LinkAttrs: attrs, PeerName: "eth0", PeerTxQLen: txQueueLen, PeerMTU: uint32(mtu),
 		PeerNamespace: netlink.NsFd(h.ns),
 	}
 	if err := w.nl.LinkAdd(cable); err != nil {
@@ -81,7 +86,7 @@ func (w *World) addHost(br netlink.Link, s HostSpec) (*Host, error) {
 			return nil, err
 		}
 	}
-	return h, nil
+	return h, w.addRouter(cable, h, s)
 }
 
 // hostSysctls holds path, value, and whether a kernel may lack it.

@@ -43,6 +43,7 @@ var labs = map[string]lab{
 	"seed-000":       {what: "the servers run on the host that is evacuated", run: seed000, limit: 5 * time.Minute},
 	"soak":           {what: "all kinds of HTTP clients and failing backends under moves, for long", run: soaking, limit: 13 * time.Minute},
 	"systemd":        {what: "the unit of packaging/ under systemd as process 1: reloads, kill -9, stop, a socket unit", run: underSystemd, limit: 8 * time.Minute, root: true},
+	"tunnel":         {what: "VIPs move between hosts of two networks, by a tunnel and by routes", run: tunneled, limit: 5 * time.Minute},
 	"upgrade":        {what: "a hundred upgrades in place under all traffic, and ten thousand flows; beside reloads of others", run: upgrading, limit: 30 * time.Minute},
 	"vanished-peers": {what: "clients that vanish without a word are gone in time", run: vanishedPeers, limit: 2 * time.Minute},
 	"vtc":            {what: "cases of varnishtest, each with a client and a server around the balancer", run: vtc, limit: 5 * time.Minute},

@@ -48,6 +48,8 @@ type migrateScene struct {
 
 	nodes []string
 	vips  []clusterVIP
+	// tunnel: the nodes are in different networks.
+	tunnel bool
 	// saturated: as much as the processors can carry, all the time.
 	saturated bool
 	// rolling: all nodes are evacuated one after another, and started anew.
@@ -123,9 +125,10 @@ func (r *migrateRun) services() []clusterService {
 type migrateRun struct {
 	*scene
 	migrateScene
-	b     *cluster
-	wire  *Wire
-	asker *Asker
+	b      *cluster
+	wire   *Wire
+	asker  *Asker
+	routes *routes // of nodes in different networks; else nil
 
 	churners *engine            // of the new connections
 	engines  map[string]*engine // of the servers, by host
@@ -229,7 +232,7 @@ const bufferMost = 512 << 10
 func (r *migrateRun) stage() error {
 	r.phase("world: hosts on a bridge, %v with servers beside their balancers", r.nodes)
 	var err error
-	if r.world, err = NewWorld(r.dir, clusterHosts(r.nodes)); err != nil {
+	if r.world, err = NewWorld(r.dir, r.specs()); err != nil {
 		return err
 	}
 	client := r.world.Host("client")
@@ -265,7 +268,7 @@ func (r *migrateRun) stage() error {
 	r.churners.connects = 1000
 	r.engines = map[string]*engine{}
 	r.b = &cluster{binary: r.Binary, dir: r.dir, hosts: nodes, vips: r.vips, services: r.services(), doors: map[string]map[string]*Door{},
-		settings: map[string]string{"settle": "1s"}}
+		settings: map[string]string{"settle": "1s"}, routed: r.tunnel}
 	for _, h := range append([]*Host{r.world.Host(apart)}, nodes...) {
 		if r.engines[h.Name], err = r.traffic.NewEngine(h); err != nil {
 			return err
@@ -300,7 +303,10 @@ func (r *migrateRun) stage() error {
 	if err := r.countTalk(); err != nil {
 		return err
 	}
-	if r.asker, err = Ask(r.world.Host("judge"), askEvery, addrs...); err != nil {
+	if r.tunnel {
+		r.b.settings["tunnel"] = "{ vxlan: { id: 77, port: 4790 } }"
+		r.routes = startRoutes(r.world, nodes, "hf-vips", addrs)
+	} else if r.asker, err = Ask(r.world.Host("judge"), askEvery, addrs...); err != nil {
 		return err
 	}
 	r.phase("balancer: holdfast on %v, from one file", r.nodes)
@@ -312,6 +318,14 @@ func (r *migrateRun) stage() error {
 	return r.b.awaitHome(r.ctx, readyPatience)
 }
 
+// specs are the hosts.
+func (r *migrateRun) specs() []HostSpec {
+	if r.tunnel {
+		return tunnelHosts()
+	}
+	return clusterHosts(r.nodes)
+}
+
 // askEvery is the time between two questions who has an address.
 const askEvery = 5 * time.Millisecond
 
@@ -319,6 +333,9 @@ const askEvery = 5 * time.Millisecond
 func (r *migrateRun) close() {
 	if r.asker != nil {
 		r.asker.Close()
+	}
+	if r.routes != nil {
+		r.routes.close()
 	}
 	if r.wire != nil {
 		r.wire.Close()

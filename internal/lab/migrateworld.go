@@ -29,6 +29,17 @@ func clusterHosts(nodes []string) []HostSpec {
 	return all
 }
 
+// tunnelHosts are two nodes and clients, each in a network of its own, around a router.
+// The cables of the nodes have room for the heads of a tunnel.
+func tunnelHosts() []HostSpec {
+	return []HostSpec{
+		{Name: "client", V4: "10.8.0.20/24", V6: "fd08::20/64", Router: []string{"10.8.0.1/24", "fd08::1/64"}},
+		{Name: apart, V4: "10.8.1.30/24", V6: "fd08:1::30/64", Router: []string{"10.8.1.1/24", "fd08:1::1/64"}},
+		{Name: "n1", V4: "10.8.11.11/24", V6: "fd08:11::11/64", Router: []string{"10.8.11.1/24", "fd08:11::1/64"}, MTU: 1600},
+		{Name: "n3", V4: "10.8.13.13/24", V6: "fd08:13::13/64", Router: []string{"10.8.13.1/24", "fd08:13::1/64"}, MTU: 1600},
+	}
+}
+
 // apart is the host of servers that are on no node.
 const apart = "server"
 
@@ -64,6 +75,7 @@ type cluster struct {
 	doors    map[string]map[string]*Door // by service and host
 	// lease, settle and what else stands in the section cluster, by key.
 	settings map[string]string
+	routed   bool // the network hears of the VIPs by routes
 
 	nodes  map[string]*clusterNode
 	active string
@@ -104,11 +116,14 @@ func (b *cluster) file(whole bool) (string, error) {
 	}
 	s.WriteString("vips:\n")
 	for _, v := range b.vips {
-		bits := 24
+		bits, more := 24, ""
 		if v.addr.Is6() {
 			bits = 64
 		}
-		fmt.Fprintf(&s, "  %s: { address: \"%v/%d\", home: %s }\n", v.name, v.addr, bits, v.home)
+		if b.routed {
+			bits, more = v.addr.BitLen(), ", announce: route"
+		}
+		fmt.Fprintf(&s, "  %s: { address: \"%v/%d\", home: %s%s }\n", v.name, v.addr, bits, v.home, more)
 	}
 	s.WriteString("listeners:\n")
 	for _, x := range b.services {

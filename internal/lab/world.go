@@ -117,6 +117,10 @@ type HostSpec struct {
 	Name string
 	// V4 and V6 are its own addresses with their prefix length, on eth0.
 	V4, V6 string
+	// Router are the addresses of a router at the other end of its cable, in place of the
+	// bridge, with their prefix lengths: this process's namespace.
+	Router []string
+	MTU    int // of its cable; 0: bridgeMTU
 }
 
 // World is a set of hosts on one bridge. One goroutine owns it; its hosts may
