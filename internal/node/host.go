@@ -13,13 +13,13 @@ import (
 	"github.com/holdfast-lb/holdfast/internal/config"
 	"github.com/holdfast-lb/holdfast/internal/netadmin"
 	"github.com/holdfast-lb/holdfast/internal/sock"
-	"github.com/holdfast-lb/holdfast/tcprepair"
 )
 
 // hostSide is what moves between hosts need: the kernel's rules, and the
 // listener where peers come. Both are there only with a cluster section.
 type hostSide struct {
-	admin    *netadmin.Admin
+	admin    hostAdmin
+	local    *netadmin.Admin // admin, if it is this process itself
 	listener net.Listener
 	fd       sock.FD // of the listener, to hand on
 	arrivals sync.WaitGroup
@@ -84,14 +84,11 @@ func (n *Node) startHost(c *config.Config, o Options) error {
 	if c.Cluster == nil {
 		return nil
 	}
-	if err := tcprepair.Probe(); err != nil {
-		return fmt.Errorf("node: cluster: flows cannot move between hosts: %w", err)
-	}
 	conf, err := clusterTLS(c.Cluster)
 	if err != nil {
 		return err
 	}
-	if n.host.admin, err = openAdmin(c.Cluster, o.HostHeritage, n.log); err != nil {
+	if err := n.openHostAdmin(c.Cluster, o); err != nil {
 		return fmt.Errorf("node: cluster: %w", err)
 	}
 	n.host.guest = len(o.HostHeritage) > 0

@@ -7,12 +7,45 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/holdfast-lb/holdfast/internal/config"
 	"github.com/holdfast-lb/holdfast/internal/frozen"
 	"github.com/holdfast-lb/holdfast/internal/move"
 	"github.com/holdfast-lb/holdfast/internal/netadmin"
+	"github.com/holdfast-lb/holdfast/tcprepair"
 )
+
+// hostAdmin is the kernel's side of moves between hosts: an [netadmin.Admin] of this
+// process, or a [netadmin.Client] of the one that has the privilege.
+type hostAdmin interface {
+	Hold(ts []netadmin.Tuple) error
+	Release(ts []netadmin.Tuple) (frames int, err error)
+	Drop(ts []netadmin.Tuple) error
+	Divert(ts []netadmin.Tuple, to netip.Addr) error
+	Undivert(ts []netadmin.Tuple) error
+	Here(ts []netadmin.Tuple) error
+	Inject(packet []byte) error
+	Steer(addrs []netip.Addr, ranges []netadmin.PortRange) error
+	Counters() (netadmin.Counters, error)
+	State() (netadmin.State, error)
+
+	Fence(addrs []netip.Prefix) error
+	Routed(addrs []netip.Addr) error
+	Own(p netip.Prefix, lease time.Duration) error
+	Disown(addr netip.Addr) error
+	Guest(addr netip.Addr, d time.Duration) error
+	Announce(addr netip.Addr) error
+	Learn(on []netip.AddrPort) error
+	Handshakes(addr netip.Addr) ([]netadmin.Tuple, error)
+	Lead(addr, to netip.Addr) error
+	Forward(addr, to netip.Addr) error
+	Forget(addr netip.Addr) error
+
+	Repair(fds []int, mode int) error
+	Sockets(specs []tcprepair.SocketSpec) ([]int, error)
+	Close() error
+}
 
 // names of the kernel's rules: a process and its successor both have rules for
 // a moment, so they take turns.
@@ -58,11 +91,11 @@ func openAdmin(c *config.Cluster, heritage json.RawMessage, log *slog.Logger) (*
 // has left in the kernel beside our own rules.
 func (n *Node) removeOtherRules() {
 	c := n.Config().Cluster
-	if n.host.admin == nil || c == nil {
+	if n.host.local == nil || c == nil {
 		return
 	}
 	other := names[0]
-	if n.host.admin.Heritage().Table == other.table {
+	if n.host.local.Heritage().Table == other.table {
 		other = names[1]
 	}
 	old, err := netadmin.Open(netadmin.Config{Device: c.Device, Table: other.table, HoldDevice: other.device, Log: n.log})
@@ -76,10 +109,10 @@ func (n *Node) removeOtherRules() {
 
 // hostHeritage is what the successor's openAdmin needs.
 func (n *Node) hostHeritage() json.RawMessage {
-	if n.host.admin == nil {
+	if n.host.local == nil {
 		return nil
 	}
-	b, err := json.Marshal(n.host.admin.Heritage())
+	b, err := json.Marshal(n.host.local.Heritage())
 	if err != nil { // plain names and addresses cannot fail
 		panic(err)
 	}
@@ -101,8 +134,8 @@ func (n *Node) closeAdmin() {
 	handed := n.successor != 0 || n.host.guest
 	n.mu.Unlock()
 	err := error(nil)
-	if handed {
-		err = n.host.admin.Leave()
+	if handed && n.host.local != nil {
+		err = n.host.local.Leave()
 	} else {
 		err = n.host.admin.Close()
 	}
@@ -169,4 +202,25 @@ func without(first, last uint16, others []uint16, to netip.Addr) (out []netadmin
 		out = append(out, netadmin.PortRange{First: uint16(next), Last: last, To: to})
 	}
 	return out
+}
+
+// openHostAdmin begins to speak to the privileged process, or, without one, to be it.
+func (n *Node) openHostAdmin(c *config.Cluster, o Options) error {
+	if o.Netadmin != "" {
+		client, err := netadmin.Dial(o.Netadmin)
+		if err != nil {
+			return err
+		}
+		n.host.admin = client
+		return nil
+	}
+	if err := tcprepair.Probe(); err != nil {
+		return fmt.Errorf("flows cannot move between hosts: %w", err)
+	}
+	a, err := openAdmin(c, o.HostHeritage, n.log)
+	if err != nil {
+		return err
+	}
+	n.host.admin, n.host.local = a, a
+	return nil
 }

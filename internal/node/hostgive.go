@@ -76,7 +76,8 @@ type hostLotOf struct {
 type hostFlow struct {
 	parked loop.Parked
 	tuples []move.Tuple
-	saved  []*tcprepair.State // by descriptor; these sockets are in repair mode
+	saved  []*tcprepair.State // by descriptor
+	down   bool               // the sockets that are connected are in repair mode
 }
 
 // Stopped tells whether who asked for it wants no more.
@@ -264,6 +265,18 @@ func (g *hostGiver) freeze(of *hostLotOf, late map[uint64]bool, stay *[]move.Ref
 	var back hostLotOf
 	back.from = of.from
 	kept := of.flows[:0]
+	// All at once: each is a word with the privileged process. What then will not be
+	// saved leaves repair mode again when it is put back.
+	var fds []int
+	for _, f := range of.flows {
+		f.down = true
+		for _, fd := range f.connected() {
+			fds = append(fds, int(fd))
+		}
+	}
+	if err := g.n.host.admin.Repair(fds, tcprepair.RepairOn); err != nil {
+		g.n.log.Warn("sockets that do not enter repair mode", "error", err) // each says so itself
+	}
 	for _, f := range of.flows {
 		id := f.parked.Frozen.Id
 		err := f.save(late[id])
@@ -287,6 +300,35 @@ func (g *hostGiver) freeze(of *hostLotOf, late map[uint64]bool, stay *[]move.Ref
 		return errors.Join(err, g.putBack(of))
 	}
 	return nil
+}
+
+// connected are the descriptors that have a connection: not one that is being dialled.
+func (f *hostFlow) connected() []sock.FD {
+	if flow.State(f.parked.Frozen.State) != flow.Relaying {
+		return f.parked.FDs[:1]
+	}
+	return f.parked.FDs
+}
+
+// resume ends the repair mode of these flows' sockets.
+func (g *hostGiver) resume(flows []*hostFlow) (errs []error) {
+	var sockets []tcprepair.Socket
+	for _, f := range flows {
+		if !f.down {
+			continue
+		}
+		f.down = false
+		for _, fd := range f.connected() {
+			sockets = append(sockets, tcprepair.Socket{FD: int(fd)})
+		}
+	}
+	tcprepair.ResumeAll(sockets, g.n.host.admin.Repair)
+	for i := range sockets {
+		if sockets[i].Err != nil {
+			errs = append(errs, sockets[i].Err)
+		}
+	}
+	return errs
 }
 
 // save freezes the flow's sockets. late allows what costs a retransmission.
@@ -344,12 +386,9 @@ func (g *hostGiver) Return(lot *move.Lot) error {
 // leave repair mode and segments come here again. The peer still holds them
 // and drops that when it hears of it.
 func (g *hostGiver) putBack(of *hostLotOf) error {
-	var err error
+	err := errors.Join(g.resume(of.flows)...)
 	var parked []loop.Parked
 	for _, f := range of.flows {
-		for i := range f.saved {
-			err = errors.Join(err, tcprepair.Resume(int(f.parked.FDs[i])))
-		}
 		f.saved = nil
 		z := f.parked.Frozen
 		z.Client.Socket = nil
@@ -426,11 +465,9 @@ func (g *hostGiver) Lose(lot *move.Lot) {
 	if err := g.n.host.admin.Undivert(of.tuples()); err != nil {
 		g.n.log.Error("segments of flows that are closed still go to the other host", "error", err)
 	}
+	_ = g.resume(of.flows)
 	for _, f := range of.flows {
-		for i, fd := range f.parked.FDs {
-			if i < len(f.saved) {
-				_ = tcprepair.Resume(int(fd))
-			}
+		for _, fd := range f.parked.FDs {
 			fd.CloseReset()
 		}
 		g.gone(f)

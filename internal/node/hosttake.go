@@ -228,20 +228,45 @@ func (t *hostTaker) restore(x *hostRestored, octets []byte, mine func(move.Tuple
 		return nil, err
 	}
 	var some move.Unheld
+	refuse := func(z *frozen.Flow, err error) {
+		no := move.Refusal{Flow: z.Id, What: "socket", Why: err.Error(), Retry: true}
+		var because *frozen.Refused
+		if errors.As(err, &because) {
+			no.What, no.Why, no.Retry = because.What, because.Why, because.Retry
+		}
+		some = append(some, no)
+	}
+	var legs []*hostLeg
 	for _, z := range batch.Flows {
 		for _, g := range connected(z) {
-			tuple, err := t.restoreLeg(x, g, mine)
+			leg, err := readLeg(z, g, mine)
 			if err != nil {
-				no := move.Refusal{Flow: z.Id, What: "socket", Why: err.Error(), Retry: true}
-				var because *frozen.Refused
-				if errors.As(err, &because) {
-					no.What, no.Why, no.Retry = because.What, because.Why, because.Retry
-				}
-				some = append(some, no)
+				refuse(z, err)
 				break
 			}
-			ts = append(ts, tuple)
+			legs = append(legs, leg)
 		}
+	}
+	if len(some) > 0 {
+		return nil, some
+	}
+	t.sockets(legs)
+	for _, l := range legs {
+		if l.err == nil {
+			l.err = tcprepair.RestoreOn(int(l.fd), l.state, l.options(t.n.host.admin))
+		}
+		if l.err != nil {
+			if n := len(some); n == 0 || some[n-1].Flow != l.flow.Id {
+				refuse(l.flow, l.err)
+			}
+			if l.fd >= 0 {
+				_ = tcprepair.Discard(l.fd.Disown())
+			}
+			continue
+		}
+		x.fds, x.states = append(x.fds, l.fd), append(x.states, l.state)
+		l.leg.Fd, l.leg.Socket = uint32(len(x.fds)), nil
+		ts = append(ts, l.tuple)
 	}
 	if len(some) > 0 {
 		return nil, some
@@ -252,25 +277,56 @@ func (t *hostTaker) restore(x *hostRestored, octets []byte, mine func(move.Tuple
 	return ts, nil
 }
 
-func (t *hostTaker) restoreLeg(x *hostRestored, g *frozen.Leg, mine func(move.Tuple) bool) (tuple move.Tuple, err error) {
+// hostLeg is a leg whose socket is restored.
+type hostLeg struct {
+	flow  *frozen.Flow
+	leg   *frozen.Leg
+	state *tcprepair.State
+	tuple move.Tuple
+	fd    sock.FD
+	err   error
+}
+
+func (l *hostLeg) options(a hostAdmin) tcprepair.Options { return tcprepair.Options{Inject: a.Inject} }
+
+// readLeg reads what was offered of a leg.
+func readLeg(z *frozen.Flow, g *frozen.Leg, mine func(move.Tuple) bool) (*hostLeg, error) {
 	s := new(tcprepair.State)
 	if err := s.UnmarshalBinary(g.Socket); err != nil {
-		return tuple, &frozen.Refused{What: "socket", Why: err.Error()}
+		return nil, &frozen.Refused{What: "socket", Why: err.Error()}
 	}
 	if n := len(g.Unsent) + int(s.Unsent); n > flow.UnsentMax {
-		return tuple, &frozen.Refused{What: "leg", Why: fmt.Sprintf("%d octets unsent, the limit is %d", n, flow.UnsentMax), Retry: true}
+		return nil, &frozen.Refused{What: "leg", Why: fmt.Sprintf("%d octets unsent, the limit is %d", n, flow.UnsentMax), Retry: true}
 	}
-	tuple = move.Tuple{Local: s.Local, Remote: s.Remote}
+	tuple := move.Tuple{Local: s.Local, Remote: s.Remote}
 	if !mine(tuple) {
-		return tuple, &frozen.Refused{What: "socket", Why: fmt.Sprintf("%v-%v was not prepared", s.Local, s.Remote), Retry: true}
+		return nil, &frozen.Refused{What: "socket", Why: fmt.Sprintf("%v-%v was not prepared", s.Local, s.Remote), Retry: true}
 	}
-	fd, err := tcprepair.Restore(s, tcprepair.Options{Inject: t.n.host.admin.Inject})
-	if err != nil {
-		return tuple, err
+	return &hostLeg{flow: z, leg: g, state: s, tuple: tuple, fd: sock.NoFD}, nil
+}
+
+// sockets has the sockets made for legs, all at once: it is one word with the
+// privileged process. If that fails, each by itself tells which it was.
+func (t *hostTaker) sockets(legs []*hostLeg) {
+	if len(legs) == 0 {
+		return
 	}
-	x.fds, x.states = append(x.fds, sock.Own(fd)), append(x.states, s)
-	g.Fd, g.Socket = uint32(len(x.fds)), nil
-	return tuple, nil
+	specs := make([]tcprepair.SocketSpec, len(legs))
+	for i, l := range legs {
+		specs[i] = l.state.Spec(l.options(t.n.host.admin))
+	}
+	if fds, err := t.n.host.admin.Sockets(specs); err == nil {
+		for i, fd := range fds {
+			legs[i].fd = sock.Own(fd)
+		}
+		return
+	}
+	for i, l := range legs {
+		fds, err := t.n.host.admin.Sockets(specs[i : i+1])
+		if l.err = err; err == nil {
+			l.fd = sock.Own(fds[0])
+		}
+	}
 }
 
 // connected are the legs of a flow that have a socket to be restored. One that
@@ -338,7 +394,7 @@ func (t *hostTaker) goLive(x *hostRestored) (changed bool) {
 	for i, fd := range x.fds {
 		sockets[i] = tcprepair.Socket{FD: int(fd), State: x.states[i]}
 	}
-	tcprepair.GoLiveAll(sockets, nil)
+	tcprepair.GoLiveAll(sockets, t.n.host.admin.Repair)
 	for _, z := range x.thawed.Batch.Flows {
 		for _, g := range connected(z) {
 			s := &sockets[g.Fd-1]

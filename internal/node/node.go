@@ -66,6 +66,8 @@ type Options struct {
 	FirstID    uint64
 	Generation uint64
 	Totals     *Totals
+	// Netadmin is the socket of the privileged process; "" is to be that oneself.
+	Netadmin string
 	// HostHeritage is the predecessor's state of holding and diverting.
 	HostHeritage json.RawMessage
 	// Names are the predecessor's answers for endpoints that are names.
