@@ -84,6 +84,10 @@ func (a *Admin) removeTable(name string) error {
 	if a.closed {
 		return ErrClosed
 	}
+	return a.removeTableLocked(name)
+}
+
+func (a *Admin) removeTableLocked(name string) error {
 	for _, f := range []nftables.TableFamily{nftables.TableFamilyNetdev, nftables.TableFamilyINet} {
 		a.rules.conn.DelTable(&nftables.Table{Family: f, Name: name})
 		if err := a.rules.conn.Flush(); err != nil && !isNoEntry(err) {

@@ -124,6 +124,7 @@ type Counters struct {
 	Diverted      uint64 // segments sent on to a peer, steered ones too; a superframe counts as one
 	Looped        uint64 // segments dropped since they went round between hosts
 	Resets        uint64 // RST segments of this host that the guard stopped
+	Rebuilt       uint64 // times that somebody else had removed the rules
 	Fenced        uint64 // packets of movable addresses that this host may not speak for
 }
 

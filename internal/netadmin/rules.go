@@ -542,11 +542,15 @@ func (r *rules) read(c *Counters) error {
 }
 
 func (r *rules) remove() error {
-	if r.created {
-		r.conn.DelTable(r.netdev)
-		r.conn.DelTable(r.inet)
+	var err error
+	for _, t := range []*nftables.Table{r.netdev, r.inet} {
+		if r.created {
+			r.conn.DelTable(t)
+		}
+		if ferr := r.conn.Flush(); ferr != nil && !isNoEntry(ferr) { // somebody else may have done it
+			err = errors.Join(err, ferr)
+		}
 	}
-	err := r.conn.Flush()
 	r.batch.close()
 	if cerr := r.conn.CloseLasting(); err == nil {
 		err = cerr

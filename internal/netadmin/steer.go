@@ -317,7 +317,7 @@ func (a *Admin) tend() {
 			looked = time.Now()
 			err = errors.Join(err, a.tendPeers())
 		}
-		err = errors.Join(err, a.tendVIPs())
+		err = errors.Join(err, a.tendVIPs(), a.tendRules())
 		if err != nil && !errors.Is(err, ErrClosed) && err.Error() != said {
 			said = err.Error()
 			a.cfg.Log.Warn("steering", "error", err)

@@ -14,6 +14,8 @@ import (
 	"github.com/google/nftables/expr"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/holdfast-lb/holdfast/tcprepair"
 )
 
 const long = time.Minute // a lease that does not end in a test
@@ -417,6 +419,13 @@ func whoAnswers(t testing.TB, fd int) (name string) {
 		must(t, "read", err)
 		name = string(b[:n])
 		return true
+	})
+	// Nothing is left to be acknowledged by whoever has the address later.
+	must(t, "shutdown", unix.Shutdown(fd, unix.SHUT_WR))
+	wait(t, "the end to be acknowledged", func() bool {
+		i, err := unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO)
+		must(t, "TCP_INFO", err)
+		return tcprepair.TCPState(i.State) == tcprepair.FinWait2
 	})
 	return name
 }
