@@ -68,7 +68,7 @@ func (n *Node) relocate(ctx context.Context, q MigrateRequest, x *moveOf) error 
 	} else if v.Owner == q.To {
 		return fmt.Errorf("node: %s has the VIP %s already: %w", q.To, q.VIP, errThere)
 	}
-	return n.vips().MigrateVIP(ctx, q, x.say)
+	return n.MigrateVIP(ctx, q, x.say)
 }
 
 // errThere: what is to move is where it should go.
@@ -132,7 +132,7 @@ func (n *Node) mayTake(to string) error {
 // vipOf is a VIP of the configuration.
 func (n *Node) vipOf(name string) (*VIPStatus, error) {
 	var names []string
-	for _, v := range n.vips().VIPs() {
+	for _, v := range n.VIPs() {
 		if v.Name == name {
 			return &v, nil
 		}
@@ -200,7 +200,7 @@ func (n *Node) evacuate(ctx context.Context, q EvacuateRequest, x *moveOf) (err 
 	all := newReport("host")
 	all.FromNode, all.ToNode = self, q.To
 	for _, v := range mine {
-		err := n.vips().MigrateVIP(ctx, MigrateRequest{Guard: q.Guard, VIP: v.Name, To: plan[v.Name], Drain: q.Drain}, x.within(all))
+		err := n.MigrateVIP(ctx, MigrateRequest{Guard: q.Guard, VIP: v.Name, To: plan[v.Name], Drain: q.Drain}, x.within(all))
 		if err != nil {
 			return fmt.Errorf("node: VIP %s: %w", v.Name, err)
 		}
@@ -252,7 +252,7 @@ func thousands(n int) string {
 
 // ownVIPs are those that this node owns now.
 func (n *Node) ownVIPs() (out []VIPStatus) {
-	for _, v := range n.vips().VIPs() {
+	for _, v := range n.VIPs() {
 		if v.Owner == n.Config().Node.Name {
 			out = append(out, v)
 		}
@@ -324,7 +324,7 @@ func (n *Node) untilFree(ctx context.Context, drain time.Duration, x *moveOf) er
 // tuples that are sent on, and flows on any node that use servers of this one.
 func (n *Node) pointing(ctx context.Context) (left []string) {
 	self := n.Config().Node.Name
-	for _, v := range n.vips().VIPs() {
+	for _, v := range n.VIPs() {
 		if v.State != "elsewhere" {
 			left = append(left, fmt.Sprintf("VIP %s (%s)", v.Name, v.State))
 		}
@@ -364,7 +364,7 @@ func (n *Node) comeBack(ctx context.Context, q ReturnRequest, x *moveOf) error {
 		return fmt.Errorf("node: %v is no time to drain in", q.Drain)
 	}
 	var home []VIPStatus
-	for _, v := range n.vips().VIPs() {
+	for _, v := range n.VIPs() {
 		if v.Home == self && v.Owner != self && !q.Stay {
 			home = append(home, v)
 		}
@@ -412,31 +412,6 @@ func (n *Node) Take(ctx context.Context, q TakeRequest, tell func(Progress)) err
 			return err
 		}
 		x.s.VIP, x.s.To = q.VIP, n.Config().Node.Name
-		return n.vips().TakeVIP(ctx, q.VIP, x.say)
+		return n.TakeVIP(ctx, q.VIP, x.say)
 	})
-}
-
-// vipSide is what owns VIPs and moves them.
-type vipSide interface {
-	VIPs() []VIPStatus
-	MigrateVIP(ctx context.Context, q MigrateRequest, tell func(Progress)) error
-	TakeVIP(ctx context.Context, name string, tell func(Progress)) error
-}
-
-// noVIPs is for a node that has none.
-type noVIPs struct{}
-
-func (noVIPs) VIPs() []VIPStatus { return nil }
-
-func (noVIPs) MigrateVIP(context.Context, MigrateRequest, func(Progress)) error { return errNoVIPs }
-
-func (noVIPs) TakeVIP(context.Context, string, func(Progress)) error { return errNoVIPs }
-
-var errNoVIPs = errors.New("node: there are no VIPs here")
-
-func (n *Node) vips() vipSide {
-	if v, ok := any(n).(vipSide); ok {
-		return v
-	}
-	return noVIPs{}
 }

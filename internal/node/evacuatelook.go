@@ -23,7 +23,7 @@ func (n *Node) clusterLook() (x ClusterLook) {
 	if c.Cluster == nil {
 		return x
 	}
-	x.Nodes, x.VIPs = n.NodesSeen(), n.vips().VIPs()
+	x.Nodes, x.VIPs = n.NodesSeen(), n.VIPs()
 	m := &n.moves
 	m.mu.Lock()
 	x.Moving, x.LastMove = m.now, m.last
@@ -34,10 +34,8 @@ func (n *Node) clusterLook() (x ClusterLook) {
 		if v.State != "elsewhere" {
 			x.Free = false
 		}
-		if k := flows[v.Name]; k > 0 && v.Owner != c.Node.Name && v.State != "moving" {
-			x.HostResidue = append(x.HostResidue, HostResidue{VIP: v.Name, To: v.Owner, Flows: k})
-		}
 	}
+	x.HostResidue = n.HostResidues()
 	for _, k := range flows {
 		x.Free = x.Free && k == 0
 	}

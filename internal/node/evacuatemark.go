@@ -255,7 +255,7 @@ func (n *Node) exchangeOn(ctx context.Context, t *hostTalk) error {
 // answersFor are the epochs of the VIPs that pass here by a lease.
 func (n *Node) answersFor() map[string]uint64 {
 	out := map[string]uint64{}
-	for _, v := range n.vips().VIPs() {
+	for _, v := range n.VIPs() {
 		if v.LeaseSeconds > 0 && (v.State == "owned" || v.State == "moving") {
 			out[v.Name] = v.Epoch
 		}

@@ -108,7 +108,7 @@ var (
 	vipLease       = metric(Gauge, "vip_lease_remaining_seconds", "How long the kernel here lets the VIP pass without renewal; 0: it does not.", "vip")
 	vipSilent      = metric(Gauge, "vip_silent", "1: nobody answers here for a VIP that is this node's; status says why.", "vip")
 	vipMoves       = ours(Counter, "vip_moves_total", "Moves to another host, evacuations and returns that were asked for here, by what came of them: done; aborted, when nothing was lost; failed, when flows were lost.", "result")
-	vipConflicts   = ours(Counter, "vip_owner_conflicts_total", "How often another node said that it answers for a VIP for which this one answered before and after. Must stay 0.")
+	vipConflicts   = ours(Counter, "vip_owner_conflicts_total", "How often another node said that it answers for a VIP for which this one answered before and after, or that two nodes had changed an owner at one time. Must stay 0.")
 	nodeEvacuating = metric(Gauge, "node_evacuating", "1: the node is to be free: its servers get nothing new, and no VIP goes there.", "node")
 	nodeSilence    = metric(Gauge, "node_silence_seconds", "How long ago the node answered; of one that never has since this process began, since then.", "node")
 	hostResidue    = metric(Gauge, "host_residue_flows", "Flows of a VIP that is another node's now, which could not move and go on here.", "vip")
@@ -180,7 +180,7 @@ func (n *Node) owned() *gathering {
 	n.totals.gather(g)
 	n.upgrades.gather(g)
 	n.moves.gather(g)
-	g.add(vipConflicts, float64(n.marks.conflicts.Load()))
+	g.add(vipConflicts, float64(n.marks.conflicts.Load()+n.VIPConflicts()))
 	c := n.Config()
 	for name, b := range c.Backends {
 		book := n.shared.Ledger.Backend(name)
