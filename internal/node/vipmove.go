@@ -37,11 +37,11 @@ type vipMove struct {
 	to   netip.Addr
 	tell func(Progress)
 
-	began, yielded time.Time
-	r              *Report
-	total          int
-	committed      bool
-	undo           []func(context.Context) error // in the order of what they undo
+	began, since time.Time // since: of what is under way
+	r            *Report
+	total        int
+	committed    bool
+	undo         []func(context.Context) error // in the order of what they undo
 }
 
 // MigrateVIP moves a VIP that this node owns, with its flows, to another node. Until the
@@ -62,7 +62,8 @@ func (n *Node) MigrateVIP(ctx context.Context, q MigrateRequest, tell func(Progr
 	if err := n.inCharge(); err != nil {
 		return err
 	}
-	m := &vipMove{n: n, q: q, c: n.Config(), tell: tell, began: time.Now(), r: newReport("host")}
+	m := &vipMove{n: n, q: q, c: n.Config(), tell: tell, began: time.Now(), since: time.Now(), r: newReport("host")}
+	m.r.Phases = map[string]float64{}
 	m.r.VIPs, m.r.FromNode, m.r.ToNode = []string{q.VIP}, n.self(), q.To
 	if err := m.plan(ctx); err != nil {
 		return err
@@ -105,6 +106,13 @@ func (m *vipMove) say(p Progress) {
 	}
 	p.Octets, p.Pause = max(p.Octets, m.r.Octets), m.r.Pause
 	m.tell(p)
+}
+
+// took notes what the time since the last call was for.
+func (m *vipMove) took(phase string) {
+	now := time.Now()
+	m.r.Phases[phase] += millis(now.Sub(m.since))
+	m.since = now
 }
 
 // undoes notes how to undo what was done.
@@ -235,12 +243,14 @@ func (n *Node) flowsOn(a netip.Addr, ts *[]netadmin.Tuple) map[uint64]bool {
 // move makes the move after its plan.
 func (m *vipMove) move(ctx context.Context) error {
 	n, a, admin := m.n, m.v.addr(), m.n.host.admin
+	m.took("plan")
 	arb := peersArbiter{n}
 	what := vip.Move{Name: m.q.VIP, From: n.self(), To: m.q.To}
 	if err := arb.Begin(ctx, what); err != nil {
 		return err
 	}
 	m.undoes(func(ctx context.Context) error { return arb.Cancel(ctx, what) })
+	m.took("record")
 
 	if err := m.t.Ask(ctx, askGuest, vipGuest{VIP: m.q.VIP, On: true}, nil); err != nil {
 		return err
@@ -264,12 +274,15 @@ func (m *vipMove) move(ctx context.Context) error {
 		return err
 	}
 	m.say(Progress{Phase: "hold", Text: fmt.Sprintf("hold on %s and %s; new connections go to %s", n.self(), m.q.To, m.q.To)})
+	m.took("hold")
 	// Idle legs do not move; their addresses do.
 	n.askAll(func(l *loop.Loop) { l.CloseIdle("") })
 	if err := m.flows(ctx); err != nil {
 		return err
 	}
+	m.took("flows")
 	left, err := m.handshakes(ctx)
+	m.took("handshakes")
 	if err != nil {
 		return err
 	}
@@ -279,6 +292,9 @@ func (m *vipMove) move(ctx context.Context) error {
 	if err := m.flows(ctx); err != nil {
 		return err
 	}
+	m.took("flows")
+	// Those of flows that went meanwhile.
+	n.askAll(func(l *loop.Loop) { l.CloseIdle("") })
 	stays, err := m.residue(ctx)
 	if err != nil {
 		return err
@@ -388,7 +404,7 @@ func (m *vipMove) address(arb vip.Arbiter, what vip.Move, stays *residueOf) erro
 	k.mu.Lock()
 	m.v.guest = guesthood{on: true, to: m.q.To, forget: time.Now().Add(m.c.Cluster.Settle), stays: stays}
 	k.mu.Unlock()
-	m.yielded = time.Now()
+	m.took("residue")
 	ctx, cancel := context.WithTimeout(n.ends, confirmTime)
 	defer cancel()
 	err := arb.Finish(ctx, what)
@@ -403,7 +419,8 @@ func (m *vipMove) address(arb vip.Arbiter, what vip.Move, stays *residueOf) erro
 	if err != nil {
 		return err
 	}
-	m.r.AddressMillis = millis(time.Since(m.yielded))
+	m.took("address")
+	m.r.AddressMillis = m.r.Phases["address"]
 	if err := admin.Learn(nil); err != nil {
 		n.log.Warn("what was learnt of handshakes is not forgotten", "vip", m.q.VIP, "error", err)
 	}
