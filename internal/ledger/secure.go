@@ -59,7 +59,8 @@ type Backend struct {
 	places   *atomic.Uint64
 	paused   *atomic.Int32
 	sharing  *atomic.Int32
-	withheld atomic.Bool // by a move whose waiters are under way; see share.go
+	withheld atomic.Bool  // by a move whose waiters are under way; see share.go
+	coming   atomic.Int32 // from how many other hosts; see HoldBack
 	versions atomic.Pointer[versions]
 	table    atomic.Pointer[table] // nil: no sticky table
 	alarmAt  atomic.Int64          // failures in a row; 0: none are too many

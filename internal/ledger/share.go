@@ -194,7 +194,40 @@ func (b *Backend) withhold() {
 }
 
 // holdsBack tells whether endpoints with a limit are granted by nobody here now.
-func (b *Backend) holdsBack() bool { return b.paused.Load() != 0 || b.withheld.Load() }
+func (b *Backend) holdsBack() bool {
+	return b.paused.Load() != 0 || b.withheld.Load() || b.coming.Load() != 0
+}
+
+// Waited are the backends where somebody waits.
+func (l *Ledger) Waited() []string {
+	names := []string{}
+	l.all(func(b *Backend) {
+		if b.waiting.Load() > 0 {
+			names = append(names, b.Name)
+		}
+	})
+	return names
+}
+
+// HoldBack keeps the endpoints with a limit of some backends from being granted until
+// end: those who wait there on another host are on their way, in any order, and whoever comes
+// early must not be served before those who are older. What that host holds is counted apart,
+// by AddForeign.
+func (l *Ledger) HoldBack(backends []string) (end func()) {
+	var all []*Backend
+	for _, name := range backends {
+		b := l.Backend(name)
+		b.coming.Add(1)
+		all = append(all, b)
+	}
+	return func() {
+		for _, b := range all {
+			if b.coming.Add(-1) == 0 {
+				b.grantAll()
+			}
+		}
+	}
+}
 
 // setLimit changes the limit of connections; 0 is none.
 func (e *Endpoint) setLimit(n int64) {

@@ -102,6 +102,7 @@ type HostGiving struct {
 	tries  map[uint64]int
 	timid  bool // after a stall one flow shows whether the taker is there again
 	back   bool // flows come back to where their segments arrive
+	open   bool // the taker is ready for flows
 	moved  int  // flows that were committed
 }
 
@@ -138,12 +139,18 @@ func NewHostGiving(c Carrier) *HostGiving {
 // An error leaves the conversation of no use, but for one that Stopped gave or a [frozen.Refused].
 func (x *HostGiving) Give(g HostGiver, coming Coming) error {
 	x.g, x.tries, x.moved = g, map[uint64]int{}, 0
-	if err := x.begin(coming); err != nil {
-		return err
+	before := x.open
+	if !before {
+		if err := x.Open(coming); err != nil {
+			return err
+		}
 	}
 	stop, err := x.all()
-	if err == nil {
-		err = x.finish()
+	for err == nil && len(x.lots) > 0 {
+		_, err = x.hear()
+	}
+	if err == nil && !before {
+		err = x.Settle()
 	}
 	if err != nil {
 		return errors.Join(err, x.abandon())
@@ -151,7 +158,9 @@ func (x *HostGiving) Give(g HostGiver, coming Coming) error {
 	return stop
 }
 
-func (x *HostGiving) begin(coming Coming) error {
+// Open makes the taker ready for flows until Settle: for several calls of Give, which
+// else do both. From here on the taker leaves to the giver what coming says of limits.
+func (x *HostGiving) Open(coming Coming) error {
 	if err := x.c.SetTimeout(HostAnswerTime); err != nil {
 		return err
 	}
@@ -166,8 +175,18 @@ func (x *HostGiving) begin(coming Coming) error {
 	if err := m.Into(&r); err != nil {
 		return err
 	}
-	x.back = r.Diverts
+	x.open, x.back = true, r.Diverts
 	return nil
+}
+
+// Settle ends Open: no more flows come, and each side's limits are its own.
+func (x *HostGiving) Settle() error {
+	if err := x.send(Message{Kind: Done}); err != nil {
+		return err
+	}
+	_, err := Expect(x.c, Settled)
+	x.open = false
+	return err
 }
 
 // offered is how many lots stand still.
@@ -533,28 +552,6 @@ func (x *HostGiving) refused(m Message) (no, err error) {
 	x.stays(some)
 	x.remove(lot)
 	return nil, x.takeBack(lot)
-}
-
-// finish tells that nothing more comes, and hears of all that is on its way.
-func (x *HostGiving) finish() error {
-	if err := x.send(Message{Kind: Done}); err != nil {
-		return err
-	}
-	for {
-		m, err := x.c.Receive()
-		switch {
-		case err != nil:
-			return fmt.Errorf("move: waiting for %v: %w", Settled, err)
-		case m.Kind != Settled:
-			if _, err := x.heard(m); err != nil {
-				return err
-			}
-		case len(x.lots) > 0:
-			return fmt.Errorf("move: all is settled, and of %d lots nothing was heard", len(x.lots))
-		default:
-			return nil
-		}
-	}
 }
 
 // abandon finds an owner for each lot after the conversation broke.

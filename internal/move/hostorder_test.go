@@ -417,6 +417,30 @@ func TestHostFlowsGo(t *testing.T) {
 	}
 }
 
+// A conversation that is opened takes flows again and again until it is settled.
+func TestHostFlowsInRounds(t *testing.T) {
+	h := someHosts(t, 100)
+	l := &link{h: h}
+	l.taking = NewHostTaking(far{l}, hostTakerOf{h})
+	x := NewHostGiving(l)
+	if err := x.Open(Coming{}); err != nil {
+		t.Fatal(err)
+	}
+	all := h.order
+	for i := range 5 {
+		h.order = all[:20*(i+1)]
+		if err := x.Give(hostGiverOf{h}, Coming{}); err != nil {
+			t.Fatal(err)
+		}
+		if there, _ := h.end(); there != 20*(i+1) || h.begun != 1 {
+			t.Errorf("round %d: %d flows are there; begun %d times", i, there, h.begun)
+		}
+	}
+	if err := x.Settle(); err != nil || h.begun != 0 {
+		t.Errorf("settled: %v, begun %d times", err, h.begun)
+	}
+}
+
 // Where segments come by way of the taker few flows are prepared at a time, for they
 // wait from then on.
 func TestHostFlowsComeBack(t *testing.T) {

@@ -56,6 +56,9 @@ func NewHostTaking(c Carrier, t HostTaker) *HostTaking {
 // Busy tells whether flows are coming, so that the giver will say more.
 func (x *HostTaking) Busy() bool { return x.begun }
 
+// Waits tells whether something is held or restored, so that the giver will say more soon.
+func (x *HostTaking) Waits() bool { return len(x.groups) > 0 || len(x.lots) > 0 }
+
 // Own is the number of the last lot that is this side's; 0: none.
 func (x *HostTaking) Own() uint16 { return x.own }
 

@@ -148,9 +148,11 @@ type Coming struct {
 	// Talk is what the giver calls this conversation, should it ask for its outcome in
 	// another one.
 	Talk string `json:"talk"`
-	// Held is what the giver holds at each endpoint, in connections: the taker counts
-	// it under its own limits until Done.
-	Held map[string]int64 `json:"held,omitempty"`
+	// Held is what the giver holds at each endpoint, in connections, and it will be no
+	// more: the taker counts it under its own limits until Done. Waits are the backends
+	// where somebody waits at the giver: nobody is granted anything there until Done.
+	Held  map[string]int64 `json:"held,omitempty"`
+	Waits []string         `json:"waits,omitempty"`
 }
 
 // HostReadiness answers Coming.

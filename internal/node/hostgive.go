@@ -21,22 +21,70 @@ import (
 // sentObjects are objects of the configuration that a peer has.
 type sentObjects map[config.Ref]bool
 
+// Open begins what Flows else begins and ends by itself, for several calls of it and
+// what comes between: from here to Settle, or the end of the talk, this node grants nothing that
+// is limited, and the peer all but what this node holds; where somebody waits here nobody
+// is served before all have come. Who leads new connections to the peer opens first.
+func (t *hostTalk) Open() error {
+	if t.left != nil {
+		return nil
+	}
+	if err := t.Tell(); err != nil {
+		return fmt.Errorf("node: peer %s: %w", t.peer, err)
+	}
+	l := t.n.shared.Ledger
+	l.Pause()
+	t.left = map[*ledger.Endpoint]int64{}
+	if err := t.giving.Open(move.Coming{Talk: t.id, Held: l.Held(), Waits: l.Waited()}); err != nil {
+		t.letGo()
+		return fmt.Errorf("node: peer %s: %w", t.peer, err)
+	}
+	return nil
+}
+
+// Settle ends Open: each side's limits are its own again.
+func (t *hostTalk) Settle() error {
+	if t.left == nil {
+		return nil
+	}
+	err := t.giving.Settle()
+	t.letGo()
+	if err == nil {
+		err = t.Tell()
+	}
+	if err != nil {
+		return fmt.Errorf("node: peer %s: %w", t.peer, err)
+	}
+	return nil
+}
+
+// letGo ends Open on this side.
+func (t *hostTalk) letGo() {
+	if t.left == nil {
+		return
+	}
+	for account, left := range t.left { // they are the peer's
+		account.AddForeign(-left)
+	}
+	t.left = nil
+	t.n.shared.Ledger.Resume()
+}
+
 // flows moves flows; the caller holds change.
 func (t *hostTalk) flows(ctx context.Context, want func(f *flow.Flow) bool, tell func(Progress)) (*Report, error) {
 	n, began := t.n, time.Now()
-	if err := t.Tell(); err != nil {
-		return newReport("host"), err
-	}
-	g := &hostGiver{t: t, n: n, ctx: ctx, tell: tell, want: want, r: newReport("host"), left: map[*ledger.Endpoint]int64{}, began: flow.Instant(sock.Monotonic())}
-	// While flows are on their way only the peer grants what is limited.
-	n.shared.Ledger.Pause()
-	defer n.shared.Ledger.Resume()
-	err := t.giving.Give(g, move.Coming{Talk: t.id, Held: n.shared.Ledger.Held()})
-	for account, left := range g.left { // the peer's limits are its own now
-		account.AddForeign(-left)
-	}
+	g := &hostGiver{t: t, n: n, ctx: ctx, tell: tell, want: want, r: newReport("host"), began: flow.Instant(sock.Monotonic())}
+	opened := t.left != nil
+	err := t.Open()
 	if err == nil {
-		err = t.Tell()
+		err = t.giving.Give(g, move.Coming{})
+	}
+	var no *frozen.Refused
+	if !opened && (err == nil || errors.Is(err, ctx.Err()) || errors.As(err, &no)) {
+		err = errors.Join(err, t.Settle())
+	}
+	if !opened {
+		t.letGo()
 	}
 	n.totals.move(g.r)
 	return g.r.done(began), err
@@ -51,7 +99,6 @@ type hostGiver struct {
 	want  func(f *flow.Flow) bool // which move; nil: all that may
 	r     *Report
 	began flow.Instant // flows that came later stay, or there were no end of it
-	left  map[*ledger.Endpoint]int64
 
 	at    int        // the loop that is next
 	from  *loop.Loop // the one that is gone through
@@ -450,7 +497,7 @@ func (g *hostGiver) gone(f *hostFlow) {
 	l := g.n.shared.Ledger
 	if f.parked.Account != nil {
 		f.parked.Account.Forget(1) // nothing is free: the peer holds it
-		g.left[f.parked.Account]++
+		g.t.left[f.parked.Account]++
 	}
 	f.parked.LeaveSource(l)
 	l.Listener(f.parked.Frozen.Listener.Name).Leave()

@@ -49,6 +49,7 @@ type hostTaker struct {
 	peer   string
 	taking *move.HostTaking
 	shared map[string]int64 // what the giver still holds, by endpoint
+	letGo  func()           // ends that those who wait are held back
 	ended  func(own uint16) // tells who waits for the outcome
 }
 
@@ -100,7 +101,7 @@ func (t *hostTaker) refuse(why error) error {
 func (t *hostTaker) listen() error {
 	for {
 		wait := quietTime
-		if t.taking.Busy() {
+		if t.taking.Waits() {
 			wait = answerTime
 		}
 		if err := t.c.SetTimeout(wait); err != nil {
@@ -139,8 +140,8 @@ func (t *hostTaker) answer(m move.Message) error {
 	return move.SendJSON(t.c, move.Answer, a)
 }
 
-// Begin makes ready for flows. Until they have come waiting ones come in any order,
-// and one that came early must not be served before one that is still to come.
+// Begin makes ready for flows: what the giver holds counts under the limits here, and
+// where somebody waits there nobody is served before all have come.
 func (t *hostTaker) Begin(coming move.Coming) (r move.HostReadiness, err error) {
 	if t.n.host.admin != nil {
 		c, err := t.n.host.admin.Counters()
@@ -155,7 +156,7 @@ func (t *hostTaker) Begin(coming move.Coming) (r move.HostReadiness, err error) 
 	if t.shared = coming.Held; t.shared == nil {
 		t.shared = map[string]int64{}
 	}
-	t.n.shared.Ledger.Pause()
+	t.letGo = t.n.shared.Ledger.HoldBack(coming.Waits)
 	for name, held := range t.shared {
 		t.n.account(name).AddForeign(held)
 	}
@@ -170,7 +171,7 @@ func (t *hostTaker) Settle() {
 		}
 	}
 	t.shared = nil
-	t.n.shared.Ledger.Resume()
+	t.letGo()
 }
 
 // Hold keeps back the segments of what is to come.

@@ -14,6 +14,7 @@ import (
 
 	"github.com/holdfast-lb/holdfast/internal/flow"
 	"github.com/holdfast-lb/holdfast/internal/frozen"
+	"github.com/holdfast-lb/holdfast/internal/ledger"
 	"github.com/holdfast-lb/holdfast/internal/loop"
 	"github.com/holdfast-lb/holdfast/internal/move"
 )
@@ -31,7 +32,8 @@ type hostTalk struct {
 	sent  sentObjects // that the peer has
 
 	giving *move.HostGiving
-	known  *heirKnows // what was told
+	known  *heirKnows                 // what was told
+	left   map[*ledger.Endpoint]int64 // connections that have gone since Open; nil: it is not open
 }
 
 // hostFeatures are what this release speaks between hosts.
@@ -152,8 +154,11 @@ func (t *hostTalk) ask(ctx context.Context, wait time.Duration, what string, q, 
 	return m.Into(a)
 }
 
-// Close ends the conversation.
-func (t *hostTalk) Close() { _ = t.c.Close() }
+// Close ends the conversation, and Open.
+func (t *hostTalk) Close() {
+	t.letGo()
+	_ = t.c.Close()
+}
 
 // Flows moves the flows of movable listeners that want is true of, nil is all, until
 // a pass over all loops finds none: in lots, each of which is the one's or the other's. A flow that
