@@ -244,12 +244,11 @@ func (n *Node) flowsOn(a netip.Addr, ts *[]netadmin.Tuple) map[uint64]bool {
 func (m *vipMove) move(ctx context.Context) error {
 	n, a, admin := m.n, m.v.addr(), m.n.host.admin
 	m.took("plan")
-	arb := peersArbiter{n}
 	what := vip.Move{Name: m.q.VIP, From: n.self(), To: m.q.To}
-	if err := arb.Begin(ctx, what); err != nil {
+	if err := peersArbiter{n, ctx}.Begin(what); err != nil {
 		return err
 	}
-	m.undoes(func(ctx context.Context) error { return arb.Cancel(ctx, what) })
+	m.undoes(func(ctx context.Context) error { return peersArbiter{n, ctx}.Cancel(what) })
 	m.took("record")
 
 	if err := m.t.Ask(ctx, askGuest, vipGuest{VIP: m.q.VIP, On: true}, nil); err != nil {
@@ -303,7 +302,7 @@ func (m *vipMove) move(ctx context.Context) error {
 		return err
 	}
 	m.say(Progress{Phase: "address", Text: fmt.Sprintf("%s: %d flows are on %s, the address follows", m.q.VIP, m.r.Flows, m.q.To)})
-	return m.address(arb, what, stays)
+	return m.address(what, stays)
 }
 
 // flows moves what is here, until a pass finds none.
@@ -389,7 +388,7 @@ func (m *vipMove) residue(ctx context.Context) (*residueOf, error) {
 
 // address hands over the address itself. From the record on there is no way back but
 // another move.
-func (m *vipMove) address(arb vip.Arbiter, what vip.Move, stays *residueOf) error {
+func (m *vipMove) address(what vip.Move, stays *residueOf) error {
 	n, a, admin, k := m.n, m.v.addr(), m.n.host.admin, &m.n.addresses
 	m.undoes(func(context.Context) error { return admin.Forward(a, netip.Addr{}) })
 	if err := admin.Forward(a, m.to); err != nil {
@@ -407,7 +406,7 @@ func (m *vipMove) address(arb vip.Arbiter, what vip.Move, stays *residueOf) erro
 	m.took("residue")
 	ctx, cancel := context.WithTimeout(n.ends, confirmTime)
 	defer cancel()
-	err := arb.Finish(ctx, what)
+	err := vip.Arbiter(peersArbiter{n, ctx}).Finish(what)
 	k.mu.Lock()
 	r := m.v.seat.Record()
 	if r.Stage == vip.Moving && r.From == n.self() {
@@ -457,13 +456,16 @@ func (m *vipMove) comeBack(ctx context.Context) error {
 
 // peersArbiter makes the transactions by asking the other nodes: the operator decides who
 // owns what, and each node keeps a record.
-type peersArbiter struct{ n *Node }
+type peersArbiter struct {
+	n   *Node
+	ctx context.Context // while it may go on asking
+}
 
 var _ vip.Arbiter = peersArbiter{}
 
 // Begin tells the new owner and then the others, and writes when enough have agreed.
-func (x peersArbiter) Begin(ctx context.Context, m vip.Move) error {
-	n, k := x.n, &x.n.addresses
+func (x peersArbiter) Begin(m vip.Move) error {
+	ctx, n, k := x.ctx, x.n, &x.n.addresses
 	k.mu.Lock()
 	v, err := k.seatOf(m.Name)
 	var r vip.Record
@@ -503,7 +505,7 @@ func (x peersArbiter) Begin(ctx context.Context, m vip.Move) error {
 }
 
 // Cancel writes that the move was none; the other nodes hear of it.
-func (x peersArbiter) Cancel(ctx context.Context, m vip.Move) error {
+func (x peersArbiter) Cancel(m vip.Move) error {
 	n, k := x.n, &x.n.addresses
 	k.mu.Lock()
 	v, err := k.seatOf(m.Name)
@@ -514,14 +516,14 @@ func (x peersArbiter) Cancel(ctx context.Context, m vip.Move) error {
 		}
 	}
 	k.mu.Unlock()
-	n.roundNow(ctx)
+	n.roundNow(x.ctx)
 	return err
 }
 
 // Finish writes that the address is yielded, lets go of it, and tells its new owner until
 // that one has confirmed it.
-func (x peersArbiter) Finish(ctx context.Context, m vip.Move) error {
-	n, k := x.n, &x.n.addresses
+func (x peersArbiter) Finish(m vip.Move) error {
+	ctx, n, k := x.ctx, x.n, &x.n.addresses
 	k.mu.Lock()
 	v, err := k.seatOf(m.Name)
 	if err == nil && v.seat.Record().Stage == vip.Moving {

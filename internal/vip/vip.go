@@ -7,10 +7,7 @@
 // that they have its record. What is unknown stays silent.
 package vip
 
-import (
-	"context"
-	"fmt"
-)
+import "fmt"
 
 // Stage is how far the change of an owner is.
 type Stage uint8
@@ -103,15 +100,16 @@ func (r Record) Contrary(o Record) bool { return r.Epoch == o.Epoch && !r.Same(o
 type Move struct{ Name, From, To string }
 
 // Arbiter keeps the records of who owns what, and makes the two transactions of a move.
-// Its methods return when the outcome is durable.
+// Its methods return when the outcome is durable. Nodes that ask each other are one, with
+// an operator who decides; a manager that all nodes ask is another.
 type Arbiter interface {
 	// Begin is the first transaction: From hands over to To, and owns on.
-	Begin(ctx context.Context, m Move) error
+	Begin(m Move) error
 	// Finish is the second: From owns it no more, and To does. After it has begun only
 	// To can own it, be there an error or not: it is called again until there is none.
-	Finish(ctx context.Context, m Move) error
+	Finish(m Move) error
 	// Cancel undoes Begin: From owns on, as if nothing had been.
-	Cancel(ctx context.Context, m Move) error
+	Cancel(m Move) error
 	// Records are what is known here, by the name of the VIP.
 	Records() map[string]Record
 }
