@@ -105,16 +105,10 @@ func (b *Holdfast) config(i, variant int) string {
 	if !b.Cluster {
 		return s.String()
 	}
-	fmt.Fprintf(&s, "cluster:\n  listen: %v:7443\n  device: eth0\n", h.V4)
-	fmt.Fprintf(&s, "  identity: { certificate: %[1]s/%[2]s.crt, key: %[1]s/%[2]s.key, trust: %[1]s/ca.crt }\n", dir, h.Name)
-	fmt.Fprintf(&s, "  sourcePorts: %s\n  peers: {", sourcePorts[i])
+	fmt.Fprintf(&s, "cluster: { identity: { certificate: %[1]s/%[2]s.crt, key: %[1]s/%[2]s.key, trust: %[1]s/ca.crt } }\nnodes:\n", dir, h.Name)
 	for k, p := range b.Nodes {
-		if k > 0 {
-			s.WriteString(",")
-		}
-		fmt.Fprintf(&s, " %s: %v:7443", p.Name, p.V4)
+		fmt.Fprintf(&s, "  %s: { address: %v:7443, device: eth0, sourcePorts: %s }\n", p.Name, p.V4, sourcePorts[k])
 	}
-	s.WriteString(" }\n")
 	return s.String()
 }
 

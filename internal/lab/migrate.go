@@ -418,6 +418,15 @@ func (r *migrateRun) openAll() error {
 	if err := r.web.AwaitEach(r.openPatience(), "HTTP flows to be served", r.http, there); err != nil {
 		return err
 	}
+	// Tunnels stand: their next request would be refused.
+	err := r.web.AwaitEach(r.openPatience(), "tunnels to stand", r.http, func(f *HTTPFlow) bool {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		return f.due > 1 || f.Kind != HTTPWebSocket && f.Kind != HTTPConnect && f.Kind != HTTPConnectHalf
+	})
+	if err != nil {
+		return err
+	}
 	part, err := r.b.file(false)
 	if err != nil {
 		return err

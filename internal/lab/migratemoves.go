@@ -189,8 +189,9 @@ func (m *hostMove) flowMillis() float64 {
 // look compares what all VIPs' move should have done with what the kernels say.
 func (r *migrateRun) look(to string) {
 	from := r.b.other()
-	if !eventually(leavePatience, func() bool { return r.socketsOf(from) == 0 }) {
-		r.doubtf("%s still has %d sockets of flows that have moved", from, r.socketsOf(from))
+	if !eventually(leavePatience, func() bool { return len(r.leftOn(from)) == 0 }) {
+		left := r.leftOn(from)
+		r.doubtf("%s still has %d sockets of addresses that have moved, such as %v", from, len(left), left[:min(len(left), 4)])
 	}
 	if have, want := r.socketsOf(to), r.standing(); have < want {
 		r.doubtf("%s has %d sockets for %d flows", to, have, want)
@@ -242,6 +243,21 @@ func (r *migrateRun) socketsOf(node string) int {
 		}
 	}
 	return n
+}
+
+// leftOn are the sockets of VIPs on a node, client's and server's legs, in whatever state
+// but those that wait for late segments.
+func (r *migrateRun) leftOn(node string) (left []TCPSocket) {
+	all, err := r.world.Host(node).TCPSockets()
+	if err != nil {
+		r.doubtf("sockets of %s: %v", node, err)
+	}
+	for _, x := range all {
+		if x.State != tcpListen && r.isVIP(x.Local.Addr()) {
+			left = append(left, x)
+		}
+	}
+	return left
 }
 
 func (r *migrateRun) isVIP(a netip.Addr) bool {
