@@ -74,7 +74,11 @@ func runCommand() *cobra.Command {
 			if grace < 0 {
 				return &exit{exitUsage, errors.New("run: --grace is not negative")}
 			}
-			return runHere(node.Options{File: path, Level: level}, grace, "")
+			netadmin, err := privileged(path)
+			if err != nil {
+				return &exit{exitFailed, err}
+			}
+			return runHere(node.Options{File: path, Level: level, Netadmin: netadmin}, grace, "")
 		},
 	}
 	c.Flags().StringVarP(&file, "config", "c", "", "configuration file")

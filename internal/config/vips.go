@@ -116,8 +116,6 @@ var (
 	vipKeys    = []string{"address", "home", "announce"}
 	tunnelKeys = []string{"vxlan"}
 	vxlanKeys  = []string{"id", "port"}
-	// ownKeys are those of a cluster without nodes, which nodes say of each.
-	ownKeys = []string{"listen", "device", "sourcePorts", "peers"}
 )
 
 var (
@@ -131,7 +129,8 @@ const (
 	defaultSettle   = 10 * time.Second
 	defaultVXLAN    = 77
 	defaultVXPort   = 4790
-	defaultNetadmin = "/run/holdfast/netadmin.sock"
+	// DefaultNetadmin is where the privileged process is found if the file does not say.
+	DefaultNetadmin = "/run/holdfast/netadmin.sock"
 )
 
 var quorumWords = []string{"none", "majority"}
@@ -152,17 +151,18 @@ func withVIPs(lookup func(string) (string, bool), vips map[string]string) func(s
 	}
 }
 
-// vipTexts gives the address of each VIP in n, the value of `vips`, that has one.
+// vipTexts gives the address of each VIP in n, the value of `vips`; "" if it has none.
 // What is wrong with the others is said when the section is read.
 func vipTexts(n *yaml.Node, lookup func(string) (string, bool)) map[string]string {
 	r := &reader{lookup: lookup}
-	texts := map[string]string{"": ""}
+	texts := make(map[string]string) // under "" the names of all
 	if n == nil || n.Kind != yaml.MappingNode {
 		return nil
 	}
 	for i := 0; i+1 < len(n.Content); i += 2 {
+		texts[n.Content[i].Value] = "" // what is wrong with it is said there
 		address := childOf(n.Content[i+1], "address")
-		if n.Content[i+1].Kind != yaml.MappingNode || address == nil {
+		if address == nil {
 			continue
 		}
 		if t, ok := r.scalar(address, ""); ok {
@@ -171,6 +171,8 @@ func vipTexts(n *yaml.Node, lookup func(string) (string, bool)) map[string]strin
 			}
 		}
 	}
+	delete(texts, "")
+	texts[""] = strings.Join(slices.Sorted(maps.Keys(texts)), " ")
 	return texts
 }
 
@@ -216,7 +218,11 @@ func (s *section) vip(key string, l *Listener) {
 		if _, some := s.r.look(vipVariable("")); ok && some && cut && nameForm.MatchString(name) && !isAddr(name) {
 			address, known := s.r.look(vipVariable(name))
 			if !known {
-				s.fail(key, "%q: no VIP %q in vips, and no address", clip(t.value), clip(name))
+				known, _ := s.r.look(vipVariable(""))
+				s.fail(key, "%q: no VIP %q%s", clip(t.value), clip(name), thereAre(name, strings.Fields(known)))
+				return
+			}
+			if address == "" {
 				return
 			}
 			number, err := parsePort(port)
@@ -237,11 +243,20 @@ func isAddr(s string) bool {
 	return err == nil
 }
 
+// note keeps where a node or a VIP is in the file.
+func (d *draft) note(s *section) {
+	if d.sites == nil {
+		d.sites = make(map[string]*section)
+	}
+	d.sites[s.path] = s
+}
+
 // nodes reads all nodes of the cluster.
-func (r *reader) nodes(root *section) map[string]*NodeSpec {
+func (r *reader) nodes(d *draft) map[string]*NodeSpec {
 	all := make(map[string]*NodeSpec)
-	for _, e := range root.named("nodes") {
-		s := root.entry("nodes", e, nodesKeys...)
+	for _, e := range d.root.named("nodes") {
+		s := d.root.entry("nodes", e, nodesKeys...)
+		d.note(s)
 		n := &NodeSpec{Name: e.key.Value, Labels: make(map[string]string)}
 		if s.require("address", "192.168.7.1:7443") {
 			n.Address = s.addrPort("address", false)
@@ -264,10 +279,11 @@ func (r *reader) nodes(root *section) map[string]*NodeSpec {
 }
 
 // vips reads the addresses that move.
-func (r *reader) vips(root *section) map[string]*VIP {
+func (r *reader) vips(d *draft) map[string]*VIP {
 	all := make(map[string]*VIP)
-	for _, e := range root.named("vips") {
-		s := root.entry("vips", e, vipKeys...)
+	for _, e := range d.root.named("vips") {
+		s := d.root.entry("vips", e, vipKeys...)
+		d.note(s)
 		v := &VIP{Name: e.key.Value}
 		if s.require("address", "192.0.2.10/24") {
 			text := s.checked("address", "", func(t string) error { _, err := parseVIP(t); return err })
@@ -291,7 +307,7 @@ func (c *Cluster) common(s *section) {
 		otherwise = 1
 	}
 	c.Majority = s.choice("quorum", otherwise, quorumWords) == 1
-	c.Netadmin = s.checked("netadmin", defaultNetadmin, checkUnixPath)
+	c.Netadmin = s.checked("netadmin", DefaultNetadmin, checkUnixPath)
 	if s.has("tunnel") {
 		v := s.section("tunnel", tunnelKeys...).section("vxlan", vxlanKeys...)
 		c.Tunnel = Tunnel{uint32(v.integer("id", defaultVXLAN, vxlanBound)), uint16(v.integer("port", defaultVXPort, portBound))}
@@ -306,55 +322,116 @@ func (c *Cluster) of(self *NodeSpec) {
 
 // validateNodes reports what is wrong between nodes, VIPs and what names them.
 func (r *reader) validateNodes(d *draft) {
-	if !d.root.has("nodes") {
-		if d.root.has("vips") && !d.root.meant["nodes"] {
-			d.root.fail("vips", "needs nodes: the hosts between which these addresses move")
+	has := func(key string) bool { return d.root.has(key) || d.root.meant[key] }
+	if !has("nodes") {
+		for _, key := range []string{"cluster", "vips"} {
+			if d.root.has(key) {
+				d.root.fail(key, "needs nodes: the hosts between which flows and VIPs move, as in nodes: { n1: { address: 192.168.7.1:7443, device: eth0, sourcePorts: 20000-39999 } }")
+			}
 		}
+	}
+	if d.root.has("nodes") {
+		if !has("cluster") {
+			d.root.fail("nodes", "needs a cluster section with the identity by which nodes trust each other")
+		}
+		d.validatePeers()
+	}
+	if d.root.has("vips") {
+		d.validateVIPs(r)
+	}
+	if !d.root.meant["nodes"] {
+		d.validateHosts()
+	}
+}
+
+// unread tells whether a section of this name could not be read whole, so that what
+// names it is not judged.
+func (d *draft) unread(section string) bool {
+	n := d.root.values[section]
+	return d.root.meant[section] || n != nil && n.Kind != yaml.MappingNode
+}
+
+// validatePeers: nodes and which of them this one is.
+func (d *draft) validatePeers() {
+	names := slices.Sorted(maps.Keys(d.nodes))
+	if d.nodes[d.node.Name] == nil && !d.unread("nodes") {
+		d.root.fail("nodes", "this node, %q, is not among them%s; it is node.name, run --node, or $%s",
+			clip(d.node.Name), thereAre(d.node.Name, names), NodeVariable)
+	}
+	for i, name := range names {
+		b, s := d.nodes[name], d.sites[join("nodes", name)]
+		for _, other := range names[:i] {
+			a := d.nodes[other]
+			if b.Address.IsValid() && a.Address == b.Address {
+				s.fail("address", "%v is that of %s, too", b.Address, printable(other))
+			}
+			if b.SourcePortLast > 0 && a.SourcePortFirst <= b.SourcePortLast && b.SourcePortFirst <= a.SourcePortLast {
+				s.fail("sourcePorts", "%s overlaps %s of %s; each node needs ports of its own", portsText(b.SourcePortFirst, b.SourcePortLast),
+					portsText(a.SourcePortFirst, a.SourcePortLast), printable(other))
+			}
+		}
+	}
+}
+
+// validateVIPs: addresses that move, their homes, and whether somebody listens there.
+func (d *draft) validateVIPs(r *reader) {
+	nodes := slices.Sorted(maps.Keys(d.nodes))
+	used, whole := make(map[string]bool), !d.unread("listeners")
+	var plain []*listenerSite
+	for i := range d.listeners {
+		l := &d.listeners[i]
+		used[l.l.VIPName] = true
+		if l.l.VIPName == "" && l.l.VIP.IsValid() {
+			plain = append(plain, l)
+		}
+		whole = whole && (l.section == nil || !l.broken && l.l.VIP.IsValid())
+	}
+	first := make(map[netip.Addr]string) // the name of each VIP
+	for _, name := range slices.Sorted(maps.Keys(d.vips)) {
+		v, s := d.vips[name], d.sites[join("vips", name)]
+		if v.Home != "" && d.nodes[v.Home] == nil && d.root.has("nodes") && !d.unread("nodes") {
+			s.fail("home", "no node %q%s", clip(v.Home), thereAre(v.Home, nodes))
+		}
+		if v.Address.IsValid() {
+			if other, twice := first[v.Address.Addr()]; twice {
+				s.fail("address", "%v is that of %s, too", v.Address.Addr(), printable(other))
+			} else {
+				first[v.Address.Addr()] = name
+			}
+		}
+		for _, at := range nodes {
+			if n := d.nodes[at]; v.Address.IsValid() && n.Address.Addr() == v.Address.Addr() {
+				s.fail("address", "%v is where node %s is reached; that address must stay there", v.Address.Addr(), printable(at))
+			}
+		}
+		if !used[name] && whole && !s.broken {
+			r.warn(s.place, s.path, "no listener is on it; name it there, as in vip: %q", name+":443")
+		}
+	}
+	for _, l := range plain {
+		if name, is := first[l.l.VIP.Addr()]; is {
+			l.awake().fail("vip", "%v is the VIP %s, which may be on another node; write %q", l.l.VIP.Addr(), printable(name),
+				fmt.Sprintf("%s:%d", name, l.l.VIP.Port()))
+		}
+	}
+}
+
+// validateHosts: what is said of the host of an endpoint.
+func (d *draft) validateHosts() {
+	if d.unread("nodes") {
 		return
 	}
 	nodes := slices.Sorted(maps.Keys(d.nodes))
-	if !d.root.has("cluster") && !d.root.meant["cluster"] {
-		d.root.fail("nodes", "needs a cluster section with the identity by which nodes trust each other")
-	}
-	if d.nodes[d.node.Name] == nil && !d.root.meant["nodes"] {
-		d.root.fail("nodes", "this node, %q, is not among them%s; it is node.name, run --node, or $%s", clip(d.node.Name), thereAre(d.node.Name, nodes), NodeVariable)
-	}
-	list := slices.SortedFunc(maps.Values(d.nodes), func(a, b *NodeSpec) int { return strings.Compare(a.Name, b.Name) })
-	for i, a := range list {
-		for _, b := range list[:i] {
-			if a.Address.IsValid() && a.Address == b.Address {
-				d.root.fail("nodes", "%s and %s have the same address %v", printable(b.Name), printable(a.Name), a.Address)
-			}
-			if a.SourcePortLast > 0 && a.SourcePortFirst <= b.SourcePortLast && b.SourcePortFirst <= a.SourcePortLast {
-				d.root.fail("nodes", "sourcePorts %s of %s and %s of %s overlap; each node needs ports of its own",
-					portsText(b.SourcePortFirst, b.SourcePortLast), printable(b.Name), portsText(a.SourcePortFirst, a.SourcePortLast), printable(a.Name))
-			}
-		}
-	}
-	used := make(map[string]bool)
-	for i := range d.listeners {
-		used[d.listeners[i].l.VIPName] = true
-	}
-	first := make(map[netip.Addr]string)
-	for _, name := range slices.Sorted(maps.Keys(d.vips)) {
-		v := d.vips[name]
-		if v.Home != "" && d.nodes[v.Home] == nil {
-			d.root.fail("vips", "%s: no node %q%s", printable(name), clip(v.Home), thereAre(v.Home, nodes))
-		}
-		if other, twice := first[v.Address.Addr()]; twice && v.Address.IsValid() {
-			d.root.fail("vips", "%s and %s have the same address %v", printable(other), printable(name), v.Address.Addr())
-		}
-		first[v.Address.Addr()] = name
-		if !used[name] {
-			r.warn(d.root.at("vips"), "vips."+name, "no listener is on it")
-		}
-	}
 	for i := range d.backends {
 		for k, e := range d.backends[i].b.Endpoints {
-			if e.Node != "" && d.nodes[e.Node] == nil {
-				if b := d.backends[i].awake(); k < len(b.endpoints) {
-					b.endpoints[k].fail("node", "no node %q%s", clip(e.Node), thereAre(e.Node, nodes))
-				}
+			if e.Node == "" || d.nodes[e.Node] != nil {
+				continue
+			}
+			site := d.backends[i].awake().endpoints[k]
+			if len(nodes) == 0 {
+				site.fail("node", "no node %q; there are no nodes", clip(e.Node))
+			} else {
+				site.fail("node", "no node %q%s", clip(e.Node), thereAre(e.Node, nodes))
 			}
 		}
 	}

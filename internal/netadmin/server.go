@@ -23,15 +23,15 @@ import (
 // socket, what an Admin can, and what of package tcprepair takes privilege. It
 // does it for the addresses that may move and for nothing else.
 type Server struct {
-	Admin *Admin
-	// Allowed gives the addresses that may move. It is asked again, at most once a
-	// second, when a client asks for another one: the file may have changed.
-	Allowed func() []netip.Addr
-	// UID is the user, beside root and the server's own, whose processes are served.
-	UID int
+	Admin   *Admin
+	Allowed func() []netip.Addr // see NewServer
+	UID     int
 	// HeldTime is how long what is held waits for another client after the last one
 	// died, Forsaken how long everything else does; 0 is 5 s and 10 min.
 	HeldTime, ForsakenTime time.Duration
+	// LeftTime is how long it waits for another client after the last one has said
+	// that it goes; 0 is ForsakenTime.
+	LeftTime time.Duration
 	// Log may be nil.
 	Log *slog.Logger
 
@@ -57,6 +57,13 @@ type session struct {
 // have a few each.
 const connsMax = 64
 
+// NewServer makes a server of a, for processes of this one's user, of root, and of
+// the user uid. allowed gives the addresses that may move: it is asked again, at most
+// once a second, when a client asks for another one, for the file may have changed.
+func NewServer(a *Admin, uid int, allowed func() []netip.Addr, log *slog.Logger) *Server {
+	return &Server{Admin: a, UID: uid, Allowed: allowed, Log: log, forsaken: make(chan struct{})}
+}
+
 // Serve serves until l is closed, or [Server.Close]. It returns when the last
 // request has been answered.
 func (s *Server) Serve(l *net.UnixListener) error {
@@ -71,7 +78,9 @@ func (s *Server) Serve(l *net.UnixListener) error {
 	if s.ForsakenTime == 0 {
 		s.ForsakenTime = 10 * time.Minute
 	}
-	s.forsaken = make(chan struct{})
+	if s.LeftTime == 0 {
+		s.LeftTime = s.ForsakenTime
+	}
 	s.lonely = time.AfterFunc(s.ForsakenTime, s.forsake)
 	s.mu.Unlock()
 	defer s.serving.Wait()
@@ -125,10 +134,13 @@ func (s *Server) Close() {
 }
 
 // Forsaken is closed when no client has come for so long that there will be none.
-func (s *Server) Forsaken() <-chan struct{} {
+func (s *Server) Forsaken() <-chan struct{} { return s.forsaken }
+
+// Busy tells whether there are clients.
+func (s *Server) Busy() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.forsaken
+	return len(s.sessions) > 0
 }
 
 func (s *Server) forsake() {
@@ -173,10 +185,11 @@ func (s *Server) leave(name string, x *session) {
 	if len(s.sessions) > 0 || s.closing {
 		return
 	}
-	s.lonely.Reset(s.ForsakenTime)
 	if x.left {
+		s.lonely.Reset(s.LeftTime)
 		return
 	}
+	s.lonely.Reset(s.ForsakenTime)
 	s.Log.Warn("the process that serves is gone; its leases will end by themselves")
 	s.died = time.AfterFunc(s.HeldTime, s.bury)
 }
