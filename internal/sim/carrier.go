@@ -15,7 +15,10 @@ import (
 type wire struct {
 	messages []onWire
 	closed   bool
+	cut      func() bool // nothing arrives; nil: never
 }
+
+func (x *wire) severed() bool { return x.cut != nil && x.cut() }
 
 // wireMost is how many messages are on the way at most: who sends more waits.
 const wireMost = 4
@@ -55,6 +58,10 @@ var _ move.Carrier = (*carrier)(nil)
 func carriers(a, b *Proc) (*carrier, *carrier) {
 	x, y := &wire{}, &wire{}
 	near, far := &carrier{p: a, out: x, in: y}, &carrier{p: b, out: y, in: x}
+	if a.host != b.host {
+		x.cut = func() bool { return !a.w.reach(a.host, b.host) }
+		y.cut = func() bool { return !a.w.reach(b.host, a.host) }
+	}
 	a.carriers, b.carriers = append(a.carriers, near), append(b.carriers, far)
 	return near, far
 }
@@ -75,7 +82,11 @@ func (c *carrier) wait(cond func() bool) error {
 }
 
 // room tells whether one more message fits, or nobody is there to read it.
-func (c *carrier) room() bool { return c.out.closed || len(c.out.messages) < wireMost }
+func (c *carrier) room() bool { return c.gone() || len(c.out.messages) < wireMost }
+
+// gone tells whether the other side, or this one, has closed the channel, and that is
+// known here.
+func (c *carrier) gone() bool { return c.out.closed && !c.in.severed() }
 
 // flush sends the rest of a message that was torn, which is the last on the wire.
 func (c *carrier) flush() error {
@@ -123,12 +134,12 @@ func (c *carrier) Send(m move.Message) error {
 			return err
 		}
 	}
-	if c.out.closed {
+	if c.gone() {
 		x.drop()
 		return c.broken()
 	}
 	// One that goes in parts may be stuck in the middle.
-	x.torn = c.side != "" && len(x.body) > 600 && c.p.w.net.rng.IntN(4) == 0
+	x.torn = c.side != "" && !c.remote && len(x.body) > 600 && c.p.w.net.rng.IntN(4) == 0
 	c.out.messages = append(c.out.messages, x)
 	if x.torn {
 		if err := c.flush(); err != nil {
@@ -146,8 +157,10 @@ func (c *carrier) Receive() (move.Message, error) {
 	if err := c.p.w.called(c, "receive after "+c.sent.String()); err != nil {
 		return move.Message{}, err
 	}
-	there := func() bool { return len(c.in.messages) > 0 && !c.in.messages[0].torn }
-	if err := c.wait(func() bool { return there() || c.in.closed }); err != nil {
+	there := func() bool {
+		return len(c.in.messages) > 0 && !c.in.messages[0].torn && !c.in.severed()
+	}
+	if err := c.wait(func() bool { return there() || c.in.closed && !c.in.severed() }); err != nil {
 		return move.Message{}, err
 	}
 	if !there() {

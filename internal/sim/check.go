@@ -29,6 +29,7 @@ func (w *World) check() {
 			return
 		}
 	}
+	w.checkHosts()
 	owners := map[uint64]string{}
 	perEnd := map[string]int{}
 	clear(w.let)

@@ -19,7 +19,6 @@ type file struct {
 	listener *Listener
 	pipe     *pipe
 	watches  []*watch
-	quiet    bool // closed without a word: its socket lives on another host
 }
 
 type pipe struct {
@@ -86,8 +85,6 @@ func (f *file) drop() {
 		f.watches[0].forget()
 	}
 	switch {
-	case f.sock != nil && f.quiet:
-		f.sock.file = nil // still held, until the other host releases it
 	case f.sock != nil:
 		f.sock.close()
 	case f.listener != nil:

@@ -6,10 +6,10 @@ import (
 	"time"
 )
 
-// march is what happens to an upgrade at one of the calls by which its sides speak:
+// march is what happens to an upgrade, or a move to another host, at one of the calls by which its sides speak:
 // the call fails, or the process that makes it dies there, or stands still.
 type march struct {
-	side string // "giver" or "taker"
+	side string // "giver" or "taker", of an upgrade; "host giver" or "host taker"
 	at   int    // the call of this number, counted from 1 over all upgrades; 0: none
 	do   marchDo
 	stop time.Duration // for how long it stands still; 0: for ever
@@ -26,9 +26,13 @@ const (
 	callFails marchDo = iota
 	procDies
 	procStops
+	linkHalf // what this side says does not arrive
+	linkCut  // nor what the other says
 )
 
-func (d marchDo) String() string { return [...]string{"fails", "dies", "stops"}[d] }
+func (d marchDo) String() string {
+	return [...]string{"fails", "dies", "stops", "is not heard", "is cut off"}[d]
+}
 
 // called is told of each call of a carrier before it is made.
 func (w *World) called(c *carrier, what string) error {
@@ -57,6 +61,8 @@ func (w *World) called(c *carrier, what string) error {
 	case procDies:
 		c.p.crash()
 		panic(killed{})
+	case linkHalf, linkCut:
+		w.sever(c.p.host, m.do == linkCut, m.stop)
 	case procStops:
 		c.p.stopped, c.p.fds.stopped = true, true
 		if m.stop > 0 {
@@ -91,8 +97,16 @@ func (w *World) revive() {
 			return
 		}
 		h.proc = p
+		h.sit()
 		p.accepting(true)
 	}
+}
+
+// beat is what the hosts do by the clock.
+func (w *World) beat() {
+	w.heal(false)
+	w.net.abandoned()
+	w.rounds()
 }
 
 // taken tells that a process lives that may take the host over still.
@@ -124,6 +138,17 @@ func (m *march) choose(r *rand.Rand) {
 	m.side = []string{"giver", "taker"}[r.IntN(2)]
 	m.at, m.do = m.calls[m.side]+1+r.IntN(30), marchDo(r.IntN(3))
 	m.stop = []time.Duration{0, 30 * time.Millisecond, time.Second}[r.IntN(3)]
+}
+
+// chooseHost lets something happen at some call of a move to another host, or nothing.
+func (m *march) chooseHost(r *rand.Rand) {
+	m.at = 0
+	if r.IntN(4) == 0 {
+		return
+	}
+	m.side = []string{"host giver", "host taker"}[r.IntN(2)]
+	m.at, m.do = m.calls[m.side]+1+r.IntN(40), marchDo(r.IntN(5))
+	m.stop = []time.Duration{0, 300 * time.Millisecond, 4 * time.Second, 20 * time.Second}[r.IntN(4)]
 }
 
 // upgrading tells whether an upgrade goes on.

@@ -2,351 +2,191 @@ package sim
 
 import (
 	"encoding/json"
-	"errors"
+	"fmt"
 	"maps"
-	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/holdfast-lb/holdfast/internal/config"
 	"github.com/holdfast-lb/holdfast/internal/flow"
-	"github.com/holdfast-lb/holdfast/internal/frozen"
+	"github.com/holdfast-lb/holdfast/internal/ledger"
 	"github.com/holdfast-lb/holdfast/internal/loop"
 	"github.com/holdfast-lb/holdfast/internal/move"
 	"github.com/holdfast-lb/holdfast/internal/planted"
-	"github.com/holdfast-lb/holdfast/internal/sock"
+	vips "github.com/holdfast-lb/holdfast/internal/vip"
 )
 
-// state is a socket between hosts: what tcprepair saves, in this world.
-type state struct {
-	Local, Remote netip.AddrPort
-	Snd           []byte
-	Una           uint64
-	Rcv           []byte
-	RcvNxt        uint64
-	SndCap        int
-	RcvCap        int
-	FinOut        bool
-	FinIn         bool
+// hostTalk is one conversation of a process with one of another host.
+type hostTalk struct {
+	p, to  *Proc
+	t      *task
+	id     string
+	near   *carrier
+	sent   map[config.Ref]bool
+	giving *move.HostGiving
+
+	verified *hostLotOf // the lot whose commit comes next
 }
 
-// save takes a socket's state. From hold on no segment has come or gone.
-func (s *Sock) save() ([]byte, error) {
-	if s.dead || !s.connected {
-		return nil, errors.New("the connection has ended")
-	}
-	if !s.remote.IsValid() {
-		return nil, errors.New("a unix socket stays on its host")
-	}
-	return json.Marshal(state{
-		Local: s.local, Remote: s.remote, Snd: s.snd, Una: s.una, Rcv: s.rcv, RcvNxt: s.rcvNxt,
-		SndCap: s.sndCap, RcvCap: s.rcvCap, FinOut: s.finOut, FinIn: s.finIn,
-	})
-}
-
-// restore makes the sockets of a batch here, quiet: they neither send nor hear.
-func (w *World) restore(t *FDs, batch *frozen.Batch) (fds []sock.FD, err error) {
-	for _, z := range batch.Flows {
-		for _, g := range append([]*frozen.Leg{z.Client}, z.Legs...) {
-			if w.net.fail("restore") {
-				return fds, errors.New("sim: no memory for a socket")
-			}
-			var x state
-			if err := json.Unmarshal(g.Socket, &x); err != nil {
-				return fds, err
-			}
-			s := &Sock{
-				net: w.net, cookie: w.net.cookie(), local: x.Local, remote: x.Remote, snd: x.Snd, una: x.Una, nxt: x.Una, rcv: x.Rcv, rcvNxt: x.RcvNxt,
-				sndCap: x.SndCap, rcvCap: x.RcvCap, finOut: x.FinOut, finIn: x.FinIn, connected: true, held: true,
-			}
-			if planted.Bug(9) {
-				s.una, s.nxt = s.una+1, s.nxt+1
-			}
-			s.file = &file{sock: s}
-			fd, ok := t.put(s.file)
-			if !ok {
-				return fds, errors.New("sim: no descriptors")
-			}
-			g.Socket, g.Fd = nil, uint32(len(fds)+1)
-			fds = append(fds, fd)
-		}
-	}
-	return fds, nil
-}
-
-// discard closes a socket without a word.
-func (w *World) discard(t *FDs, fd sock.FD) {
-	if s := t.sock(fd, "discard"); s != nil {
-		s.gone = true
-		t.close(fd)
-	}
-}
-
-// release lets restored sockets take the place of those they were saved from:
-// segments come here from now on.
-func (w *World) release(t *FDs, fds []sock.FD) {
-	for _, fd := range fds {
-		s := t.sock(fd, "release")
-		if s == nil {
-			continue
-		}
-		for _, old := range w.net.socks {
-			if old.held && old.local == s.local && old.remote == s.remote {
-				old.gone = true
-				s.peer, s.excused, s.mate = old.peer, old.excused, old.mate
-				s.peer.peer = s
-				if s.peer.mate == old {
-					s.peer.mate = s
-				}
-			}
-		}
-		if s.peer == nil {
-			w.fail("a socket %v to %v was restored and is nobody's", s.local, s.remote)
-			continue
-		}
-		s.held = false
-		w.net.socks = append(w.net.socks, s)
-	}
-}
-
-// migrate moves all flows of p to the process of another host, and the VIPs
-// behind them.
-func (p *Proc) migrate(to *Proc) *task {
+// talk begins a conversation.
+func (p *Proc) talk(t *task, to *Proc) *hostTalk {
 	w := p.w
+	w.talked++
+	x := &hostTalk{p: p, to: to, t: t, id: fmt.Sprint(w.talked), sent: map[config.Ref]bool{}}
 	near, far := carriers(p, to)
 	near.remote, far.remote = true, true
-	// While flows are on their way only the taker grants what is limited, and
-	// it counts what the giver still holds.
-	p.shared.Ledger.Pause()
-	held := p.shared.Ledger.Held()
-	for _, name := range slices.Sorted(maps.Keys(held)) {
-		to.account(name).AddForeign(held[name])
+	near.side, far.side, near.t = "host giver", "host taker", t
+	x.near, x.giving = near, move.NewHostGiving(near)
+	near.committed = func(uint16) { // from here on its flows are the taker's
+		for _, f := range x.verified.flows {
+			delete(w.inFlight, f.parked.Frozen.Id)
+		}
 	}
-	left := map[string]int64{}
-	p.departed = func(endpoint string) { left[endpoint]++ }
-	to.arrived = func(endpoint string) { held[endpoint]-- }
-	to.task("welcome", func(t *task) {
-		far.t = t
-		if err := to.take(t, far); err != nil {
-			w.note("%s: a peer's migration ended: %v", to.name, err)
-		}
-		_ = far.Close()
-		for _, name := range slices.Sorted(maps.Keys(held)) {
-			if held[name] > 0 {
-				to.account(name).AddForeign(-held[name])
-			}
-		}
-		to.arriving = false
-	})
-	p.leaving, to.arriving = true, true
+	to.welcome(far, p, x.id)
+	return x
+}
+
+// whole tells whether the hosts reach each other.
+func (x *hostTalk) whole() bool {
+	return x.p.w.reach(x.p.host, x.to.host) && x.p.w.reach(x.to.host, x.p.host)
+}
+
+// ask puts a question of the choreography.
+func (x *hostTalk) ask(what string, r vips.Record) (answer vips.Record, err error) {
+	body, err := json.Marshal(r)
+	if err == nil {
+		err = x.near.SetTimeout(hostAnswer)
+	}
+	if err == nil {
+		err = move.SendJSON(x.near, move.Ask, move.Question{What: what, Body: body})
+	}
+	if err != nil {
+		return answer, err
+	}
+	m, err := move.Expect(x.near, move.Answer)
+	if err != nil {
+		return answer, err
+	}
+	return answer, m.Into(&answer)
+}
+
+// flows moves all that are here now.
+func (x *hostTalk) flows() error {
+	p := x.p
+	g := &hostGiver{x: x, p: p, t: x.t, left: map[*ledger.Endpoint]int64{}, began: p.w.net.now}
+	// While flows are on their way only the other host grants what is limited.
+	p.shared.Ledger.Pause()
+	err := x.giving.Give(g, move.Coming{Talk: x.id, Held: p.shared.Ledger.Held()})
+	for _, a := range slices.SortedFunc(maps.Keys(g.left), func(a, b *ledger.Endpoint) int { return int(g.left[a] - g.left[b]) }) {
+		a.AddForeign(-g.left[a])
+	}
+	p.shared.Ledger.Resume()
+	return err
+}
+
+// migrate moves all flows of p to the process of another host, and the VIPs if they are
+// here: node.MigrateVIP.
+func (p *Proc) migrate(to *Proc) *task {
+	p.leaving = true
 	return p.task("migrate", func(t *task) {
-		near.t = t
+		w, h := p.w, p.host
 		p.shared.Fixed.Store(true)
 		for _, l := range p.shared.Loops {
 			t.ask(l, func(l *loop.Loop) { l.CloseIdle("") })
 		}
-		err := p.giveHost(t, near)
-		if err == nil {
-			// The old host takes no more: SYN goes to the new one; what waits
-			// in the queue here is taken and follows.
-			to.accepting(true)
-			for _, x := range p.gen.Listening {
-				if there := to.gen.Listening[x.Object.Ref.Name]; there != nil {
-					w.net.routes[x.Object.VIP] = to.fds.get(there.FD, "route").listener
-				}
-			}
-			for _, l := range p.shared.Loops {
-				t.ask(l, func(l *loop.Loop) { l.SetAccepting(false) })
-			}
-			p.fds.rest = true
-			for _, name := range slices.Sorted(maps.Keys(p.gen.Listening)) {
-				x := p.gen.Listening[name]
-				p.acceptRest(t, x)
-			}
-			err = p.giveHost(t, near)
+		x := p.talk(t, to)
+		var err error
+		began := h.seat.Holds(vips.Instant(w.net.now))
+		if began {
+			err = x.vips()
+		} else {
+			err = x.flows()
 		}
-		if err == nil {
-			err = near.Send(move.Message{Kind: move.Done})
+		_ = x.near.Close()
+		back := err != nil && began && h.disk.Holder() == h.name
+		if h.lead = nil; back && h.disk.Stage == vips.Moving {
+			if step, no := h.seat.Cancel(); no == nil {
+				_ = h.do(step) // the next round tries again
+			}
 		}
-		if err == nil {
-			_, err = move.Expect(near, move.Settled)
-		}
-		_ = near.Close()
 		p.shared.Fixed.Store(false)
-		for _, name := range slices.Sorted(maps.Keys(left)) {
-			p.account(name).AddForeign(-left[name])
-		}
-		p.leaving = false
-		p.shared.Ledger.Resume()
+		p.leaving, p.unsure = false, false
 		if err != nil {
 			w.note("%s: migration ended early: %v", p.name, err)
-		}
-	})
-}
-
-func (p *Proc) giveHost(t *task, c *carrier) error {
-	w := p.w
-	sent := map[config.Ref]bool{}
-	tries := map[uint64]int{}
-	for {
-		found := 0
-		for _, l := range p.shared.Loops {
-			var slots []uint32
-			t.ask(l, func(l *loop.Loop) {
-				slots = l.Slots(0, func(f *flow.Flow) bool { return tries[f.ID()] < 3 })
-			})
-			found += len(slots)
-			for some := range slices.Chunk(slots, 3) {
-				if err := p.giveHostBatch(t, c, l, some, sent, tries); err != nil {
-					return err
-				}
-			}
-		}
-		if found == 0 {
-			return nil
-		}
-		if w.failed != nil {
-			return w.failed
-		}
-	}
-}
-
-func (p *Proc) giveHostBatch(t *task, c *carrier, l *loop.Loop, slots []uint32, sent map[config.Ref]bool, tries map[uint64]int) error {
-	var parked []loop.Parked
-	t.ask(l, func(l *loop.Loop) {
-		for _, i := range slots {
-			if f := l.Flow(i); f == nil || tries[f.ID()] >= 3 {
-				continue
-			}
-			if x, ok := l.Park(i); ok {
-				parked = append(parked, x)
-			}
-		}
-	})
-	back := func(some []loop.Parked) error {
-		if len(some) == 0 {
-			return nil
-		}
-		for _, x := range some {
-			delete(p.w.inFlight, x.Frozen.Id)
-			tries[x.Frozen.Id]++
-			x.Frozen.Client.Socket = nil
-			if len(x.Frozen.Legs) > 0 {
-				x.Frozen.Legs[0].Socket = nil
-			} else if len(x.FDs) > 1 {
-				x.Frozen.Legs = []*frozen.Leg{{}}
-			}
-			for _, fd := range x.FDs {
-				if s := p.fds.sock(fd, "resume"); s != nil {
-					s.held = false
-				}
-			}
-		}
-		parcel, err := loop.Pack(some)
-		if err != nil {
-			return err
-		}
-		return p.takeBack(t, l, parcel)
-	}
-	var going, staying []loop.Parked
-	for _, x := range parked {
-		p.w.inFlight[x.Frozen.Id] = p
-		if p.freezeSockets(x) {
-			going = append(going, x)
+			w.hostAborts++
 		} else {
-			staying = append(staying, x)
+			w.hostMoves++
 		}
-	}
-	if err := back(staying); err != nil || len(going) == 0 {
+		// What has left comes back.
+		if q := to.host.proc; back && q == to && w.idleProc(slices.Index(w.hosts, to.host)) == q && x.whole() {
+			w.note("%s: gives back what has come", q.name)
+			q.migrate(p)
+		}
+	})
+}
+
+// vips moves the VIPs with all flows, in the order in which that is safe.
+func (x *hostTalk) vips() error {
+	p, w := x.p, x.p.w
+	h := p.host
+	// The first transaction: durable there, then here.
+	r, err := h.seat.Begin(vips.Instant(w.net.now), x.to.host.name)
+	if err != nil {
 		return err
 	}
-	batch := frozen.Batch{}
-	for _, x := range going {
-		batch.Objects = append(batch.Objects, p.objects.portable(x.Frozen, sent)...)
-		batch.Flows = append(batch.Flows, x.Frozen)
-	}
-	octets, err := batch.Encode()
+	answers := map[string]vips.Record{}
+	a, err := x.ask("vip.begin", r)
 	if err == nil {
-		err = c.Send(move.Message{Kind: move.Offer, Body: octets})
+		answers[x.to.host.name] = a
+	}
+	step, no := h.seat.Begun(vips.Instant(w.net.now), answers)
+	if err == nil {
+		err = no
 	}
 	if err == nil {
-		_, err = move.Expect(c, move.Taken)
+		err = h.do(step)
 	}
 	if err != nil {
-		var no *frozen.Refused
-		if errors.As(err, &no) {
-			err = nil
-		}
-		return errors.Join(err, back(going))
+		return err
 	}
-	err = c.Send(move.Message{Kind: move.Commit})
+	// New connections begin at the other host; what waits in the queue here is
+	// taken and follows.
+	h.lead = x.to.host
+	if err := x.flows(); err != nil {
+		return err
+	}
+	for _, l := range p.shared.Loops {
+		x.t.ask(l, func(l *loop.Loop) { l.SetAccepting(false) })
+	}
+	p.fds.rest = true
+	for _, name := range slices.Sorted(maps.Keys(p.gen.Listening)) {
+		p.acceptRest(x.t, p.gen.Listening[name])
+	}
+	p.fds.rest = false
+	p.accepting(true)
+	if err := x.flows(); err != nil {
+		return err
+	}
+	// The second transaction: from here on only the other host can own them.
+	if step, err = h.seat.Yield(); err == nil {
+		err = h.do(step)
+	}
 	if err != nil {
-		// Nobody knows whether it arrived; here it surely did not, but the
-		// rule is to close.
-		for _, x := range going {
-			for _, fd := range x.FDs {
-				p.fds.sock(fd, "give up").excuse("the commit could not be sent")
-			}
-		}
+		return err
 	}
-	for _, x := range going {
-		delete(p.w.inFlight, x.Frozen.Id)
-		for i, fd := range x.FDs {
-			s := p.fds.sock(fd, "forget")
-			if i > 0 && flow.State(x.Frozen.State) != flow.Relaying {
-				s.excuse("the other host dials anew")
-				p.fds.close(fd)
-			} else if s.connected && err == nil {
-				// Silent: it lives elsewhere from the release on. Held until
-				// then, so that nothing here answers for it.
-				s.file.quiet = true
-				p.fds.close(fd)
-			} else {
-				s.held = false
-				p.fds.closeReset(fd)
-			}
-		}
-		if x.Account != nil {
-			x.Account.Forget(1) // nothing is free: the other host holds it
-			p.departed(x.Account.Name)
-		}
-		x.LeaveSource(p.shared.Ledger)
-		p.shared.Ledger.Listener(x.Frozen.Listener.Name).Leave()
-		p.shared.Ledger.Node.Leave()
+	h.seat.Disowned()
+	if !planted.Bug(100) {
+		h.lease = 0
 	}
-	if err == nil {
-		_, err = move.Expect(c, move.Adopted)
+	if a, err = x.ask("vip.yield", h.disk); err == nil {
+		_, _ = h.hear(a) // the next round does, if it could not be written
 	}
-	return err
-}
-
-// freezeSockets holds the tuples of a flow and puts their sockets' state into
-// it. A leg that is being dialled stays: the other host dials anew.
-func (p *Proc) freezeSockets(x loop.Parked) bool {
-	z := x.Frozen
-	relaying := flow.State(z.State) == flow.Relaying
-	legs := append([]*frozen.Leg{z.Client}, z.Legs...)
-	for i, fd := range x.FDs {
-		if i > 0 && !relaying {
-			continue
+	end := flow.Instant(0)
+	x.t.wait(func() bool { // a round of this host tells it until it is confirmed
+		if end == 0 {
+			end = w.net.now.Add(time.Hour)
 		}
-		s := p.fds.sock(fd, "save")
-		if s == nil {
-			return false
-		}
-		s.held = true
-		if p.w.net.fail("save") {
-			return false
-		}
-		octets, err := s.save()
-		if err != nil {
-			return false
-		}
-		legs[i].Socket, legs[i].Fd = octets, 0
-	}
-	if !relaying && len(z.Legs) > 0 {
-		if z.Legs[0].Fd = 0; len(z.Legs[0].Unsent) == 0 {
-			z.Legs = nil
-		}
-	}
-	return true
+		return h.disk.Stage != vips.Yielded || w.net.now > end
+	})
+	return nil
 }

@@ -1,8 +1,6 @@
 package sim
 
 import (
-	"errors"
-	"fmt"
 	"maps"
 	"slices"
 
@@ -10,9 +8,7 @@ import (
 	"github.com/holdfast-lb/holdfast/internal/flow"
 	"github.com/holdfast-lb/holdfast/internal/frozen"
 	"github.com/holdfast-lb/holdfast/internal/loop"
-	"github.com/holdfast-lb/holdfast/internal/move"
 	"github.com/holdfast-lb/holdfast/internal/planted"
-	"github.com/holdfast-lb/holdfast/internal/sock"
 )
 
 // The control side here follows package node line by line, with tasks in the
@@ -158,93 +154,11 @@ func (p *Proc) forget(parked []loop.Parked, lost bool) {
 	}
 }
 
-// take is the loop of messages of a host to which flows come.
-func (p *Proc) take(t *task, c *carrier) error {
-	var offered *frozen.Batch
-	var fds []sock.FD
-	drop := func() {
-		for _, fd := range fds {
-			p.w.discard(p.fds, fd)
-		}
-		offered, fds = nil, nil
-	}
-	defer func() {
-		if !p.dead {
-			drop()
-		}
-	}()
-	for {
-		m, err := c.Receive()
-		if err != nil {
-			return err
-		}
-		switch m.Kind {
-		case move.Offer:
-			drop()
-			fds = m.FDs
-			offered, err = p.examine(m.Body)
-			if err == nil {
-				fds, err = p.w.restore(p.fds, offered)
-			}
-			if err != nil {
-				drop()
-				r := move.Refusal{What: "flow", Why: err.Error()}
-				if err := move.SendJSON(c, move.Refuse, r); err != nil {
-					return err
-				}
-				continue
-			}
-			if err := c.Send(move.Message{Kind: move.Taken}); err != nil {
-				return err
-			}
-		case move.Commit:
-			if offered == nil {
-				return errors.New("a commit without an offer")
-			}
-			p.w.release(p.fds, fds)
-			octets, err := offered.Encode()
-			if err != nil { // it was decoded a moment ago
-				return err
-			}
-			p.adopt(t, offered, &loop.Parcel{Octets: octets, FDs: fds, Since: make([]flow.Instant, len(offered.Flows))}, false)
-			offered, fds = nil, nil
-			if err := move.SendJSON(c, move.Adopted, move.Adoption{}); err != nil {
-				return err
-			}
-		case move.Abort:
-			drop()
-		case move.Done:
-			return c.Send(move.Message{Kind: move.Settled})
-		default:
-			return fmt.Errorf("%v came out of turn", m.Kind)
-		}
-	}
-}
-
-func (p *Proc) examine(octets []byte) (*frozen.Batch, error) {
-	batch, err := frozen.Decode(octets)
-	if err != nil {
-		return nil, err
-	}
-	if err := p.objects.receive(batch.Objects); err != nil {
-		return nil, err
-	}
-	for _, z := range batch.Flows {
-		if _, err := flow.Thaw(0, z, p.objects); err != nil {
-			return nil, err
-		}
-	}
-	return batch, nil
-}
-
 // adopt serves flows that are this process's from now on. counted tells that they
 // come from a predecessor, whose ledger divides its limits with ours.
 func (p *Proc) adopt(t *task, batch *frozen.Batch, parcel *loop.Parcel, counted bool) {
 	for _, z := range batch.Flows {
 		if z.Endpoint != nil {
-			if !counted {
-				p.arrived(z.Endpoint.Name)
-			}
 			p.account(z.Endpoint.Name).Import(1)
 		}
 		if !counted {

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/holdfast-lb/holdfast/internal/flow"
+	"github.com/holdfast-lb/holdfast/internal/move"
 	"github.com/holdfast-lb/holdfast/internal/sock"
 )
 
@@ -29,9 +30,12 @@ type Net struct {
 	thresholds int                       // how often one was set
 	thickened  bool                      // one was set a moment ago
 	accepted   func(t *FDs, l *Listener) // is told of each connection that a process takes; nil: nobody
-	sinks      bool                      // some endpoints are none
-	strays     uint64                    // connections that may end early while their flow is not known
-	bad        error                     // the first thing that no program may do to a kernel
+	holds      map[move.Tuple]*Proc      // tuples whose segments wait, and for whom
+	left       int                       // sockets that were put down when their process died
+	listening  func(netip.AddrPort) (l *Listener, moves bool)
+	sinks      bool   // some endpoints are none
+	strays     uint64 // connections that may end early while their flow is not known
+	bad        error  // the first thing that no program may do to a kernel
 }
 
 type behaviour uint8
@@ -56,7 +60,7 @@ func newNet(seed uint64) *Net {
 	return &Net{
 		rng: rand.New(rand.NewPCG(seed, 0x51f3)), now: flow.Instant(time.Hour), nextPort: 20000,
 		routes: map[netip.AddrPort]*Listener{}, unix: map[string]*Listener{}, behaviour: map[netip.AddrPort]behaviour{},
-		peers: map[uint64]*Peer{},
+		peers: map[uint64]*Peer{}, holds: map[move.Tuple]*Proc{},
 	}
 }
 
@@ -218,6 +222,8 @@ func (s *Sock) close() {
 	s.orphan, s.file = true, nil
 	switch {
 	case s.gone || s.dead:
+	case s.held: // in repair mode: without a word
+		s.net.left++
 	case !s.connected:
 		s.dead = true // SYN_SENT: no word
 	case s.linger0 || len(s.rcv) > 0:
@@ -425,7 +431,7 @@ func (s *Sock) excuse(why string) {
 func (n *Net) sweep() {
 	kept := n.socks[:0]
 	for _, s := range n.socks {
-		over := !s.rstOut && (s.dead || s.orphan && s.finSent && len(s.snd) == 0) || s.gone
+		over := !s.rstOut && (s.dead || s.orphan && !s.held && s.finSent && len(s.snd) == 0) || s.gone
 		if !over || s.file != nil {
 			kept = append(kept, s)
 		}
@@ -467,7 +473,19 @@ func (n *Net) decide(i int) {
 	if d.from.dead || d.from.orphan {
 		return
 	}
-	switch l := n.routes[d.to]; {
+	l, moves := (*Listener)(nil), false
+	if n.listening != nil {
+		l, moves = n.listening(d.to)
+	}
+	if moves && l == nil { // nobody answers for it: SYN is sent again
+		d.at = n.now.Add(time.Second)
+		n.dials = append(n.dials, d)
+		return
+	}
+	if !moves {
+		l = n.routes[d.to]
+	}
+	switch {
 	case n.behaviour[d.to] == swallows:
 	case n.behaviour[d.to] == refuses || l == nil || l.closed:
 		if (d.to == extraVIP || l != nil && l.orphaned) && d.from.owner != nil {

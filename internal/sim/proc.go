@@ -14,6 +14,7 @@ import (
 	"github.com/holdfast-lb/holdfast/internal/frozen"
 	"github.com/holdfast-lb/holdfast/internal/ledger"
 	"github.com/holdfast-lb/holdfast/internal/loop"
+	"github.com/holdfast-lb/holdfast/internal/move"
 	"github.com/holdfast-lb/holdfast/internal/sock"
 )
 
@@ -41,20 +42,13 @@ type Proc struct {
 	goesOn    flow.Instant // then it does no more; 0: never
 	tasks     []*task
 	carriers  []*carrier
-	// During a migration: what has left for, or come from, another host.
-	departed, arrived func(endpoint string)
-}
-
-// Host is a machine: it has VIPs and a process that serves them.
-type Host struct {
-	w    *World
-	name string
-	proc *Proc
+	talks     map[string]*hostTaker // in which flows of other hosts have come
+	unsure    bool                  // the talk in which its flows leave has broken, and it may not know
 }
 
 // shell is a process that knows nothing yet.
 func (w *World) shell(name string, h *Host, fds *FDs) *Proc {
-	p := &Proc{name: name, w: w, host: h, fds: fds, objects: &registry{map[config.Ref]any{}}, log: &bytes.Buffer{}, shared: &loop.Shared{}}
+	p := &Proc{name: name, w: w, host: h, fds: fds, objects: &registry{map[config.Ref]any{}}, log: &bytes.Buffer{}, shared: &loop.Shared{}, talks: map[string]*hostTaker{}}
 	p.gen = &loop.Generation{Config: &config.Config{}}
 	p.shared.Ledger = ledger.New(ledger.Options{Policy: balance.Policy{}, Ring: func(int, uint64) {}})
 	w.procs = append(w.procs, p)
@@ -186,6 +180,7 @@ func (p *Proc) crash() {
 	}
 	p.stopped = false
 	maps.DeleteFunc(p.w.inFlight, func(_ uint64, of *Proc) bool { return of == p })
+	maps.DeleteFunc(p.w.net.holds, func(_ move.Tuple, by *Proc) bool { return by == p })
 	p.count()
 	p.closePollers()
 	for _, c := range p.carriers {

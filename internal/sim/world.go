@@ -9,6 +9,7 @@ import (
 
 	"github.com/holdfast-lb/holdfast/internal/flow"
 	"github.com/holdfast-lb/holdfast/internal/loop"
+	"github.com/holdfast-lb/holdfast/internal/move"
 )
 
 // World is everything: the network, hosts, processes, clients and servers.
@@ -39,6 +40,14 @@ type World struct {
 	idles    int // legs that went along
 	stalls   int
 	lost     int // flows of which nobody knew who had served them
+
+	cut        map[string]bool     // by host: what it says does not reach the other
+	healed     flow.Instant        // when the link is whole again; 0: at the end of the story
+	talked     int                 // conversations of hosts
+	came       int                 // flows, to another host
+	gaveUp     map[move.Tuple]bool // by a giver that could not know
+	hostMoves  int
+	hostAborts int
 
 	queuedAt  map[inTurn]uint64 // the turn after which a flow was first seen with a place
 	lines     []inLine
@@ -145,7 +154,8 @@ func (w *World) counted(c *loop.Counters) {
 
 // NewWorld makes the world of a seed: one host, or two if flows migrate.
 func NewWorld(seed uint64, sc Scenario) *World {
-	w := &World{seed: seed, net: newNet(seed), inFlight: map[uint64]*Proc{}, slotOf: map[uint64]string{}, letBy: map[uint64]string{}, let: map[string]int{}, queuedAt: map[inTurn]uint64{}, unordered: map[inTurn]bool{}, simmers: map[uint64]simmer{}, fdsMax: 4000}
+	w := &World{seed: seed, net: newNet(seed), inFlight: map[uint64]*Proc{}, slotOf: map[uint64]string{}, letBy: map[uint64]string{}, let: map[string]int{}, queuedAt: map[inTurn]uint64{}, unordered: map[inTurn]bool{}, simmers: map[uint64]simmer{}, gaveUp: map[move.Tuple]bool{}, fdsMax: 4000}
+	w.net.listening = w.listening
 	r := w.net.rng
 	w.loops = 1 + r.IntN(3)
 	w.bulk, w.flood, w.chase = sc.Bulk, sc.Flood, sc.Chase
@@ -208,10 +218,10 @@ func NewWorld(seed uint64, sc Scenario) *World {
 		h.proc = p
 		p.accepting(true)
 	}
-	// Where two hosts have opened the VIP, the first has the address.
-	for _, x := range w.hosts[0].proc.gen.Listening {
-		w.net.routes[x.Object.VIP] = w.hosts[0].proc.fds.get(x.FD, "route").listener
+	for _, h := range w.hosts {
+		h.sit()
 	}
+	w.rounds() // who is at home owns the VIPs
 	return w
 }
 
@@ -447,6 +457,9 @@ func (w *World) story(sc Scenario) {
 				left.Migrations--
 				from := r.IntN(2)
 				if p, q := w.idleProc(from), w.idleProc(1-from); p != nil && q != nil {
+					if sc.Crash && w.march.hit == "" {
+						w.march.chooseHost(r)
+					}
 					w.note("%s: migrate to %s", p.name, q.name)
 					p.migrate(q)
 				}
@@ -544,6 +557,7 @@ func (w *World) step(calm, last bool) bool {
 	did := false
 	w.wake()
 	w.revive()
+	w.beat()
 	switch k := r.IntN(100); {
 	case k < 40:
 		p, i := w.procs[r.IntN(len(w.procs))], r.IntN(w.loops)
@@ -629,6 +643,7 @@ func (w *World) settled(calm, last bool) bool {
 	for range 2000000 {
 		w.wake()
 		w.revive()
+		w.beat()
 		did := w.serveAll(calm)
 		for _, p := range w.procs {
 			for i := 0; p.runs(i); i++ {
@@ -686,6 +701,7 @@ func (w *World) pass(d time.Duration) {
 func (w *World) finish() {
 	w.net.faults.on = false
 	w.endStopped()
+	w.heal(true)
 	if w.policy != nil {
 		w.policy.ready()
 	}
@@ -712,6 +728,7 @@ func (w *World) finish() {
 		w.pass(time.Duration(1+round) * 50 * time.Millisecond)
 	}
 	if w.failed == nil {
+		w.owned()
 		w.remains()
 	}
 }
