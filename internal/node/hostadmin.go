@@ -74,7 +74,11 @@ func openAdmin(c *config.Cluster, heritage json.RawMessage, log *slog.Logger) (*
 			return nil, err
 		}
 	}
-	a, err := netadmin.Open(netadmin.Config{Device: c.Device, Table: mine.table, HoldDevice: mine.device, Log: log})
+	cfg := netadmin.Config{Device: c.Device, Table: mine.table, HoldDevice: mine.device, Log: log}
+	if t := c.Tunnel; t != (config.Tunnel{}) {
+		cfg.Tunnel = &netadmin.Tunnel{Local: c.Listen.Addr(), ID: int(t.ID), Port: int(t.Port)}
+	}
+	a, err := netadmin.Open(cfg)
 	if err != nil {
 		return nil, err
 	}
