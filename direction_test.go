@@ -53,7 +53,7 @@ var layers = []lint.Layer{
 	// The worlds for tests. Nothing above imports them but from its own tests.
 	{Package: "internal/sim", Imports: []string{
 		"internal/loop", "internal/move", "internal/flow", "internal/balance", "internal/ledger", "internal/config",
-		"internal/sock", "internal/frozen", "internal/frozen/frozentest", "internal/netadmin", "internal/planted", "tcprepair"}},
+		"internal/sock", "internal/frozen", "internal/frozen/frozentest", "internal/netadmin", "internal/planted", "internal/vip", "tcprepair"}},
 	{Package: "internal/lab", Imports: []string{"internal/config", "internal/sock", "internal/lab/corpus"}},
 	{Package: "internal/lab/corpus"},                                     // raw request streams and what becomes of them, as functions of octets
 	{Package: "internal/lab/mainjob", Imports: []string{"internal/lab"}}, // apart: its world needs real users

@@ -245,10 +245,10 @@ func (m *vipMove) move(ctx context.Context) error {
 	n, a, admin := m.n, m.v.addr(), m.n.host.admin
 	m.took("plan")
 	what := vip.Move{Name: m.q.VIP, From: n.self(), To: m.q.To}
-	if err := peersArbiter{n, ctx}.Begin(what); err != nil {
+	if err := n.arbiter(ctx).Begin(what); err != nil {
 		return err
 	}
-	m.undoes(func(ctx context.Context) error { return peersArbiter{n, ctx}.Cancel(what) })
+	m.undoes(func(ctx context.Context) error { return n.arbiter(ctx).Cancel(what) })
 	m.took("record")
 
 	if err := m.t.Ask(ctx, askGuest, vipGuest{VIP: m.q.VIP, On: true}, nil); err != nil {
@@ -281,6 +281,12 @@ func (m *vipMove) move(ctx context.Context) error {
 	}
 	m.took("flows")
 	left, err := m.handshakes(ctx)
+	if err == nil && left == 0 {
+		// A client that uses a port again that was learnt begins anew, and there.
+		if err = admin.Learn(nil); err == nil {
+			left, err = m.handshakes(ctx)
+		}
+	}
 	m.took("handshakes")
 	if err != nil {
 		return err
@@ -406,7 +412,7 @@ func (m *vipMove) address(what vip.Move, stays *residueOf) error {
 	m.took("residue")
 	ctx, cancel := context.WithTimeout(n.ends, confirmTime)
 	defer cancel()
-	err := vip.Arbiter(peersArbiter{n, ctx}).Finish(what)
+	err := n.arbiter(ctx).Finish(what)
 	k.mu.Lock()
 	r := m.v.seat.Record()
 	if r.Stage == vip.Moving && r.From == n.self() {
@@ -461,7 +467,8 @@ type peersArbiter struct {
 	ctx context.Context // while it may go on asking
 }
 
-var _ vip.Arbiter = peersArbiter{}
+// arbiter is who decides, for as long as ctx lasts.
+func (n *Node) arbiter(ctx context.Context) vip.Arbiter { return peersArbiter{n, ctx} }
 
 // Begin tells the new owner and then the others, and writes when enough have agreed.
 func (x peersArbiter) Begin(m vip.Move) error {
