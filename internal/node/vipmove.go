@@ -268,6 +268,11 @@ func (m *vipMove) move(ctx context.Context) error {
 	if _, err := admin.Handshakes(a); err != nil {
 		return err
 	}
+	// From here on the other node grants, too: what is held here counts there until all
+	// flows have gone.
+	if err := m.t.Open(); err != nil {
+		return err
+	}
 	m.undoes(func(context.Context) error { return admin.Lead(a, netip.Addr{}) })
 	if err := admin.Lead(a, m.to); err != nil {
 		return err
@@ -298,6 +303,9 @@ func (m *vipMove) move(ctx context.Context) error {
 		return err
 	}
 	m.took("flows")
+	if err := m.t.Settle(); err != nil {
+		return err
+	}
 	// Those of flows that went meanwhile.
 	n.askAll(func(l *loop.Loop) { l.CloseIdle("") })
 	stays, err := m.residue(ctx)
