@@ -673,7 +673,7 @@ func TestExampleThousandServices(t *testing.T) {
 	h.must(0, []string{"status"}, "1,000 listeners, 1,000 endpoints", "... and 980 more; --verbose lists all")
 }
 
-// Every example is run by a test here, but for those that need two hosts.
+// Every example is run by a test here, but for those that need more hosts than one, whose lab is migrate.
 func TestExamplesAreRun(t *testing.T) {
 	source, err := os.ReadFile("examples_run_test.go")
 	if err != nil {
@@ -685,11 +685,11 @@ func TestExamplesAreRun(t *testing.T) {
 	}
 	for _, f := range files {
 		name := filepath.Base(f)
-		if name != "two-nodes.yaml" && !strings.Contains(string(source), `"`+name) && !strings.Contains(string(source), "examples/"+name) {
+		if name != "three-nodes.yaml" && !strings.Contains(string(source), `"`+name) && !strings.Contains(string(source), "examples/"+name) {
 			t.Errorf("no test runs %s", name)
 		}
 	}
-	if _, err := os.Stat("../../examples/two-nodes.yaml"); errors.Is(err, os.ErrNotExist) {
-		t.Error("two-nodes.yaml is gone: so should the exception be")
+	if _, err := os.Stat("../../examples/three-nodes.yaml"); errors.Is(err, os.ErrNotExist) {
+		t.Error("three-nodes.yaml is gone: so should the exception be")
 	}
 }

@@ -26,16 +26,24 @@ func TestExamples(t *testing.T) {
 			if header := comment.FindString(string(source)); !strings.Contains(header, "holdfast run -c examples/"+filepath.Base(file)) {
 				t.Errorf("no header that says how to run it:\n%s", header)
 			}
-			// Every variable has a default: it runs as it is.
-			_, warnings, err := config.Parse(file, source, nil)
-			if err != nil {
-				t.Error(err)
+			// Every variable has a default: it runs as it is, on each of its nodes.
+			nodes := config.Undecided(source, nil)
+			if len(nodes) == 0 {
+				nodes = []string{""}
 			}
-			for _, w := range warnings {
-				t.Error(w)
+			for _, name := range nodes {
+				_, warnings, err := config.Parse(file, source, func(variable string) (string, bool) {
+					return name, variable == config.NodeVariable && name != ""
+				})
+				if err != nil {
+					t.Error(err)
+				}
+				for _, w := range warnings {
+					t.Error(w)
+				}
 			}
 			out, err := holdfast(t, "check", file).CombinedOutput()
-			if err != nil || !strings.HasPrefix(string(out), file+": ok: ") {
+			if err != nil || !strings.HasPrefix(string(out), file+": ok") {
 				t.Errorf("holdfast check: %v\n%s", err, out)
 			}
 		})

@@ -233,12 +233,12 @@ func configExportCommand() *cobra.Command {
 	}
 }
 
-const objectsWanted = "an OBJECT: node, accessLog, cluster, listener/NAME, backend/NAME, endpoint/BACKEND/NAME or route/LISTENER/NAME"
+const objectsWanted = "an OBJECT: node, accessLog, cluster, nodes, vips, listener/NAME, backend/NAME, endpoint/BACKEND/NAME or route/LISTENER/NAME"
 
-const objectsHelp = "OBJECT is node, accessLog, cluster, listener/NAME, backend/NAME, endpoint/BACKEND/NAME or\n" +
-	"route/LISTENER/NAME; FIELD is a key of it, with dots where it lies deeper, as check.interval.\n"
+const objectsHelp = "OBJECT is node, accessLog, cluster, nodes, vips, listener/NAME, backend/NAME, endpoint/BACKEND/NAME\n" +
+	"or route/LISTENER/NAME; FIELD is a key of it, with dots where it lies deeper, as check.interval.\n"
 
-var objectKinds = []string{"node", "accessLog", "cluster", "listener", "backend", "endpoint", "route"}
+var objectKinds = []string{"node", "accessLog", "cluster", "nodes", "vips", "listener", "backend", "endpoint", "route"}
 
 func configSetCommand() *cobra.Command {
 	var f changeFlags

@@ -20,7 +20,7 @@ type Config struct {
 
 // Node is what concerns the process as a whole.
 type Node struct {
-	// Name of this node; a key of Cluster.Peers when there is a cluster.
+	// Name of this node; a key of Cluster.Nodes when there is a cluster.
 	Name string
 	// Loops is the number of event loops; 0 leaves it to the node.
 	Loops int
@@ -173,7 +173,7 @@ func (b *Backend) reuse(old *Backend) *Backend {
 }
 
 func (c *Cluster) equal(o *Cluster) bool {
-	return clusterFields.changes(c, o) == "" && maps.Equal(c.Peers, o.Peers) && maps.EqualFunc(c.Nodes, o.Nodes, (*NodeSpec).equal)
+	return clusterFields.changes(c, o) == "" && ownFields.changes(c, o) == "" && maps.Equal(c.Peers, o.Peers) && maps.EqualFunc(c.Nodes, o.Nodes, (*NodeSpec).equal)
 }
 
 func (n *NodeSpec) equal(o *NodeSpec) bool {

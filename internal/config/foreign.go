@@ -67,10 +67,11 @@ var foreign = map[string][]advice{
 
 	"mode":      {{[]string{inBackend}, "that is protocol of the listener that uses this backend", ""}},
 	"option":    {{[]string{inBackend, inListener}, "there are no options but the keys; a check by HTTP is check: { http: { path: /healthz } } of a backend", ""}},
+	"prefer":    {{[]string{inBackend}, "write preferLocal: true", ""}},
 	"httpcheck": {{[]string{inBackend}, "write check: { http: { path: /healthz } }", ""}},
 	"keepalive": {{[]string{inBackend}, "idle connections to endpoints are reuse, as in reuse: { idle: 64, time: 30s }", ""}},
 	"port":      {{[]string{"node.admin"}, useAPI, ""}},
-	"listen":    {{[]string{"node.admin"}, useAPI, ""}},
+	"listen":    {{[]string{"node.admin"}, useAPI, ""}, {[]string{"cluster"}, "it is address of each node now, in nodes", ""}},
 	"tcp":       {{[]string{"node.admin"}, useAPI, ""}},
 	"grpc":      {{[]string{"node.admin"}, useAPI, ""}},
 	"auth":      {{[]string{"node.admin"}, useAPI, ""}},
@@ -79,6 +80,11 @@ var foreign = map[string][]advice{
 	"disabled":  {{[]string{inBackend, inEndpoint}, useVerbs, ""}},
 	"enabled":   {{[]string{inBackend, inEndpoint}, useVerbs, ""}},
 	"down":      {{[]string{inEndpoint}, useVerbs, ""}},
+
+	// Of a cluster as it was before one file described all nodes.
+	"device":      {{[]string{"cluster"}, "it is device of each node now, in nodes", ""}},
+	"sourceports": {{[]string{"cluster"}, "it is sourcePorts of each node now, in nodes", ""}},
+	"peers":       {{[]string{"cluster"}, "they are nodes now, the same on all of them", ""}},
 }
 
 // notYet has what Holdfast does not do, as key or as value, in the form of

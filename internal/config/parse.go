@@ -22,7 +22,7 @@ var (
 		"sticky", "check", "eject", "breaker", "fallback"}
 	limitsKeys   = []string{"connectionsPerEndpoint", "queue", "queueTime"}
 	endpointKeys = []string{"address", "name", "drop", "weight", "backup", "zone", "node", "connections", "check"}
-	clusterKeys  = []string{"listen", "device", "identity", "sourcePorts", "peers", "lease", "settle", "quorum", "tunnel", "netadmin"}
+	clusterKeys  = []string{"identity", "lease", "settle", "quorum", "tunnel", "netadmin"}
 	identityKeys = []string{"certificate", "key", "trust"}
 )
 
@@ -95,6 +95,7 @@ type (
 		at        *section // of the cluster
 		nodes     map[string]*NodeSpec
 		vips      map[string]*VIP
+		sites     map[string]*section // of nodes.NAME and vips.NAME
 		accessLog *AccessLog
 
 		metricsLine int      // of node.admin.metrics
@@ -172,10 +173,10 @@ func (r *reader) nodeAndLog(d *draft) {
 
 func (r *reader) clusterOf(d *draft) {
 	if d.root.has("nodes") {
-		d.nodes = r.nodes(d.root)
+		d.nodes = r.nodes(d)
 	}
 	if d.root.has("vips") {
-		d.vips = r.vips(d.root)
+		d.vips = r.vips(d)
 	}
 	if d.root.has("cluster") {
 		d.at = d.root.section("cluster", clusterKeys...)
@@ -404,42 +405,17 @@ func (e *Endpoint) known() bool {
 	return e.Unix != "" || e.Host != "" || e.Drop != NoDrop || e.Addr.IsValid()
 }
 
+// cluster reads what the nodes share, and takes what is only this node's from its own
+// entry in nodes.
 func (r *reader) cluster(s *section, d *draft) *Cluster {
-	c := &Cluster{Peers: make(map[string]netip.AddrPort), Nodes: d.nodes}
+	c := &Cluster{Peers: make(map[string]netip.AddrPort, len(d.nodes)), Nodes: d.nodes}
 	c.common(s)
-	if d.root.has("nodes") || d.root.meant["nodes"] {
-		c.identity(s)
-		for name, n := range d.nodes {
-			c.Peers[name] = n.Address
-		}
-		if self := d.nodes[d.node.Name]; self != nil {
-			c.of(self)
-		}
-		for _, key := range ownKeys {
-			if s.has(key) {
-				s.fail(key, "is said by nodes, for each of them; leave it out here")
-			}
-		}
-		return c
-	}
-	if s.require("listen", "192.168.7.1:7443") {
-		c.Listen = s.addrPort("listen", true)
-	}
-	if s.require("device", "eth0") {
-		c.Device = s.checked("device", "", checkDevice)
-	}
 	c.identity(s)
-	if s.require("sourcePorts", "20000-39999") {
-		c.SourcePortFirst, c.SourcePortLast = s.portRange("sourcePorts")
+	for name, n := range d.nodes {
+		c.Peers[name] = n.Address
 	}
-	if !s.require("peers", "{ n1: 192.168.7.1:7443, n2: 192.168.7.2:7443 }") {
-		return c
-	}
-	peers := &section{r: r, path: join(s.path, "peers"), values: make(map[string]*yaml.Node), out: r.mappingOut(true)}
-	s.keep("peers", peers.out)
-	for _, e := range s.named("peers") {
-		peers.values[e.key.Value] = e.value
-		c.Peers[e.key.Value] = peers.addrPort(e.key.Value, false)
+	if self := d.nodes[d.node.Name]; self != nil {
+		c.of(self)
 	}
 	return c
 }

@@ -19,7 +19,15 @@ func TestGoodFile(t *testing.T) {
 	var out strings.Builder
 	fmt.Fprintf(&out, "warnings %q\n", warnings.String())
 	fmt.Fprintf(&out, "node %+v\n", c.Node)
-	fmt.Fprintf(&out, "cluster %+v\n", *c.Cluster)
+	shared := *c.Cluster
+	shared.Nodes = nil
+	fmt.Fprintf(&out, "cluster %+v\n", shared)
+	for _, n := range c.Cluster.SortedNodes() {
+		fmt.Fprintf(&out, "  %+v\n", *n)
+	}
+	for _, v := range c.SortedVIPs() {
+		fmt.Fprintf(&out, "vip %+v\n", *v)
+	}
 	fmt.Fprintf(&out, "accessLog %+v\n", *c.AccessLog)
 	for _, l := range c.SortedListeners() {
 		fmt.Fprintf(&out, "%v\n  %s\n", l.Ref, l.Encode())

@@ -19,7 +19,9 @@ func FuzzPatch(f *testing.F) {
 		{Object: "node", Field: "name", Delete: true},
 		{Object: "route/web/api", Field: "respond.body", Value: "|\n  a\n\n  # b\n"},
 		{Object: "route/web/new", Value: "{ match: { path: '/${DB2}' }, backend: api }", Before: "api"},
-		{Object: "cluster", Value: someCluster},
+		{Object: "cluster", Value: someIdentity},
+		{Object: "nodes", Value: someNodes},
+		{Object: "vips", Field: "v.home", Value: "n1"},
 		{Object: "accessLog", Value: "{ to: &a /b }"},
 	} {
 		for _, src := range []string{patched, edgy, "listeners: { web: { vip: ':80', backend: web } }\nbackends: { web: { endpoints: [ { name: a1, address: 10.0.0.1:80 } ] } }"} {

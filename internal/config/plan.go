@@ -117,29 +117,12 @@ func (c *ClusterChange) line() string {
 	case c.New == nil:
 		return fmt.Sprintf("- cluster %v", c.Old.Listen)
 	}
-	changes := clusterFields.changes(c.Old, c.New)
-	if len(c.Old.Nodes) > 0 || len(c.New.Nodes) > 0 {
-		return "~ cluster: " + strings.Join(append(clusterFields.list(c.Old, c.New), nodeLines(c.Old.Nodes, c.New.Nodes)...), ", ")
+	changes := nodeLines(c.Old.Nodes, c.New.Nodes)
+	shared, own := clusterFields.list(c.Old, c.New), ownFields.list(c.Old, c.New)
+	if len(changes) == 0 { // else they say it
+		changes = own
 	}
-	for _, name := range names(c.Old.Peers, c.New.Peers) {
-		was, had := c.Old.Peers[name]
-		is, has := c.New.Peers[name]
-		if was == is && had == has {
-			continue
-		}
-		if changes != "" {
-			changes += ", "
-		}
-		switch {
-		case !had:
-			changes += fmt.Sprintf("+ peers.%s %v", name, is)
-		case !has:
-			changes += fmt.Sprintf("- peers.%s %v", name, was)
-		default:
-			changes += fmt.Sprintf("peers.%s %v -> %v", name, was, is)
-		}
-	}
-	return "~ cluster: " + changes
+	return "~ cluster: " + strings.Join(append(shared, changes...), ", ")
 }
 
 // nodeLines tells nodes that came, went or changed.
@@ -256,14 +239,18 @@ var nodeFields = fields[Node]{
 	}},
 }
 
-// clusterFields are those of a cluster but its peers.
-var clusterFields = fields[Cluster]{
-	{"listen", func(c *Cluster) string { return c.Listen.String() }},
+// ownFields are what a cluster has of this node's own entry in nodes.
+var ownFields = fields[Cluster]{
+	{"address", func(c *Cluster) string { return c.Listen.String() }},
 	{"device", func(c *Cluster) string { return c.Device }},
+	{"sourcePorts", func(c *Cluster) string { return portsText(c.SourcePortFirst, c.SourcePortLast) }},
+}
+
+// clusterFields are those that all nodes share.
+var clusterFields = fields[Cluster]{
 	{"identity.certificate", func(c *Cluster) string { return c.Certificate }},
 	{"identity.key", func(c *Cluster) string { return c.Key }},
 	{"identity.trust", func(c *Cluster) string { return c.Trust }},
-	{"sourcePorts", func(c *Cluster) string { return portsText(c.SourcePortFirst, c.SourcePortLast) }},
 	{"lease", func(c *Cluster) string { return durationText(c.Lease) }},
 	{"settle", func(c *Cluster) string { return durationText(c.Settle) }},
 	{"quorum", func(c *Cluster) string {

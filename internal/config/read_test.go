@@ -216,6 +216,7 @@ var (
 		"{ vip: '10.0.0.%d:80', backend: %s }",
 		"{ vip: '10.0.0.%d:80', backend: %s, accessLog: on }",
 		"{ vip: '10.0.0.%d:80', backend: %s, movable: true }",
+		"{ vip: 'v:8%d', backend: %s }",
 		"{ vip: '10.0.0.%d:80', backend: %s, connectionsMax: 7 }",
 		"{ vip: '[2001:db8::%d]:80', backend: %s }",
 		"{ vip: ':8%d', backend: %s }",
@@ -254,7 +255,8 @@ var (
 	}
 	someTops = []string{
 		"", "accessLog: {}\n", "node: { zone: a }\n", "node: { zone: b, admin: { metrics: '10.0.0.1:80' } }\n",
-		"cluster: " + strings.ReplaceAll(someCluster, "\n", "") + "\n",
+		"cluster: " + someIdentity + "\nnodes: " + someNodes + "\n",
+		"cluster: " + someIdentity + "\nnodes: " + someNodes + "\nvips: " + someVIPs + "\n",
 	}
 )
 

@@ -27,7 +27,7 @@ var needs = map[string][]string{
 	"listeners.NAME.routes[].rewrite":             {"listeners.NAME.routes[].match.path=/a"},
 	"listeners.NAME.routes[].rewrite.regex":       {"listeners.NAME.routes[].rewrite.replacement=/x"},
 	"listeners.NAME.routes[].rewrite.replacement": {"listeners.NAME.routes[].rewrite.regex=/x"},
-	"listeners.NAME.movable":                      {"cluster=" + someCluster, "backends.NAME.source=vip"},
+	"listeners.NAME.movable":                      {"nodes=" + someNodes, "cluster=" + someIdentity, "backends.NAME.source=vip"},
 	"listeners.NAME.proxyProtocol":                {"listeners.NAME.proxyProtocol.from=10.0.0.0/8"},
 	"backends.NAME.answerTimeout":                 {"listeners.NAME.protocol=http"},
 	"backends.NAME.hash":                          {"backends.NAME.balance=maglev", "listeners.NAME.protocol=http"},
@@ -52,7 +52,7 @@ var needs = map[string][]string{
 	"listeners.NAME.routes[].rate":                {"listeners.NAME.routes[].rate.requests=1/s"},
 	"listeners.NAME.routes[].sourceRate":          {"listeners.NAME.routes[].sourceRate.requests=1/s"},
 	"listeners.NAME.http.limits.line":             {"listeners.NAME.http.limits.head=16KiB"},
-	"cluster":                                     {"cluster=" + someCluster},
+	"cluster":                                     {"nodes=" + someNodes, "cluster=" + someIdentity},
 	"listeners.NAME.routes[].backends[].weight":   {"listeners.NAME.routes[].backends=[ { name: b }, { name: b2 } ]", "backends=" + `{ b: { endpoints: [ { address: 10.0.0.1:80 } ] }, b2: { endpoints: [ { address: 10.0.0.2:80 } ] } }`},
 	"listeners.NAME.http.limits.head":             {"listeners.NAME.http.limits.line=256B"},
 }
@@ -66,9 +66,6 @@ var defaultNeeds = map[string][]string{
 }
 
 const someAPI = `{ listen: 192.168.7.1:7444, certificate: /a, key: /b, trust: /c, roles: { anna: admin } }`
-
-const someCluster = `{ listen: 192.168.7.1:7443, device: eth0, sourcePorts: 20000-29999, peers: { node: 192.168.7.1:7443 },
-  identity: { certificate: /a, key: /b, trust: /c } }`
 
 const (
 	someIdentity = `{ identity: { certificate: /a, key: /b, trust: /c } }`

@@ -182,6 +182,10 @@ func (l *listenerSite) validateBackend(b *backendSite, k int) {
 			l.awake().fail("movable", "backend %q is dialled from an address of the kernel's choice, which stays on this host; "+
 				"give it source: vip, or an address that moves", b.b.Ref.Name)
 		}
+		if e := b.first(func(e *Endpoint) bool { return e.Addr.Addr().IsLoopback() }); e != nil {
+			l.awake().fail("movable", "endpoint %s/%s is at %v, which is another server on each host; give it the address at which all nodes reach it",
+				printable(b.b.Ref.Name), printable(e.Name), e.Addr)
+		}
 		if e := b.first(func(e *Endpoint) bool { return e.Unix != "" }); e != nil {
 			l.awake().fail("movable", "endpoint %s/%s is a unix socket, whose other end is a process of this host, so its flows cannot move",
 				printable(b.b.Ref.Name), printable(e.Name))
@@ -305,33 +309,11 @@ func (l *listenerSite) validateVIP(taken *vips) {
 }
 
 func (d *draft) validateCluster(taken *vips) {
-	c, s := d.cluster, d.at
-	if c.Listen.IsValid() {
-		h := holder{vip: c.Listen, who: "the cluster", line: s.place.line}
+	self := d.sites[join("nodes", d.node.Name)]
+	if at := d.cluster.Listen; at.IsValid() && self != nil {
+		h := holder{vip: at, who: "the cluster", line: self.place.line}
 		if other := taken.take(h); other != nil {
-			if len(c.Nodes) > 0 {
-				d.root.fail("nodes", "%s: %s", printable(d.node.Name), other.overlap(h.vip))
-			} else {
-				s.fail("listen", "%s", other.overlap(h.vip))
-			}
+			self.fail("address", "%s", other.overlap(h.vip))
 		}
-	}
-	if s.broken || !s.has("peers") || len(c.Nodes) > 0 {
-		return
-	}
-	own, listed := c.Peers[d.node.Name]
-	if !listed {
-		s.fail("peers", "this node, %q, is not among them%s; the name is node.name",
-			clip(d.node.Name), thereAre(d.node.Name, c.SortedPeers()))
-	} else if own.IsValid() && c.Listen.IsValid() && own != c.Listen && !(c.Listen.Addr().IsUnspecified() && own.Port() == c.Listen.Port()) {
-		s.r.warn(s.at("peers"), join(s.path, "peers"), "peers reach this node, %q, at %v, but cluster.listen is %v", d.node.Name, own, c.Listen)
-	}
-	first := make(map[netip.AddrPort]string)
-	for _, name := range c.SortedPeers() {
-		a := c.Peers[name]
-		if other, twice := first[a]; twice && a.IsValid() {
-			s.fail("peers", "%s and %s have the same address %v", printable(other), printable(name), a)
-		}
-		first[a] = name
 	}
 }

@@ -71,14 +71,14 @@ func TestOneFileForAllNodes(t *testing.T) {
 
 func TestWhatIsWrongWithNodesAndVIPs(t *testing.T) {
 	for _, c := range []struct{ old, new, want string }{
-		{`"shop:443"`, `"shpo:443"`, `listeners.web.vip: "shpo:443": no VIP "shpo" in vips, and no address`},
+		{`"shop:443"`, `"shpo:443"`, `listeners.web.vip: "shpo:443": no VIP "shpo"; there are: shop, shop6`},
 		{`"shop:443"`, `"shop:99999"`, `listeners.web.vip: "shop:99999": `},
-		{`home: n1 }`, `home: n4 }`, `vips: shop: no node "n4"; there are: n1, n2, n3`},
-		{`30000-39999`, `29000-39999`, `nodes: sourcePorts 20000-29999 of n1 and 29000-39999 of n2 overlap`},
-		{`192.168.7.2:7443`, `192.168.7.1:7443`, `nodes: n1 and n2 have the same address`},
+		{`home: n1 }`, `home: n4 }`, `vips.shop.home: no node "n4"; there are: n1, n2, n3`},
+		{`30000-39999`, `29000-39999`, `nodes.n2.sourcePorts: 29000-39999 overlaps 20000-29999 of n1`},
+		{`192.168.7.2:7443`, `192.168.7.1:7443`, `nodes.n2.address: 192.168.7.1:7443 is that of n1, too`},
 		{`node: n3 }`, `node: n9 }`, `node: no node "n9"; there are: n1, n2, n3`},
 		{`backend: app }`, `backend: app, movable: false }`, `listeners.web.movable: must be true`},
-		{`key: /k, trust: /t } }`, `key: /k, trust: /t }, listen: 1.2.3.4:5 }`, `cluster.listen: is said by nodes`},
+		{`key: /k, trust: /t } }`, `key: /k, trust: /t }, listen: 1.2.3.4:5 }`, `cluster.listen: unknown key; it is address of each node now, in nodes`},
 		{`192.0.2.10/24`, `192.0.2.10`, `vips.shop.address: "192.0.2.10": must be an address with the length`},
 		{`  n1: {`, `  n7: {`, `nodes: this node, "n1", is not among them; there are: n2, n3, n7; it is node.name, run --node, or $HOLDFAST_NODE`},
 	} {
