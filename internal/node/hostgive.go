@@ -503,6 +503,13 @@ func (g *hostGiver) gone(f *hostFlow) {
 	l.Listener(f.parked.Frozen.Listener.Name).Leave()
 	l.Node.Leave()
 	g.r.parked([]loop.Parked{f.parked})
+	g.r.mu.Lock()
+	defer g.r.mu.Unlock()
+	octets := f.parked.Octets // of users
+	for _, s := range f.saved {
+		octets += len(s.SendQueue) + len(s.RecvQueue)
+	}
+	g.r.StateBytes += uint64(max(0, f.parked.Frozen.Size()-octets))
 }
 
 // Lose closes flows of which nobody can know who has them: should the peer serve
