@@ -43,7 +43,7 @@ func (r *migrateRun) patience(broken bool) time.Duration {
 	case broken || r.traffic.LostTotal() > len(r.flows)/2:
 		return 2 * time.Second
 	case r.Short:
-		return 5 * time.Second
+		return 8 * time.Second
 	case r.loss:
 		return 150 * time.Second
 	}

@@ -141,11 +141,11 @@ func (r *migrateRun) reboot(name string) error {
 			p.Kill()
 		}
 	}
-	if err := r.b.startNode(n, filepath.Join(r.dir, "part.yaml")); err != nil {
-		return err
-	}
 	ctx, cancel := context.WithTimeout(r.ctx, readyPatience)
 	defer cancel()
+	if err := r.b.startNode(ctx, n, filepath.Join(r.dir, "part.yaml")); err != nil {
+		return err
+	}
 	if err := n.data.WaitLine(ctx, "ready:"); err != nil {
 		return err
 	}

@@ -96,7 +96,8 @@ type clusterNode struct {
 	admin  *Process // the privileged process; nil: the node is its own
 	data   *Process
 	socket string
-	lives  int
+	lives  int // of the process that serves
+	admins int // of the privileged one
 }
 
 // file writes the configuration of all nodes. whole has the services that are gone
@@ -177,16 +178,16 @@ func (b *cluster) Start(ctx context.Context) error {
 		return err
 	}
 	b.nodes = map[string]*clusterNode{}
+	ctx, cancel := context.WithTimeout(ctx, readyPatience)
+	defer cancel()
 	for _, h := range b.hosts {
 		n := &clusterNode{host: h, socket: filepath.Join(b.dir, h.Name+".sock")}
 		b.nodes[h.Name] = n
-		if err := b.startNode(n, file); err != nil {
+		if err := b.startNode(ctx, n, file); err != nil {
 			return err
 		}
 	}
 	b.active = b.hosts[0].Name
-	ctx, cancel := context.WithTimeout(ctx, readyPatience)
-	defer cancel()
 	for _, n := range b.nodes {
 		if err := n.data.WaitLine(ctx, "ready:"); err != nil {
 			return err
@@ -197,14 +198,27 @@ func (b *cluster) Start(ctx context.Context) error {
 
 // startNode runs a node, again if it has run before: with the state of before and a
 // log of its own.
-func (b *cluster) startNode(n *clusterNode, file string) (err error) {
+func (b *cluster) startNode(ctx context.Context, n *clusterNode, file string) (err error) {
 	n.lives++
 	name := n.host.Name
 	if n.lives > 1 {
 		name = fmt.Sprintf("%s.%d", name, n.lives)
 	}
-	env := []string{"HOLDFAST_NODE=" + n.host.Name, "STATE_DIRECTORY=" + filepath.Join(b.dir, n.host.Name+".state")}
-	n.data, err = n.host.Start(name, env, b.binary, "run", "--grace", "0s", "-c", file)
+	if n.admin == nil || n.admin.Ended() {
+		n.admins++
+		name := n.host.Name + ".netadmin"
+		if n.admins > 1 {
+			name = fmt.Sprintf("%s.%d", name, n.admins)
+		}
+		if n.admin, err = n.host.Start(name, nil, b.binary, "netadmin", "--node", n.host.Name, "-c", file); err != nil {
+			return err
+		}
+		if err := n.admin.WaitLine(ctx, "ready:"); err != nil {
+			return err
+		}
+	}
+	env := []string{"STATE_DIRECTORY=" + filepath.Join(b.dir, n.host.Name+".state")}
+	n.data, err = n.host.Start(name, env, b.binary, "run", "--grace", "0s", "--node", n.host.Name, "-c", file)
 	return err
 }
 
