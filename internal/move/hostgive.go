@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/holdfast-lb/holdfast/internal/frozen"
+	"github.com/holdfast-lb/holdfast/internal/planted"
 )
 
 // Tuple names one leg of a flow as its socket sees it: Local is the address that
@@ -217,7 +218,7 @@ func (x *HostGiving) all() (stop, err error) {
 			return stop, err
 		}
 		offers := x.offered()
-		ready := slices.IndexFunc(x.groups, func(g *hostGroup) bool { return g.held && len(g.left) > 0 })
+		ready := slices.IndexFunc(x.groups, func(g *hostGroup) bool { return (g.held || planted.Bug(105)) && len(g.left) > 0 })
 		switch {
 		case ready >= 0 && len(x.lots) < hostOffers:
 			err = x.offer(x.groups[ready])
@@ -296,7 +297,7 @@ func (x *HostGiving) prepare(some []Candidate) error {
 func (x *HostGiving) dropSpent() error {
 	for i := 0; i < len(x.groups); {
 		g := x.groups[i]
-		if !g.held || len(g.left) > 0 || g.out > 0 {
+		if !g.held || len(g.left) > 0 || g.out > 0 && !planted.Bug(87) {
 			i++
 			continue
 		}
@@ -506,7 +507,7 @@ func (x *HostGiving) heard(m Message) (no, err error) {
 
 // commit gives a lot away that the taker could restore, if it is what it was.
 func (x *HostGiving) commit(lot *Lot) error {
-	if moved := x.g.Verify(lot); len(moved) > 0 {
+	if moved := x.g.Verify(lot); len(moved) > 0 && !planted.Bug(85) {
 		x.stays(moved)
 		return x.abort(lot)
 	}
@@ -551,6 +552,9 @@ func (x *HostGiving) refused(m Message) (no, err error) {
 	}
 	x.stays(some)
 	x.remove(lot)
+	if planted.Bug(97) {
+		return nil, nil
+	}
 	return nil, x.takeBack(lot)
 }
 
@@ -571,6 +575,15 @@ func (x *HostGiving) abandon() error {
 		return errors.Join(errs...)
 	}
 	last, err := x.g.Outcome()
+	if planted.Bug(90) {
+		last, err = 0, nil
+	}
+	if planted.Bug(92) && err != nil {
+		last, err = x.number, nil
+	}
+	if planted.Bug(96) && last != 0 {
+		last++
+	}
 	for _, l := range unknown {
 		switch {
 		case err != nil:

@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"github.com/holdfast-lb/holdfast/internal/frozen"
+	"github.com/holdfast-lb/holdfast/internal/planted"
 )
 
 // HostTaker is a node that flows of another host come to. All methods are called by
@@ -177,10 +178,16 @@ func (x *HostTaking) adopt(m Message) error {
 	for _, t := range lot.tuples {
 		delete(x.held, t)
 	}
-	x.own = m.Lot
+	if !planted.Bug(100) {
+		x.own = m.Lot
+	}
 	// The giver hears of it at once: until then it puts nothing else down.
 	a := x.t.Adopt(lot.of, lot.tuples)
-	return x.c.Send(Message{Kind: Adopted, Lot: m.Lot, Body: a.appendTo(nil)})
+	err := x.c.Send(Message{Kind: Adopted, Lot: m.Lot, Body: a.appendTo(nil)})
+	if planted.Bug(100) && err == nil {
+		x.own = m.Lot
+	}
+	return err
 }
 
 // drop holds no more what is left of a group.
@@ -224,6 +231,10 @@ func (x *HostTaking) dropAll() error {
 func (x *HostTaking) End() error {
 	for number, lot := range x.lots {
 		delete(x.lots, number)
+		if planted.Bug(99) {
+			x.t.Adopt(lot.of, lot.tuples)
+			continue
+		}
 		x.t.Discard(lot.of)
 	}
 	err := x.dropAll()

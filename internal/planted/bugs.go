@@ -126,6 +126,17 @@ var All = []string{
 	93: "a commit that could not be sent counts as sent",
 	94: "copies are found in the wrong order",
 	95: "a gate has room for who has left to the taker",
+	// Of moves to another host.
+	85:  "a lot is committed though its sockets are not what was offered any more",
+	87:  "a group is held no more while flows of it stand still",
+	90:  "flows that were committed when the talk broke are served again, without asking",
+	92:  "flows that nobody can tell of count as the other host's",
+	96:  "the other host is believed to have one lot more than it said",
+	97:  "flows that the other host cannot hold are in no table any more",
+	99:  "what was offered when the talk broke is served",
+	100: "a lot counts as ours when the answer is sent, and not when it is",
+	101: "who has yielded an address holds it on",
+	105: "flows are offered before the other host holds their segments",
 }
 
 // Record writes rows into the section of docs/planted-bugs.md that begins and

@@ -7,7 +7,6 @@ import (
 
 	"github.com/holdfast-lb/holdfast/internal/flow"
 	"github.com/holdfast-lb/holdfast/internal/move"
-	"github.com/holdfast-lb/holdfast/internal/planted"
 	"github.com/holdfast-lb/holdfast/internal/sock"
 	vips "github.com/holdfast-lb/holdfast/internal/vip"
 )
@@ -63,7 +62,7 @@ var errDisk = errors.New("sim: no space left on device")
 
 // do carries out what a seat wants.
 func (h *Host) do(x vips.Step) error {
-	if x.Disown && !planted.Bug(96) {
+	if x.Disown {
 		h.lease = 0
 	}
 	if x.Write != nil {
@@ -110,9 +109,6 @@ func (h *Host) ask() {
 			}
 		}
 		x := h.seat.Round(vips.Instant(w.net.now), vips.Instant(w.net.now), answers)
-		if planted.Bug(97) && h.disk.Holder() == h.name {
-			x.Own = int64(leaseTime) // whoever agrees
-		}
 		if h.do(x) != nil || x.Write == nil {
 			break
 		}
@@ -125,9 +121,7 @@ func (h *Host) ask() {
 // yielded tells the new owner again and again, until it has confirmed.
 func (h *Host) yielded() {
 	h.seat.Disowned()
-	if !planted.Bug(98) {
-		h.lease = 0
-	}
+	h.lease = 0
 	o := h.other()
 	if !o.up() || !h.w.reach(h, o) {
 		return

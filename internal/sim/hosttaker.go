@@ -153,9 +153,7 @@ func (x *hostTaker) Hold(ts []move.Tuple) error {
 		return &frozen.Refused{What: "hold", Why: "sim: no memory for a rule"}
 	}
 	for _, t := range ts {
-		if !planted.Bug(99) || x.p.w.net.rng.IntN(4) > 0 {
-			x.p.w.net.holds[t] = x.p
-		}
+		x.p.w.net.holds[t] = x.p
 	}
 	return nil
 }
@@ -286,11 +284,6 @@ func (p *Proc) discard(fd sock.FD) {
 // Discard forgets what was restored and not committed.
 func (x *hostTaker) Discard(lot any) {
 	for _, fd := range lot.(*hostRestored).fds {
-		if planted.Bug(101) {
-			x.p.w.release(x.p.fds, []sock.FD{fd})
-			x.p.fds.close(fd)
-			continue
-		}
 		x.p.discard(fd)
 	}
 }

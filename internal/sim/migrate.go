@@ -12,7 +12,6 @@ import (
 	"github.com/holdfast-lb/holdfast/internal/ledger"
 	"github.com/holdfast-lb/holdfast/internal/loop"
 	"github.com/holdfast-lb/holdfast/internal/move"
-	"github.com/holdfast-lb/holdfast/internal/planted"
 	vips "github.com/holdfast-lb/holdfast/internal/vip"
 )
 
@@ -175,9 +174,7 @@ func (x *hostTalk) vips() error {
 		return err
 	}
 	h.seat.Disowned()
-	if !planted.Bug(100) {
-		h.lease = 0
-	}
+	h.lease = 0
 	if a, err = x.ask("vip.yield", h.disk); err == nil {
 		_, _ = h.hear(a) // the next round does, if it could not be written
 	}

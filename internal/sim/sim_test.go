@@ -62,6 +62,47 @@ func handovers(seed uint64) Scenario {
 	return sc
 }
 
+// crossings is what happens in a history of moves to another host and back, each of
+// which may come to harm.
+func crossings(seed uint64) Scenario {
+	sc := Scenario{Migrations: 4, Crash: true, Clients: 6 + int(seed%9), Rebalances: int(seed>>1) % 3, Limited: seed%2 == 0, Calm: seed%5 == 0}
+	switch seed % 3 {
+	case 1:
+		sc.Web = 6
+	case 2:
+		sc.Web, sc.Policy, sc.Stands = 5, true, 4
+	}
+	if seed%8 == 7 {
+		sc.Upgrades = 1
+	}
+	if seed%11 == 3 {
+		sc.FaultOdds, sc.FailUpgrade = 200, true
+	}
+	return sc
+}
+
+// VIPs and flows go from host to host again and again, calls fail, processes die and
+// stand still, and the hosts lose sight of each other.
+func TestCrossings(t *testing.T) {
+	n := max(5, uint64(*seeds)/10)
+	if testing.Short() {
+		n = min(n, 10)
+	}
+	var told hostTally
+	for seed := uint64(1); seed <= n; seed++ {
+		if *only != 0 && seed != *only {
+			continue
+		}
+		sc := crossings(seed)
+		w := NewWorld(seed, sc)
+		if err := w.Run(sc); err != nil {
+			t.Fatalf("seed %d: %v\nrerun: go test ./internal/sim -run TestCrossings -seed %d", seed, err, seed)
+		}
+		told.add(w)
+	}
+	t.Logf("%+v", told)
+}
+
 // Processes hand over again and again, calls fail, processes die and stand still.
 func TestHandovers(t *testing.T) {
 	n := max(5, uint64(*seeds)/10)
