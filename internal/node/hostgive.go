@@ -260,6 +260,11 @@ func (g *hostGiver) Park(some []move.Candidate) (lot *move.Lot, dealt int, stay 
 				stays(x.ID, "leg", "it was another one a moment ago")
 				continue
 			}
+			if slices.ContainsFunc(h.tuples, func(t move.Tuple) bool { return t.Local.Addr() == t.Remote.Addr() }) {
+				changed = append(changed, p)
+				stay = append(stay, move.Refusal{Flow: x.ID, What: "leg", Why: "it is between the address and itself: who is at its other end is on this host and bound no other"})
+				continue
+			}
 			of.flows = append(of.flows, h)
 		}
 	})
