@@ -1,0 +1,211 @@
+package netadmin
+
+import (
+	"bytes"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/holdfast-lb/holdfast/tcprepair"
+)
+
+// served is a privileged process, which is this one, and the address that it lets
+// move.
+type served struct {
+	server *Server
+	path   string
+	addr   netip.Addr
+}
+
+func serve(t *testing.T) *served {
+	t.Helper()
+	s := &served{path: filepath.Join(t.TempDir(), "s"), addr: netip.MustParseAddr("10.55.0.100")}
+	link := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "srv0"}, PeerName: "srv1"}
+	must(t, "veth", netlink.LinkAdd(link))
+	t.Cleanup(func() { _ = netlink.LinkDel(link) })
+	for _, name := range []string{"lo", "srv0", "srv1"} {
+		l, err := netlink.LinkByName(name)
+		must(t, name, err)
+		must(t, name, netlink.LinkSetUp(l))
+	}
+	a, err := Open(Config{Device: "srv0", Table: "served"})
+	must(t, "open", err)
+	t.Cleanup(func() { must(t, "close", a.Close()) })
+	l, err := Listen(s.path, 0)
+	must(t, "listen", err)
+	s.server = NewServer(a, 0, func() []netip.Addr { return []netip.Addr{s.addr} }, nil)
+	s.server.HeldTime = 20 * time.Millisecond
+	ended := make(chan error)
+	go func() { ended <- s.server.Serve(l) }()
+	t.Cleanup(func() {
+		_ = l.Close()
+		s.server.Close()
+		must(t, "serve", <-ended)
+	})
+	return s
+}
+
+func (s *served) dial(t *testing.T) *Client {
+	t.Helper()
+	c, err := Dial(s.path)
+	must(t, "dial", err)
+	return c
+}
+
+// What a client asks for is done, for addresses that move and for no others.
+func TestClient(t *testing.T) {
+	s := serve(t)
+	if i, err := os.Stat(s.path); err != nil || i.Mode().Perm() != 0o600 {
+		t.Fatalf("socket: %v %v", i.Mode(), err)
+	}
+	c := s.dial(t)
+	defer func() { must(t, "close", c.Close()) }()
+	mine := Tuple{Local: netip.AddrPortFrom(s.addr, 443), Remote: netip.MustParseAddrPort("10.55.0.9:40000")}
+	other := Tuple{Local: netip.MustParseAddrPort("10.55.0.7:443"), Remote: mine.Remote}
+	must(t, "hold", c.Hold([]Tuple{mine}))
+	if err := c.Hold([]Tuple{mine, other}); err == nil || !strings.Contains(err.Error(), "10.55.0.7 is no address that moves") {
+		t.Errorf("hold another's: %v", err)
+	}
+	x, err := c.State()
+	must(t, "state", err)
+	if !slices.Equal(x.Held, []Tuple{mine}) {
+		t.Errorf("held: %v", x.Held)
+	}
+	n, err := c.Release([]Tuple{mine})
+	if err != nil || n != 0 {
+		t.Errorf("release: %d %v", n, err)
+	}
+	p := netip.PrefixFrom(s.addr, 24)
+	must(t, "fence", c.Fence([]netip.Prefix{p}))
+	must(t, "own", c.Own(p, 5*time.Second))
+	if x, err = c.State(); err != nil || len(x.Owned) != 1 || x.Owned[0].Addr != p {
+		t.Errorf("owned: %v %v", x.Owned, err)
+	}
+	must(t, "disown", c.Disown(s.addr))
+	if err := c.Own(netip.MustParsePrefix("10.55.0.7/24"), time.Second); err == nil {
+		t.Error("owns what is not in the file")
+	}
+	if err := c.Inject(make([]byte, 40)); err == nil {
+		t.Error("injects what is no packet")
+	}
+	if _, err := c.Counters(); err != nil {
+		t.Error(err)
+	}
+}
+
+// Sockets are made, bound and in repair mode, and leave it when the client says so; a
+// client cannot have others made, nor those of others repaired.
+func TestClientSockets(t *testing.T) {
+	s := serve(t)
+	link, err := netlink.LinkByName("srv0")
+	must(t, "link", err)
+	must(t, "address", netlink.AddrAdd(link, &netlink.Addr{IPNet: netlink.NewIPNet(s.addr.AsSlice())}))
+	c := s.dial(t)
+	defer func() { must(t, "close", c.Close()) }()
+	var specs []tcprepair.SocketSpec
+	for i := range socketsMax + 3 { // more than one message
+		specs = append(specs, tcprepair.SocketSpec{Local: netip.AddrPortFrom(s.addr, uint16(10000+i)), RecvBuffer: 1 << 20, SendBuffer: 1 << 18})
+	}
+	fds, err := c.Sockets(specs)
+	must(t, "sockets", err)
+	defer closeAll(fds)
+	if len(fds) != len(specs) {
+		t.Fatalf("%d sockets", len(fds))
+	}
+	mode := func(fd int) int {
+		v, err := unix.GetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_REPAIR)
+		must(t, "TCP_REPAIR", err)
+		return v
+	}
+	for i, fd := range fds {
+		sa, err := unix.Getsockname(fd)
+		must(t, "getsockname", err)
+		if sa.(*unix.SockaddrInet4).Port != 10000+i || mode(fd) != 1 {
+			t.Fatalf("socket %d: %+v, repair %d", i, sa, mode(fd))
+		}
+	}
+	must(t, "repair", c.Repair(fds, tcprepair.RepairOff))
+	if mode(fds[0]) != 0 || mode(fds[len(fds)-1]) != 0 {
+		t.Error("still in repair mode")
+	}
+	before := descriptors(t)
+	for name, spec := range map[string]tcprepair.SocketSpec{
+		"another address": {Local: netip.MustParseAddrPort("127.0.0.1:9")},
+		"a mark":          {Local: specs[0].Local, Mark: 7},
+		"transparent":     {Local: specs[0].Local, Transparent: true},
+	} {
+		if got, err := c.Sockets([]tcprepair.SocketSpec{{Local: netip.AddrPortFrom(s.addr, 30000)}, spec}); err == nil {
+			t.Errorf("%s: made %v", name, got)
+			closeAll(got)
+		}
+	}
+	strange, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	must(t, "socket", err)
+	if err := c.Repair([]int{strange}, tcprepair.RepairOn); err == nil {
+		t.Error("repairs a socket of no address that moves")
+	}
+	_ = unix.Close(strange)
+	if now := descriptors(t); now != before {
+		t.Errorf("%d descriptors, were %d", now, before)
+	}
+}
+
+func descriptors(t *testing.T) int {
+	t.Helper()
+	all, err := os.ReadDir("/proc/self/fd")
+	must(t, "descriptors", err)
+	return len(all)
+}
+
+// What a process held that died is dropped; what one held that goes on stays.
+func TestClientDies(t *testing.T) {
+	s := serve(t)
+	c := s.dial(t)
+	mine := Tuple{Local: netip.AddrPortFrom(s.addr, 443), Remote: netip.MustParseAddrPort("10.55.0.9:40000")}
+	must(t, "hold", c.Hold([]Tuple{mine}))
+	heir := s.dial(t)
+	kill := func(c *Client) { // without a word
+		for ch := range c.open {
+			_ = ch.conn.Close()
+		}
+	}
+	kill(c)
+	time.Sleep(5 * s.server.HeldTime)
+	if x, err := heir.State(); err != nil || len(x.Held) != 1 {
+		t.Errorf("with an heir: held %v, %v", x.Held, err)
+	}
+	kill(heir)
+	// Nobody is there to ask, for that would be a client.
+	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
+		x, err := s.server.Admin.State()
+		must(t, "state", err)
+		if len(x.Held) == 0 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("held %v", x.Held)
+		}
+	}
+}
+
+// What comes over the socket is read or refused, and written again as it was.
+func FuzzWire(f *testing.F) {
+	ts := []Tuple{{netip.MustParseAddrPort("10.0.0.1:443"), netip.MustParseAddrPort("10.0.0.9:1")}, {netip.MustParseAddrPort("[fd00::1]:443"), netip.MustParseAddrPort("[fd00::2]:1")}}
+	f.Add(appendTuples(nil, ts))
+	f.Add(appendSpecs(nil, []tcprepair.SocketSpec{{Local: ts[0].Local, RecvBuffer: 1, SendBuffer: 2, Congestion: "cubic"}, {Local: ts[1].Local, Mark: 7, Transparent: true}}))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if ts, err := readTuples(b); err == nil && !bytes.Equal(appendTuples(nil, ts), b) {
+			t.Errorf("%v", ts)
+		}
+		if specs, err := readSpecs(b); err == nil && !bytes.Equal(appendSpecs(nil, specs), b) {
+			t.Errorf("%+v", specs)
+		}
+	})
+}
