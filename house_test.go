@@ -105,7 +105,7 @@ func TestExamplesInDocumentsParse(t *testing.T) {
 			t.Errorf("%s: no configuration found", name)
 		}
 		for _, b := range blocks {
-			if _, _, err := config.Parse(name, b[1], nil); err != nil {
+			if _, _, err := config.Parse(name, b[1], environment); err != nil {
 				t.Errorf("%s:\n%s\n%v", name, b[1], err)
 			}
 		}
@@ -148,4 +148,12 @@ func TestLabsAndRowsInDocumentsExist(t *testing.T) {
 			}
 		}
 	}
+}
+
+// environment is that of a node whose file a document shows.
+func environment(variable string) (string, bool) {
+	if variable == config.NodeVariable {
+		return "n1", true
+	}
+	return "", false
 }

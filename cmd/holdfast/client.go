@@ -227,8 +227,9 @@ func (c *client) refusal(err error) error {
 	return &exit{code, errors.New(text + plainly(said))}
 }
 
-// inside are the names of packages that errors begin with; they tell people nothing.
-var inside = regexp.MustCompile(`^((admin|node|config|journal|loop|sock): )+`)
+// inside are the names of packages that errors, and the causes in them, begin with;
+// they tell people nothing. Of those that are keys of the file, too, a cause may speak.
+var inside = regexp.MustCompile(`^(?:(?:admin|node|config|frozen|journal|loop|sock|move|netadmin|tcprepair|vip|health|supervise): )+|(: )(?:(?:frozen|journal|sock|move|netadmin|tcprepair): )+`)
 
 // placed is how a line about a file begins: with the file's name and a place in it.
 var placed = regexp.MustCompile(`(?m)^(/.*?):(\d+:\d+: )`)

@@ -87,6 +87,7 @@ type hostsDemo struct {
 	// mu guards what follows.
 	mu      sync.Mutex
 	moving  string // what is under way; "": nothing
+	enough  func() // ends an evacuation that waits for its last connections
 	step    node.Progress
 	moves   int // that are done
 	moved   int // flows in them
@@ -187,7 +188,7 @@ nodes:
 	}
 	fmt.Fprintf(&s, "vips:\n  %s: { address: %s/%d, home: %s }\n", hostsVIP, hostsAddr, hostsBits, hostsNodes[0].name)
 	fmt.Fprintf(&s, "listeners:\n  shop: { vip: \"%s:%s\", protocol: tcp, backend: app, idleTimeout: 1h }\n", hostsVIP, hostsPort)
-	s.WriteString("backends:\n  app:\n    source: vip\n    prefer: local\n    endpoints:\n")
+	s.WriteString("backends:\n  app:\n    source: vip\n    preferLocal: true\n    endpoints:\n")
 	for _, x := range hostsNodes {
 		fmt.Fprintf(&s, "      - { name: %s, address: \"%s:%s\", node: %s }\n", x.server, x.addr, appPort, x.name)
 	}
@@ -202,7 +203,7 @@ func (d *hostsDemo) awaitNodes() error {
 		case err == nil && d.owner() != nil:
 			return nil
 		case time.Now().After(deadline):
-			return fmt.Errorf("demo: no node owns the VIP (%w)\n%s", err, d.tails())
+			return errors.Join(errors.New("demo: no node owns the VIP"), err, errors.New(d.tails()))
 		}
 		for _, n := range d.nodes {
 			if n.process.Ended() {
@@ -296,30 +297,43 @@ func (d *hostsDemo) move(ctx context.Context) error {
 	return d.follow(ctx, what, from, from.client.migrate(node.MigrateRequest{VIP: hostsVIP, To: to.name}))
 }
 
-// evacuate frees the node that owns the VIP, or has the one that is free return.
+// evacuate frees the node that owns the VIP. Long flows go on to use its server, so it
+// waits for them: said again, that ends, and the node returns.
 func (d *hostsDemo) evacuate(ctx context.Context) error {
-	for _, n := range d.nodes {
-		if n.evacuated() {
-			if what := n.name + " returns"; d.begins(what) {
-				return d.follow(ctx, what, n, n.client.comeBack(node.ReturnRequest{}))
-			}
-			return nil
-		}
+	d.mu.Lock()
+	enough := d.enough
+	d.mu.Unlock()
+	if enough != nil {
+		enough()
+		return nil
 	}
 	n := d.owner()
 	if n == nil {
 		return errors.New("demo: no node owns the VIP")
 	}
-	if what := n.name + " is evacuated"; d.begins(what) {
-		return d.follow(ctx, what, n, n.client.evacuate(node.EvacuateRequest{}))
+	what := n.name + " is evacuated"
+	if !d.begins(what) {
+		return nil
 	}
-	return nil
+	waiting, stop := context.WithCancel(ctx)
+	defer stop()
+	d.mu.Lock()
+	d.enough = stop
+	d.mu.Unlock()
+	err := d.follow(waiting, what, n, n.client.evacuate(node.EvacuateRequest{}))
+	d.mu.Lock()
+	d.enough = nil
+	d.mu.Unlock()
+	if what := n.name + " returns"; waiting.Err() != nil && ctx.Err() == nil && d.begins(what) {
+		return d.follow(ctx, what, n, n.client.comeBack(node.ReturnRequest{}))
+	}
+	return err
 }
 
 // follow follows a move to its end.
 func (d *hostsDemo) follow(ctx context.Context, what string, at *hostsNode, open func(context.Context) (*connect.ServerStreamForClient[api.Progress], error)) error {
 	before := d.traffic.Look()
-	phase := ""
+	show := moveShow{}
 	p, err := at.client.followed(ctx, hostMove{what: what}, open, func(m *api.Progress) error {
 		var p node.Progress
 		if err := wire.From(m, &p); err != nil {
@@ -328,18 +342,21 @@ func (d *hostsDemo) follow(ctx context.Context, what string, at *hostsNode, open
 		d.mu.Lock()
 		d.step = p
 		d.mu.Unlock()
-		if !d.terminal && p.Phase != phase && !p.Done {
-			fmt.Println("  " + p.Text)
+		if d.terminal {
+			return nil
 		}
-		phase = p.Phase
-		return nil
+		return show.step(m)
 	})
+	if !d.terminal {
+		show.newline()
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.moving = ""
 	if err != nil {
 		d.last = what + ": " + err.Error()
-		if ctx.Err() == nil {
+		var said *exit
+		if refused := errors.As(err, &said) && said.code == exitRefused; ctx.Err() == nil && !refused {
 			d.trouble = errors.New(d.last)
 		}
 		return err

@@ -197,7 +197,10 @@ func (n *hostsNode) box() []string {
 	case "moving":
 		badge = "[" + hostsVIP + " " + hostsAddr + "] -> " + v.To
 	case "guest":
-		badge = "(" + hostsVIP + " is coming)"
+		badge = "(" + hostsVIP + " has gone; late segments go after it)"
+		if v.To == n.name {
+			badge = "(" + hostsVIP + " is coming)"
+		}
 	case "silent":
 		badge = hostsVIP + " silent: " + v.Why
 	}

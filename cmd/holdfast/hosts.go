@@ -30,8 +30,8 @@ func migrateCommand() *cobra.Command {
 			"Clients and servers notice a pause of milliseconds. Any node can be asked, whichever owns the VIP.\n\n" +
 			"Ctrl-C before the point of no return brings everything back. A flow that cannot move stays where it is,\n" +
 			"is served on from there, and is ended after --drain at the latest.\n\n" +
-			"Without --vip the flows of movable listeners move that are here, and addresses stay: this host sends on\n" +
-			"what comes for them.",
+			"Without --vip the flows of listeners with `movable: true` move that are here, and their addresses stay:\n" +
+			"this host sends on what comes for them.",
 		Example: "  holdfast migrate --vip shop --to n3\n  holdfast migrate --vip shop --to n3 --drain 1m\n  holdfast migrate --to n3",
 		Args:    wants(0, 0, "no argument"),
 		RunE: asking(func(c *client, _ []string) error {
@@ -425,6 +425,8 @@ func (x *moveShow) draw(phase, line string) {
 	switch {
 	case x.terminal:
 		fmt.Print(clearLine + wrapOff + line + wrapOn)
+	case !same && phase == "flows": // how many they were is known at their end
+		x.said = time.Now()
 	case !same || time.Since(x.said) >= moveSaidEvery:
 		fmt.Println(line)
 		x.said, x.printed = time.Now(), line
@@ -460,6 +462,9 @@ func hostMovedLine(p *node.Progress, m hostMove) string {
 		line += fmt.Sprintf("\n%s stay and drain (%s)", count(max(r.Refused, r.Residue), "flow"), strings.Join(why, ", "))
 	}
 	if m.what != "migrate" {
+		if r.Flows == 0 && len(r.VIPs) == 0 {
+			return p.Text
+		}
 		return line + "\n" + p.Text
 	}
 	from := r.FromNode
@@ -468,7 +473,7 @@ func hostMovedLine(p *node.Progress, m hostMove) string {
 	}
 	if m.back != nil && from != "" {
 		if how := m.back(from); how != "" {
-			line += fmt.Sprintf("\n%s forgot them; '%s' goes back", from, how)
+			line += fmt.Sprintf("\n%s forgets them when its neighbours have heard; '%s' goes back", from, how)
 		}
 	}
 	return line

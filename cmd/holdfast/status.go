@@ -143,7 +143,7 @@ func statusText(s *node.Status, endpoints []node.EndpointState, verbose bool) st
 		what = fmt.Sprintf("%d of %d endpoints not serving (%s)", len(idle), len(endpoints), text)
 	}
 	fmt.Fprintf(&out, "%s generation %d: %s, %s, %s, lost %d (release %s, pid %d, up %s)\n\n",
-		nodeWords(s.Node), s.Generation, count(len(s.Listeners), "listener"), what, count(s.Flows, "flow"), s.Lost, s.Release, s.PID, short(secondsOf(s.UpSeconds)))
+		nodeWords(s.Node), s.Generation, count(len(s.Listeners), "listener"), what, count(s.Flows, "flow"), s.LostInAll(), s.Release, s.PID, short(secondsOf(s.UpSeconds)))
 
 	listeners := table{head: []string{"LISTENER", "VIP", ">CONNECTIONS"}}
 	busiest := func(a, b node.ListenerStatus) int { return cmp.Compare(b.Connections, a.Connections) }
@@ -259,6 +259,7 @@ func upgrades(out *strings.Builder, s *node.Status) {
 		if u.Result == "done" && u.Move != nil {
 			text = fmt.Sprintf("process %d -> %d, %s moved in %s, %d lost", u.Was, u.Move.PID, count(u.Move.Flows, "flow"), short(millisOf(u.Move.Millis)), u.Move.Lost)
 		}
+		text = strings.TrimPrefix(text, "aborted: ")
 		fmt.Fprintf(out, "upgrade   %s %s ago: %s%s\n", u.Result, short(max(0, time.Since(u.At).Round(time.Second))), text, by(u.By, time.Time{}))
 	}
 	for i := range s.Residue {
@@ -275,19 +276,21 @@ func cluster(out *strings.Builder, s *node.Status) {
 	if u := s.LastMove; u != nil {
 		text := plainText(u.Why)
 		if r := u.Move; u.Result == "done" && r != nil {
-			text = fmt.Sprintf("%s%s -> %s, %s moved in %s, %d lost, pause max %s", prefixed(u.VIP, " "), u.From, u.To,
+			where := u.VIP + " " + u.From + " -> " + u.To
+			switch {
+			case u.What == "evacuate":
+				where = u.From + " was freed"
+			case u.What == "return":
+				where = u.To + " has returned"
+			case u.VIP == "":
+				where = u.From + " -> " + u.To
+			}
+			text = fmt.Sprintf("%s, %s moved in %s, %d lost, pause max %s", where,
 				count(r.Flows, "flow"), short(millisOf(r.Millis)), r.Lost, short(microsOf(r.Pause.Max)))
 		}
+		text = strings.TrimPrefix(text, "aborted: ")
 		fmt.Fprintf(out, "move      %s %s ago: %s%s\n", u.Result, short(max(0, time.Since(u.At).Round(time.Second))), text, by(u.By, time.Time{}))
 	}
-}
-
-// prefixed is a text with what comes between it and the next, if there is one.
-func prefixed(text, between string) string {
-	if text == "" {
-		return ""
-	}
-	return text + between
 }
 
 // hostLines are what status and top say of the cluster: a word and its line.

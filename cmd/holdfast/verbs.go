@@ -69,8 +69,8 @@ func rebalanceCommand() *cobra.Command {
 		Use:   "rebalance [--share 30% --to NODE]",
 		Short: "Move flows between event loops until they are even, or a share of them to another host",
 		Long: "Without flags flows move between the event loops of this process until they are even.\n\n" +
-			"With --share and --to that part of the flows of movable listeners moves to another host. Addresses stay:\n" +
-			"this host accepts what is new, and sends on what comes for flows that have gone.",
+			"With --share and --to that part of the flows of listeners with `movable: true` moves to another host. Their\n" +
+			"addresses stay: this host accepts what is new, and sends on what comes for flows that have gone.",
 		Example: "  holdfast rebalance\n  holdfast rebalance --share 30% --to n3",
 		Args:    wants(0, 0, "no argument"),
 		RunE: asking(func(c *client, _ []string) error {

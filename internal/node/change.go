@@ -305,6 +305,7 @@ type VIPStatus struct {
 type MoveStatus struct {
 	At     time.Time `json:"at"` // when it ended
 	By     Author    `json:"by"`
+	What   string    `json:"what"`          // migrate, evacuate, return, take
 	VIP    string    `json:"vip,omitempty"` // "": flows alone
 	From   string    `json:"from"`
 	To     string    `json:"to"`

@@ -84,11 +84,21 @@ func (n *Node) moveFlows(ctx context.Context, q MigrateRequest, x *moveOf) error
 	if err := n.mayTake(q.To); err != nil {
 		return err
 	}
+	// Those of a VIP with a name go with it: its address passes on its owner alone.
+	alone := false
+	for _, l := range n.Config().Listeners {
+		alone = alone || l.Movable && l.VIPName == ""
+	}
+	if !alone {
+		return fmt.Errorf("node: %w", &frozen.Refused{What: "flows", Why: "no listener has a movable address of its own: those of a VIP go with it, holdfast migrate --vip"})
+	}
+	some := shareOf(q.Share)
+	want := func(f *flow.Flow) bool { return f.Listener().VIPName == "" && (some == nil || some(f)) }
 	// Idle legs to backends do not move: some are dialled from an address that does.
 	for _, l := range n.shared.Loops {
 		l.Ask(func(l *loop.Loop) { l.CloseIdle("") })
 	}
-	r, err := t.Flows(ctx, shareOf(q.Share), x.say)
+	r, err := t.Flows(ctx, want, x.say)
 	if r != nil {
 		r.FromNode, r.ToNode = n.Config().Node.Name, q.To
 	}
@@ -188,8 +198,10 @@ func (n *Node) evacuate(ctx context.Context, q EvacuateRequest, x *moveOf) (err 
 			err = errors.Join(err, bad)
 			return
 		}
-		if ctx.Err() != nil || gone > 0 {
-			err = fmt.Errorf("node: %s serves again, %d of %d VIPs have gone and stay there; holdfast return brings back those whose home it is: %w", self, gone, len(mine), err)
+		if gone > 0 {
+			err = fmt.Errorf("%w; %s serves again, and %d of %d VIPs stay where they have gone: holdfast return brings back those whose home it is", err, self, gone, len(mine))
+		} else {
+			err = fmt.Errorf("%w; %s serves again", err, self)
 		}
 	}()
 	text := "servers on " + self + " get nothing new on any node"
@@ -202,7 +214,7 @@ func (n *Node) evacuate(ctx context.Context, q EvacuateRequest, x *moveOf) (err 
 	for _, v := range mine {
 		err := n.MigrateVIP(ctx, MigrateRequest{Guard: q.Guard, VIP: v.Name, To: plan[v.Name], Drain: q.Drain}, x.within(all))
 		if err != nil {
-			return fmt.Errorf("node: VIP %s: %w", v.Name, err)
+			return fmt.Errorf("node: VIP %s: %w", v.Name, bare{err})
 		}
 		gone++
 	}
@@ -214,6 +226,15 @@ func (n *Node) evacuate(ctx context.Context, q EvacuateRequest, x *moveOf) (err 
 		Text: freeLine(self, plan, all)})
 	return nil
 }
+
+// bare is an error without the name of this package, inside of another one of it.
+type bare struct{ error }
+
+// Error is what the error says, but for the name.
+func (b bare) Error() string { return strings.TrimPrefix(b.error.Error(), "node: ") }
+
+// Unwrap is the error.
+func (b bare) Unwrap() error { return b.error }
 
 // planLine says what an evacuation is about to do.
 func planLine(self string, mine []VIPStatus, plan map[string]string, flows int) string {
@@ -229,11 +250,10 @@ func planLine(self string, mine []VIPStatus, plan map[string]string, flows int) 
 
 // freeLine says that a node is free, and what to do then.
 func freeLine(self string, plan map[string]string, r *Report) string {
-	to := slices.Compact(slices.Sorted(maps.Values(plan)))
-	where := "elsewhere"
-	if len(to) > 0 {
-		where = strings.Join(to, " and ")
+	if len(plan) == 0 {
+		return self + " is free: it owned no VIP, and nothing uses its servers; reboot, then: holdfast return"
 	}
+	where := strings.Join(slices.Compact(slices.Sorted(maps.Values(plan))), " and ")
 	what := fmt.Sprintf("%d VIPs", len(plan))
 	if len(plan) == 1 {
 		what = "1 VIP"
@@ -392,7 +412,7 @@ func (n *Node) comeBack(ctx context.Context, q ReturnRequest, x *moveOf) error {
 		from[v.Owner] = true
 		m := MigrateRequest{Guard: q.Guard, VIP: v.Name, To: self, Drain: q.Drain}
 		if err := n.order(ctx, v.Owner, "migrate", m, x.within(all)); err != nil {
-			return fmt.Errorf("node: VIP %s stays on %s: %w", v.Name, v.Owner, err)
+			return fmt.Errorf("node: VIP %s stays on %s: %w", v.Name, v.Owner, bare{err})
 		}
 	}
 	x.report(all)

@@ -144,7 +144,7 @@ func (n *Node) moveOnce(ctx context.Context, g Guard, q any, what, at string, te
 		return nil, fmt.Errorf("node: another move is under way here: %w; holdfast status shows it", ErrBusy)
 	}
 	defer m.turn.Unlock()
-	x := &moveOf{n: n, what: what, began: time.Now(), tell: tell, s: MoveStatus{By: g.Author, From: n.Config().Node.Name}}
+	x := &moveOf{n: n, what: what, began: time.Now(), tell: tell, s: MoveStatus{What: what, By: g.Author, From: n.Config().Node.Name}}
 	var err error
 	if at != "" && at != n.Config().Node.Name {
 		x.s.From = at
@@ -218,12 +218,30 @@ type order struct {
 	stop context.CancelFunc
 
 	// mu guards what follows.
-	mu   sync.Mutex
-	last Progress
-	seq  int
-	over bool
-	err  error
-	seen time.Time // when the peer asked last how it goes
+	mu    sync.Mutex
+	steps []Progress // the last of each phase, one after the other
+	first int        // the number of the first of steps
+	asked int        // that of the first that the peer has not had
+	over  bool
+	err   error
+	seen  time.Time // when the peer asked last how it goes
+}
+
+// orderSteps bounds the steps of an order that wait for who asks.
+const orderSteps = 64
+
+// note keeps a step. One that only goes on with a phase stands for the one before it.
+func (o *order) note(p Progress) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if k := len(o.steps); k > 0 && o.steps[k-1].Phase == p.Phase && o.first+k > o.asked {
+		o.steps[k-1] = p
+		return
+	}
+	o.steps = append(o.steps, p)
+	if over := len(o.steps) - orderSteps; over > 0 {
+		o.steps, o.first = o.steps[over:], o.first+over
+	}
 }
 
 const (
@@ -242,13 +260,13 @@ type (
 	orderNumber struct {
 		Number string `json:"number"`
 		Abort  bool   `json:"abort,omitempty"`
-		Seen   int    `json:"seen,omitempty"` // steps that the asker has had
+		Seen   int    `json:"seen,omitempty"` // the number of the first step that the asker has not had
 	}
 	orderStep struct {
-		Seq    int      `json:"seq"`
-		Step   Progress `json:"step"`
-		Over   bool     `json:"over,omitempty"`
-		Failed string   `json:"failed,omitempty"`
+		Seen   int        `json:"seen"` // of the first that is still to come
+		Steps  []Progress `json:"steps,omitempty"`
+		Over   bool       `json:"over,omitempty"`
+		Failed string     `json:"failed,omitempty"`
 	}
 )
 
@@ -276,9 +294,9 @@ func (n *Node) order(ctx context.Context, at, what string, q any, tell func(Prog
 		if err := t.Ask(asking, "node.follow", k, &s); err != nil {
 			return fmt.Errorf("node: %s was ordered of %s, which is not heard of any more; holdfast status there says what came of it: %w", what, at, err)
 		}
-		if s.Seq > k.Seen && s.Step.Phase != "" {
-			k.Seen = s.Seq
-			tell(s.Step)
+		k.Seen = s.Seen
+		for _, p := range s.Steps {
+			tell(p)
 		}
 		switch {
 		case s.Over && s.Failed != "":
@@ -324,7 +342,9 @@ func (n *Node) answerOrders() {
 		o.mu.Lock()
 		defer o.mu.Unlock()
 		o.seen = time.Now()
-		s := orderStep{Seq: o.seq, Step: o.last, Over: o.over}
+		s := orderStep{Seen: o.first + len(o.steps), Over: o.over}
+		s.Steps = append(s.Steps, o.steps[min(max(0, k.Seen-o.first), len(o.steps)):]...)
+		o.asked = s.Seen
 		if o.err != nil {
 			s.Failed = strings.TrimPrefix(o.err.Error(), "node: ")
 		}
@@ -402,12 +422,7 @@ func (n *Node) beginOrder(do func(context.Context, func(Progress)) error) string
 	go func() { // ended by n.ends, which Stop and Drain call, or by silence
 		defer n.host.arrivals.Done()
 		defer stop()
-		err := do(ctx, func(p Progress) {
-			o.mu.Lock()
-			o.last = p
-			o.seq++
-			o.mu.Unlock()
-		})
+		err := do(ctx, o.note)
 		o.mu.Lock()
 		o.over, o.err = true, err
 		o.mu.Unlock()

@@ -4496,6 +4496,7 @@ type MoveStatus struct {
 	Result        string                 `protobuf:"bytes,6,opt,name=result,proto3" json:"result,omitempty"` // done, aborted, failed (flows were lost)
 	Why           string                 `protobuf:"bytes,7,opt,name=why,proto3" json:"why,omitempty"`
 	Move          *Report                `protobuf:"bytes,8,opt,name=move,proto3" json:"move,omitempty"`
+	What          string                 `protobuf:"bytes,9,opt,name=what,proto3" json:"what,omitempty"` // migrate, evacuate, return, take
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4584,6 +4585,13 @@ func (x *MoveStatus) GetMove() *Report {
 		return x.Move
 	}
 	return nil
+}
+
+func (x *MoveStatus) GetWhat() string {
+	if x != nil {
+		return x.What
+	}
+	return ""
 }
 
 // NodeStatus is one node of the cluster as this one sees it.
@@ -6799,7 +6807,7 @@ const file_holdfast_v1_holdfast_proto_rawDesc = "" +
 	"\x02to\x18\b \x01(\tR\x02to\x12#\n" +
 	"\rlease_seconds\x18\t \x01(\x01R\fleaseSeconds\x120\n" +
 	"\x05since\x18\n" +
-	" \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"\xe6\x01\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"\xfa\x01\n" +
 	"\n" +
 	"MoveStatus\x12*\n" +
 	"\x02at\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12#\n" +
@@ -6809,7 +6817,8 @@ const file_holdfast_v1_holdfast_proto_rawDesc = "" +
 	"\x02to\x18\x05 \x01(\tR\x02to\x12\x16\n" +
 	"\x06result\x18\x06 \x01(\tR\x06result\x12\x10\n" +
 	"\x03why\x18\a \x01(\tR\x03why\x12'\n" +
-	"\x04move\x18\b \x01(\v2\x13.holdfast.v1.ReportR\x04move\"\xa1\x02\n" +
+	"\x04move\x18\b \x01(\v2\x13.holdfast.v1.ReportR\x04move\x12\x12\n" +
+	"\x04what\x18\t \x01(\tR\x04what\"\xa1\x02\n" +
 	"\n" +
 	"NodeStatus\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
