@@ -126,7 +126,7 @@ func TestKilledOwner(t *testing.T) {
 		if got := j.speakers(vip[fam]); got[l.a.mac()] == 0 {
 			t.Errorf("%v speak within the lease", got)
 		}
-		time.Sleep(time.Until(end) + 50*time.Millisecond)
+		time.Sleep(time.Until(end) + grace)
 		j.speakers(vip[fam])
 		l.client.provoke(vip[fam])
 		if got := j.speakers(vip[fam]); len(got) != 0 {
