@@ -23,22 +23,15 @@ const quietTime = 2 * time.Minute
 
 // converse is this node's side of a talk that a peer has begun, until its end.
 func (n *Node) converse(conn *tls.Conn) {
-	t := &hostTaker{n: n, conn: conn, c: move.NewRemote(conn)}
-	t.taking = move.NewHostTaking(t.c, t)
-	err := t.greet()
+	t := newHostTaker(n, conn)
+	err := t.greet(conn)
 	if err == nil {
 		err = t.listen()
 	}
 	if err != nil {
 		n.log.Warn("a peer's talk ended early", "peer", t.peer, "error", err)
 	}
-	_ = t.c.Close()
-	if err := t.taking.End(); err != nil {
-		n.log.Error("held tuples could not be dropped", "error", err)
-	}
-	if t.ended != nil {
-		t.ended(t.taking.Own())
-	}
+	t.end()
 }
 
 // hostTaker is this node while flows of another host come: a [move.HostTaker].
@@ -53,8 +46,24 @@ type hostTaker struct {
 	ended  func(own uint16) // tells who waits for the outcome
 }
 
-func (t *hostTaker) greet() error {
-	conn := t.conn.(*tls.Conn)
+func newHostTaker(n *Node, conn net.Conn) *hostTaker {
+	t := &hostTaker{n: n, conn: conn, c: move.NewRemote(conn)}
+	t.taking = move.NewHostTaking(t.c, t)
+	return t
+}
+
+// end gives up what is not this node's.
+func (t *hostTaker) end() {
+	_ = t.c.Close()
+	if err := t.taking.End(); err != nil {
+		t.n.log.Error("held tuples could not be dropped", "error", err)
+	}
+	if t.ended != nil {
+		t.ended(t.taking.Own())
+	}
+}
+
+func (t *hostTaker) greet(conn *tls.Conn) error {
 	if err := t.c.SetTimeout(answerTime); err != nil {
 		return err
 	}
