@@ -50,7 +50,7 @@ func main() {
 	root.SetVersionTemplate("{{.Version}}\n")
 	root.AddCommand(runCommand(), proxyCommand(), demoCommand(), checkCommand(), configCommand(), applyCommand(), reloadCommand(), canaryCommand(),
 		statusCommand(), topCommand(), eventsCommand(), flowsCommand(), endpointCommand(), backendCommand(), listenerCommand(),
-		vipsCommand(), migrateCommand(), evacuateCommand(), returnCommand(), rebalanceCommand(), upgradeCommand(), logCommand(), netadminCommand(), versionCommand())
+		vipsCommand(), migrateCommand(), evacuateCommand(), returnCommand(), rebalanceCommand(), upgradeCommand(), logCommand(), doctorCommand(), netadminCommand(), versionCommand())
 	root.AddCommand(otherWords()...)
 	cobra.EnableCommandSorting = false // they stand in the order in which one needs them
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &exit{exitUsage, plain(err)} })
@@ -63,7 +63,7 @@ func main() {
 	if errors.As(err, &e) {
 		code = e.code
 	}
-	if text := err.Error(); text != "" {
+	if text := plainText(err.Error()); text != "" {
 		if code == exitUsage {
 			if used.Hidden { // a word that is none has no help
 				used = used.Parent()

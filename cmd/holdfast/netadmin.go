@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"os/signal"
+	"os/user"
 	"path/filepath"
 	"strconv"
 	"syscall"
@@ -25,7 +26,7 @@ const netadminLeft = 3 * time.Second
 
 func netadminCommand() *cobra.Command {
 	var file, name, socket string
-	uid := 0
+	var as string
 	child := false
 	c := &cobra.Command{
 		Use:   "netadmin -c FILE",
@@ -43,6 +44,10 @@ func netadminCommand() *cobra.Command {
 			if err := beNode("netadmin", name); err != nil {
 				return err
 			}
+			uid, err := userID(as)
+			if err != nil {
+				return &exit{exitUsage, fmt.Errorf("netadmin: --user: %w", err)}
+			}
 			if err := beNetadmin(file, socket, uid, child); err != nil {
 				return failed(err)
 			}
@@ -52,9 +57,20 @@ func netadminCommand() *cobra.Command {
 	c.Flags().StringVarP(&file, "config", "c", "", "configuration file")
 	nodeFlag(c, &name)
 	c.Flags().StringVar(&socket, "at", "", "the socket; by default cluster.netadmin of the file")
-	c.Flags().IntVar(&uid, "uid", 0, "the user, beside root, whose process is served")
+	c.Flags().StringVar(&as, "user", "0", "the `user`, beside root, whose process is served: a name or a number")
 	c.Flags().BoolVar(&child, "child", false, "end, and clean up, when the process that serves has ended in order")
 	return c
+}
+
+func userID(name string) (int, error) {
+	if id, err := strconv.Atoi(name); err == nil && id >= 0 {
+		return id, nil
+	}
+	u, err := user.Lookup(name)
+	if err != nil {
+		return 0, err
+	}
+	return strconv.Atoi(u.Uid)
 }
 
 // clusterOf reads the file; a Config without a cluster is nil.
@@ -195,7 +211,7 @@ func privileged(file string) (path string, err error) {
 		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 			return "", err
 		}
-		args := []string{"netadmin", "--child", "--at", path, "-c", file, "--uid", strconv.Itoa(os.Geteuid())}
+		args := []string{"netadmin", "--child", "--at", path, "-c", file, "--user", strconv.Itoa(os.Geteuid())}
 		if err := netadmin.Spawn(args, path, path+".log"); err != nil {
 			return "", err
 		}
