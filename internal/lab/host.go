@@ -240,6 +240,15 @@ func (h *Host) Unplug() error {
 	return h.world.nl.LinkSetDown(l)
 }
 
+// Plug puts the cable in again.
+func (h *Host) Plug() error {
+	l, err := h.world.nl.LinkByName(h.port)
+	if err != nil {
+		return fmt.Errorf("lab: cable of %s: %w", h.Name, err)
+	}
+	return h.world.nl.LinkSetUp(l)
+}
+
 // Ask forgets who has a, asks anew, and returns the answer, nil if none comes
 // within patience.
 func (h *Host) Ask(a netip.Addr, patience time.Duration) (net.HardwareAddr, error) {

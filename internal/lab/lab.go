@@ -34,6 +34,7 @@ var labs = map[string]lab{
 	"ledger":         {what: "limits, shares, queues and ten thousand checks, counted at the servers", run: ledgerLab, limit: 8 * time.Minute},
 	"march":          {what: "an upgrade fails, or a process dies or stands still, at each call of it", run: marching, limit: 60 * time.Minute, tags: "planted"},
 	"migrate":        {what: "VIPs with all their flows go to another host and back under new connections, with servers on the host that is left", run: migrating, limit: 40 * time.Minute},
+	"migrate-march":  {what: "a move between hosts comes to harm at one moment after another, at either node", run: migrateMarching, limit: 60 * time.Minute},
 	"misbehave":      {what: "servers that turn bad one after another, and what becomes of it", run: misbehaving, limit: 6 * time.Minute},
 	"previous":       {what: "flows of all kinds between the release before this one and this one, up and down", run: previous, limit: 15 * time.Minute},
 	"reload":         {what: "a thousand services, and another configuration ten times a second", run: reloading, limit: 30 * time.Minute},

@@ -50,7 +50,8 @@ type Seat struct {
 	begun  *Record // by Begin, and not written yet
 	giving bool    // this process knows how to go on with the move in record
 	agreed Instant // since when enough nodes have the claim in record; 0: they have not
-	// granted is when the former owner said that it is ours; 0: not in this process.
+	// granted is when it became ours for certain, by the former owner's word or by waiting; 0:
+	// not in this process.
 	granted Instant
 }
 
@@ -190,6 +191,7 @@ func (s *Seat) Round(asked, now Instant, answers map[string]Record) Step {
 		}
 		own := s.record
 		own.Stage = Owned
+		s.granted = now // what has been waited for need not be confirmed once more
 		return Step{Write: &own}
 	}
 	left := s.circle.Lease - int64(now-asked)

@@ -7,11 +7,7 @@
 // that they have its record. What is unknown stays silent.
 package vip
 
-import (
-	"fmt"
-
-	"github.com/holdfast-lb/holdfast/internal/planted"
-)
+import "fmt"
 
 // Stage is how far the change of an owner is.
 type Stage uint8
@@ -60,12 +56,7 @@ func (r Record) Holder() string {
 		return r.From
 	case Claimed, Owned:
 		return r.Owner
-	case Yielded:
-		if planted.Bug(101) {
-			return r.From
-		}
-		return ""
-	case Unknown:
+	case Unknown, Yielded:
 		return ""
 	}
 	panic("vip: " + r.Stage.String())

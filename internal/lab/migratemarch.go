@@ -1,0 +1,432 @@
+package lab
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// marchHarm is what comes to one of the two nodes in the middle of a move.
+type marchHarm struct {
+	name string
+	// begin does it, end undoes it after a time that is longer than two leases.
+	begin, end func(r *migrateMarch, node string) error
+	// dead: an operator says that the node is dead before end.
+	dead bool
+}
+
+var marchHarms = []marchHarm{
+	{name: "stands still", begin: (*migrateMarch).stopNode, end: (*migrateMarch).goOn},
+	{name: "is killed", begin: (*migrateMarch).killNode, end: (*migrateMarch).startAgain},
+	{name: "is cut off", begin: (*migrateMarch).unplug, end: (*migrateMarch).plug},
+	{name: "is killed for good", begin: (*migrateMarch).killNode, end: (*migrateMarch).startAgain, dead: true},
+	{name: "is not told", begin: func(*migrateMarch, string) error { return nil }, end: (*migrateMarch).abort},
+}
+
+// marchLease is short, so that much is seen in little time.
+const marchLease = time.Second
+
+// marchFlows are connections that stand during each step; they say something every few
+// milliseconds, and know if their server has said something else.
+const marchFlows = 40
+
+// migrateMarching is the lab migrate-march: a move comes to harm at one moment after
+// another, at either node. The network is the judge: no two hosts ever answer for
+// one address, and in the end one does.
+func migrateMarching(ctx context.Context, o Options, out io.Writer, v *Verdict) error {
+	r := &migrateMarch{scene: &scene{Options: o, ctx: ctx, out: out, v: v, doors: map[string]*Door{}}}
+	defer r.close()
+	if err := r.stage(); err != nil {
+		return err
+	}
+	every, most := 5*time.Millisecond, 120*time.Millisecond
+	if o.Moves > 0 {
+		every = most / time.Duration(o.Moves)
+	}
+	if o.Short {
+		every = most
+	}
+	for i, h := range marchHarms {
+		for _, node := range []string{"n1", "n3"} {
+			if h.name == "is not told" && node == "n3" {
+				continue
+			}
+			first := time.Duration(0)
+			if o.Short { // one moment of each, another one by the seed
+				if r.left(shortLimit) < 12*time.Second {
+					break
+				}
+				first = time.Duration((o.Seed*7+uint64(i)*5)%12) * 10 * time.Millisecond
+			}
+			for at := first; at < first+most; at += every {
+				if err := r.step(h, node, at); err != nil {
+					r.sayLogs()
+					return fmt.Errorf("%s %s after %v: %w", node, h.name, at, err)
+				}
+			}
+		}
+	}
+	v.Must(r.steps > 0, "steps of the march", fmt.Sprint(r.steps), "more than 0")
+	v.Zero("steps in which a host answered again after another one had", r.twice)
+	v.Zero("steps after which not exactly one node owned the VIP", r.nobody)
+	v.Zero("steps in which flows were lost though both nodes lived and could talk", r.needless)
+	v.Zero("wrong octets", r.wrong)
+	v.Figure("steps", r.steps)
+	if r.twice+r.nobody+r.needless > 0 {
+		r.sayLogs()
+	}
+	return nil
+}
+
+// migrateMarch is a run of that lab.
+type migrateMarch struct {
+	*scene
+	b      *cluster
+	vip    clusterVIP
+	wire   *Wire
+	asker  *Asker
+	file   string
+	flows  []*marchFlow
+	cancel context.CancelFunc
+
+	lastErr error // of a flow
+
+	steps, twice, nobody, needless, wrong int
+}
+
+func (r *migrateMarch) close() {
+	for _, f := range r.flows {
+		f.end()
+	}
+	if r.asker != nil {
+		r.asker.Close()
+	}
+	if r.wire != nil {
+		r.wire.Close()
+	}
+	r.scene.close()
+}
+
+func (r *migrateMarch) stage() error {
+	var err error
+	if r.world, err = NewWorld(r.dir, clusterHosts([]string{"n1", "n3"})); err != nil {
+		return err
+	}
+	nodes := []*Host{r.world.Host("n1"), r.world.Host("n3")}
+	r.vip = clusterVIP{"shop", vip4, "n1"}
+	r.b = &cluster{binary: r.Binary, dir: r.dir, hosts: nodes, vips: []clusterVIP{r.vip}, doors: map[string]map[string]*Door{},
+		services: []clusterService{{name: "echo", vip: "shop", port: 443, door: 9000, on: []string{apart}}},
+		settings: map[string]string{"settle": "1s", "lease": marchLease.String()}}
+	at := netip.AddrPortFrom(r.world.Host(apart).V4, 9000)
+	r.b.doors["echo"] = map[string]*Door{apart: {Addr: at}}
+	if err := r.echo(at); err != nil {
+		return err
+	}
+	if r.wire, err = NewWire(r.world, nodes...); err != nil {
+		return err
+	}
+	r.wire.About(r.vip.addr)
+	if r.asker, err = Ask(r.world.Host("judge"), askEvery, r.vip.addr); err != nil {
+		return err
+	}
+	if err := r.b.Start(r.ctx); err != nil {
+		return err
+	}
+	r.balancer = r.b
+	r.file = filepath.Join(r.dir, "all.yaml")
+	return r.b.awaitHome(r.ctx, readyPatience)
+}
+
+// echo is a server that says what it hears.
+func (r *migrateMarch) echo(at netip.AddrPort) error {
+	return r.world.Host(apart).Do(func() error {
+		l, err := net.Listen("tcp", at.String())
+		if err != nil {
+			return err
+		}
+		go func() { // ends with the world's namespace, at the end of the program
+			for {
+				c, err := l.Accept()
+				if err != nil {
+					return
+				}
+				go func() {
+					_, _ = io.Copy(c, c)
+					_ = c.Close()
+				}()
+			}
+		}()
+		return nil
+	})
+}
+
+// marchFlow says lines, one after another, and reads them again.
+type marchFlow struct {
+	c    net.Conn
+	done chan struct{}
+	mu   sync.Mutex // guards err and said
+	err  error
+	said int
+}
+
+var errWrongOctets = errors.New("lab: other octets came back")
+
+func (r *migrateMarch) openFlow() (*marchFlow, error) {
+	f := &marchFlow{done: make(chan struct{})}
+	err := r.world.Host("client").Do(func() (err error) {
+		f.c, err = net.DialTimeout("tcp", netip.AddrPortFrom(r.vip.addr, 443).String(), 5*time.Second)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	go func() {
+		defer close(f.done)
+		in := bufio.NewReader(f.c)
+		for i := 0; ; i++ {
+			line := fmt.Sprintf("%p %d\n", f, i)
+			_, err := io.WriteString(f.c, line)
+			got := ""
+			if err == nil {
+				got, err = in.ReadString('\n')
+			}
+			if err == nil && got != line {
+				err = errWrongOctets
+			}
+			f.mu.Lock()
+			f.err, f.said = err, i
+			f.mu.Unlock()
+			if err != nil {
+				return
+			}
+			time.Sleep(5 * time.Millisecond)
+		}
+	}()
+	return f, nil
+}
+
+func (f *marchFlow) end() { _ = f.c.Close(); <-f.done }
+
+func (f *marchFlow) state() (said int, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.said, f.err
+}
+
+// step is one move that comes to harm after a time.
+func (r *migrateMarch) step(h marchHarm, node string, at time.Duration) error {
+	if err := r.settle("n1"); err != nil {
+		return err
+	}
+	for _, f := range r.flows {
+		f.end()
+	}
+	r.flows = nil
+	for range marchFlows {
+		f, err := r.openFlow()
+		if err != nil {
+			return err
+		}
+		r.flows = append(r.flows, f)
+	}
+	r.steps++
+	began := time.Now()
+	moving, abort := context.WithTimeout(r.ctx, 60*time.Second)
+	defer abort()
+	r.cancel = abort
+	result := make(chan error, 1)
+	go func() {
+		_, err := r.b.migrate(moving, r.vip, "n1", "n3")
+		result <- err
+	}()
+	time.Sleep(at)
+	if err := h.begin(r, node); err != nil {
+		return err
+	}
+	if h.name != "is not told" {
+		time.Sleep(5 * marchLease / 2)
+	}
+	other := "n3"
+	if node == "n3" {
+		other = "n1"
+	}
+	if h.dead {
+		if s, err := r.b.statusOf(r.ctx, other); err != nil || s.VIPs[0].State != "owned" {
+			if err := r.b.verb(r.ctx, other, &MoveReport{}, "vips", "take", r.vip.name, "--yes"); err != nil {
+				return err
+			}
+		}
+	}
+	if err := h.end(r, node); err != nil {
+		return err
+	}
+	owner, err := r.oneOwner()
+	if err != nil {
+		r.nobody++
+		r.phase("   WRONG: %s %s after %v: %v", node, h.name, at, err)
+		abort()
+		<-result
+		return r.startOver()
+	}
+	abort()
+	moved := <-result
+	alive := r.alive()
+	how := "moved"
+	if moved != nil {
+		how = moved.Error()
+		for _, word := range []string{"aborted", "already committed"} {
+			if i := strings.LastIndex(how, word); i >= 0 {
+				how = how[i:]
+			}
+		}
+		how = how[max(0, len(how)-160):]
+	}
+	if alive < marchFlows {
+		how += fmt.Sprintf("; a flow: %v", r.lastErr)
+	}
+	r.phase("   %s %-18s after %3d ms: owner %s, %2d of %d flows live (%s)", node, h.name, at.Milliseconds(), owner, alive, marchFlows, strings.ReplaceAll(how, "\n", " "))
+	if h.name == "is not told" && alive < marchFlows {
+		r.needless++
+	}
+	time.Sleep(100 * time.Millisecond)
+	return r.judge(began)
+}
+
+// judge looks who has answered since then.
+func (r *migrateMarch) judge(began time.Time) error {
+	var claims []Claim
+	for _, c := range r.wire.Claims(r.vip.addr) {
+		if c.At.After(began) {
+			claims = append(claims, c)
+		}
+	}
+	var macs [][6]byte
+	for _, t := range tenures(claims) {
+		if slices.Contains(macs, t.mac) {
+			r.twice++
+			r.phase("   WRONG: %x answers again at %s", t.mac, t.from.Format("15:04:05.000000"))
+			break
+		}
+		macs = append(macs, t.mac)
+	}
+	return nil
+}
+
+// alive counts the flows that still get answers.
+func (r *migrateMarch) alive() int {
+	before := make([]int, len(r.flows))
+	for i, f := range r.flows {
+		before[i], _ = f.state()
+	}
+	lives := func() int {
+		n := 0
+		for i, f := range r.flows {
+			said, err := f.state()
+			if errors.Is(err, errWrongOctets) {
+				r.wrong++
+			}
+			if err != nil {
+				r.lastErr = err
+			}
+			if err == nil && said > before[i]+1 {
+				n++
+			}
+		}
+		return n
+	}
+	eventually(3*time.Second, func() bool { return lives() == len(r.flows) })
+	return lives()
+}
+
+// oneOwner waits until one node says that it owns the VIP, and the other that it is elsewhere.
+func (r *migrateMarch) oneOwner() (string, error) {
+	var said string
+	for deadline := time.Now().Add(15 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		owners, quiet := []string{}, 0
+		said = ""
+		for _, name := range []string{"n1", "n3"} {
+			s, err := r.b.statusOf(r.ctx, name)
+			if err != nil {
+				said += fmt.Sprintf("%s: %v; ", name, err)
+				continue
+			}
+			for _, v := range s.VIPs {
+				said += fmt.Sprintf("%s: %s epoch %d %s %s; ", name, v.State, v.Epoch, v.Owner, v.Why)
+				switch v.State {
+				case "owned":
+					owners = append(owners, name)
+				case "elsewhere", "guest":
+					quiet++
+				}
+			}
+		}
+		if len(owners) == 1 && quiet == 1 {
+			return owners[0], nil
+		}
+		if time.Now().After(deadline) {
+			return "", errors.New(said)
+		}
+	}
+}
+
+// settle brings the VIP home.
+func (r *migrateMarch) settle(home string) error {
+	owner, err := r.oneOwner()
+	if err != nil || owner == home {
+		return err
+	}
+	_, err = r.b.migrate(r.ctx, r.vip, owner, home)
+	return err
+}
+
+// startOver kills both nodes and begins again from their records.
+func (r *migrateMarch) startOver() error {
+	for _, name := range []string{"n1", "n3"} {
+		if err := errors.Join(r.killNode(name), r.startAgain(name)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (r *migrateMarch) stopNode(node string) error {
+	return syscall.Kill(r.b.nodes[node].data.Pid, syscall.SIGSTOP)
+}
+
+func (r *migrateMarch) goOn(node string) error {
+	return syscall.Kill(r.b.nodes[node].data.Pid, syscall.SIGCONT)
+}
+
+func (r *migrateMarch) killNode(node string) error {
+	r.b.nodes[node].data.Kill()
+	return nil
+}
+
+func (r *migrateMarch) startAgain(node string) error {
+	n := r.b.nodes[node]
+	if err := r.b.startNode(r.ctx, n, r.file); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(r.ctx, readyPatience)
+	defer cancel()
+	return n.data.WaitLine(ctx, "ready:")
+}
+
+func (r *migrateMarch) unplug(node string) error { return r.world.Host(node).Unplug() }
+
+func (r *migrateMarch) plug(node string) error { return r.world.Host(node).Plug() }
+
+func (r *migrateMarch) abort(string) error {
+	r.cancel()
+	return nil
+}
