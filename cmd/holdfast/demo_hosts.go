@@ -387,7 +387,11 @@ func (d *hostsDemo) byItself() error {
 		d.nodes[0].name, d.nodes[1].name, hostsVIP, hostsAddr, hostsPort, d.nodes[0].name)
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
-	next, done := time.After(hostsStep), make(chan error, 1)
+	step := hostsStep
+	if d.duration > 0 {
+		step = min(step, d.duration/4)
+	}
+	next, done := time.After(step), make(chan error, 1)
 	before := d.traffic.Look()
 	for moves := 0; ; {
 		select {
@@ -412,7 +416,7 @@ func (d *hostsDemo) byItself() error {
 				return err
 			}
 			fmt.Println("  " + d.last)
-			next = time.After(hostsStep)
+			next = time.After(step)
 		}
 	}
 }

@@ -223,3 +223,21 @@ func leftNothingRunning(t *testing.T, dir string) {
 		}
 	}
 }
+
+// A VIP moves to another host and back with all its connections, in a network of its
+// own; the last line is for programs, and says that nothing was lost.
+func TestDemoBetweenHosts(t *testing.T) {
+	t.Parallel() // most of it is waiting
+	out, err := holdfast(t, "demo", "--hosts", "--json", "--flows", "60", "--duration", "4s").CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	lines := strings.Split(strings.TrimSpace(string(out)), "\n")
+	var s hostsSummary
+	if err := json.Unmarshal([]byte(lines[len(lines)-1]), &s); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	if !s.OK || s.Moves != 2 || s.MovedFlows < 2*60 || s.Lost != 0 || s.Wrong != 0 || s.RoundTrips == 0 {
+		t.Errorf("%+v\n%s", s, out)
+	}
+}
