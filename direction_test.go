@@ -26,7 +26,7 @@ var layers = []lint.Layer{
 	{Package: "internal/sock", Imports: []string{"internal/frozen"}},
 	{Package: "internal/journal", Imports: []string{"internal/sock", "internal/planted"}}, // generations on disk
 	{Package: "internal/netadmin", Imports: []string{"tcprepair"}},
-	{Package: "internal/vip", Imports: []string{"internal/planted"}}, // who owns an address
+	{Package: "internal/vip"}, // who owns an address
 	{Package: "internal/ledger", Imports: []string{"internal/config", "internal/planted"}},
 	{Package: "internal/balance", Imports: []string{"internal/config", "internal/ledger"}},
 	{Package: "internal/health", Imports: []string{"internal/config", "internal/ledger"}},               // the judge of endpoints

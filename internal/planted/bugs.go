@@ -135,7 +135,6 @@ var All = []string{
 	97:  "flows that the other host cannot hold are in no table any more",
 	99:  "what was offered when the talk broke is served",
 	100: "a lot counts as ours when the answer is sent, and not when it is",
-	101: "who has yielded an address holds it on",
 	105: "flows are offered before the other host holds their segments",
 }
 

@@ -11,10 +11,14 @@ var moves = []struct {
 	name string
 	seed uint64
 	sc   Scenario
+	long bool // for the whole march only
 }{
-	{"connections", 15, Scenario{Clients: 6, Migrations: 1}},
-	{"HTTP", 8, Scenario{Web: 5, Migrations: 1}},
-	{"there and back", 55, Scenario{Clients: 4, Web: 2, Migrations: 3, Limited: true}},
+	{"connections", 15, Scenario{Clients: 6, Migrations: 1}, false},
+	{"HTTP", 8, Scenario{Web: 5, Migrations: 1}, false},
+	{"a queue", 73, Scenario{Clients: 4, Web: 2, Migrations: 3, Limited: true}, false},
+	{"there and back", 55, Scenario{Clients: 4, Web: 2, Migrations: 3, Limited: true}, true},
+	{"policy", 41, Scenario{Clients: 3, Web: 5, Migrations: 2, Policy: true, Stands: 3}, true},
+	{"beside an upgrade", 7, Scenario{Clients: 6, Migrations: 1, Upgrades: 1}, true},
 }
 
 // hostTally is what marches between hosts have come to.
@@ -47,6 +51,9 @@ func TestHostMarch(t *testing.T) {
 		step = 5
 	}
 	for _, m := range moves {
+		if m.long && step > 1 {
+			continue
+		}
 		t.Run(m.name, func(t *testing.T) {
 			var told hostTally
 			for _, what := range whats {
@@ -63,13 +70,48 @@ func TestHostMarch(t *testing.T) {
 							break
 						}
 						if what.do == callFails && w.lost > 0 {
-							t.Fatalf("seed %d: %s %v at call %d, %s: %d flows are lost", m.seed, side, what.do, k, w.march.hit, w.lost)
+							t.Fatalf("seed %d: %s %v at call %d, %s: %d flows are lost, though the hosts could ask each other", m.seed, side, what.do, k, w.march.hit, w.lost)
 						}
 						told.add(w)
 					}
 				}
 			}
 			t.Logf("%+v", told)
+			if told.steps < 50 || told.moves == 0 || told.aborts == 0 || told.restarts == 0 || told.came < 100 || told.lost == 0 {
+				t.Errorf("too little has happened: %+v", told)
+			}
+		})
+	}
+}
+
+// The call of number k of a kernel, a disk or a rule fails while VIPs and flows move.
+func TestHostKernelMarch(t *testing.T) {
+	step := *every
+	if testing.Short() {
+		step = 9
+	}
+	for _, m := range moves {
+		if m.long && step > 1 {
+			continue
+		}
+		t.Run(m.name, func(t *testing.T) {
+			failed := map[string]int{}
+			for k := 1; ; k += step {
+				sc := m.sc
+				sc.FailAt, sc.FailUpgrade = k, true
+				w := NewWorld(m.seed, sc)
+				if err := w.Run(sc); err != nil {
+					t.Fatalf("seed %d, call %d (%s) failed: %v", m.seed, k, w.net.faults.Last, err)
+				}
+				if w.net.faults.Last == "" {
+					t.Logf("%d calls, one failed at a time: %v", k-1, failed)
+					break
+				}
+				failed[w.net.faults.Last]++
+				if w.lost > 0 {
+					t.Fatalf("seed %d, call %d (%s) failed, and %d flows are lost", m.seed, k, w.net.faults.Last, w.lost)
+				}
+			}
 		})
 	}
 }

@@ -27,7 +27,7 @@ const firstOfChanges = 71
 const firstOfUpgrades = 81
 
 // ofHosts are the bugs of moves to another host.
-var ofHosts = map[int]bool{85: true, 87: true, 90: true, 92: true, 96: true, 97: true, 99: true, 100: true, 101: true, 105: true}
+var ofHosts = map[int]bool{85: true, 87: true, 90: true, 92: true, 96: true, 97: true, 99: true, 100: true, 105: true}
 
 // history is the kind of histories in which bugs are looked for.
 var history func(seed uint64) Scenario
