@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/holdfast-lb/holdfast/internal/config"
+	"github.com/holdfast-lb/holdfast/internal/netadmin"
 	"github.com/holdfast-lb/holdfast/internal/sock"
 	"github.com/holdfast-lb/holdfast/internal/vip"
 )
@@ -64,6 +65,9 @@ type guesthood struct {
 	to     string
 	forget time.Time
 	stays  *residueOf // flows that could not go
+	// dialled are legs of the giver's flows with ports of ours, which we may not dial
+	// from until they have come.
+	dialled []netadmin.Tuple
 }
 
 func (v *vipSeat) addr() netip.Addr { return v.v.Address.Addr() }

@@ -313,6 +313,7 @@ func (n *Node) answerVIPs() {
 	n.answer(askPlan, answering(n.hearPlan))
 	n.answer(askGuest, answering(n.hearGuest))
 	n.answer(askStays, answering(n.hearStays))
+	n.answer(askDialled, answering(n.hearDialled))
 	n.answer(askYield, answering(n.hearYield))
 	n.answer(askBack, answering(n.hearBack))
 }

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/holdfast-lb/holdfast/internal/flow"
@@ -119,12 +120,80 @@ func (n *Node) hearStays(peer string, q vipStays) (struct{}, error) {
 	if q.Over {
 		err = n.host.admin.Undivert(q.Tuples)
 	} else {
+		k := &n.addresses
+		k.mu.Lock()
+		if v, e := k.seatOf(q.VIP); e == nil && len(v.guest.dialled) > 0 {
+			stays := map[netadmin.Tuple]bool{}
+			for _, t := range q.Tuples {
+				stays[t] = true
+			}
+			v.guest.dialled = slices.DeleteFunc(v.guest.dialled, func(t netadmin.Tuple) bool { return stays[t] })
+		}
+		k.mu.Unlock()
 		err = n.host.admin.Divert(q.Tuples, c.Cluster.Peers[peer].Addr())
 	}
 	if err != nil {
 		err = &frozen.Refused{What: "vip " + q.VIP, Why: err.Error()}
 	}
 	return struct{}{}, err
+}
+
+// askDialled names legs of flows on a VIP whose ports are those from which the new owner
+// dials: it dialled them when it had the VIP before.
+const askDialled = "vip.dialled"
+
+// dialledMost is how many are named at once.
+const dialledMost = 500
+
+type vipDialled struct {
+	VIP    string           `json:"vip"`
+	Tuples []netadmin.Tuple `json:"tuples"`
+}
+
+// hearDialled keeps the ports of such legs from what this node dials as a guest: a server
+// would take a second connection of the same ports for the first one. What comes for them goes to
+// the giver, until they have come.
+func (n *Node) hearDialled(peer string, q vipDialled) (struct{}, error) {
+	refused := func(err error) (struct{}, error) {
+		return struct{}{}, &frozen.Refused{What: "vip " + q.VIP, Why: err.Error()}
+	}
+	if err := n.knownNode(peer); err != nil {
+		return struct{}{}, err
+	}
+	at := n.Config().Cluster.Peers[peer].Addr()
+	k := &n.addresses
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	v, err := k.seatOf(q.VIP)
+	if err != nil {
+		return refused(err)
+	}
+	if !v.guest.on || v.guest.giver != peer {
+		return refused(errors.New("it is not being moved here"))
+	}
+	for _, t := range q.Tuples {
+		if t.Local.Addr() != v.addr() {
+			return refused(fmt.Errorf("%v is not on it", t.Local))
+		}
+	}
+	if err := n.host.admin.Divert(q.Tuples, at); err != nil {
+		return refused(err)
+	}
+	v.guest.dialled = append(v.guest.dialled, q.Tuples...)
+	return struct{}{}, nil
+}
+
+// undialled ends what hearDialled began for legs that have not come, and will not. The
+// caller holds mu.
+func (n *Node) undialled(v *vipSeat) {
+	ts := v.guest.dialled
+	v.guest.dialled = nil
+	if len(ts) == 0 {
+		return
+	}
+	if err := n.host.admin.Undivert(ts); err != nil {
+		n.log.Warn("ports of legs that ended while their vip moved are not free", "vip", v.name, "error", err)
+	}
 }
 
 // hearBack gives back what has come of a VIP whose move is being undone.

@@ -257,6 +257,9 @@ func (m *vipMove) move(ctx context.Context) error {
 	// What follows is undone before the record is: only then does the other node know
 	// that it is no guest any more, should it not hear of this.
 	m.undoes(m.comeBack)
+	if err := m.dialled(ctx); err != nil {
+		return err
+	}
 	var at []netip.AddrPort
 	for _, l := range listenersOf(m.c, m.q.VIP) {
 		at = append(at, l.VIP)
@@ -317,6 +320,25 @@ func (m *vipMove) move(ctx context.Context) error {
 	}
 	m.say(Progress{Phase: "address", Text: fmt.Sprintf("%s: %d flows are on %s, the address follows", m.q.VIP, m.r.Flows, m.q.To)})
 	return m.address(what, stays)
+}
+
+// dialled tells the new owner of legs whose ports it dialled from itself.
+func (m *vipMove) dialled(ctx context.Context) error {
+	to := m.c.Cluster.Nodes[m.q.To]
+	if to == nil {
+		return nil
+	}
+	var all []netadmin.Tuple
+	m.here(&all)
+	theirs := slices.DeleteFunc(all, func(t netadmin.Tuple) bool {
+		return t.Local.Port() < to.SourcePortFirst || t.Local.Port() > to.SourcePortLast
+	})
+	for part := range slices.Chunk(theirs, dialledMost) {
+		if err := m.t.Ask(ctx, askDialled, vipDialled{VIP: m.q.VIP, Tuples: part}, nil); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // flows moves what is here, until a pass finds none.
@@ -633,6 +655,7 @@ func (n *Node) hearYield(peer string, q vipYield) (a vipYield, err error) {
 	}
 	if err == nil && v.guest.giver != "" {
 		// What comes here from now on is ours.
+		n.undialled(v)
 		err = n.host.admin.Forward(v.addr(), netip.Addr{})
 	}
 	k.mu.Unlock()
