@@ -93,7 +93,7 @@ func (s *show) figures(f demo.Figures, web demo.WebFigures, status *node.Status)
 
 // lost is what the clients miss, or what Holdfast says it lost, if that is more.
 func lost(f demo.Figures, status *node.Status) int {
-	return max(f.Lost, int(status.Lost), int(status.ResetByMove))
+	return max(f.Lost, int(status.LostInAll()))
 }
 
 // demoSummary is the last line of the demo.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -436,4 +437,56 @@ func TestUpgradeToWhatIsNone(t *testing.T) {
 	h := runFile(t, oneServer, "VIP="+vip, "A1="+s.address())
 	h.must(exitRefused, []string{"upgrade", "--binary", "/bin/true"}, "this process goes on: the new process ended at once", "is no Holdfast")
 	h.must(0, []string{"status"}, "process 0 (0 flows)")
+}
+
+// A program that runs and says nothing: it is said that it is waited for, and how long
+// at most; who does not want to wait ends it. What came of it is said once in status.
+func TestUpgradeToWhatIsSilent(t *testing.T) {
+	s, vip := newSlowServer(t), freshAddress(t)
+	h := runFile(t, oneServer, "VIP="+vip, "A1="+s.address())
+	sleeper := filepath.Join(t.TempDir(), "sleeper")
+	if err := os.WriteFile(sleeper, []byte("#!/bin/sh\nexec sleep 600\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	verb := holdfast(t, "upgrade", "--binary", sleeper, "--socket", h.socket)
+	out, err := verb.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := verb.Start(); err != nil {
+		t.Fatal(err)
+	}
+	lines, said := bufio.NewScanner(out), ""
+	for lines.Scan() && said == "" {
+		if strings.HasPrefix(lines.Text(), "waiting for") {
+			said = lines.Text()
+			if err := verb.Process.Signal(os.Interrupt); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for lines.Scan() { // until it has ended
+	}
+	if err := verb.Wait(); err == nil || verb.ProcessState.ExitCode() != exitRefused || said != "waiting for its first word, 20 s at most" {
+		t.Errorf("%v, said %q", err, said)
+	}
+	if text := h.must(0, []string{"status"}, "upgrade   aborted "); strings.Contains(text, "ago: aborted") {
+		t.Errorf("%s", text)
+	}
+}
+
+// What errors are called in the code is not said to people; what causes speak of is.
+func TestPlainText(t *testing.T) {
+	for _, c := range []struct{ text, want string }{
+		{"node: aborted: nothing moved; this process goes on: move: waiting for seen: EOF", "aborted: nothing moved; this process goes on: waiting for seen: EOF"},
+		{"admin: node: open /x: no such file", "open /x: no such file"},
+		{"node: refused: frozen: configuration: unknown", "refused: configuration: unknown"},
+		{"move: frozen: a: b", "a: b"},
+		{"holdfast.yaml:1:1: node: unknown key", "holdfast.yaml:1:1: node: unknown key"},
+		{"it cannot move: there is no node", "it cannot move: there is no node"},
+	} {
+		if got := plainText(c.text); got != c.want {
+			t.Errorf("%q: got %q, want %q", c.text, got, c.want)
+		}
+	}
 }

@@ -8,6 +8,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"connectrpc.com/connect"
@@ -240,10 +241,34 @@ func (c *client) upgradedOlder(q node.UpgradeRequest, tell func(*api.Progress) e
 type upgradeShow struct {
 	json, terminal bool
 	line           string // that is not ended yet
+
+	mu    sync.Mutex  // of all of it, for slow
+	steps int         // that were shown
+	slow  *time.Timer // tells that nothing comes; nil: nobody waits
+}
+
+// slowAfter is how long nothing may come from a new process until that is said.
+const slowAfter = 2 * time.Second
+
+// await says some time later, if no other step has come, what is waited for.
+func (x *upgradeShow) await() {
+	now := x.steps
+	x.slow = time.AfterFunc(slowAfter, func() {
+		x.mu.Lock()
+		defer x.mu.Unlock()
+		if x.steps == now {
+			fmt.Printf("waiting for its first word, %.0f s at most\n", node.StartTime.Seconds())
+		}
+	})
 }
 
 // step prints one step.
 func (x *upgradeShow) step(m *api.Progress) error {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.steps++; x.slow != nil {
+		x.slow.Stop()
+	}
 	if x.json {
 		return printMessage(m)
 	}
@@ -264,6 +289,9 @@ func (x *upgradeShow) step(m *api.Progress) error {
 	default:
 		x.newline()
 		fmt.Println(p.Text)
+		if p.Phase == "starting" {
+			x.await()
+		}
 	}
 	return nil
 }
@@ -301,7 +329,7 @@ func bar(done, all int) string {
 }
 
 // plainText is an error of the node in words for people.
-func plainText(text string) string { return inside.ReplaceAllString(text, "") }
+func plainText(text string) string { return inside.ReplaceAllString(text, "$1") }
 
 // upgradedLine is what an upgrade has done.
 func upgradedLine(before int, r *node.Report) string {

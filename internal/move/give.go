@@ -229,6 +229,9 @@ type Options struct {
 // ErrNoWord is that the taker ended before it said a word.
 var ErrNoWord = errors.New("move: the new process ended without a word")
 
+// ErrNoAnswer is that the taker lives and has not said a word for [StartTime].
+var ErrNoAnswer = errors.New("move: the new process has not answered for " + StartTime.String())
+
 // ErrStalled is that the taker has not answered for as long as it is waited for.
 var ErrStalled = errors.New("move: the new process does not answer")
 
@@ -340,6 +343,9 @@ func (x *giving) greet(o Options) error {
 	if err != nil {
 		if Gone(err) {
 			return ErrNoWord
+		}
+		if late(err) {
+			return ErrNoAnswer
 		}
 		return fmt.Errorf("the new process did not come up: %w", err)
 	}

@@ -488,7 +488,7 @@ func TestKill(t *testing.T) {
 		t.Fatalf("one: %+v, %v", report, err)
 	}
 	reset(t, one[0])
-	if e := event(t, w, "kill", "1 flows"); e.By != "anna" {
+	if e := event(t, w, "kill", "1 flow ended"); e.By != "anna" {
 		t.Errorf("%+v", e)
 	}
 	report, err = r.Kill(ctx, KillRequest{Filter: FlowFilter{Listener: "one", Max: 2}, Then: "fin"})

@@ -155,7 +155,7 @@ func (n *Node) runFollower(ctx context.Context, w *follower) {
 			n.side.progress(w, k, len(list))
 			if now := time.Now(); now.Sub(told) >= followTell {
 				told = now
-				n.tellFollow(w, "%d flows have followed generation %d, %d are left", w.followed, w.generation, w.left)
+				n.tellFollow(w, "%s followed generation %d, %d left", count(w.followed, "flow"), w.generation, w.left)
 			}
 		}
 	}

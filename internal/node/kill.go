@@ -79,7 +79,7 @@ func (n *Node) kill(ctx context.Context, q KillRequest) (*KillReport, error) {
 	r.Millis = millis(time.Since(began))
 	n.log.Info("flows ended by order", "flows", r.Killed, "left", r.Left, "then", way, "by", q.Name, "took", time.Since(began))
 	n.tell("kill", "", q.Author, map[string]string{"killed": strconv.Itoa(r.Killed), "left": strconv.Itoa(r.Left), "then": way},
-		"%d flows ended by %s, %d left that match", r.Killed, way, r.Left)
+		"%s ended by %s, %d left that match", count(r.Killed, "flow"), way, r.Left)
 	return r, nil
 }
 

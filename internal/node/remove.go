@@ -89,7 +89,7 @@ func (n *Node) remove(ctx context.Context, q RemoveRequest, tell func(Progress))
 		return nil, err
 	}
 	n.tell("remove", q.Object, by, map[string]string{"cut": strconv.Itoa(x.last.Cut), "in_flight": strconv.FormatInt(x.last.InFlight, 10)},
-		"%s is removed; %d flows cut, %d go on", q.Object, x.last.Cut, x.last.InFlight)
+		"%s is removed; %s cut, %d go on", q.Object, count(x.last.Cut, "flow"), x.last.InFlight)
 	return &x.last, nil
 }
 
@@ -331,12 +331,12 @@ func (x *removal) cut(ctx context.Context, inFlight func() int64, mine func(*loo
 		if err != nil {
 			return err
 		}
-		x.say(Progress{Phase: "cutting", InFlight: inFlight(), Cut: r.Flows, Text: fmt.Sprintf("%d flows moved to %s, %d could not", r.Flows, x.q.To, r.Refused)})
+		x.say(Progress{Phase: "cutting", InFlight: inFlight(), Cut: r.Flows, Text: fmt.Sprintf("%s moved to %s, %d could not", count(r.Flows, "flow"), x.q.To, r.Refused)})
 		return nil
 	}
 	killed, err := x.n.killFlows(ctx, x.way, 0, newPacer(time.Now(), 0, 0, rand.Float64), mine)
 	x.ended = killed
-	x.say(Progress{Phase: "cutting", InFlight: inFlight(), Cut: len(killed), Text: fmt.Sprintf("%d flows ended by %s", len(killed), x.way)})
+	x.say(Progress{Phase: "cutting", InFlight: inFlight(), Cut: len(killed), Text: fmt.Sprintf("%s ended by %s", count(len(killed), "flow"), x.way)})
 	return err
 }
 

@@ -110,7 +110,7 @@ func (n *Node) upgrade(ctx context.Context, q UpgradeRequest, r *Report, tell fu
 	if err != nil && !given.Committed && n.ends.Err() != nil {
 		err = errors.New("this process was told to end")
 	} else if err != nil && !given.Committed && ctx.Err() != nil {
-		err = fmt.Errorf("who asked for it does not want it any more: %w", ctx.Err())
+		err = &plainError{"who asked for it does not want it any more", ctx.Err()}
 	}
 	if err != nil && !given.Done {
 		g.resume() // before the other's end: that may take a moment
@@ -177,7 +177,7 @@ func (n *Node) abort(g *giver, err error) error {
 	n.removeOtherRules()
 	n.log.Warn("upgrade aborted; this process goes on", "error", err, "lost", r.Lost)
 	if r.Lost > 0 {
-		return fmt.Errorf("node: aborted: %d flows that the new process had taken are lost; this process goes on: %w", r.Lost, plainCause(err))
+		return fmt.Errorf("node: aborted: lost %s that the new process had taken; this process goes on: %w", count(r.Lost, "flow"), plainCause(err))
 	}
 	return fmt.Errorf("node: aborted: nothing moved%s; this process goes on: %w", r.longest(), plainCause(err))
 }
@@ -189,10 +189,18 @@ func plainCause(err error) error {
 	case errors.As(err, &no) && err.Error() == no.Error():
 		return &refusalCause{no}
 	case move.Gone(err):
-		return fmt.Errorf("the new process ended: %w", err)
+		return &plainError{"the new process ended", err}
+	case errors.Is(err, move.ErrStalled):
+		return &plainError{"the new process does not answer any more", err}
 	}
 	return err
 }
+
+// StartTime bounds how long a new process may take until it could serve.
+const StartTime = move.StartTime
+
+// errSilent is that what was started runs and says nothing.
+var errSilent = fmt.Errorf("the new process has not answered for %v, and was ended: it waited for something (its own log may say for what), or is no Holdfast", StartTime)
 
 // refusalCause is what the new process says against it, without our name for that.
 type refusalCause struct{ *frozen.Refused }
@@ -215,6 +223,9 @@ func (n *Node) handOver(c move.Carrier, g *giver) (move.Given, error) {
 	}
 	if errors.Is(err, move.ErrNoWord) { // end of file, which means nothing to whoever asked for it
 		err = errNoHoldfast
+	}
+	if errors.Is(err, move.ErrNoAnswer) {
+		err = errSilent
 	}
 	return given, err
 }
@@ -260,13 +271,13 @@ func (n *Node) heritage() (move.Heritage, []sock.FD) {
 // takeBack gives flows that were not handed over to their loop again.
 func (n *Node) takeBack(l *loop.Loop, p *loop.Parcel, parked []loop.Parked) error {
 	if p.Octets == nil {
-		return fmt.Errorf("node: %d flows could not be encoded and are lost", len(parked))
+		return fmt.Errorf("node: %s could not be encoded, and lost", count(len(parked), "flow"))
 	}
 	done := make(chan int, 1)
 	p.Adopted = func(_ []int64, lost int) { done <- lost }
 	l.Deliver(p)
 	if lost := <-done; lost > 0 {
-		return fmt.Errorf("node: %d flows could not be taken back", lost)
+		return fmt.Errorf("node: %s could not be taken back", count(lost, "flow"))
 	}
 	return nil
 }

@@ -151,7 +151,7 @@ func TestAbortCountsWhatWasTaken(t *testing.T) {
 		t.Fatalf("done %t, given: %v", done, given)
 	}
 	heir.Stop()
-	if err := old.abort(r, given); !strings.Contains(err.Error(), "2 flows that the new process had taken are lost") {
+	if err := old.abort(r, given); !strings.Contains(err.Error(), "lost 2 flows that the new process had taken") {
 		t.Error(err)
 	}
 	says(t, dial(t, vip), "new")

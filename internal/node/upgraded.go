@@ -164,7 +164,7 @@ func (r *Report) longest() string {
 
 // movedText says in one line what an upgrade has done.
 func movedText(r *Report) string {
-	text := fmt.Sprintf("%d flows moved", r.Flows)
+	text := count(r.Flows, "flow") + " moved"
 	if r.Residue > 0 {
 		text += fmt.Sprintf(", %d drain in the old process", r.Residue)
 	}
@@ -272,9 +272,9 @@ func (n *Node) drains(r ResidueStatus) {
 	u.mu.Unlock()
 	switch {
 	case r.Flows > 0 && !known:
-		n.tell("upgrade", "", Author{}, map[string]string{"flows": strconv.Itoa(r.Flows)}, "%d flows drain in process %d, which ends them at %s", r.Flows, r.PID, r.Until.Format(time.RFC3339))
+		n.tell("upgrade", "", Author{}, map[string]string{"flows": strconv.Itoa(r.Flows)}, "%s drain in process %d until %s, when it ends what is left", count(r.Flows, "flow"), r.PID, r.Until.Format(time.RFC3339))
 	case r.Flows == 0 && known:
-		n.tell("upgrade", "", Author{}, map[string]string{"flows": strconv.Itoa(before.Flows)}, "nothing drains in process %d any more; it had %d flows last", r.PID, before.Flows)
+		n.tell("upgrade", "", Author{}, map[string]string{"flows": strconv.Itoa(before.Flows)}, "nothing drains in process %d any more; it had %s last", r.PID, count(before.Flows, "flow"))
 	}
 }
 
