@@ -45,6 +45,8 @@ type host struct {
 	giving   bool
 	agreed   int8 // ticks ago and one more; 0: not
 	granted  int8 // the same
+	taking   bool
+	living   [nodesMost]bool
 	told     bool // the record is yielded and the kernel's lease is ended for certain
 	round    answered
 	start    answered // of a move
@@ -80,6 +82,12 @@ func (w *world) seat(i int) *Seat {
 	if h.granted > 0 {
 		s.granted = present - Instant(h.granted-1)
 	}
+	s.taking = h.taking
+	for i, ok := range h.living {
+		if ok {
+			s.living = append(s.living, allNodes[i])
+		}
+	}
 	if h.agreed > 0 {
 		s.agreed = present - Instant(h.agreed-1)
 	}
@@ -97,7 +105,10 @@ func (w *world) put(i int, s *Seat) {
 		h.begun = *s.begun
 	}
 	h.giving = s.giving
-	h.granted = 0
+	h.granted, h.taking, h.living = 0, s.taking, [nodesMost]bool{}
+	for _, name := range s.living {
+		h.living[slices.Index(allNodes, name)] = true
+	}
 	if s.granted != 0 && present-s.granted < lease {
 		h.granted = int8(present-s.granted) + 1
 	}

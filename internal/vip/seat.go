@@ -53,6 +53,10 @@ type Seat struct {
 	// granted is when it became ours for certain, by the former owner's word or by waiting; 0:
 	// not in this process.
 	granted Instant
+	// living are who answered when an operator said that the owner is dead: they are not. taking
+	// tells that this process heard him.
+	taking bool
+	living []string
 }
 
 // NewSeat makes the seat of a node that begins. until is when a lease ends that a former process
@@ -86,6 +90,9 @@ func (s *Seat) Wrote(r Record) {
 		s.agreed = 0
 		if r.From == "" {
 			s.granted = 0
+		}
+		if !r.Taken {
+			s.taking, s.living = false, nil
 		}
 	}
 	s.record = r
@@ -168,16 +175,18 @@ func (s *Seat) Round(asked, now Instant, answers map[string]Record) Step {
 		return s.claim(0, false) // the process that began to move it is gone
 	}
 	with, against := 1, ""
+	supports := map[string]bool{}
 	for name, r := range answers {
 		// Who has heard of the move that this node begins supports nobody else.
 		if r.Same(s.record) || s.begun != nil && r == *s.begun {
 			with++
+			supports[name] = true
 		} else if against == "" || name < against {
 			against = name
 		}
 	}
 	all := with == len(s.circle.Nodes)
-	if why := s.alone(now, with, all, against); why != "" {
+	if why := s.alone(now, supports, against); why != "" {
 		s.agreed = 0
 		return Step{Why: why} // what is left of the lease runs out
 	}
@@ -203,7 +212,10 @@ func (s *Seat) Round(asked, now Instant, answers map[string]Record) Step {
 }
 
 // alone says why too few nodes agree; "": enough do.
-func (s *Seat) alone(now Instant, with int, all bool, against string) string {
+func (s *Seat) alone(now Instant, supports map[string]bool, against string) string {
+	with := 1 + len(supports)
+	all := with == len(s.circle.Nodes)
+	dead := s.record.Stage == Claimed && s.record.Taken && s.taking && !slices.ContainsFunc(s.living, func(name string) bool { return !supports[name] })
 	switch {
 	case s.circle.Majority && s.circle.enough(with), all:
 		return ""
@@ -211,7 +223,7 @@ func (s *Seat) alone(now Instant, with int, all bool, against string) string {
 		return against + " knows otherwise"
 	case s.circle.Majority:
 		return fmt.Sprintf("%d of %d nodes agree, which is no majority", with, len(s.circle.Nodes))
-	case s.until != 0, s.granted != 0 && now-s.granted < Instant(s.circle.Lease), s.record.Stage == Claimed && s.record.Taken:
+	case s.until != 0, s.granted != 0 && now-s.granted < Instant(s.circle.Lease), dead:
 		return "" // it goes on, or by the operator's word
 	default:
 		return "not every other node confirms it since this one began, or stood still for a lease; if they are dead: holdfast vips take"
@@ -385,6 +397,7 @@ func (s *Seat) Take(now Instant, answers map[string]Record, holds string) (Step,
 	for _, r := range answers {
 		above = max(above, r.Epoch)
 	}
+	s.taking, s.living = true, slices.Sorted(maps.Keys(answers))
 	// The first epoch is the home's.
 	return s.claim(max(above, 1), true), nil
 }
