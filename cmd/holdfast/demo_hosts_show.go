@@ -197,7 +197,7 @@ func (n *hostsNode) box() []string {
 	case "moving":
 		badge = "[" + hostsVIP + " " + hostsAddr + "] -> " + v.To
 	case "guest":
-		badge = "(" + hostsVIP + " has gone; late segments go after it)"
+		badge = "(" + hostsVIP + " has gone)"
 		if v.To == n.name {
 			badge = "(" + hostsVIP + " is coming)"
 		}

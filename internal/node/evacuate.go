@@ -198,6 +198,9 @@ func (n *Node) evacuate(ctx context.Context, q EvacuateRequest, x *moveOf) (err 
 			err = errors.Join(err, bad)
 			return
 		}
+		if errors.Is(err, context.Canceled) { // while it waited
+			err = errors.New("aborted")
+		}
 		if gone > 0 {
 			err = fmt.Errorf("%w; %s serves again, and %d of %d VIPs stay where they have gone: holdfast return brings back those whose home it is", err, self, gone, len(mine))
 		} else {

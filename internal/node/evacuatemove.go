@@ -81,10 +81,7 @@ func (x *moveOf) within(all *Report) func(Progress) {
 			if p.Move != nil {
 				all.add(p.Move)
 			}
-			if p.Failed != "" {
-				return // the error says it
-			}
-			p.Done, p.Phase, p.Move = false, "settling", nil
+			return // the error says why, or the larger one's end what
 		}
 		x.say(p)
 	}

@@ -82,14 +82,21 @@ func (n *Node) MigrateVIP(ctx context.Context, q MigrateRequest, tell func(Progr
 	case m.committed:
 		err = fmt.Errorf("node: already committed; to go back run: holdfast migrate --vip %s --to %s: %w", q.VIP, n.self(), err)
 	default:
-		if undone := m.back(); undone != nil {
-			err = errors.Join(err, undone)
+		undone := m.back()
+		if undone == nil {
+			m.r.Flows, m.r.Residue = 0, 0 // those that had gone have come back
 		}
+		err = errors.Join(err, undone)
 		what := "nothing moved"
 		if m.r.Lost > 0 {
 			what = fmt.Sprintf("%d flows were lost", m.r.Lost)
 		}
-		err = fmt.Errorf("aborted: %s, longest pause %.0f ms: %w", what, m.r.Pause.Max/1000, err)
+		text := fmt.Sprintf("aborted: %s, longest pause %.0f ms", what, m.r.Pause.Max/1000)
+		if ctx.Err() != nil && undone == nil { // as was asked
+			err = errors.New(text)
+		} else {
+			err = fmt.Errorf("%s: %w", text, err)
+		}
 	}
 	n.log.Warn("vip not moved", "vip", q.VIP, "to", q.To, "error", err)
 	m.say(Progress{Phase: "aborted", Done: true, Failed: err.Error(), Move: m.r, Text: err.Error()})
