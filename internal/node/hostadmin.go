@@ -111,10 +111,14 @@ func (n *Node) removeOtherRules() {
 	}
 }
 
-// hostHeritage is what the successor's openAdmin needs.
+// hostHeritage is what the successor's openAdmin needs. That there is any tells it that
+// a predecessor goes on with what is the whole host's.
 func (n *Node) hostHeritage() json.RawMessage {
-	if n.host.local == nil {
+	if n.host.admin == nil {
 		return nil
+	}
+	if n.host.local == nil {
+		return json.RawMessage("{}") // the privileged process keeps it
 	}
 	b, err := json.Marshal(n.host.local.Heritage())
 	if err != nil { // plain names and addresses cannot fail
