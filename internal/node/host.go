@@ -176,6 +176,9 @@ func clusterTLS(c *config.Cluster) (*tls.Config, error) {
 		MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{pair},
 		RootCAs: trust, ClientCAs: trust, ClientAuth: tls.RequireAndVerifyClientCert,
 		SessionTicketsDisabled: true,
+		// Flows stand still until the whole of their lot is there: a record of one
+		// segment does nobody any good.
+		DynamicRecordSizingDisabled: true,
 	}, nil
 }
 

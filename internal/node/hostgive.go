@@ -242,6 +242,7 @@ func (g *hostGiver) Park(some []move.Candidate) (lot *move.Lot, dealt int, stay 
 			if !ok {
 				continue
 			}
+			queued += p.Octets
 			h := &hostFlow{parked: p}
 			for k, fd := range p.FDs {
 				if k > 0 && flow.State(p.Frozen.State) != flow.Relaying {
