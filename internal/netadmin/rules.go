@@ -241,7 +241,7 @@ func (r *rules) create(holdIndex int) error {
 	r.dispatchVIPs(steer, expr.VerdictGoto, chainForward)
 	r.hook(chainSteer)
 	if err := c.Flush(); err != nil {
-		return fmt.Errorf("netadmin: create nft tables (kernel support for nf_tables netdev, dup and verdict maps is needed): %w", err)
+		return fmt.Errorf("netadmin: create nft tables (the kernel must have nf_tables for netdev with hooks ingress and egress, since Linux 5.16, dup, dynset and verdict maps): %w", err)
 	}
 	r.created = true
 	return nil
