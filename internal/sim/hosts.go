@@ -143,6 +143,23 @@ func (w *World) sever(h *Host, both bool, d time.Duration) {
 	}
 }
 
+// restsMost bounds how often a story rests for what hosts wait for.
+const restsMost = 120
+
+// waits tells whether hosts wait for each other, or for one that goes on later, so that their
+// bounds of time are reached before the story is over.
+func (w *World) waits() bool {
+	if len(w.hosts) < 2 {
+		return false
+	}
+	for _, h := range w.hosts {
+		if p := h.proc; p.stopped && p.goesOn > 0 || !p.dead && !p.stopped && (p.leaving || p.arriving) && !p.gave {
+			return true
+		}
+	}
+	return w.healed > 0
+}
+
 // heal mends the link when its time has come.
 func (w *World) heal(now bool) {
 	if w.cut != nil && (now || w.healed > 0 && w.net.now >= w.healed) {

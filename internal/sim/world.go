@@ -479,7 +479,7 @@ func (w *World) story(sc Scenario) {
 			if w.settled(sc.Calm, false) {
 				// What only the clock finds has to be found soon.
 				if events == 0 {
-					if rests++; rests > 4 {
+					if rests++; rests > 4 && !(rests < restsMost && w.waits()) {
 						return
 					}
 					if w.policy != nil && rests > 1 {
