@@ -180,6 +180,9 @@ type Admin struct {
 	learning []netip.AddrPort
 	// unsettled: packets may be under way by rules of before.
 	unsettled bool
+	// Of one call of change, kept for the next.
+	steps []step
+	seen  map[Tuple]struct{}
 	// hereSerial is the last one given to an entry.
 	hereSerial uint64
 	counters   Counters
@@ -193,6 +196,12 @@ type entry struct {
 	frames [][]byte // in order of arrival; see tap for their form
 	peer   *peer    // diverted to
 	here   uint64   // not 0: not steered away, see Steer
+}
+
+// step is how one tuple changes.
+type step struct {
+	t        Tuple
+	was, now entry
 }
 
 // way is where the segments of e go: held has precedence, so that a tuple
@@ -227,7 +236,7 @@ func Open(cfg Config) (a *Admin, err error) {
 	a = &Admin{
 		cfg: cfg, done: make(chan struct{}), quit: make(chan struct{}), tended: make(chan struct{}), ask4: -1, ask6: -1, packet: -1, diag: -1,
 		diagBuf: make([]byte, 1<<16), vips: map[netip.Addr]*movable{}, onLinks: map[netip.Prefix]bool{},
-		hops: map[netip.Addr]hop{}, peers: map[netip.Addr]*peer{}, tuples: map[Tuple]*entry{}, released: map[Tuple]time.Time{},
+		hops: map[netip.Addr]hop{}, seen: map[Tuple]struct{}{}, peers: map[netip.Addr]*peer{}, tuples: map[Tuple]*entry{}, released: map[Tuple]time.Time{},
 		reserved: reserve{ports: map[uint16]bool{}},
 	}
 	defer func() {
@@ -544,17 +553,13 @@ func (a *Admin) change(ts []Tuple, meanwhile func() (stop func()), f func(Tuple,
 	if a.closed {
 		return ErrClosed
 	}
-	type step struct {
-		t        Tuple
-		was, now entry
-	}
-	steps := make([]step, 0, len(ts))
-	seen := make(map[Tuple]struct{}, len(ts))
+	steps := a.steps[:0]
+	clear(a.seen)
 	for _, t := range ts {
-		if _, twice := seen[t]; twice {
+		if _, twice := a.seen[t]; twice {
 			continue
 		}
-		seen[t] = struct{}{}
+		a.seen[t] = struct{}{}
 		s := step{t: t}
 		if e := a.tuples[t]; e != nil {
 			s.was, s.now = *e, *e
@@ -562,6 +567,12 @@ func (a *Admin) change(ts []Tuple, meanwhile func() (stop func()), f func(Tuple,
 		f(t, &s.now)
 		steps = append(steps, s)
 	}
+	if len(steps) <= 2*tuplesPerFlush { // not the room of something rare
+		a.steps = steps
+	} else {
+		a.seen = map[Tuple]struct{}{}
+	}
+	defer clear(steps) // they refer to frames
 	apply := func(steps []step, back bool) error {
 		for i := range steps {
 			was, now := steps[i].was.way(), steps[i].now.way()
@@ -606,7 +617,8 @@ func (a *Admin) change(ts []Tuple, meanwhile func() (stop func()), f func(Tuple,
 		if e := a.tuples[s.t]; e != nil {
 			*e = s.now
 		} else {
-			a.tuples[s.t] = &s.now
+			e := s.now
+			a.tuples[s.t] = &e
 		}
 	}
 	return nil

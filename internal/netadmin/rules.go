@@ -449,9 +449,9 @@ func (r *rules) flush() error {
 			return
 		}
 		b.elements(s, add)
-		for _, x := range of {
-			var v *expr.Verdict
-			if verdicts {
+		var v *expr.Verdict
+		for i, x := range of {
+			if verdicts && (i == 0 || x.w != of[i-1].w) {
 				v = x.w.verdict()
 			}
 			b.element(x.t, v)
