@@ -277,8 +277,8 @@ const owner = "n1"
 func (m *mover) who(ctx context.Context) who {
 	w := who{opened: m.traffic.Shorts().Opened, accepted: map[string]int64{}, account: map[string]map[string]uint64{}}
 	for _, h := range nodes {
-		if c, err := m.world.Host(h).Counters(); err == nil {
-			w.accepted[h] = c["PassiveOpens"]
+		if n, err := accepted(m.world.Host(h)); err == nil {
+			w.accepted[h] = n
 		}
 		if b, ok := m.balancer.(accountant); ok {
 			if s, err := b.StatusOf(ctx, h); err == nil {

@@ -110,6 +110,9 @@ func setStage(ctx context.Context, o Options, out io.Writer, v *Verdict, servedB
 	if s.world, err = NewWorld(o.dir, hosts); err != nil {
 		return nil, err
 	}
+	if err := countGreetings(s.world); err != nil {
+		return nil, err
+	}
 	n1, n2 := s.world.Host("n1"), s.world.Host("n2")
 	if err := evacuable(n1, n1, n2); err != nil {
 		return nil, err
