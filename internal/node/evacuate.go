@@ -248,7 +248,7 @@ func planLine(self string, mine []VIPStatus, plan map[string]string, flows int) 
 	for _, v := range mine {
 		all = append(all, v.Name+" -> "+plan[v.Name])
 	}
-	return fmt.Sprintf("plan: %s; %d flows leave %s", strings.Join(all, ", "), flows, self)
+	return fmt.Sprintf("plan: %s; %s leave %s", strings.Join(all, ", "), count(flows, "flow"), self)
 }
 
 // freeLine says that a node is free, and what to do then.
@@ -257,11 +257,7 @@ func freeLine(self string, plan map[string]string, r *Report) string {
 		return self + " is free: it owned no VIP, and nothing uses its servers; reboot, then: holdfast return"
 	}
 	where := strings.Join(slices.Compact(slices.Sorted(maps.Values(plan))), " and ")
-	what := fmt.Sprintf("%d VIPs", len(plan))
-	if len(plan) == 1 {
-		what = "1 VIP"
-	}
-	return fmt.Sprintf("%s is free: %s and %s flows on %s, %d lost; reboot, then: holdfast return", self, what, thousands(r.Flows), where, r.Lost)
+	return fmt.Sprintf("%s is free: %s and %s flows on %s, %d lost; reboot, then: holdfast return", self, count(len(plan), "VIP"), thousands(r.Flows), where, r.Lost)
 }
 
 // thousands writes a number with commas.
@@ -357,10 +353,10 @@ func (n *Node) pointing(ctx context.Context) (left []string) {
 		stay += k
 	}
 	if stay > 0 {
-		left = append(left, fmt.Sprintf("%d flows that could not move", stay))
+		left = append(left, count(stay, "flow")+" that could not move")
 	}
 	if k := n.hostCounters()["diverted_tuples"]; k > 0 {
-		left = append(left, fmt.Sprintf("%d tuples that are sent on", k))
+		left = append(left, count(int(k), "tuple")+" that are sent on")
 	}
 	for _, name := range append([]string{self}, n.peers()...) {
 		k, err := n.usersOf(ctx, name, self)
@@ -368,9 +364,9 @@ func (n *Node) pointing(ctx context.Context) (left []string) {
 		case err != nil:
 			left = append(left, name+" does not say whether it uses servers here")
 		case k > 0 && name == self:
-			left = append(left, fmt.Sprintf("%d flows here use servers here", k))
+			left = append(left, count(k, "flow")+" here with servers here")
 		case k > 0:
-			left = append(left, fmt.Sprintf("%d flows on %s use servers here", k, name))
+			left = append(left, count(k, "flow")+" on "+name+" with servers here")
 		}
 	}
 	return left
@@ -422,7 +418,7 @@ func (n *Node) comeBack(ctx context.Context, q ReturnRequest, x *moveOf) error {
 	all.FromNode = strings.Join(slices.Sorted(maps.Keys(from)), ", ")
 	line := self + " is back"
 	if len(home) > 0 {
-		line = fmt.Sprintf("%s is back: %d VIPs and %s flows came from %s, %d lost", self, len(home), thousands(all.Flows), all.FromNode, all.Lost)
+		line = fmt.Sprintf("%s is back: %s and %s flows came from %s, %d lost", self, count(len(home), "VIP"), thousands(all.Flows), all.FromNode, all.Lost)
 	}
 	x.say(Progress{Phase: "done", Done: true, To: self, Flows: all.Flows, FlowsTotal: all.Flows, Octets: all.Octets, Pause: all.Pause, Move: all, Text: line})
 	return nil

@@ -29,7 +29,8 @@ func (n *Node) clusterLook() (x ClusterLook) {
 	x.Moving, x.LastMove = m.now, m.last
 	m.mu.Unlock()
 	flows := n.flowsOfVIPs()
-	x.Free = n.marks.evacuating(c.Node.Name) && n.hostCounters()["diverted_tuples"] == 0
+	self := c.Node.Name
+	x.Free = n.marks.evacuating(self) && n.usersHere(self) == 0 && !n.marks.used(self) && n.hostCounters()["diverted_tuples"] == 0
 	for _, v := range x.VIPs {
 		if v.State != "elsewhere" {
 			x.Free = false

@@ -51,6 +51,7 @@ type marks struct {
 type heardOf struct {
 	at    time.Time
 	flows int
+	uses  map[string]int
 }
 
 // markNews is what nodes tell one another: all marks that they know, and how
@@ -60,6 +61,8 @@ type markNews struct {
 	Flows int               `json:"flows"`
 	// Owns are the epochs of the VIPs for which the node answers at this moment.
 	Owns map[string]uint64 `json:"owns,omitempty"`
+	// Uses is how much is under way there at servers of each node.
+	Uses map[string]int `json:"uses,omitempty"`
 }
 
 func (m *marks) evacuating(node string) bool {
@@ -79,6 +82,18 @@ func (m *marks) names() (out []string) {
 	}
 	slices.Sort(out)
 	return out
+}
+
+// used tells whether a node has said lately that it uses servers of that one.
+func (m *marks) used(node string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, h := range m.heard {
+		if h.uses[node] > 0 {
+			return true
+		}
+	}
+	return false
 }
 
 // load is how many flows a node has said that it has; false if it has not been heard of lately.
@@ -169,7 +184,12 @@ func writeMarks(dir string, all map[string]marked) error {
 
 // news is what this node tells others.
 func (n *Node) news() markNews {
-	x := markNews{Flows: n.flows(), Owns: n.answersFor()}
+	x := markNews{Flows: n.flows(), Owns: n.answersFor(), Uses: map[string]int{}}
+	for _, name := range append(n.peers(), n.Config().Node.Name) {
+		if k := n.usersHere(name); k > 0 {
+			x.Uses[name] = k
+		}
+	}
 	n.marks.mu.Lock()
 	defer n.marks.mu.Unlock()
 	x.Marks = maps.Clone(n.marks.all)
@@ -181,7 +201,7 @@ func (n *Node) hear(peer string, x markNews) error {
 	changed, err := n.marks.merge(x.Marks)
 	n.marks.mu.Lock()
 	if n.marks.heard != nil {
-		n.marks.heard[peer] = heardOf{time.Now(), x.Flows}
+		n.marks.heard[peer] = heardOf{time.Now(), x.Flows, x.Uses}
 	}
 	n.marks.mu.Unlock()
 	if changed {
