@@ -244,18 +244,12 @@ func (g *hostGiver) Park(some []move.Candidate) (lot *move.Lot, dealt int, stay 
 			}
 			queued += p.Octets
 			h := &hostFlow{parked: p}
-			for k, fd := range p.FDs {
-				if k > 0 && flow.State(p.Frozen.State) != flow.Relaying {
-					continue
-				}
-				t, ok := tupleOf(fd)
-				if !ok {
-					h.tuples = nil
-					break
-				}
+			// A flow of HTTP may have another backend leg by now; its client's is the same.
+			h.tuples = append(h.tuples, x.Tuples[0])
+			if len(p.FDs) > 1 && flow.State(p.Frozen.State) == flow.Relaying {
+				t, _ := tupleOf(p.FDs[1]) // of one that was reset it is none that was listed
 				h.tuples = append(h.tuples, t)
 			}
-			// A flow of HTTP may have another backend leg by now.
 			if !slices.Equal(h.tuples, x.Tuples) {
 				changed = append(changed, p)
 				stays(x.ID, "leg", "it was another one a moment ago")
