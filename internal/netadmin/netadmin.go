@@ -560,12 +560,12 @@ func (a *Admin) change(ts []Tuple, meanwhile func() (stop func()), f func(Tuple,
 			continue
 		}
 		a.seen[t] = struct{}{}
-		s := step{t: t}
+		steps = append(steps, step{t: t})
+		s := &steps[len(steps)-1]
 		if e := a.tuples[t]; e != nil {
 			s.was, s.now = *e, *e
 		}
 		f(t, &s.now)
-		steps = append(steps, s)
 	}
 	if len(steps) <= 2*tuplesPerFlush { // not the room of something rare
 		a.steps = steps
