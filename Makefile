@@ -6,7 +6,8 @@ SHELL := bash
 
 BENCH ?= tcp-echo
 LAB ?= four-distances
-LABS ?= four-distances seed-000 vanished-peers corpora vtc hostile rolling ledger misbehave durable soak reload upgrade march systemd main-job
+LABS ?= four-distances seed-000 vanished-peers corpora vtc hostile rolling ledger misbehave durable soak reload upgrade march systemd \
+	migrate rolling-hosts saturated tunnel main-job migrate-clients
 FUZZTIME ?= 10s
 SEEDS ?= 200
 RELEASE ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
@@ -177,7 +178,7 @@ labs: ## LABS="...": every lab in turn
 	bad=0
 	for l in $(LABS); do
 		echo "-- $$l"; flags="$(LABFLAGS)"
-		if [[ $$l == main-job ]]; then # all of its figures are of correctness; its servers change their users
+		if [[ $$l == main-job || $$l == migrate-clients ]]; then # all of its figures are of correctness; its servers change their users
 			flags=
 			if ((EUID != 0)); then echo "skipped: it needs root"; [[ -z "$${CI:-}" ]] || bad=1; continue; fi
 		fi
@@ -192,7 +193,8 @@ labs: ## LABS="...": every lab in turn
 SABOTAGES = drop-octet rst-one blind-relay kill \
 	corpora:blind-relay corpora:drop-octet corpora:kill vtc:blind-relay vtc:kill rolling:kill ledger:drop-octet misbehave:drop-octet \
 	reload:skip-apply reload:kill durable:forget upgrade:kill upgrade:old-stays \
-	systemd:kill systemd:no-store
+	systemd:kill systemd:no-store \
+	migrate:drop-octet migrate:rst-one migrate:kill migrate:two-answer migrate-clients:kill
 # They run three at a time: nothing of them is judged by the clock.
 sabotage: ## each sabotage of the lab is noticed
 	@$(MAKE) --no-print-directory build

@@ -145,11 +145,15 @@ type migrateRun struct {
 	moves    []*hostMove
 	gaps     [2]Histogram // of steady flows without moves and with them, the interval taken off
 	base     Histogram
-	serving  map[string]float64 // processors that a node takes without moves
-	busy     []float64          // share of all processors that was at work without moves
-	machine  float64            // the same of all that runs here
-	talk     float64            // octets a second between nodes without moves
-	retrans  map[string]int64   // segments sent again, by host
+	serving  map[string]float64          // processors that a node takes without moves
+	busy     []float64                   // share of all processors that was at work without moves
+	machine  float64                     // the same of all that runs here
+	talk     float64                     // octets a second between nodes without moves
+	retrans  map[string]int64            // segments sent again during the moves, by host
+	while    map[string]map[string]int64 // why
+	quiet    map[string]map[string]int64 // the same without moves
+	moving   time.Duration               // how long these were counted
+	still    time.Duration
 	asked    int64
 	turns    []turn          // of a rolling evacuation
 	doubts   []string        // what the product said and the kernels did not

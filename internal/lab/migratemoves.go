@@ -21,15 +21,15 @@ const controlWindow = 1500 * time.Millisecond
 func (r *migrateRun) control(first bool) {
 	windows := 10
 	if r.Short {
-		windows = 1
-		if first {
-			windows = 2
+		if windows = 1; !first {
+			return
 		}
 	}
 	time.Sleep(700 * time.Millisecond) // what was before wears off
 	r.phase("control interval: %d times %v without moves", windows, controlWindow)
 	r.traffic.During(Control)
 	began, before, machine, talk := time.Now(), r.cpu(), machineCPU(), r.talked()
+	counters := r.count()
 	for range windows {
 		r.startGaps(nil)
 		time.Sleep(controlWindow)
@@ -40,6 +40,7 @@ func (r *migrateRun) control(first bool) {
 		r.busy = append(r.busy, busy)
 	}
 	if first {
+		r.still, r.quiet = time.Since(began), r.since(counters)
 		took, after := time.Since(began), r.cpu()
 		r.serving = map[string]float64{}
 		for name := range after {
@@ -123,14 +124,7 @@ func (r *migrateRun) travel() error {
 			return err
 		}
 	}
-	before := r.count()
-	defer func() {
-		r.retrans = map[string]int64{}
-		after := r.count()
-		for h := range after {
-			r.retrans[h] = after[h]["RetransSegs"] - before[h]["RetransSegs"]
-		}
-	}()
+	defer r.countMoves()()
 	r.phase("moves: all VIPs from n1 to n3 and back, %d times", r.trips)
 	for i := range 2 * r.trips {
 		if i == r.trips {

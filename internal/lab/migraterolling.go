@@ -68,14 +68,7 @@ type turn struct {
 // roll runs the command and plays the operator's hook: a node that is free is killed
 // and started anew.
 func (r *migrateRun) roll() error {
-	before := r.count()
-	defer func() {
-		r.retrans = map[string]int64{}
-		after := r.count()
-		for h := range after {
-			r.retrans[h] = after[h]["RetransSegs"] - before[h]["RetransSegs"]
-		}
-	}()
+	defer r.countMoves()()
 	asks, done := filepath.Join(r.dir, "hook.asks"), filepath.Join(r.dir, "hook.done")
 	hook := fmt.Sprintf("echo {host} > %[1]s.new; mv %[1]s.new %[1]s; while test ! -e %[2]s; do sleep 0.02; done; rm %[2]s", asks, done)
 	asked := r.nodes[0]

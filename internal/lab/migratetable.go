@@ -81,7 +81,7 @@ func (r *migrateRun) judgeSpeed() {
 	for _, busy := range r.busy {
 		v.Must(busy >= 0.95, r.what("processors of the machine at work without moves"), fmt.Sprintf("%.0f %%", 100*busy), "at least 95 %")
 	}
-	if r.loss || r.saturated {
+	if r.loss || r.saturated || r.rolling {
 		return
 	}
 	if !r.idle {

@@ -45,7 +45,8 @@ func (j *job) runMoves() (err error) {
 	}
 	p := j.pace()
 	if j.short {
-		p.slack = 4 * time.Second
+		p.slack = 3 * time.Second
+		j.moves = min(j.moves, shortTrips)
 	}
 	if err := j.connectMoved(p); err != nil {
 		return err
@@ -73,6 +74,9 @@ func (j *job) runMoves() (err error) {
 	j.stage.Store("the end of the loads")
 	return j.await(j.bench, j.paced)
 }
+
+// shortTrips is how often a short run goes there and back.
+const shortTrips = 3
 
 // moveTime is about what a move of the VIP takes, with the time in which caches settle.
 const moveTime = 1300 * time.Millisecond
