@@ -4,6 +4,8 @@ import (
 	"errors"
 	"math/rand/v2"
 	"time"
+
+	"github.com/holdfast-lb/holdfast/internal/flow"
 )
 
 // march is what happens to an upgrade, or a move to another host, at one of the calls by which its sides speak:
@@ -78,7 +80,21 @@ func (w *World) wake() {
 	for _, p := range w.procs {
 		if p.stopped && p.goesOn > 0 && w.net.now >= p.goesOn {
 			p.stopped, p.fds.stopped, p.goesOn = false, false, 0
+			p.stoodStill()
 			w.note("%s goes on", p.name)
+		}
+	}
+}
+
+// stoodStill excuses who waited or was dialled: the time for that may be over.
+func (p *Proc) stoodStill() {
+	for _, l := range p.shared.Loops {
+		for _, i := range l.Slots(0, func(f *flow.Flow) bool { return f.State() != flow.Relaying }) {
+			for side := flow.Client; side <= flow.Backend; side++ {
+				if s := p.fds.look(l.Leg(i, side)); s != nil {
+					s.excuse("its process stood still")
+				}
+			}
 		}
 	}
 }
