@@ -70,7 +70,7 @@ func migrateMarching(ctx context.Context, o Options, out io.Writer, v *Verdict) 
 			}
 			for at := first; at < first+most; at += every {
 				if err := r.step(h, node, at); err != nil {
-					r.sayLogs()
+					r.phase("%s", r.b.Logs())
 					return fmt.Errorf("%s %s after %v: %w", node, h.name, at, err)
 				}
 			}
@@ -344,7 +344,7 @@ func (r *migrateMarch) alive() int {
 		}
 		return n
 	}
-	eventually(3*time.Second, func() bool { return lives() == len(r.flows) })
+	eventually(8*time.Second, func() bool { return lives() == len(r.flows) })
 	return lives()
 }
 

@@ -194,9 +194,24 @@ func (n *Node) syncVIPs(c *config.Config) error {
 			return fmt.Errorf("node: vips.%s: %w", name, err)
 		}
 		x.seat = vip.NewSeat(c.Node.Name, v.Home, circle(c), r, until)
+		if err := n.leftovers(x, c); err != nil {
+			return fmt.Errorf("node: vips.%s: %w", name, err)
+		}
 		k.seats[name] = x
 	}
 	return nil
+}
+
+// leftovers ends what a process that died in the middle of a move has left in the kernel: new
+// connections go nowhere else any more. What its flows are diverted by stays until those that the
+// other node has had time to come back. The caller holds mu.
+func (n *Node) leftovers(x *vipSeat, c *config.Config) error {
+	if n.reader() {
+		return nil // that process lives
+	}
+	admin, a := n.host.admin, x.addr()
+	x.guest = guesthood{to: "nobody", forget: time.Now().Add(c.Cluster.Settle)}
+	return errors.Join(admin.Lead(a, netip.Addr{}), admin.Forward(a, netip.Addr{}), admin.Learn(nil), admin.Guest(a, 0))
 }
 
 // reader tells that another process of this node serves, and writes the records; this
