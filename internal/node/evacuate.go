@@ -68,6 +68,9 @@ func (n *Node) relocate(ctx context.Context, q MigrateRequest, x *moveOf) error 
 	} else if v.Owner == q.To {
 		return fmt.Errorf("node: %s has the VIP %s already: %w", q.To, q.VIP, errThere)
 	}
+	if err := n.mayTake(q.To); err != nil {
+		return err
+	}
 	return n.MigrateVIP(ctx, q, x.say)
 }
 
