@@ -422,15 +422,25 @@ func (d *draft) validateHosts() {
 		return
 	}
 	nodes := slices.Sorted(maps.Keys(d.nodes))
+	hosts := make(map[netip.Addr]string, len(nodes)) // by the addresses of nodes
+	for _, name := range nodes {
+		hosts[d.nodes[name].Address.Addr()] = name
+	}
 	for i := range d.backends {
 		for k, e := range d.backends[i].b.Endpoints {
-			if e.Node == "" || d.nodes[e.Node] != nil {
+			known, at := d.nodes[e.Node] != nil, hosts[e.Addr.Addr()]
+			if known && (at == "" || at == e.Node) || e.Node == "" && (at == "" || !e.Addr.IsValid()) {
 				continue
 			}
 			site := d.backends[i].awake().endpoints[k]
-			if len(nodes) == 0 {
+			switch {
+			case known:
+				site.fail("node", "%v is the address of node %s", e.Addr.Addr(), printable(at))
+			case e.Node == "":
+				site.warn("address", "it is on the host of node %[1]s; with node: %[1]s it gets nothing new while that host is evacuated", printable(at))
+			case len(nodes) == 0:
 				site.fail("node", "no node %q; there are no nodes", clip(e.Node))
-			} else {
+			default:
 				site.fail("node", "no node %q%s", clip(e.Node), thereAre(e.Node, nodes))
 			}
 		}
