@@ -363,7 +363,9 @@ func (n *Node) pointing(ctx context.Context) (left []string) {
 	}
 	for _, name := range append([]string{self}, n.peers()...) {
 		k, err := n.usersOf(ctx, name, self)
+		_, heard := n.marks.load(name, time.Now())
 		switch {
+		case err != nil && !heard: // it was named when this began; waiting for the dead frees nobody
 		case err != nil:
 			left = append(left, name+" does not say whether it uses servers here")
 		case k > 0 && name == self:
