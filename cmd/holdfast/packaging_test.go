@@ -31,6 +31,7 @@ const packaging = "../../packaging"
 // The units that are there, without what is installed by another name only.
 var unitFiles = []string{
 	"holdfast.service", "holdfast.socket", "holdfast.service.d/before-253.conf", "holdfast.service.d/cluster.conf.example",
+	"holdfast-netadmin.service",
 }
 
 // directives reads a unit file.
@@ -129,7 +130,7 @@ func TestUnitsVerify(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{"holdfast.service", "holdfast.socket"} {
+	for _, name := range []string{"holdfast.service", "holdfast.socket", "holdfast-netadmin.service"} {
 		text, err := os.ReadFile(filepath.Join(packaging, name))
 		if err == nil {
 			// The command must be there to be verified.
@@ -140,7 +141,7 @@ func TestUnitsVerify(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	out, err := exec.CommandContext(t.Context(), "systemd-analyze", "verify", "--man=no", filepath.Join(dir, "holdfast.socket"), filepath.Join(dir, "holdfast.service")).CombinedOutput()
+	out, err := exec.CommandContext(t.Context(), "systemd-analyze", "verify", "--man=no", filepath.Join(dir, "holdfast.socket"), filepath.Join(dir, "holdfast.service"), filepath.Join(dir, "holdfast-netadmin.service")).CombinedOutput()
 	if err != nil {
 		t.Errorf("systemd-analyze verify: %v\n%s", err, out)
 	}
@@ -184,7 +185,8 @@ func TestUnitsFitTheCommand(t *testing.T) {
 		t.Error("the kind of reload is not that of the release")
 	}
 	// Each command is one of ours, and its flags are.
-	for _, line := range []string{value(service, "ExecStart"), value(old, "ExecReload")} {
+	privileged := directives(t, "holdfast-netadmin.service")
+	for _, line := range []string{value(service, "ExecStart"), value(old, "ExecReload"), value(privileged, "ExecStart")} {
 		words := strings.Fields(line)
 		if words[0] != "/usr/local/bin/holdfast" {
 			t.Errorf("%q is not ours", words[0])
@@ -193,6 +195,19 @@ func TestUnitsFitTheCommand(t *testing.T) {
 		out, err := holdfast(t, append(words[1:], "--help")...).CombinedOutput()
 		if err != nil {
 			t.Errorf("%s: %v\n%s", line, err, out)
+		}
+	}
+	// The privileged one serves the user of the other, where only it may come.
+	line := value(privileged, "ExecStart")
+	if user := value(service, "User"); !strings.HasSuffix(line, " --user "+user) || !strings.Contains(line, " --at /run/"+value(privileged, "RuntimeDirectory")+"/") {
+		t.Errorf("%s: not for the user %s, or not in its directory", line, user)
+	}
+	if value(privileged, "User") != "" || !slices.Contains(strings.Fields(value(privileged, "CapabilityBoundingSet")), "CAP_NET_ADMIN") {
+		t.Error("the privileged process has no privilege")
+	}
+	for _, d := range slices.Concat(service, directives(t, "holdfast.service.d/cluster.conf.example")) {
+		if strings.Contains(d.name, "Capabilit") && strings.Contains(d.value, "CAP_NET_ADMIN") {
+			t.Errorf("%v: the process that serves needs none", d)
 		}
 	}
 	// The end may take as long as --grace says, and a little.

@@ -4,10 +4,12 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -81,7 +83,8 @@ func Examine(x Examination) (all []Finding) {
 	}
 	add(device(link)...)
 	add(x.addresses(link)...)
-	add(reversePath(x.Device), tracking(), offloads(x.Device), x.path(link), x.sourcePorts(), descriptorsLimit(), clock(), spoofing())
+	add(reversePath(x.Device), answering(x.Device), tracking(), offloads(x.Device), x.sourcePorts(), descriptorsLimit(), clock(), spoofing())
+	add(x.paths(link)...)
 	add(x.peers()...)
 	return all
 }
@@ -172,14 +175,53 @@ func (x *Examination) addresses(link netlink.Link) (all []Finding) {
 	return all
 }
 
-// reversePath: netadmin makes it loose where it has to, while it runs.
+// reversePath: netadmin makes it loose where it has to, while it runs. The kernel
+// takes the greater of the two values (Documentation/networking/ip-sysctl.rst).
 func reversePath(dev string) Finding {
 	f := Finding{What: "reverse path filter", Verdict: Good, Says: "not strict"}
-	for _, name := range []string{"all", dev} {
-		if v, err := readSysctl("net/ipv4/conf/" + name + "/rp_filter"); err == nil && v == "1" {
-			return Finding{What: f.What, Verdict: Costs, Says: "net.ipv4.conf." + name + ".rp_filter is 1 (strict)", Cost: "segments that are held or sent on would be dropped; the privileged process makes it loose (2) while it runs, whatever sets it back then breaks moves",
-				Fix: "net.ipv4.conf." + name + ".rp_filter = 2 in /etc/sysctl.d"}
+	v, from, err := greater(dev, "rp_filter")
+	switch {
+	case err != nil:
+		return Finding{What: f.What, Verdict: Unknown, Says: err.Error()}
+	case v == 1:
+		return Finding{What: f.What, Verdict: Costs, Says: from + " is 1 (strict)", Cost: "segments that are held or sent on would be dropped; the privileged process makes it loose (2) while it runs, whatever sets it back then breaks moves",
+			Fix: from + " = 2 in /etc/sysctl.d"}
+	}
+	return f
+}
+
+// greater reads a sysctl of IPv4 for which the kernel takes the greater of that of all
+// devices and that of one.
+func greater(dev, name string) (v int, from string, err error) {
+	for _, d := range []string{"all", dev} {
+		text, err := readSysctl("net/ipv4/conf/" + d + "/" + name)
+		if err != nil {
+			return 0, "", err
 		}
+		n, err := strconv.Atoi(text)
+		if err != nil {
+			return 0, "", fmt.Errorf("netadmin: sysctl %s of %s: %w", name, d, err)
+		}
+		if n >= v {
+			v, from = n, "net.ipv4.conf."+d+"."+name
+		}
+	}
+	return v, from, nil
+}
+
+// answering looks at whom the kernel tells which addresses are here.
+func answering(dev string) Finding {
+	f := Finding{What: "ARP", Verdict: Good, Says: "the kernel answers for the addresses of " + dev + "; forwarding is not needed, and does no harm"}
+	ignore, from, err := greater(dev, "arp_ignore")
+	if err != nil {
+		return Finding{What: f.What, Verdict: Unknown, Says: err.Error()}
+	}
+	if ignore > 1 {
+		return Finding{What: f.What, Verdict: Costs, Says: fmt.Sprintf("%s is %d", from, ignore), Cost: "the kernel does not answer for every address of the device to everybody: a VIP that comes may be silent once caches forget what was announced", Fix: from + " = 0 or 1"}
+	}
+	proxy, from, err := greater(dev, "proxy_arp")
+	if err == nil && proxy != 0 {
+		return Finding{What: f.What, Verdict: Costs, Says: from + " is 1", Cost: "this host answers for addresses of others; for VIPs the fence forbids it, but only while its rules are there", Fix: from + " = 0"}
 	}
 	return f
 }
@@ -264,52 +306,83 @@ func offloads(dev string) Finding {
 	return f
 }
 
-// path compares the MTU to each peer with the device's.
-func (x *Examination) path(link netlink.Link) Finding {
-	f := Finding{What: "MTU", Verdict: Good, Says: fmt.Sprintf("%d to every peer, as far as is known here", link.Attrs().MTU)}
-	for name, at := range x.Peers {
-		mtu, err := pathMTU(at)
+// names gives those of the peers in order.
+func (x *Examination) names() []string { return slices.Sorted(maps.Keys(x.Peers)) }
+
+// paths sends datagrams of the device's size to the peers.
+func (x *Examination) paths(link netlink.Link) (all []Finding) {
+	for _, name := range x.names() {
+		f := Finding{What: "MTU to " + name}
+		device := link.Attrs().MTU
+		mtu, small, full, err := pathMTU(x.Peers[name].Addr(), device)
 		switch {
 		case err != nil:
-			return Finding{What: f.What, Verdict: Unknown, Says: fmt.Sprintf("to %s: %v", name, err)}
-		case mtu < link.Attrs().MTU:
-			return Finding{What: f.What, Verdict: Costs, Says: fmt.Sprintf("%d to %s, and %d at the device", mtu, name, link.Attrs().MTU), Cost: "full segments of clients are lost on their way to a peer while flows move", Fix: "one MTU on all hosts and between them"}
+			f.Verdict, f.Says = Unknown, err.Error()
+		case mtu < device || small && !full:
+			f.Verdict, f.Says = Costs, fmt.Sprintf("%d, and %d at %s", mtu, device, link.Attrs().Name)
+			if mtu >= device {
+				f.Says = fmt.Sprintf("a datagram of %d octets, the MTU of %s, does not arrive; a small one does", device, link.Attrs().Name)
+			}
+			f.Cost, f.Fix = "full segments of clients are lost on their way to that node while flows move", "one MTU on all hosts and between them"
+		case !small:
+			f.Verdict, f.Says = Unknown, fmt.Sprintf("%d as far as is known here; that host answers no datagram to a closed port, so it was not tried", mtu)
+		default:
+			f.Verdict, f.Says = Good, fmt.Sprintf("%d octets arrive", device)
 		}
+		all = append(all, f)
 	}
-	return f
+	return all
 }
 
-// pathMTU asks the kernel for what it knows of a path, having sent a datagram of
-// the device's size to the discard port (RFC 863) that may not be fragmented.
-func pathMTU(to netip.AddrPort) (int, error) {
-	c, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(netip.AddrPortFrom(to.Addr(), 9)))
+// pathMTU gives what the kernel knows of the path's MTU once datagrams have been sent
+// that may not be fragmented: to the discard port (RFC 863), of one octet and of the
+// device's size. Where that port is closed each is answered by "port unreachable"
+// (RFC 1122, section 4.1.3.1), so that one knows which arrived.
+func pathMTU(to netip.Addr, device int) (mtu int, small, full bool, err error) {
+	c, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(netip.AddrPortFrom(to, 9)))
 	if err != nil {
-		return 0, err
+		return 0, false, false, err
 	}
 	defer func() { _ = c.Close() }()
 	raw, err := c.SyscallConn()
 	if err != nil {
-		return 0, err
+		return 0, false, false, err
 	}
+	// Of headers: 20 or 40 octets of IP, 8 of UDP.
 	level, discover, do, get, head := unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DO, unix.IP_MTU, 28
-	if to.Addr().Is6() {
+	if to.Is6() {
 		level, discover, do, get, head = unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_DO, unix.IPV6_MTU, 48
 	}
-	mtu, failed := 0, error(nil)
-	if err := raw.Control(func(fd uintptr) {
-		if failed = unix.SetsockoptInt(int(fd), level, discover, do); failed == nil {
-			mtu, failed = unix.GetsockoptInt(int(fd), level, get)
+	var failed error
+	if err := raw.Control(func(fd uintptr) { failed = unix.SetsockoptInt(int(fd), level, discover, do) }); err != nil || failed != nil {
+		return 0, false, false, errors.Join(err, failed)
+	}
+	arrives := func(size int) bool {
+		for range 3 { // it, or its answer, may be lost
+			if _, err := c.Write(make([]byte, size)); err != nil {
+				return errors.Is(err, unix.ECONNREFUSED)
+			}
+			if err := c.SetReadDeadline(time.Now().Add(answerTime)); err != nil {
+				return false
+			}
+			if _, err := c.Read(make([]byte, 1)); err == nil || errors.Is(err, unix.ECONNREFUSED) {
+				return true
+			}
 		}
-	}); err != nil || failed != nil {
-		return 0, errors.Join(err, failed)
+		return false
 	}
-	_, _ = c.Write(make([]byte, max(0, mtu-head)))
-	time.Sleep(50 * time.Millisecond) // for whoever has to say that it is too much
-	if err := raw.Control(func(fd uintptr) { mtu, failed = unix.GetsockoptInt(int(fd), level, get) }); err != nil {
-		return 0, err
+	small = arrives(1)
+	if full = arrives(max(1, device-head)); !full {
+		small = arrives(1) // or it says no more, for it may say so once a second (icmp(7), icmp_ratelimit)
 	}
-	return mtu, failed
+	if err := raw.Control(func(fd uintptr) { mtu, failed = unix.GetsockoptInt(int(fd), level, get) }); err != nil || failed != nil {
+		return 0, false, false, errors.Join(err, failed)
+	}
+	return mtu, small, full, nil
 }
+
+// answerTime is how long a peer may take to say that a port is closed.
+const answerTime = 400 * time.Millisecond
 
 func (x *Examination) sourcePorts() Finding {
 	f := Finding{What: "source ports", Verdict: Good, Says: "no program that asks for any port gets one of this node's"}
@@ -367,7 +440,8 @@ func spoofing() Finding {
 }
 
 func (x *Examination) peers() (all []Finding) {
-	for name, at := range x.Peers {
+	for _, name := range x.names() {
+		at := x.Peers[name]
 		f := Finding{What: "peer " + name, Verdict: Good, Says: "answers at " + at.String()}
 		c, err := net.DialTimeout("tcp", at.String(), time.Second)
 		if err != nil {

@@ -1,6 +1,7 @@
 package netadmin
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -68,6 +69,13 @@ func TestExamine(t *testing.T) {
 		make, undo func() error
 	}{
 		{"strict", "reverse path filter", Costs, "strict", sysctl("net/ipv4/conf/eth0/rp_filter", "1"), sysctl("net/ipv4/conf/eth0/rp_filter", "0")},
+		{"loose for all", "reverse path filter", Good, "not strict", func() error {
+			return errors.Join(writeSysctl("net/ipv4/conf/eth0/rp_filter", "1"), writeSysctl("net/ipv4/conf/all/rp_filter", "2"))
+		}, func() error {
+			return errors.Join(writeSysctl("net/ipv4/conf/eth0/rp_filter", "0"), writeSysctl("net/ipv4/conf/all/rp_filter", "0"))
+		}},
+		{"silent", "ARP", Costs, "conf.eth0.arp_ignore is 2", sysctl("net/ipv4/conf/eth0/arp_ignore", "2"), sysctl("net/ipv4/conf/eth0/arp_ignore", "0")},
+		{"answers for others", "ARP", Costs, "conf.eth0.proxy_arp is 1", sysctl("net/ipv4/conf/eth0/proxy_arp", "1"), sysctl("net/ipv4/conf/eth0/proxy_arp", "0")},
 		{"ports", "source ports", Costs, "not all in", sysctl("net/ipv4/ip_local_port_range", "10000 45000"), sysctl("net/ipv4/ip_local_port_range", "10000 65000")},
 		{"bridged", "device eth0", Missing, "belongs to br0", func() error {
 			br := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "br0"}}
@@ -89,7 +97,7 @@ func TestExamine(t *testing.T) {
 			}
 			return netlink.AddrAdd(link, &netlink.Addr{IPNet: &net.IPNet{IP: self.AsSlice(), Mask: net.CIDRMask(24, 32)}})
 		}},
-		{"narrow", "MTU", Costs, "1300 to n2", func() error {
+		{"narrow way", "MTU to n2", Costs, "1300, and 1500", func() error {
 			x.Peers = map[string]netip.AddrPort{"n2": netip.MustParseAddrPort("10.77.0.2:7443")}
 			return netlink.RouteAdd(&netlink.Route{LinkIndex: link.Attrs().Index, Dst: netlink.NewIPNet(net.IPv4(10, 77, 0, 2)), MTU: 1300, Scope: unix.RT_SCOPE_LINK})
 		}, func() error {
@@ -99,15 +107,35 @@ func TestExamine(t *testing.T) {
 			x.Peers = map[string]netip.AddrPort{"n2": netip.MustParseAddrPort("10.77.0.2:7443")}
 			return nil
 		}, func() error { x.Peers = nil; return nil }},
+		{"exempt", "connection tracking", Costs, "there is a notrack rule", func() error { return errors.Join(track(true), exempt()) }, func() error { return track(false) }},
 		{"tracked", "connection tracking", Costs, "(chain strange in)", func() error { return track(true) }, func() error { return track(false) }},
 		{"another address", "address 10.77.0.9", Costs, "is not on the device", func() error { x.Self = netip.MustParseAddr("10.77.0.9"); return nil }, func() error { x.Self = self; return nil }},
 	} {
 		ns.do(c.name, c.make)
 		f := find(examine(), c.what)
-		if f.Verdict != c.verdict || !strings.Contains(f.Says, c.says) || f.Cost == "" || f.Fix == "" {
+		if f.Verdict != c.verdict || !strings.Contains(f.Says, c.says) || (f.Cost == "" || f.Fix == "") != (c.verdict == Good) {
 			t.Errorf("%s: %+v", c.name, f)
 		}
 		ns.do(c.name, c.undo)
+	}
+	for kind, l := range map[string]netlink.Link{
+		"macvlan": &netlink.Macvlan{LinkAttrs: netlink.LinkAttrs{Name: "p0", ParentIndex: link.Attrs().Index}, Mode: netlink.MACVLAN_MODE_BRIDGE},
+		"bridge":  &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "p0"}},
+	} {
+		ns.do(kind, func() error { return errors.Join(netlink.LinkAdd(l), netlink.LinkSetUp(l)) })
+		x.Device = "p0"
+		if f := find(examine(), "device p0"); f.Verdict != Costs || !strings.Contains(strings.ToLower(f.Says), kind) {
+			t.Errorf("%s: %+v", kind, f)
+		}
+		ns.do(kind, func() error { return netlink.LinkDel(l) })
+	}
+	// Kinds that not every kernel has.
+	own := netlink.LinkAttrs{Name: "p0", HardwareAddr: net.HardwareAddr{2, 0, 0, 0, 0, 1}}
+	if f := find(device(&netlink.Vlan{LinkAttrs: own}), "device p0"); f.Verdict != Good || !strings.Contains(f.Says, "VLAN") {
+		t.Errorf("VLAN: %+v", f)
+	}
+	if f := find(device(netlink.NewLinkBond(own)), "device p0"); f.Verdict != Costs || !strings.Contains(f.Says, "bond") {
+		t.Errorf("bond: %+v", f)
 	}
 	x.Peers = nil
 	x.Device = "eth7"
@@ -133,4 +161,83 @@ func track(on bool) error {
 		return fmt.Errorf("rule: %w", err)
 	}
 	return nil
+}
+
+// exempt adds a notrack rule to the table of track.
+func exempt() error {
+	c, err := nftables.New()
+	if err != nil {
+		return err
+	}
+	table := &nftables.Table{Family: nftables.TableFamilyIPv4, Name: "strange"}
+	chain := c.AddChain(&nftables.Chain{Table: table, Name: "raw", Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityRaw})
+	c.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: []expr.Any{&expr.Notrack{}}})
+	return c.Flush()
+}
+
+// A peer behind a link that swallows full segments is told from one that takes them,
+// and from one that says nothing.
+func TestExaminePaths(t *testing.T) {
+	eachFamily(t, testExaminePaths)
+}
+
+func testExaminePaths(t *testing.T, fam int) {
+	a, b := newNamespace(t, "a"), newNamespace(t, "b")
+	at := [][]netip.Addr{
+		{netip.MustParseAddr("10.78.0.1"), netip.MustParseAddr("10.78.0.2"), netip.MustParseAddr("10.78.0.9")},
+		{netip.MustParseAddr("fd78::1"), netip.MustParseAddr("fd78::2"), netip.MustParseAddr("fd78::9")},
+	}[fam]
+	up := func(name string, addr netip.Addr, mtu int) error {
+		l, err := netlink.LinkByName(name)
+		if err != nil {
+			return err
+		}
+		return errors.Join(netlink.AddrAdd(l, &netlink.Addr{IPNet: &net.IPNet{IP: addr.AsSlice(), Mask: net.CIDRMask(addr.BitLen()/2, addr.BitLen())}, Flags: unix.IFA_F_NODAD}), netlink.LinkSetMTU(l, mtu), netlink.LinkSetUp(l))
+	}
+	for _, n := range []*namespace{a, b} {
+		n.do("lo", func() error {
+			l, err := netlink.LinkByName("lo")
+			return errors.Join(err, netlink.LinkSetUp(l))
+		})
+	}
+	var link netlink.Link
+	a.do("devices", func() (err error) {
+		if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "eth0"}, PeerName: "eth1", PeerNamespace: netlink.NsFd(b.file.Fd())}); err != nil {
+			return err
+		}
+		if err := up("eth0", at[0], 1500); err != nil {
+			return err
+		}
+		link, err = netlink.LinkByName("eth0")
+		return err
+	})
+	x := Examination{Device: "eth0", Self: at[0], Peers: map[string]netip.AddrPort{"n2": netip.AddrPortFrom(at[1], 7443)}}
+	for _, c := range []struct {
+		mtu     int
+		verdict Verdict
+		says    string
+	}{{1500, Good, "1500 octets arrive"}, {1400, Costs, "1500 octets, the MTU of eth0, does not arrive"}} {
+		b.do("device", func() error {
+			if c.mtu == 1500 {
+				return up("eth1", at[1], c.mtu)
+			}
+			l, err := netlink.LinkByName("eth1")
+			return errors.Join(err, netlink.LinkSetMTU(l, c.mtu))
+		})
+		var f Finding
+		for range 20 { // a device that has just come up takes a second to send
+			if a.do("paths", func() error { f = find(x.paths(link), "MTU to n2"); return nil }); f.Verdict != Unknown {
+				break
+			}
+		}
+		if f.Verdict != c.verdict || !strings.Contains(f.Says, c.says) {
+			t.Errorf("MTU %d there: %+v", c.mtu, f)
+		}
+	}
+	x.Peers["n2"] = netip.AddrPortFrom(at[2], 7443) // nobody
+	var f Finding
+	a.do("paths", func() error { f = find(x.paths(link), "MTU to n2"); return nil })
+	if f.Verdict != Unknown {
+		t.Errorf("nobody: %+v", f)
+	}
 }
