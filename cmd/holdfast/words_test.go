@@ -5,6 +5,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/holdfast-lb/holdfast/internal/node"
 )
 
 func TestShort(t *testing.T) {
@@ -112,5 +114,18 @@ nonsense
 	}
 	if got := strings.Join([]string{perSecond(0), perSecond(1.25), perSecond(4812.3)}, " "); got != "0 1.2 4,812" {
 		t.Error(got)
+	}
+}
+
+// Flows that died with a new process are lost, though no loop has lost them; and what
+// came of an upgrade is said once.
+func TestStatusSaysWhatWasLost(t *testing.T) {
+	s := &node.Status{Node: "n1", LastUpgrade: &node.UpgradeStatus{Result: "failed", Why: "aborted: lost 2 flows that the new process had taken"}}
+	s.ResetByMove = 2
+	text := statusText(s, nil, false)
+	for _, want := range []string{"0 flows, lost 2 (release", "ago: lost 2 flows that"} {
+		if !strings.Contains(text, want) {
+			t.Errorf("no %q in\n%s", want, text)
+		}
 	}
 }

@@ -87,7 +87,7 @@ func (t *hostTaker) greet(conn *tls.Conn) error {
 		return errors.New("node: no cluster any more")
 	}
 	if _, ok := c.Peers[hello.Node]; !ok {
-		return t.refuse(&frozen.Refused{What: "peer " + hello.Node, Why: "not in cluster.peers here"})
+		return t.refuse(&frozen.Refused{What: "peer " + hello.Node, Why: "it is not among the nodes here"})
 	}
 	if err := conn.ConnectionState().PeerCertificates[0].VerifyHostname(hello.Node); err != nil {
 		return t.refuse(&frozen.Refused{What: "peer " + hello.Node, Why: err.Error()})
