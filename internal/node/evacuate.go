@@ -108,14 +108,14 @@ func (n *Node) moveFlows(ctx context.Context, q MigrateRequest, x *moveOf) error
 	x.report(r)
 	if err != nil {
 		if ctx.Err() != nil {
-			err = fmt.Errorf("aborted: %d flows moved and stay on %s, longest pause %.0f ms", r.Flows, q.To, r.Pause.Max/1000)
+			err = fmt.Errorf("aborted: %s moved, and stay on %s, longest pause %.0f ms", count(r.Flows, "flow"), q.To, r.Pause.Max/1000)
 		} else {
-			err = fmt.Errorf("node: after %d flows moved to %s, %d lost: %w", r.Flows, q.To, r.Lost, err)
+			err = fmt.Errorf("node: after %s moved to %s, %d lost: %w", count(r.Flows, "flow"), q.To, r.Lost, err)
 		}
 		return err
 	}
 	x.say(Progress{Phase: "done", Done: true, Flows: r.Flows, FlowsTotal: r.Flows, Octets: r.Octets, Pause: r.Pause, Move: r,
-		Text: fmt.Sprintf("%d flows moved to %s, %d lost; their addresses stay here", r.Flows, q.To, r.Lost)})
+		Text: fmt.Sprintf("%s moved to %s, %d lost; their addresses stay here", count(r.Flows, "flow"), q.To, r.Lost)})
 	return nil
 }
 
@@ -260,7 +260,7 @@ func freeLine(self string, plan map[string]string, r *Report) string {
 		return self + " is free: it owned no VIP, and nothing uses its servers; reboot, then: holdfast return"
 	}
 	where := strings.Join(slices.Compact(slices.Sorted(maps.Values(plan))), " and ")
-	return fmt.Sprintf("%s is free: %s and %s flows on %s, %d lost; reboot, then: holdfast return", self, count(len(plan), "VIP"), thousands(r.Flows), where, r.Lost)
+	return fmt.Sprintf("%s is free: %s and %s on %s, %d lost; reboot, then: holdfast return", self, count(len(plan), "VIP"), count(r.Flows, "flow"), where, r.Lost)
 }
 
 // thousands writes a number with commas.
@@ -423,7 +423,7 @@ func (n *Node) comeBack(ctx context.Context, q ReturnRequest, x *moveOf) error {
 	all.FromNode = strings.Join(slices.Sorted(maps.Keys(from)), ", ")
 	line := self + " is back"
 	if len(home) > 0 {
-		line = fmt.Sprintf("%s is back: %s and %s flows came from %s, %d lost", self, count(len(home), "VIP"), thousands(all.Flows), all.FromNode, all.Lost)
+		line = fmt.Sprintf("%s is back: %s and %s came from %s, %d lost", self, count(len(home), "VIP"), count(all.Flows, "flow"), all.FromNode, all.Lost)
 	}
 	x.say(Progress{Phase: "done", Done: true, To: self, Flows: all.Flows, FlowsTotal: all.Flows, Octets: all.Octets, Pause: all.Pause, Move: all, Text: line})
 	return nil

@@ -131,7 +131,7 @@ type hostFlow struct {
 func (g *hostGiver) Stopped() error {
 	if g.tell != nil && time.Since(g.said) >= tellEvery {
 		g.said = time.Now()
-		g.tell(Progress{Phase: "flows", Flows: g.r.given, FlowsTotal: g.r.given + g.n.flows(), Text: fmt.Sprintf("%d flows moved", g.r.given)})
+		g.tell(Progress{Phase: "flows", Flows: g.r.given, FlowsTotal: g.r.given + g.n.flows(), Text: count(g.r.given, "flow") + " moved"})
 	}
 	return g.ctx.Err()
 }

@@ -229,7 +229,7 @@ func (n *Node) migrate(to string, want func(f *flow.Flow) bool) (*Report, error)
 	r, err := t.Flows(context.Background(), want, nil)
 	if err != nil {
 		n.log.Error("migration ended early; what has not moved goes on here", "to", to, "flows", r.Flows, "lost", r.Lost, "error", err)
-		return nil, fmt.Errorf("node: after %d flows moved to %s, %d lost: %w", r.Flows, to, r.Lost, err)
+		return nil, fmt.Errorf("node: after %s moved to %s, %d lost: %w", count(r.Flows, "flow"), to, r.Lost, err)
 	}
 	n.log.Info("migration done", "to", to, "flows", r.Flows, "refused", r.Refused, "lost", r.Lost, "took", time.Since(began))
 	return r, nil

@@ -74,8 +74,8 @@ func (n *Node) MigrateVIP(ctx context.Context, q MigrateRequest, tell func(Progr
 	m.r.Pause = pauseOf(m.r.pauses)
 	switch {
 	case err == nil:
-		text := fmt.Sprintf("done: %s and %d flows on %s, %d lost; pause p50 %.0f ms, p99 %.0f ms, max %.0f ms; 'holdfast migrate --vip %s --to %s' goes back",
-			q.VIP, m.r.Flows, q.To, m.r.Lost, m.r.Pause.P50/1000, m.r.Pause.P99/1000, m.r.Pause.Max/1000, q.VIP, n.self())
+		text := fmt.Sprintf("done: %s and %s on %s, %d lost; pause p50 %.0f ms, p99 %.0f ms, max %.0f ms; 'holdfast migrate --vip %s --to %s' goes back",
+			q.VIP, count(m.r.Flows, "flow"), q.To, m.r.Lost, m.r.Pause.P50/1000, m.r.Pause.P99/1000, m.r.Pause.Max/1000, q.VIP, n.self())
 		n.log.Info("vip moved", "vip", q.VIP, "to", q.To, "flows", m.r.Flows, "residue", m.r.Residue, "lost", m.r.Lost, "took", time.Since(m.began))
 		m.say(Progress{Phase: "done", Done: true, Move: m.r, Text: text})
 		return nil
@@ -89,7 +89,7 @@ func (n *Node) MigrateVIP(ctx context.Context, q MigrateRequest, tell func(Progr
 		err = errors.Join(err, undone)
 		what := "nothing moved"
 		if m.r.Lost > 0 {
-			what = fmt.Sprintf("%d flows were lost", m.r.Lost)
+			what = count(m.r.Lost, "flow") + " lost"
 		}
 		text := fmt.Sprintf("aborted: %s, longest pause %.0f ms", what, m.r.Pause.Max/1000)
 		if ctx.Err() != nil && undone == nil { // as was asked
@@ -189,7 +189,7 @@ func (m *vipMove) plan(ctx context.Context) (err error) {
 		return err
 	}
 	m.total = len(m.here(nil))
-	m.say(Progress{Phase: "plan", Text: fmt.Sprintf("plan: %s + %d flows, %s -> %s", m.q.VIP, m.total, n.self(), m.q.To)})
+	m.say(Progress{Phase: "plan", Text: fmt.Sprintf("plan: %s + %s, %s -> %s", m.q.VIP, count(m.total, "flow"), n.self(), m.q.To)})
 	return nil
 }
 
@@ -325,7 +325,7 @@ func (m *vipMove) move(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	m.say(Progress{Phase: "address", Text: fmt.Sprintf("%s: %d flows are on %s, the address follows", m.q.VIP, m.r.Flows, m.q.To)})
+	m.say(Progress{Phase: "address", Text: fmt.Sprintf("%s: %s on %s, the address follows", m.q.VIP, count(m.r.Flows, "flow"), m.q.To)})
 	return m.address(what, stays)
 }
 
