@@ -310,6 +310,8 @@ func (u *unitLab) start() error {
 	u.phase("systemd %s; the unit is up", u.side.systemd.release)
 	u.v.Figure("systemd", u.side.systemd.release)
 	u.judgeProcess()
+	kept := u.side.systemd.shows(u.ctx, unitName, "NFileDescriptorStore")
+	u.v.Must(kept == strconv.Itoa(u.side.listeners()), "listeners that systemd keeps", kept, strconv.Itoa(u.side.listeners()))
 	return nil
 }
 
@@ -327,8 +329,6 @@ func (u *unitLab) judgeProcess() {
 		u.v.Must(field(text, name) == "0000000000000400", name+" of the main process", field(text, name), "0000000000000400: ports below 1024 and nothing else")
 	}
 	u.v.Must(field(text, "NoNewPrivs") == "1" && field(text, "Seccomp") == "2", "NoNewPrivs, Seccomp of the main process", field(text, "NoNewPrivs")+", "+field(text, "Seccomp"), "1, 2")
-	kept := u.side.systemd.shows(u.ctx, unitName, "NFileDescriptorStore")
-	u.v.Must(kept == strconv.Itoa(u.side.listeners()), "listeners that systemd keeps", kept, strconv.Itoa(u.side.listeners()))
 }
 
 // plainServer answers each request with its path.
