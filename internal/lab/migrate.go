@@ -155,7 +155,8 @@ type migrateRun struct {
 	moving   time.Duration               // how long these were counted
 	still    time.Duration
 	asked    int64
-	turns    []turn          // of a rolling evacuation
+	turns    []turn // of a rolling evacuation
+	struck   bool
 	doubts   []string        // what the product said and the kernels did not
 	silences []time.Duration // between the last claim of one host and the first of the other
 }
@@ -220,7 +221,11 @@ func (r *migrateRun) all() error {
 		r.control(false)
 	}
 	if err != nil {
-		r.v.Broken(fmt.Errorf("%s: %w", r.migrateScene, err))
+		if r.struck {
+			r.v.Must(false, r.what("moves after the sabotage"), err.Error(), "no error")
+		} else {
+			r.v.Broken(fmt.Errorf("%s: %w", r.migrateScene, err))
+		}
 	}
 	r.finish(err != nil)
 	r.judge()

@@ -128,6 +128,7 @@ func (r *migrateRun) travel() error {
 	r.phase("moves: all VIPs from n1 to n3 and back, %d times", r.trips)
 	for i := range 2 * r.trips {
 		if i == r.trips {
+			r.struck = r.Sabotage != ""
 			r.strike()
 			r.strikeWire()
 		}

@@ -23,7 +23,7 @@ const (
 )
 
 // Sabotages lists them all.
-var Sabotages = []string{DropOctet, RSTOne, BlindRelay, KillOne, SkipApply, Forget, OldStays, NoStore}
+var Sabotages = []string{DropOctet, RSTOne, BlindRelay, KillOne, SkipApply, Forget, OldStays, NoStore, TwoAnswer}
 
 // saboteur is a relay between one client and the balancer. It relays octets
 // and half-closes faithfully until it strikes.

@@ -60,7 +60,10 @@ func (j *job) runMoves() (err error) {
 		if round == j.moves {
 			j.strikeMoved()
 		}
-		if err := j.moved(); err != nil {
+		if err := j.moved(); err != nil && j.sabotage != "" {
+			j.v.must(false, "moves after the sabotage", err.Error(), "no error")
+			return nil
+		} else if err != nil {
 			return fmt.Errorf("move %d: %w", round+1, err)
 		}
 		j.lastEvent = time.Now()
