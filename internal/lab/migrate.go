@@ -143,7 +143,7 @@ type migrateRun struct {
 
 	local    float64 // share of the flows whose server is on the host that is evacuated first
 	moves    []*hostMove
-	gaps     [2]Histogram // of steady flows without moves and with them, the interval taken off
+	gaps     [2]Histogram                // of steady flows without moves and with them, the interval taken off
 	serving  map[string]float64          // processors that a node takes without moves
 	busy     []float64                   // share of all processors that was at work without moves
 	machine  float64                     // the same of all that runs here
