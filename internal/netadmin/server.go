@@ -391,7 +391,16 @@ func (s *Server) do(what act, body []byte, fds []int) (out []byte, back []int, e
 		if err := s.mayRepair(fds); err != nil {
 			return nil, nil, err
 		}
-		return nil, nil, tcprepair.SetRepair(fds, int(int8(body[0])))
+		mode := int(int8(body[0]))
+		err := tcprepair.SetRepair(fds, mode)
+		if mode != tcprepair.RepairOn {
+			// To leave repair mode clears it, and should its owner die before it sets it
+			// again, what is left of the socket would keep the next listener from its port.
+			for _, fd := range fds {
+				_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
+			}
+		}
+		return nil, nil, err
 	case actSockets:
 		back, err = s.sockets(body)
 		return nil, back, err

@@ -135,6 +135,9 @@ func TestClientSockets(t *testing.T) {
 	if mode(fds[0]) != 0 || mode(fds[len(fds)-1]) != 0 {
 		t.Error("still in repair mode")
 	}
+	if v, err := unix.GetsockoptInt(fds[0], unix.SOL_SOCKET, unix.SO_REUSEADDR); err != nil || v == 0 {
+		t.Errorf("SO_REUSEADDR %d, %v: it would bar a listener if its owner died now", v, err)
+	}
 	before := descriptors(t)
 	for name, spec := range map[string]tcprepair.SocketSpec{
 		"another address": {Local: netip.MustParseAddrPort("127.0.0.1:9")},
