@@ -255,7 +255,7 @@ func (g *hostGiver) save(f *hostFlow) error {
 // stray lets a segment through now and then that was past the rules already: repair mode
 // does not stop the stack.
 func (g *hostGiver) stray(from, to *Sock) {
-	if g.p.w.net.rng.IntN(12) > 0 || from == nil {
+	if g.p.w.net.rng.IntN(3) > 0 || from == nil {
 		return
 	}
 	to.held = false

@@ -513,8 +513,8 @@ func (p *policy) judge() {
 		w.fail("%d flows found no endpoint, though at all times one served or was held", w.tally.Ended[flow.NoEndpoint])
 	}
 	crashed := slices.ContainsFunc(w.procs, func(x *Proc) bool { return x.crashed })
-	if crashed {
-		return // what it had not told yet nobody tells
+	if crashed || w.lost > 0 {
+		return // what it had not told yet, or nobody knows who had, nobody tells
 	}
 	for _, c := range w.peers {
 		if c.client && c.got > 0 && byClient[c.s.local] == nil {
