@@ -30,6 +30,7 @@ func TestBatchFails(t *testing.T) {
 	if n := elements(); n != 8 {
 		t.Fatalf("%d elements", n)
 	}
+	a.vipMu.Lock() // nobody makes it anew
 	// Somebody removes one behind our back; to remove it once more fails, and
 	// with it all that goes by the same call.
 	must(t, "encode", l.a.rst.SetDeleteElements(a.rules.guard[1], []nftables.SetElement{{Key: key(ts[3])}}))
@@ -46,7 +47,6 @@ func TestBatchFails(t *testing.T) {
 		t.Errorf("%d elements, %+v", n, c)
 	}
 	// The table is gone altogether.
-	a.vipMu.Lock() // nobody makes it anew
 	l.a.rst.DelTable(a.rules.netdev)
 	must(t, "remove table", l.a.rst.Flush())
 	if err := a.Hold(ts[:1]); !errors.Is(err, unix.ENOENT) {
@@ -56,6 +56,30 @@ func TestBatchFails(t *testing.T) {
 		t.Errorf("%+v", *c)
 	}
 	a.vipMu.Unlock()
+	wait(t, "the rules", func() bool {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		return a.counters.Rebuilt > 0 && !a.rules.doubt
+	})
+	if n := elements(); n != 6 {
+		t.Errorf("%d elements", n)
+	}
+}
+
+// What a failed change has left unknown is made anew: nothing is refused for ever.
+func TestDoubtIsSettled(t *testing.T) {
+	l := newLab(t)
+	a := l.a.open(Config{})
+	ts := manyTuples(0, 2)
+	must(t, "Hold", a.Hold(ts[:1]))
+	// The kernel has what is not known here, as after a change whose answer was lost.
+	a.mu.Lock()
+	delete(a.tuples, ts[0])
+	a.mu.Unlock()
+	if err := a.Divert(ts[:1], l.b.addr[0]); !errors.Is(err, unix.EEXIST) {
+		t.Fatalf("Divert: %v", err)
+	}
+	wait(t, "the rules", func() bool { return a.Divert(ts[:1], l.b.addr[0]) == nil })
 }
 
 // A firewall is loaded anew, and takes all tables away. They come again, with

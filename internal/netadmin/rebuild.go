@@ -31,12 +31,20 @@ func (a *Admin) tendRules() error {
 			found++
 		}
 	}
-	if found == 2 {
+	switch {
+	case found < 2:
+		a.cfg.Log.Error("somebody has removed the nft tables; they are made anew", "table", a.cfg.Table)
+	case a.rules.doubt:
+		// A process that stood still between a change and its answer does not know
+		// whether it was made; and from then on each change of the same is refused.
+		a.cfg.Log.Error("a change of nft sets failed; all are made anew", "table", a.cfg.Table)
+	default:
 		return nil
 	}
-	a.cfg.Log.Error("somebody has removed the nft tables; they are made anew", "table", a.cfg.Table)
+	a.rules.doubt = false
 	a.counters.Rebuilt++
 	if err := a.rebuild(); err != nil {
+		a.rules.doubt = true
 		return fmt.Errorf("netadmin: make the rules anew: %w", err)
 	}
 	return nil

@@ -130,6 +130,7 @@ type rules struct {
 	owned   [2]*nftables.Set
 	own     map[netip.Addr]bool // what is in owned
 	created bool
+	doubt   bool // what the sets hold may be something else than is known here
 
 	// What flush will send.
 	batch              *batch
@@ -470,6 +471,7 @@ func (r *rules) flush() error {
 		return nil
 	}
 	if err := b.commit(); err != nil {
+		r.doubt = true
 		return fmt.Errorf("netadmin: change nft sets: %w", err)
 	}
 	return nil
