@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
 	"time"
 )
@@ -14,7 +16,13 @@ import (
 // it, so that most flows have their backend on the host that is evacuated.
 func migrating(ctx context.Context, o Options, out io.Writer, v *Verdict) error {
 	l := &migrateLab{Options: o}
-	for _, x := range migrateScenes(o) {
+	for i, x := range migrateScenes(o) {
+		// What nodes keep is of one scene.
+		o := o
+		o.dir = filepath.Join(o.dir, fmt.Sprint(i))
+		if err := os.Mkdir(o.dir, 0o700); err != nil {
+			return err
+		}
 		r := &migrateRun{migrateScene: aPair(x), scene: &scene{Options: o, ctx: ctx, out: out, v: v, doors: map[string]*Door{}}}
 		l.runs = append(l.runs, r)
 		r.phase("== %s", x)
