@@ -24,7 +24,7 @@ type served struct {
 	addr   netip.Addr
 }
 
-func serve(t *testing.T) *served {
+func serve(t testing.TB) *served {
 	t.Helper()
 	s := &served{path: filepath.Join(t.TempDir(), "s"), addr: netip.MustParseAddr("10.55.0.100")}
 	link := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "srv0"}, PeerName: "srv1"}
@@ -52,7 +52,7 @@ func serve(t *testing.T) *served {
 	return s
 }
 
-func (s *served) dial(t *testing.T) *Client {
+func (s *served) dial(t testing.TB) *Client {
 	t.Helper()
 	c, err := Dial(s.path)
 	must(t, "dial", err)
@@ -195,6 +195,32 @@ func TestClientDies(t *testing.T) {
 		if time.Now().After(deadline) {
 			t.Fatalf("held %v", x.Held)
 		}
+	}
+}
+
+// A lot of 16 sockets goes into repair mode and out of it, by the privileged process
+// and by this one: the difference is two round trips.
+func BenchmarkRepairLot(b *testing.B) {
+	s := serve(b)
+	link, err := netlink.LinkByName("srv0")
+	must(b, "link", err)
+	must(b, "address", netlink.AddrAdd(link, &netlink.Addr{IPNet: netlink.NewIPNet(s.addr.AsSlice())}))
+	c := s.dial(b)
+	defer func() { must(b, "close", c.Close()) }()
+	var specs []tcprepair.SocketSpec
+	for i := range 16 {
+		specs = append(specs, tcprepair.SocketSpec{Local: netip.AddrPortFrom(s.addr, uint16(10000+i))})
+	}
+	fds, err := c.Sockets(specs)
+	must(b, "sockets", err)
+	defer closeAll(fds)
+	for name, repair := range map[string]func([]int, int) error{"client": c.Repair, "here": s.server.Admin.Repair} {
+		b.Run(name, func(b *testing.B) {
+			for b.Loop() {
+				must(b, "on", repair(fds, tcprepair.RepairOn))
+				must(b, "off", repair(fds, tcprepair.RepairOff))
+			}
+		})
 	}
 }
 
