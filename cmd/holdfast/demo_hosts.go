@@ -82,7 +82,6 @@ type hostsDemo struct {
 	nodes   []*hostsNode
 	traffic *demo.Traffic
 	began   time.Time
-	logs    string // of the nodes, once they have ended
 
 	// mu guards what follows.
 	mu      sync.Mutex

@@ -125,10 +125,10 @@ var (
 )
 
 const (
-	defaultLease    = 3 * time.Second
-	defaultSettle   = 10 * time.Second
-	defaultVXLAN    = 77
-	defaultVXPort   = 4790
+	defaultLease  = 3 * time.Second
+	defaultSettle = 10 * time.Second
+	defaultVXLAN  = 77
+	defaultVXPort = 4790
 	// DefaultNetadmin is where the privileged process is found if the file does not say.
 	DefaultNetadmin = "/run/holdfast/netadmin.sock"
 )

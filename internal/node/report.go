@@ -94,20 +94,6 @@ var carries = map[string]bool{
 	loop.KindHTTPSplice: true, loop.KindTunnelSplice: true,
 }
 
-// unpark takes a flow out of the report again that did not move.
-func (r *Report) unpark(p loop.Parked) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.Flows--
-	r.Octets -= uint64(p.Octets)
-	if r.States[p.Kind]--; r.States[p.Kind] == 0 {
-		delete(r.States, p.Kind)
-	}
-	if p.Octets > 0 || carries[p.Kind] {
-		r.WithOctets--
-	}
-}
-
 func (r *Report) refuse(n int, why string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
