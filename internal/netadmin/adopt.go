@@ -41,8 +41,14 @@ func Adopt(cfg Config) (*Admin, error) {
 	}
 	// Of two, one was about to take the other's place when it was killed as well.
 	h := left[0]
-	if len(left) == 2 && h.unfinished {
-		h = left[1]
+	if len(left) == 2 {
+		other := left[1]
+		if h.unfinished || h.outlasted && !other.unfinished {
+			h, other = other, h
+		}
+		if h.outlasted { // then the heir's leases, which came before, are those in force
+			h.VIPs.Owned, h.VIPs.Guests = other.VIPs.Owned, other.VIPs.Guests
+		}
 	}
 	if h.Table == cfg.Table {
 		cfg = next
@@ -165,6 +171,8 @@ func (h *Heritage) remember(set string, e nftables.SetElement) {
 		}
 	case kind == "vip" && isAddr:
 		s.Fenced = append(s.Fenced, only(addr))
+	case (kind == "lease" || kind == "guest") && isAddr && e.Timeout == outlastFor:
+		h.outlasted = true
 	case kind == "lease" && isAddr && e.Expires > 0:
 		s.Owned = append(s.Owned, Lease{only(addr), e.Expires})
 	case kind == "guest" && isAddr && e.Expires > 0:

@@ -167,3 +167,65 @@ func TestInheritVIPs(t *testing.T) {
 		s.finish(true, true)
 	})
 }
+
+// An heir is killed when it has made the rules of the one before let pass what its own
+// decide on, before or after it took that one's place: its leases count, and no address
+// is owned for longer.
+func TestAdoptOutlasted(t *testing.T) {
+	for _, unfinished := range []bool{true, false} {
+		l := newBareLab(t)
+		a := l.a.adopt(Config{})
+		fenceAll(t, a)
+		const lease = 5 * time.Second
+		l.a.own(a, vip[0], lease)
+		must(t, "Guest", a.Guest(src[0], lease))
+		crash(a)
+		h, err := (*Heritage)(nil), error(nil)
+		l.a.do("leftover", func() error {
+			h, err = leftover(DefaultTable)
+			return err
+		})
+		heir := l.a.open(Config{Table: DefaultTable + "1", HoldDevice: DefaultHoldDevice + "1", unfinished: unfinished})
+		must(t, "Inherit", heir.Inherit(*h))
+		crash(heir)
+		s, err := l.a.adopt(Config{}).State()
+		must(t, "State", err)
+		for _, list := range [][]Lease{s.Owned, s.Guests} {
+			if len(list) != 1 || list[0].Left > lease {
+				t.Errorf("unfinished %v: %v are owned, %v guests", unfinished, s.Owned, s.Guests)
+			}
+		}
+	}
+}
+
+// A peer that is gone keeps nothing of the others' from being taken over.
+func TestAdoptWithoutPeer(t *testing.T) {
+	l := newBareLab(t)
+	a := l.a.adopt(Config{})
+	fenceAll(t, a)
+	l.a.own(a, vip[0], long)
+	there := manyTuples(0, 2)
+	must(t, "Divert", a.Divert(there, l.b.addr[0]))
+	must(t, "Lead", a.Lead(vip[0], l.b.addr[0]))
+	held := []Tuple{{Local: netip.AddrPortFrom(vip[0], 443), Remote: netip.AddrPortFrom(l.client.addr[0], 9)}}
+	must(t, "Hold", a.Hold(held))
+	crash(a)
+	var h *Heritage
+	l.a.do("leftover", func() (err error) {
+		h, err = leftover(DefaultTable)
+		return err
+	})
+	nobody := netip.AddrFrom4([4]byte(l.b.addr[0].AsSlice())).Next().Next().Next().Next().Next()
+	h.VIPs.Led = append(h.VIPs.Led, Sending{src[0], nobody})
+	h.Followers = append(h.Followers, Diversion{held[0], nobody})
+	h.Diverted = append(h.Diverted, Diversion{manyTuples(0, 3)[2], nobody})
+	heir := l.a.open(Config{Table: "heir", HoldDevice: "heir"})
+	if err := heir.Inherit(*h); err == nil {
+		t.Fatal("a peer that is not there was found")
+	}
+	s, err := heir.State()
+	must(t, "State", err)
+	if len(s.Diverted) != len(there) || !reflect.DeepEqual(s.Held, held) || len(s.Owned) != 1 || len(s.Led) != 1 {
+		t.Errorf("taken over: %+v", s)
+	}
+}

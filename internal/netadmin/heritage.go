@@ -1,6 +1,7 @@
 package netadmin
 
 import (
+	"errors"
 	"net/netip"
 	"strings"
 	"time"
@@ -28,7 +29,13 @@ type Heritage struct {
 	Mine      []Tuple     `json:"mine,omitempty"`
 
 	unfinished bool // see Adopt
+	// outlasted: an heir has lengthened its leases, which say nothing any more.
+	outlasted bool
 }
+
+// outlastFor is how long a predecessor's rules let pass what the heir's decide on. No
+// lease is as long, so that it can be told from one.
+const outlastFor = followFor + 7*time.Second
 
 // Diversion is one diverted tuple.
 type Diversion struct {
@@ -148,23 +155,17 @@ func (a *Admin) inheritVIPs(h Heritage) error {
 	if err == nil {
 		err = a.Fence(s.Fenced)
 	}
-	if err == nil {
-		err = a.Learn(s.Learning)
-	}
-	for _, x := range s.Led {
-		if err == nil {
-			err = a.Lead(x.Addr, x.To)
-		}
-	}
-	for _, x := range s.Forwarded {
-		if err == nil {
-			err = a.Forward(x.Addr, x.To)
-		}
-	}
 	if err != nil {
 		return err
 	}
-	return a.inheritNoted(h)
+	errs := []error{a.Learn(s.Learning)}
+	for _, x := range s.Led {
+		errs = append(errs, a.Lead(x.Addr, x.To))
+	}
+	for _, x := range s.Forwarded {
+		errs = append(errs, a.Forward(x.Addr, x.To))
+	}
+	return errors.Join(append(errs, a.inheritNoted(h))...)
 }
 
 func (a *Admin) inheritNoted(h Heritage) error {
@@ -178,9 +179,11 @@ func (a *Admin) inheritNoted(h Heritage) error {
 	for _, d := range h.Followers {
 		byPeer[d.To] = append(byPeer[d.To], d.Tuple)
 	}
+	var gone error
 	for to := range byPeer {
 		if _, err := a.resolve(to, a.cfg.ResolveTimeout); err != nil {
-			return err
+			gone = errors.Join(gone, err)
+			delete(byPeer, to)
 		}
 	}
 	a.mu.Lock()
@@ -212,7 +215,7 @@ func (a *Admin) inheritNoted(h Heritage) error {
 	if err := r.note(r.vips.learnt, noting(h.Learnt), learntFor); err != nil {
 		return err
 	}
-	return r.note(r.vips.me, noting(h.Mine), followFor)
+	return errors.Join(gone, r.note(r.vips.me, noting(h.Mine), followFor))
 }
 
 // outlast makes the rules of a predecessor let pass what the heir's decide on:
@@ -233,7 +236,7 @@ func (a *Admin) outlast(h Heritage) error {
 			sets[i] = &nftables.Set{Table: old, Name: s.Name, KeyType: s.KeyType, HasTimeout: true}
 		}
 		for _, l := range x.list {
-			if err := a.rules.let(sets, l.Addr.Addr(), followFor, true); err != nil {
+			if err := a.rules.let(sets, l.Addr.Addr(), outlastFor, true); err != nil {
 				return err
 			}
 		}
@@ -246,37 +249,28 @@ func (a *Admin) outlast(h Heritage) error {
 // heir alone decides who may speak for an address: the other's rules let it
 // pass for ten minutes.
 func (a *Admin) Inherit(h Heritage) error {
+	// What fails, as a peer that is gone does, keeps nothing else from being taken over.
+	var errs []error
 	if h.VIPs != nil {
-		if err := a.inheritVIPs(h); err != nil {
-			return err
-		}
+		errs = append(errs, a.inheritVIPs(h))
 		if err := a.outlast(h); err != nil {
-			return err
+			return errors.Join(append(errs, err)...)
 		}
-		if err := a.Hold(h.VIPs.Held); err != nil {
-			return err
-		}
+		errs = append(errs, a.Hold(h.VIPs.Held))
 	}
 	byPeer := map[netip.Addr][]Tuple{}
 	for _, d := range h.Diverted {
 		byPeer[d.To] = append(byPeer[d.To], d.Tuple)
 	}
 	for to, ts := range byPeer {
-		if err := a.Divert(ts, to); err != nil {
-			return err
-		}
+		errs = append(errs, a.Divert(ts, to))
 	}
 	// The exceptions come before the rule.
 	a.mu.Lock()
-	err := a.change(h.Here, nil, func(_ Tuple, e *entry) { e.here = a.serial() })
+	errs = append(errs, a.change(h.Here, nil, func(_ Tuple, e *entry) { e.here = a.serial() }))
 	a.mu.Unlock()
-	if err != nil {
-		return err
-	}
 	if h.Steered != nil {
-		if err := a.Steer(h.Steered.Addrs, h.Steered.Ranges); err != nil {
-			return err
-		}
+		errs = append(errs, a.Steer(h.Steered.Addrs, h.Steered.Ranges))
 	}
 	// Open found these as the predecessor had set them, so it did not note them.
 	var before []sysctl
@@ -289,7 +283,7 @@ func (a *Admin) Inherit(h Heritage) error {
 		a.reserved.was, a.reserved.stale = *h.Reserved, true
 	}
 	a.mu.Unlock()
-	return nil
+	return errors.Join(errs...)
 }
 
 // Leave is Close for an Admin that has an heir: sysctls stay as they are.
