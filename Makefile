@@ -100,11 +100,11 @@ lint: ## golangci-lint, pinned in tools/golangci
 
 # Some tests count the kernel's segments and watch its timers: those run alone.
 # $(1) are flags.
-alone = ./tcprepair ./internal/netadmin
+alone = ./tcprepair
 define each_test
 	{ set +e; failed=0
-	go test -timeout 300s -p 1 $(1) -json $(alone) || failed=1
-	go test -timeout 300s $(1) -json $$(go list ./... | grep -vE '/(tcprepair|internal/netadmin)$$$(2)') || failed=1
+	$(if $(alone),go test -timeout 300s -p 1 $(1) -json $(alone) || failed=1)
+	go test -timeout 300s $(1) -json $$(go list ./... | grep -vE '/tcprepair$$$(2)') || failed=1
 	exit $$failed; } | $(tests)
 endef
 
@@ -114,8 +114,8 @@ unit: ## every test
 # Packages of one goroutine, tests included (house_test.go holds it), have nothing
 # to race. Nor has tcprepair, whose tests race with the kernel's timers: that slower
 # ones find more.
-single = flow health config h1 proxyproto sim
-race: alone = ./internal/netadmin
+single = flow health config h1 proxyproto sim vip
+race: alone =
 race: ## every test under the race detector that has goroutines
 	@export CGO_ENABLED=1
 	$(call each_test,-race -short,|/internal/($(subst $(eval) ,|,$(strip $(single))))$$)

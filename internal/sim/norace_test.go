@@ -3,6 +3,6 @@
 package sim
 
 const (
-	seedsDefault = 400
+	seedsDefault = 250
 	marchDefault = 6
 )
