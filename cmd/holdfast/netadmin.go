@@ -86,20 +86,21 @@ func clusterOf(file string) (*config.Config, error) {
 	return c, nil
 }
 
-// movableAddrs are the addresses that may move, and those that flows on them are
-// dialled from.
-func movableAddrs(c *config.Config) (all []netip.Addr) {
+// movableAddrs are the addresses that may move, with the prefixes of their networks,
+// and those that flows on them are dialled from.
+func movableAddrs(c *config.Config) (all []netip.Prefix) {
 	for _, v := range c.VIPs {
-		all = append(all, v.Address.Addr())
+		all = append(all, v.Address)
 	}
+	only := func(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
 	for _, l := range c.Listeners {
 		if !l.Movable {
 			continue
 		}
-		all = append(all, l.VIP.Addr())
+		all = append(all, only(l.VIP.Addr()))
 		for _, name := range l.Names() {
 			if b := c.Backends[name]; b != nil && b.Source.IsValid() {
-				all = append(all, b.Source)
+				all = append(all, only(b.Source))
 			}
 		}
 	}
@@ -146,7 +147,7 @@ func beNetadmin(file, socket string, uid int, child bool) error {
 	if err != nil {
 		return err
 	}
-	s := netadmin.NewServer(a, uid, func() []netip.Addr {
+	s := netadmin.NewServer(a, uid, func() []netip.Prefix {
 		if now, err := clusterOf(file); err == nil && now != nil {
 			c = now
 		}

@@ -10,7 +10,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"slices"
 	"sync"
 	"time"
 
@@ -24,7 +23,7 @@ import (
 // does it for the addresses that may move and for nothing else.
 type Server struct {
 	Admin   *Admin
-	Allowed func() []netip.Addr // see NewServer
+	Allowed func() []netip.Prefix // see NewServer
 	UID     int
 	// HeldTime is how long what is held waits for another client after the last one
 	// died, Forsaken how long everything else does; 0 is 5 s and 10 min.
@@ -40,7 +39,8 @@ type Server struct {
 	died     *time.Timer // when the last session died: drops what is held
 	forsaken chan struct{}
 	lonely   *time.Timer
-	allowed  map[netip.Addr]bool
+	widowed  bool               // the last session that asked for something died, and nobody has come in its place
+	allowed  map[netip.Addr]int // bits of the network's prefix
 	asked    time.Time
 	closing  bool
 	conns    map[*net.UnixConn]bool
@@ -51,6 +51,7 @@ type Server struct {
 type session struct {
 	conns int
 	left  bool // it has said that it goes
+	asked bool // for anything else
 }
 
 // connsMax bounds the connections of all clients: a process and its successor
@@ -58,9 +59,10 @@ type session struct {
 const connsMax = 64
 
 // NewServer makes a server of a, for processes of this one's user, of root, and of
-// the user uid. allowed gives the addresses that may move: it is asked again, at most
-// once a second, when a client asks for another one, for the file may have changed.
-func NewServer(a *Admin, uid int, allowed func() []netip.Addr, log *slog.Logger) *Server {
+// the user uid. allowed gives the addresses that may move, with the prefixes of their
+// networks: it is asked again, at most once a second, when a client asks for another
+// one, for the file may have changed.
+func NewServer(a *Admin, uid int, allowed func() []netip.Prefix, log *slog.Logger) *Server {
 	return &Server{Admin: a, UID: uid, Allowed: allowed, Log: log, forsaken: make(chan struct{})}
 }
 
@@ -185,11 +187,18 @@ func (s *Server) leave(name string, x *session) {
 	if len(s.sessions) > 0 || s.closing {
 		return
 	}
-	if x.left {
+	// Who only looked whether somebody answers leaves what a dead process held as it was.
+	visitor := x.left && !x.asked
+	if x.left && !(visitor && s.widowed) {
 		s.lonely.Reset(s.LeftTime)
 		return
 	}
+	s.widowed = true
 	s.lonely.Reset(s.ForsakenTime)
+	if visitor {
+		s.died = time.AfterFunc(s.HeldTime, s.bury)
+		return
+	}
 	s.Log.Warn("the process that serves is gone; its leases will end by themselves")
 	s.died = time.AfterFunc(s.HeldTime, s.bury)
 }
@@ -264,11 +273,13 @@ func (s *Server) talk(c *net.UnixConn) error {
 		if err != nil {
 			return err
 		}
+		s.mu.Lock()
 		if what == actLeave {
-			s.mu.Lock()
 			x.left = true
-			s.mu.Unlock()
+		} else {
+			x.asked, s.widowed = true, false
 		}
+		s.mu.Unlock()
 		out, back, err := s.do(what, body, fds)
 		closeAll(fds)
 		switch {
@@ -311,19 +322,37 @@ func netNamespace() (string, error) { return os.Readlink("/proc/thread-self/ns/n
 
 // may tells whether all of these may move.
 func (s *Server) may(addrs ...netip.Addr) error {
+	for _, a := range addrs {
+		if err := s.mayWithin(netip.PrefixFrom(a, a.BitLen())); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// mayWithin tells whether an address may move, and be put on a device with a prefix:
+// the kernel takes a shorter one than the network has for a way to hosts elsewhere.
+func (s *Server) mayWithin(p netip.Prefix) error {
+	p = unmapped(p)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for again := false; ; again = true {
-		i := slices.IndexFunc(addrs, func(a netip.Addr) bool { return !s.allowed[a.Unmap()] })
-		if i < 0 {
+		bits, known := s.allowed[p.Addr()]
+		if known && p.Bits() >= bits {
 			return nil
 		}
 		if again || time.Since(s.asked) < time.Second {
-			return fmt.Errorf("netadmin: %v is no address that moves, by the file of this process", addrs[i])
+			if known {
+				return fmt.Errorf("netadmin: %v: the network of that address has %d bits, by the file of this process", p, bits)
+			}
+			return fmt.Errorf("netadmin: %v is no address that moves, by the file of this process", p.Addr())
 		}
-		s.asked, s.allowed = time.Now(), map[netip.Addr]bool{}
+		s.asked, s.allowed = time.Now(), map[netip.Addr]int{}
 		for _, a := range s.Allowed() {
-			s.allowed[a.Unmap()] = true
+			a = unmapped(a)
+			if bits, twice := s.allowed[a.Addr()]; !twice || a.Bits() < bits {
+				s.allowed[a.Addr()] = a.Bits()
+			}
 		}
 	}
 }
@@ -477,19 +506,21 @@ func (s *Server) call(body []byte) ([]byte, error) {
 	if err := decodeJSON(body, &q); err != nil {
 		return nil, err
 	}
-	var movable []netip.Addr
-	for _, p := range q.Prefixes {
-		movable = append(movable, p.Addr())
-	}
+	prefixes, movable := q.Prefixes, []netip.Addr(nil)
 	for _, x := range q.On {
 		movable = append(movable, x.Addr())
 	}
 	movable = append(movable, q.Addrs...)
 	if q.Prefix.IsValid() {
-		movable = append(movable, q.Prefix.Addr())
+		prefixes = append(prefixes, q.Prefix)
 	}
 	if q.Addr.IsValid() {
 		movable = append(movable, q.Addr)
+	}
+	for _, p := range prefixes {
+		if err := s.mayWithin(p); err != nil {
+			return nil, err
+		}
 	}
 	if err := s.may(movable...); err != nil {
 		return nil, err

@@ -40,7 +40,7 @@ func serve(t testing.TB) *served {
 	t.Cleanup(func() { must(t, "close", a.Close()) })
 	l, err := Listen(s.path, 0)
 	must(t, "listen", err)
-	s.server = NewServer(a, 0, func() []netip.Addr { return []netip.Addr{s.addr} }, nil)
+	s.server = NewServer(a, 0, func() []netip.Prefix { return []netip.Prefix{netip.PrefixFrom(s.addr, 24)} }, nil)
 	s.server.HeldTime = 20 * time.Millisecond
 	ended := make(chan error)
 	go func() { ended <- s.server.Serve(l) }()
@@ -91,6 +91,15 @@ func TestClient(t *testing.T) {
 	must(t, "disown", c.Disown(s.addr))
 	if err := c.Own(netip.MustParsePrefix("10.55.0.7/24"), time.Second); err == nil {
 		t.Error("owns what is not in the file")
+	}
+	for _, bits := range []int{0, 1, 23} { // a route to all hosts there would come with it
+		wide := netip.PrefixFrom(s.addr, bits)
+		if err := c.Own(wide, time.Second); err == nil {
+			t.Errorf("owns %v", wide)
+		}
+		if err := c.Fence([]netip.Prefix{wide}); err == nil {
+			t.Errorf("fences %v", wide)
+		}
 	}
 	if err := c.Inject(make([]byte, 40)); err == nil {
 		t.Error("injects what is no packet")
@@ -196,6 +205,42 @@ func TestClientDies(t *testing.T) {
 			t.Fatalf("held %v", x.Held)
 		}
 	}
+}
+
+// Somebody who only looks whether the privileged process answers, as doctor does and run
+// before it begins, changes nothing for a process that died.
+func TestVisitorAfterDeath(t *testing.T) {
+	s := serve(t)
+	s.server.HeldTime, s.server.LeftTime = 300*time.Millisecond, time.Millisecond
+	c := s.dial(t)
+	must(t, "hold", c.Hold([]Tuple{{Local: netip.AddrPortFrom(s.addr, 443), Remote: netip.MustParseAddrPort("10.55.0.9:40000")}}))
+	for ch := range c.open {
+		_ = ch.conn.Close()
+	}
+	wait(t, "the death to be known", func() bool { return !s.server.Busy() })
+	must(t, "close", s.dial(t).Close())
+	wait(t, "what it held to be dropped", func() bool {
+		x, err := s.server.Admin.State()
+		must(t, "state", err)
+		return len(x.Held) == 0
+	})
+	select {
+	case <-s.server.Forsaken():
+		t.Error("the visitor was taken for the one that serves")
+	default:
+	}
+	c = s.dial(t)
+	_, err := c.State()
+	must(t, "state", err)
+	must(t, "close", c.Close())
+	wait(t, "the end, for the one that serves has gone in order", func() bool {
+		select {
+		case <-s.server.Forsaken():
+			return true
+		default:
+			return false
+		}
+	})
 }
 
 // A lot of 16 sockets goes into repair mode and out of it, by the privileged process
