@@ -394,6 +394,9 @@ func (x *Examination) sourcePorts() Finding {
 	switch {
 	case err != nil:
 		return Finding{What: f.What, Verdict: Unknown, Says: err.Error()}
+	case int(x.LastPort) < low || int(x.FirstPort) > high: // IP_LOCAL_PORT_RANGE is without effect then
+		return Finding{What: f.What, Verdict: Missing, Says: fmt.Sprintf("%d-%d lie outside of net.ipv4.ip_local_port_range, %d-%d", x.FirstPort, x.LastPort, low, high), Cost: "the kernel dials from other ports, those of other nodes among them: such connections to servers time out",
+			Fix: "net.ipv4.ip_local_port_range, or nodes.NAME.sourcePorts"}
 	case int(x.FirstPort) < low || int(x.LastPort) > high:
 		return Finding{What: f.What, Verdict: Costs, Says: fmt.Sprintf("%d-%d are not all in net.ipv4.ip_local_port_range, %d-%d", x.FirstPort, x.LastPort, low, high), Cost: "the kernel gives those outside of it to nobody, so that fewer connections to a server are possible",
 			Fix: "net.ipv4.ip_local_port_range, or nodes.NAME.sourcePorts"}

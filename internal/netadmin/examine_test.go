@@ -77,6 +77,7 @@ func TestExamine(t *testing.T) {
 		{"silent", "ARP", Costs, "conf.eth0.arp_ignore is 2", sysctl("net/ipv4/conf/eth0/arp_ignore", "2"), sysctl("net/ipv4/conf/eth0/arp_ignore", "0")},
 		{"answers for others", "ARP", Costs, "conf.eth0.proxy_arp is 1", sysctl("net/ipv4/conf/eth0/proxy_arp", "1"), sysctl("net/ipv4/conf/eth0/proxy_arp", "0")},
 		{"ports", "source ports", Costs, "not all in", sysctl("net/ipv4/ip_local_port_range", "10000 45000"), sysctl("net/ipv4/ip_local_port_range", "10000 65000")},
+		{"ports elsewhere", "source ports", Missing, "lie outside of", sysctl("net/ipv4/ip_local_port_range", "61000 65000"), sysctl("net/ipv4/ip_local_port_range", "10000 65000")},
 		{"bridged", "device eth0", Missing, "belongs to br0", func() error {
 			br := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "br0"}}
 			if err := netlink.LinkAdd(br); err != nil {
