@@ -83,7 +83,11 @@ func (c *client) rolling(f *evacuating) error {
 			}
 			if err != nil {
 				note := fmt.Sprintf("%s: %s; %d of %d nodes are done", x.Name, step.what, i, len(all))
-				if step.what != "evacuate" {
+				switch step.what {
+				case "evacuate":
+				case "return": // its mark may be gone, and not all VIPs have come
+					note += fmt.Sprintf("; not all has come back to %s: holdfast return there", x.Name)
+				default:
 					note += fmt.Sprintf("; %s stays evacuated: when it is well, holdfast return --node %s", x.Name, x.Name)
 				}
 				return &exit{exitFailed, fmt.Errorf("%w\n%s", err, note)}

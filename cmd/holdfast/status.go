@@ -310,12 +310,18 @@ func hostLines(s *node.Status) (lines [][2]string) {
 		}
 	}
 	for _, v := range s.VIPs {
-		text := fmt.Sprintf("%s (%s) on %s", v.Name, v.Address, v.Owner)
+		owner := v.Owner
+		if owner == "" { // no record of one has been found yet
+			owner = "an unknown node"
+		}
+		text := fmt.Sprintf("%s (%s) on %s", v.Name, v.Address, owner)
 		switch v.State {
 		case "owned":
 			text += ", which is this node"
-		case "moving", "guest":
+		case "moving":
 			text += " -> " + v.To
+		case "guest":
+			text += "; what comes late is sent on to it"
 		case "silent":
 			text += ", but SILENT: " + v.Why
 		}

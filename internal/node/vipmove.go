@@ -385,7 +385,7 @@ func (m *vipMove) handshakes(ctx context.Context) (left int, err error) {
 		}
 		if !said {
 			said = true
-			m.say(Progress{Phase: "handshakes", Text: fmt.Sprintf("%d handshakes that began here are finished here", len(ts))})
+			m.say(Progress{Phase: "handshakes", Text: count(len(ts), "handshake") + " under way here, to be finished here"})
 		}
 		if err := sleep(ctx, pause); err != nil {
 			return 0, err
