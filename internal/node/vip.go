@@ -155,8 +155,9 @@ func (n *Node) syncVIPs(c *config.Config) error {
 			routed = append(routed, v.Address.Addr())
 		}
 	}
-	// A process that takes over from another one on this host goes on with its leases.
-	left := map[netip.Addr]time.Duration{}
+	// A process that takes over from another one on this host goes on with its leases,
+	// and with none that has ended: others may own that address by now.
+	left, asked := map[netip.Addr]time.Duration{}, time.Now()
 	if s, err := n.host.admin.State(); err == nil {
 		for _, x := range s.Owned {
 			left[x.Addr.Addr()] = x.Left
@@ -180,11 +181,7 @@ func (n *Node) syncVIPs(c *config.Config) error {
 		x := &vipSeat{name: name, v: v, disk: d, since: time.Now()}
 		until := vip.Instant(0)
 		if r.Holder() == c.Node.Name {
-			d := left[v.Address.Addr()]
-			if n.reader() { // the predecessor owns it, and its rules are its own
-				d = c.Cluster.Lease
-			}
-			if d > 0 {
+			if d := min(left[v.Address.Addr()]-time.Since(asked), c.Cluster.Lease); d >= time.Millisecond {
 				if err := n.host.admin.Own(v.Address, d); err != nil {
 					return fmt.Errorf("node: vips.%s: %w", name, err)
 				}
