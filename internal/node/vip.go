@@ -248,6 +248,7 @@ func (n *Node) carry(v *vipSeat, x vip.Step) error {
 		if err := n.host.admin.Own(v.v.Address, time.Duration(x.Own)); err != nil {
 			v.seat.Disowned()
 			v.passes = false
+			v.why = err.Error()
 			return fmt.Errorf("node: vips.%s: %w", v.name, err)
 		}
 		if v.passes = true; first {
