@@ -85,8 +85,9 @@ type hostsDemo struct {
 
 	// mu guards what follows.
 	mu      sync.Mutex
-	moving  string // what is under way; "": nothing
-	enough  func() // ends an evacuation that waits for its last connections
+	moving  string     // what is under way; "": nothing
+	away    *hostsNode // is free; e has it return
+	enough  func()     // ends an evacuation that waits for its last connections
 	step    node.Progress
 	moves   int // that are done
 	moved   int // flows in them
@@ -306,6 +307,17 @@ func (d *hostsDemo) evacuate(ctx context.Context) error {
 		enough()
 		return nil
 	}
+	d.mu.Lock()
+	away := d.away
+	d.away = nil
+	d.mu.Unlock()
+	if away != nil {
+		what := away.name + " returns"
+		if !d.begins(what) {
+			return nil
+		}
+		return d.follow(ctx, what, away, away.client.comeBack(node.ReturnRequest{}))
+	}
 	n := d.owner()
 	if n == nil {
 		return errors.New("demo: no node owns the VIP")
@@ -322,6 +334,9 @@ func (d *hostsDemo) evacuate(ctx context.Context) error {
 	err := d.follow(waiting, what, n, n.client.evacuate(node.EvacuateRequest{}))
 	d.mu.Lock()
 	d.enough = nil
+	if err == nil {
+		d.away = n
+	}
 	d.mu.Unlock()
 	if what := n.name + " returns"; waiting.Err() != nil && ctx.Err() == nil && d.begins(what) {
 		return d.follow(ctx, what, n, n.client.comeBack(node.ReturnRequest{}))

@@ -98,7 +98,7 @@ func (n *Net) Host(name string) *Host {
 var sysctls = [][2]string{
 	{"net/ipv4/conf/all/rp_filter", "0"},
 	{"net/ipv4/conf/eth0/rp_filter", "0"},
-	{"net/ipv4/ip_local_port_range", "40000 65000"},
+	{"net/ipv4/ip_local_port_range", "10000 65000"},
 }
 
 // add makes a host and its cable.

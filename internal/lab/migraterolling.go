@@ -71,7 +71,8 @@ func (r *migrateRun) roll() error {
 	defer r.countMoves()()
 	asks, done := filepath.Join(r.dir, "hook.asks"), filepath.Join(r.dir, "hook.done")
 	hook := fmt.Sprintf("echo {host} > %[1]s.new; mv %[1]s.new %[1]s; while test ! -e %[2]s; do sleep 0.02; done; rm %[2]s", asks, done)
-	asked := r.nodes[0]
+	// It gets VIPs itself before its turn comes, and a node that returns asks it for them.
+	asked := r.nodes[1]
 	n := r.b.nodes[asked]
 	r.phase("evacuate --rolling at %s", asked)
 	r.traffic.During(HostMove)

@@ -137,13 +137,18 @@ func (n *Node) moveOnce(ctx context.Context, g Guard, q any, what, at string, te
 		return nil, err
 	}
 	m := &n.moves
-	if !m.turn.TryLock() {
-		return nil, fmt.Errorf("node: another move is under way here: %w; holdfast status shows it", ErrBusy)
+	forwarded := at != "" && at != n.Config().Node.Name
+	// What another node is asked to do may need something done here: a node that
+	// returns asks for its VIPs.
+	if !forwarded {
+		if !m.turn.TryLock() {
+			return nil, fmt.Errorf("node: %w", &frozen.Refused{What: n.self(), Why: "another move is under way there; holdfast status shows it", Retry: true})
+		}
+		defer m.turn.Unlock()
 	}
-	defer m.turn.Unlock()
 	x := &moveOf{n: n, what: what, began: time.Now(), tell: tell, s: MoveStatus{What: what, By: g.Author, From: n.Config().Node.Name}}
 	var err error
-	if at != "" && at != n.Config().Node.Name {
+	if forwarded {
 		x.s.From = at
 		if q, ok := q.(MigrateRequest); ok {
 			x.s.VIP, x.s.To = q.VIP, q.To

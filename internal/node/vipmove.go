@@ -295,6 +295,10 @@ func (m *vipMove) move(ctx context.Context) error {
 		return err
 	}
 	m.took("flows")
+	if m.r.Flows == 0 && m.r.Refused > 0 {
+		// A route or an address may be missing there: what comes new would fare no better.
+		return fmt.Errorf("node: %s took none of %d flows: %s", m.q.To, m.r.Refused, oneReason(m.r.Reasons))
+	}
 	left, err := m.handshakes(ctx)
 	if err == nil && left == 0 {
 		// A client that uses a port again that was learnt begins anew, and there.
@@ -681,4 +685,14 @@ func (n *Node) hearYield(peer string, q vipYield) (a vipYield, err error) {
 		}
 	}
 	return vipYield{q.VIP, v.seat.Record()}, nil
+}
+
+// oneReason is one of the reasons for which flows were refused, the commonest.
+func oneReason(reasons map[string]int) (best string) {
+	for why, n := range reasons {
+		if most := reasons[best]; n > most || n == most && why < best {
+			best = why
+		}
+	}
+	return best
 }
