@@ -33,6 +33,7 @@ type Wire struct {
 	claims []Claim
 	resets []RST
 	rsts   int // all that were counted; resets keeps the first ones
+	strays int // of them
 }
 
 // Claim is a frame that says that an address is at a hardware address.
@@ -50,10 +51,18 @@ type RST struct {
 	At       time.Time
 	On       string // the host whose cable or loopback device it was seen on
 	Src, Dst netip.AddrPort
+	// Stray: it has no ACK, so it answers a segment for which there was no connection
+	// (RFC 9293, section 3.10.7.1): one that came late, most often, of one that had ended.
+	// Whether a connection was lost by it, its flow knows.
+	Stray bool
 }
 
 func (r RST) String() string {
-	return fmt.Sprintf("%s on %s: %v to %v", r.At.Format("15:04:05.000000"), r.On, r.Src, r.Dst)
+	what := ""
+	if r.Stray {
+		what = ", a stray"
+	}
+	return fmt.Sprintf("%s on %s: %v to %v%s", r.At.Format("15:04:05.000000"), r.On, r.Src, r.Dst, what)
 }
 
 // rstsKept bounds the list of resets; all are counted.
@@ -69,6 +78,7 @@ const (
 	ip6Payload  = etherHead + 40
 	tcpFlags    = 13 // of the TCP header
 	rstFlag     = 4
+	ackFlag     = 16
 )
 
 // wireFilter is a classic BPF program that accepts what Wire looks at.
@@ -290,12 +300,12 @@ func (x *Wire) seeIP(b []byte, at time.Time, host *Host, loopback, six bool) {
 		return
 	}
 	from, to := binary.BigEndian.Uint16(b[head:]), binary.BigEndian.Uint16(b[head+2:])
-	if b[head+tcpFlags]&rstFlag != 0 {
+	if flags := b[head+tcpFlags]; flags&rstFlag != 0 {
 		on := host.Name
 		if loopback {
 			on += " lo"
 		}
-		x.reset(RST{At: at, On: on, Src: netip.AddrPortFrom(src, from), Dst: netip.AddrPortFrom(dst, to)})
+		x.reset(RST{At: at, On: on, Src: netip.AddrPortFrom(src, from), Dst: netip.AddrPortFrom(dst, to), Stray: flags&ackFlag == 0})
 	}
 }
 
@@ -311,6 +321,9 @@ func (x *Wire) reset(r RST) {
 	}
 	x.mu.Lock()
 	defer x.mu.Unlock()
+	if r.Stray {
+		x.strays++
+	}
 	if x.rsts++; len(x.resets) < rstsKept {
 		x.resets = append(x.resets, r)
 	}
@@ -318,6 +331,13 @@ func (x *Wire) reset(r RST) {
 
 // About says of which addresses resets are to be counted from now on.
 func (x *Wire) About(addrs ...netip.Addr) { x.about.Store(&addrs) }
+
+// Strays returns how many of the resets answered a segment of no connection.
+func (x *Wire) Strays() int {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.strays
+}
 
 // Resets returns how many there were, and the first ones.
 func (x *Wire) Resets() (int, []RST) {

@@ -88,6 +88,9 @@ func (n *Node) startHost(c *config.Config, o Options) error {
 	if err != nil {
 		return err
 	}
+	if err := heeded(c.Cluster); err != nil {
+		return err
+	}
 	if err := n.openHostAdmin(c.Cluster, o); err != nil {
 		return fmt.Errorf("node: cluster: %w", err)
 	}
@@ -214,3 +217,22 @@ func (n *Node) welcome(l net.Listener, conf *tls.Config) {
 
 // tickOfErrors keeps a listener that fails from spinning.
 const tickOfErrors = 100 * time.Millisecond
+
+// heeded refuses ports that the kernel would not dial from: it takes what lies within
+// its own range alone (net/ipv4/inet_connection_sock.c: inet_sk_get_local_port_range),
+// and of others any port, which may be a peer's.
+func heeded(c *config.Cluster) error {
+	text, err := os.ReadFile("/proc/sys/net/ipv4/ip_local_port_range")
+	if err != nil {
+		return fmt.Errorf("node: cluster: %w", err)
+	}
+	var low, high uint16
+	if _, err := fmt.Sscan(string(text), &low, &high); err != nil {
+		return fmt.Errorf("node: cluster: net.ipv4.ip_local_port_range: %w", err)
+	}
+	if c.SourcePortFirst < low || c.SourcePortLast > high {
+		return fmt.Errorf("node: sourcePorts %d-%d of this node are not within net.ipv4.ip_local_port_range, %d-%d, so the kernel would dial from ports of others; widen it: sysctl -w net.ipv4.ip_local_port_range='%d %d'",
+			c.SourcePortFirst, c.SourcePortLast, low, high, min(low, c.SourcePortFirst), max(high, c.SourcePortLast))
+	}
+	return nil
+}
