@@ -24,7 +24,7 @@ type served struct {
 	addr   netip.Addr
 }
 
-func serve(t testing.TB) *served {
+func serve(t testing.TB, more ...func(*Server)) *served {
 	t.Helper()
 	s := &served{path: filepath.Join(t.TempDir(), "s"), addr: netip.MustParseAddr("10.55.0.100")}
 	link := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "srv0"}, PeerName: "srv1"}
@@ -42,6 +42,9 @@ func serve(t testing.TB) *served {
 	must(t, "listen", err)
 	s.server = NewServer(a, 0, func() []netip.Prefix { return []netip.Prefix{netip.PrefixFrom(s.addr, 24)} }, nil)
 	s.server.HeldTime = 20 * time.Millisecond
+	for _, f := range more {
+		f(s.server)
+	}
 	ended := make(chan error)
 	go func() { ended <- s.server.Serve(l) }()
 	t.Cleanup(func() {
@@ -210,8 +213,7 @@ func TestClientDies(t *testing.T) {
 // Somebody who only looks whether the privileged process answers, as doctor does and run
 // before it begins, changes nothing for a process that died.
 func TestVisitorAfterDeath(t *testing.T) {
-	s := serve(t)
-	s.server.HeldTime, s.server.LeftTime = 300*time.Millisecond, time.Millisecond
+	s := serve(t, func(x *Server) { x.HeldTime, x.LeftTime = 300*time.Millisecond, time.Millisecond })
 	c := s.dial(t)
 	must(t, "hold", c.Hold([]Tuple{{Local: netip.AddrPortFrom(s.addr, 443), Remote: netip.MustParseAddrPort("10.55.0.9:40000")}}))
 	for ch := range c.open {
