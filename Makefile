@@ -198,7 +198,7 @@ SABOTAGES = drop-octet rst-one blind-relay kill \
 	corpora:blind-relay corpora:drop-octet corpora:kill vtc:blind-relay vtc:kill rolling:kill ledger:drop-octet misbehave:drop-octet \
 	reload:skip-apply reload:kill durable:forget upgrade:kill upgrade:old-stays \
 	systemd:kill systemd:no-store \
-	migrate:drop-octet migrate:rst-one migrate:kill migrate:two-answer migrate-clients:kill
+	migrate:drop-octet migrate:rst-one migrate:kill migrate:two-answer
 # They run three at a time: nothing of them is judged by the clock.
 sabotage: ## each sabotage of the lab is noticed
 	@$(MAKE) --no-print-directory build
@@ -206,7 +206,6 @@ sabotage: ## each sabotage of the lab is noticed
 	one() {
 		local lab=$(LAB) how=$$1 out=$$outs/$$1 flags=-figures-only
 		if [[ $$1 == *:* ]]; then lab=$${1%%:*}; how=$${1##*:}; fi
-		if [[ $$lab == migrate-clients ]]; then flags=; fi
 		if $(MAKE) --no-print-directory lab LAB=$$lab BUILT=1 SHORT=1 SABOTAGE=$$how LABFLAGS=$$flags >"$$out" 2>&1; then
 			if grep -q '^NOT SHOWN' "$$out"; then echo "-- $$1: the lab cannot run here"; return; fi
 			echo "-- $$1: NOT NOTICED"; tail -n 20 "$$out"; touch "$$outs/bad"; return

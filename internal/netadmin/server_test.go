@@ -276,6 +276,8 @@ func FuzzWire(f *testing.F) {
 	ts := []Tuple{{netip.MustParseAddrPort("10.0.0.1:443"), netip.MustParseAddrPort("10.0.0.9:1")}, {netip.MustParseAddrPort("[fd00::1]:443"), netip.MustParseAddrPort("[fd00::2]:1")}}
 	f.Add(appendTuples(nil, ts))
 	f.Add(appendSpecs(nil, []tcprepair.SocketSpec{{Local: ts[0].Local, RecvBuffer: 1, SendBuffer: 2, Congestion: "cubic"}, {Local: ts[1].Local, Mark: 7, Transparent: true}}))
+	f.Add(append([]byte{255}, make([]byte, 300)...))
+	f.Add(append(appendEnd(nil, ts[0].Local), append(append(make([]byte, 13), 250), make([]byte, 260)...)...))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if ts, err := readTuples(b); err == nil && !bytes.Equal(appendTuples(nil, ts), b) {
 			t.Errorf("%v", ts)

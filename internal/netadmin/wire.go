@@ -178,14 +178,18 @@ func appendAddr(out []byte, a netip.Addr) []byte {
 }
 
 func cutAddr(b []byte) (netip.Addr, []byte, error) {
-	if len(b) < 1 || len(b) < 1+int(b[0]) {
+	if len(b) < 1 {
 		return netip.Addr{}, nil, errShort
 	}
-	a, ok := netip.AddrFromSlice(b[1 : 1+b[0]])
-	if !ok {
-		return netip.Addr{}, nil, fmt.Errorf("netadmin: an address of %d octets", b[0])
+	n := int(b[0]) // as an octet, one more than it may be 0
+	if len(b) < 1+n {
+		return netip.Addr{}, nil, errShort
 	}
-	return a, b[1+b[0]:], nil
+	a, ok := netip.AddrFromSlice(b[1 : 1+n])
+	if !ok {
+		return netip.Addr{}, nil, fmt.Errorf("netadmin: an address of %d octets", n)
+	}
+	return a, b[1+n:], nil
 }
 
 var errShort = errors.New("netadmin: a message is too short")
@@ -247,12 +251,16 @@ func readSpecs(b []byte) (specs []tcprepair.SocketSpec, err error) {
 		if s.Local, b, err = cutEnd(b); err != nil {
 			return nil, err
 		}
-		if len(b) < 14 || len(b) < 14+int(b[13]) || b[12] > 1 {
+		if len(b) < 14 || b[12] > 1 {
+			return nil, errShort
+		}
+		end := 14 + int(b[13])
+		if len(b) < end {
 			return nil, errShort
 		}
 		s.RecvBuffer, s.SendBuffer, s.Mark = binary.BigEndian.Uint32(b), binary.BigEndian.Uint32(b[4:]), binary.BigEndian.Uint32(b[8:])
-		s.Transparent, s.Congestion = b[12] == 1, string(b[14:14+b[13]])
-		specs, b = append(specs, s), b[14+b[13]:]
+		s.Transparent, s.Congestion = b[12] == 1, string(b[14:end])
+		specs, b = append(specs, s), b[end:]
 	}
 	return specs, nil
 }
