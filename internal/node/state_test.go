@@ -367,12 +367,15 @@ func TestBursts(t *testing.T) {
 	done, busy, superseded := 0, 0, 0
 	r.write(strings.Replace(text, "weight: 50", "weight: 51", 1))
 	for i := range 100 {
-		if i == 10 { // who reads a file comes later than those that come after
-			await(t, "the file waits", func() bool { return r.Node.state.waiting.Load() > 0 })
+		switch i {
+		case 1: // the first one has the turn, so that all others wait
+			await(t, "the turn is free", func() bool { return len(r.Node.state.turn) == 0 })
+		case 10: // who reads a file comes later than those that come after
+			await(t, "the file does not wait", func() bool { return r.Node.state.waiting.Load() > 0 })
 		}
 		all.Go(func() {
-			q := edited("endpoint/s0/a", "weight", fmt.Sprint(i))
-			if i < 10 {
+			q := edited("endpoint/s0/a", "weight", fmt.Sprint(i+1))
+			if 0 < i && i < 10 {
 				q = ChangeRequest{Reread: true}
 			}
 			x, err := r.Change(context.Background(), q)
