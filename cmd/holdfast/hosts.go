@@ -312,6 +312,9 @@ func movedBack(p *node.Progress) error {
 		if r.Flows > 0 || r.Lost > 0 {
 			code = exitFailed
 		}
+		if r.Refused > 0 {
+			text += fmt.Sprintf("\n%s could not move:%s", count(r.Refused, "flow"), refusals(r))
+		}
 		for i, who := range r.LostFlows {
 			if i == lostShown {
 				text += fmt.Sprintf("\nand %d more: holdfast status --json", len(r.LostFlows)-i)
@@ -398,9 +401,7 @@ func (x *moveShow) step(m *api.Progress) error {
 // flowsLine is how far the flows are.
 func flowsLine(p *node.Progress) string {
 	line := fmt.Sprintf("%-6s %s  %s/%s", "flows", bar(p.Flows, p.FlowsTotal), thousands(p.Flows), thousands(p.FlowsTotal))
-	if p.OctetsTotal > 0 {
-		line += fmt.Sprintf("  %s/%s", size(float64(p.Octets)), size(float64(p.OctetsTotal)))
-	} else if p.Octets > 0 {
+	if p.Octets > 0 {
 		line += "  " + size(float64(p.Octets))
 	}
 	if p.Pause.P99 > 0 {
@@ -446,20 +447,29 @@ func (x *moveShow) newline() {
 	x.line, x.phase, x.printed = "", "", ""
 }
 
+// refusals are why flows stay, a line for each reason.
+func refusals(r *node.Report) (lines string) {
+	for _, why := range sortedKeys(r.Reasons) {
+		lines += fmt.Sprintf("\n  %s: %s", thousands(r.Reasons[why]), why)
+		if text := r.Examples[why]; text != "" {
+			lines += " (" + text + ")"
+		}
+	}
+	return lines
+}
+
 // hostMovedLine is what a move has done.
 func hostMovedLine(p *node.Progress, m hostMove) string {
 	r := p.Move
 	if r == nil || m.what == "take" {
 		return p.Text
 	}
-	line := fmt.Sprintf("done: %s moved, %d lost, %d retransmits; pause p50 %s, p99 %s, max %s",
-		thousands(r.Flows), r.Lost, r.Retransmits, short(microsOf(r.Pause.P50)), short(microsOf(r.Pause.P99)), short(microsOf(r.Pause.Max)))
+	line := fmt.Sprintf("done: %s moved, %d lost", count(r.Flows, "flow"), r.Lost)
+	if r.Flows > 0 {
+		line += fmt.Sprintf("; pause p50 %s, p99 %s, max %s", short(microsOf(r.Pause.P50)), short(microsOf(r.Pause.P99)), short(microsOf(r.Pause.Max)))
+	}
 	if r.Refused > 0 || r.Residue > 0 {
-		var why []string
-		for _, k := range sortedKeys(r.Reasons) {
-			why = append(why, fmt.Sprintf("%d %s", r.Reasons[k], k))
-		}
-		line += fmt.Sprintf("\n%s stay and drain (%s)", count(max(r.Refused, r.Residue), "flow"), strings.Join(why, ", "))
+		line += fmt.Sprintf("\n%s stay and drain:%s", count(max(r.Refused, r.Residue), "flow"), refusals(r))
 	}
 	if m.what != "migrate" {
 		if r.Flows == 0 && len(r.VIPs) == 0 {

@@ -324,6 +324,10 @@ func hostLines(s *node.Status) (lines [][2]string) {
 			text += "; what comes late is sent on to it"
 		case "silent":
 			text += ", but SILENT: " + v.Why
+		case "elsewhere":
+			if v.Why != "" {
+				text += ", but " + v.Why
+			}
 		}
 		lines = append(lines, [2]string{"vip", text})
 	}

@@ -214,8 +214,8 @@ type RemoveRequest struct {
 type Progress struct {
 	// Phase is quiescing, draining, cutting, watching, shifting; of an upgrade starting,
 	// greeting, copying, canary, switching, flows; of a move to another host plan, hold,
-	// flows, handshakes, address, settling; of an evacuation also evacuating; of all
-	// done, aborted.
+	// flows, handshakes, address, settling; of an evacuation also evacuating; waiting, when
+	// a peer does not answer; of all done, aborted.
 	Phase    string        `json:"phase"`
 	InFlight int64         `json:"in_flight"`
 	Text     string        `json:"text"`
@@ -233,15 +233,14 @@ type Progress struct {
 	Release    string  `json:"release,omitempty"`
 	Move       *Report `json:"move,omitempty"` // of the last step
 	// Of a move to another host: what moves ("": flows alone), from where to where, the
-	// octets in queues that have gone along, of how many, how long flows have waited so
-	// far, and the seconds that are left at this pace.
-	VIP         string  `json:"vip,omitempty"`
-	From        string  `json:"from,omitempty"`
-	To          string  `json:"to,omitempty"`
-	Octets      uint64  `json:"octets,omitempty"`
-	OctetsTotal uint64  `json:"octets_total,omitempty"`
-	Pause       Pause   `json:"pause_us,omitzero"`
-	ETASeconds  float64 `json:"eta_seconds,omitempty"`
+	// octets in queues that have gone along, how long flows have waited so far, and the
+	// seconds that are left at the pace at which flows have gone so far.
+	VIP        string  `json:"vip,omitempty"`
+	From       string  `json:"from,omitempty"`
+	To         string  `json:"to,omitempty"`
+	Octets     uint64  `json:"octets,omitempty"`
+	Pause      Pause   `json:"pause_us,omitzero"`
+	ETASeconds float64 `json:"eta_seconds,omitempty"`
 	// Committed: it is past the point of no return.
 	Committed bool `json:"committed,omitempty"`
 }
@@ -266,6 +265,9 @@ type EvacuateRequest struct {
 	// fewest flows.
 	To    string        `json:"to,omitempty"`
 	Drain time.Duration `json:"drain,omitempty"` // as in MigrateRequest
+	// Cut ends, by RST, flows that still use the node when Drain is over; without it the
+	// evacuation fails then.
+	Cut bool `json:"cut,omitempty"`
 }
 
 // ReturnRequest ends an evacuation: a node serves again, and the VIPs whose home it is
@@ -292,7 +294,8 @@ type VIPStatus struct {
 	Owner   string       `json:"owner"` // the node that answers for it
 	Epoch   uint64       `json:"epoch"` // counts the changes of its owner
 	// State is owned, moving, guest, elsewhere or silent: here nobody answers for it
-	// though it is ours, for the reason Why.
+	// though it is ours, for the reason Why. Of one that is elsewhere Why says that its owner
+	// does not answer.
 	State string `json:"state"`
 	Why   string `json:"why,omitempty"`
 	To    string `json:"to,omitempty"` // while it moves

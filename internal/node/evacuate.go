@@ -416,7 +416,7 @@ func (n *Node) comeBack(ctx context.Context, q ReturnRequest, x *moveOf) error {
 		from[v.Owner] = true
 		m := MigrateRequest{Guard: q.Guard, VIP: v.Name, To: self, Drain: q.Drain}
 		if err := n.order(ctx, v.Owner, "migrate", m, x.within(all)); err != nil {
-			return fmt.Errorf("node: VIP %s stays on %s: %w", v.Name, v.Owner, bare{err})
+			return fmt.Errorf("node: VIP %s stays on %s: %w", v.Name, v.Owner, bare{deadOwner(err, v.Name, v.Owner)})
 		}
 	}
 	x.report(all)

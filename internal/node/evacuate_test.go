@@ -119,3 +119,26 @@ func TestOrderTellsEachPhase(t *testing.T) {
 		t.Errorf("%d steps wait", len(o.steps))
 	}
 }
+
+// The time that is left is what flows have taken so far, of each VIP for itself.
+func TestMovePace(t *testing.T) {
+	var a pace
+	at := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+	for _, c := range []struct {
+		p     Progress
+		after time.Duration
+		want  float64
+	}{
+		{Progress{Phase: "plan"}, 0, 0},
+		{Progress{Phase: "flows", VIP: "a", FlowsTotal: 400}, 0, 0},
+		{Progress{Phase: "flows", VIP: "a", Flows: 100, FlowsTotal: 400}, 2 * time.Second, 6},
+		{Progress{Phase: "flows", VIP: "a", Flows: 300, FlowsTotal: 400}, 3 * time.Second, 1},
+		{Progress{Phase: "flows", VIP: "a", Flows: 400, FlowsTotal: 400}, 4 * time.Second, 0},
+		{Progress{Phase: "flows", VIP: "b", Flows: 10, FlowsTotal: 30}, 10 * time.Second, 0},
+		{Progress{Phase: "flows", VIP: "b", Flows: 20, FlowsTotal: 30}, 11 * time.Second, 1},
+	} {
+		if got := a.eta(&c.p, at.Add(c.after)); got != c.want {
+			t.Errorf("after %v of %+v: %g s, want %g", c.after, c.p, got, c.want)
+		}
+	}
+}

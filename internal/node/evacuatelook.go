@@ -23,7 +23,7 @@ func (n *Node) clusterLook() (x ClusterLook) {
 	if c.Cluster == nil {
 		return x
 	}
-	x.Nodes, x.VIPs = n.NodesSeen(), n.VIPs()
+	x.Nodes, x.VIPs = n.NodesSeen(), n.explained(n.VIPs())
 	m := &n.moves
 	m.mu.Lock()
 	x.Moving, x.LastMove = m.now, m.last

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -38,9 +39,33 @@ type moveOf struct {
 	s     MoveStatus
 	tell  func(Progress)
 
+	telling sync.Mutex // held while tell is called
 	// mu guards what follows.
 	mu   sync.Mutex
 	last Progress
+	pace pace
+}
+
+// pace is how fast the flows of one VIP go.
+type pace struct {
+	vip   string
+	flows int // that had gone when this began
+	began time.Time
+}
+
+// eta is how many seconds are left at the pace so far; 0: that is not known.
+func (a *pace) eta(p *Progress, now time.Time) float64 {
+	if p.Phase != "flows" {
+		return 0
+	}
+	if a.began.IsZero() || a.vip != p.VIP || p.Flows < a.flows {
+		*a = pace{p.VIP, p.Flows, now}
+	}
+	went, left := p.Flows-a.flows, p.FlowsTotal-p.Flows
+	if went <= 0 || left <= 0 {
+		return 0
+	}
+	return now.Sub(a.began).Seconds() / float64(went) * float64(left)
 }
 
 // say tells of a step.
@@ -53,13 +78,33 @@ func (x *moveOf) say(p Progress) {
 	if x.s.VIP != "" && p.VIP == "" {
 		p.VIP = x.s.VIP
 	}
+	if p.ETASeconds == 0 { // an order's steps have it already
+		p.ETASeconds = x.pace.eta(&p, time.Now())
+	}
 	x.last = p
 	x.mu.Unlock()
+	x.pass(p)
+}
+
+// aside tells of something that is no step, so that who decides by the last step does not see it.
+func (x *moveOf) aside(p Progress) {
+	p.Seconds = time.Since(x.began).Seconds()
+	x.mu.Lock()
+	p.VIP, p.From, p.To, p.Committed = x.s.VIP, x.s.From, x.s.To, x.last.Committed
+	p.Flows, p.FlowsTotal, p.Octets, p.Pause = x.last.Flows, x.last.FlowsTotal, x.last.Octets, x.last.Pause
+	x.mu.Unlock()
+	x.pass(p)
+}
+
+// pass tells those who look at the node, and who asked.
+func (x *moveOf) pass(p Progress) {
 	m := &x.n.moves
 	m.mu.Lock()
 	m.now = &p
 	m.mu.Unlock()
 	if x.tell != nil {
+		x.telling.Lock()
+		defer x.telling.Unlock()
 		x.tell(p)
 	}
 }
@@ -98,14 +143,11 @@ func (r *Report) add(o *Report) {
 	r.Lost += o.Lost
 	r.Residue += o.Residue
 	r.Handshakes += o.Handshakes
-	r.Retransmits += o.Retransmits
 	r.StateBytes += o.StateBytes
 	r.Millis += o.Millis
 	r.VIPs = append(r.VIPs, o.VIPs...)
 	r.LostFlows = append(r.LostFlows, o.LostFlows...)
-	for why, k := range o.Reasons {
-		r.Reasons[why] += k
-	}
+	r.addReasons(o)
 	for kind, k := range o.States {
 		r.States[kind] += k
 	}
@@ -153,9 +195,18 @@ func (n *Node) moveOnce(ctx context.Context, g Guard, q any, what, at string, te
 		if q, ok := q.(MigrateRequest); ok {
 			x.s.VIP, x.s.To = q.VIP, q.To
 		}
+		heard := x.whileSilent(at)
 		err = n.order(ctx, at, what, q, x.say)
+		heard()
+		err = deadOwner(err, x.s.VIP, at)
 	} else {
+		// Who has been dead for long is of interest only where flows are to go.
+		wanted, _ := q.(MigrateRequest)
+		heard := x.whileSilent(slices.DeleteFunc(n.peers(), func(peer string) bool {
+			return peer != wanted.To && n.silences.of(peer, time.Now()) > silentAfter
+		})...)
 		err = do(ctx, x)
+		heard()
 	}
 	x.mu.Lock()
 	last := x.last

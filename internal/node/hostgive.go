@@ -468,7 +468,9 @@ func (g *hostGiver) serve(l *loop.Loop, parked []loop.Parked) {
 }
 
 // Refused notes that a flow stays.
-func (g *hostGiver) Refused(_ uint64, why *frozen.Refused) { g.r.refuse(1, why.What+": "+why.Why) }
+func (g *hostGiver) Refused(id uint64, why *frozen.Refused) {
+	g.r.refuseFlow(id, why.What+": "+why.Why)
+}
 
 // Forget lets go of flows that the peer serves.
 func (g *hostGiver) Forget(lot *move.Lot, a move.Adoption) {

@@ -61,16 +61,21 @@ func (n *Node) talk(ctx context.Context, peer string) (*hostTalk, error) {
 	dialer.NetDialer.SetMultipathTCP(false)
 	ctx, cancel := context.WithTimeout(ctx, answerTime)
 	defer cancel()
+	n.silences.asked(peer, time.Now())
 	conn, err := dialer.DialContext(ctx, "tcp", at.String())
 	if err != nil {
-		return nil, fmt.Errorf("node: peer %s: %w", peer, err)
+		return nil, &unreached{peer, err}
 	}
 	t := &hostTalk{n: n, peer: peer, at: at.Addr(), id: rand.Text(), c: move.NewRemote(conn), sent: sentObjects{}}
 	t.giving = move.NewHostGiving(t.c)
 	if err := t.greet(ctx); err != nil {
 		_ = t.c.Close()
-		return nil, fmt.Errorf("node: peer %s: %w", peer, err)
+		if ctx.Err() != nil {
+			err = ctx.Err()
+		}
+		return nil, &unreached{peer, err}
 	}
+	n.silences.answered(peer)
 	return t, nil
 }
 
@@ -123,7 +128,12 @@ func (t *hostTalk) Ask(ctx context.Context, what string, q, a any) error {
 	if d, ok := ctx.Deadline(); ok {
 		wait = max(time.Millisecond, time.Until(d))
 	}
-	if err := t.ask(ctx, wait, what, q, a); err != nil {
+	t.n.silences.asked(t.peer, time.Now())
+	err := t.ask(ctx, wait, what, q, a)
+	if err == nil || refusedBy(err) != nil {
+		t.n.silences.answered(t.peer)
+	}
+	if err != nil {
 		if ctx.Err() != nil {
 			err = errors.Join(ctx.Err(), err)
 		}

@@ -115,6 +115,7 @@ type Node struct {
 	upgrades  upgrades
 	moves     moves
 	marks     marks
+	silences  silences
 	state     stateSide
 	side      flowSide
 	keeper    Keeper

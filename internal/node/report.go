@@ -54,13 +54,19 @@ type Report struct {
 	Handshakes int      `json:"handshakes,omitempty"` // that were finished where they began, and moved last
 	// AddressMillis is how long no host answered for the address.
 	AddressMillis float64 `json:"address_ms,omitempty"`
-	Retransmits   uint64  `json:"retransmits,omitempty"` // by which the moved sockets' counts grew
 	StateBytes    uint64  `json:"state_bytes,omitempty"` // of the frozen forms, without octets in queues
+	// Examples are, by reason, flows that were refused for it: the first of them.
+	Examples map[string]string `json:"examples,omitempty"`
+	// Of an evacuation: Holding is what kept the node from being free to the end, and what ends
+	// it; Cut are flows that were ended, as was asked.
+	Holding []string `json:"holding,omitempty"`
+	Cut     int      `json:"cut,omitempty"`
 
 	// mu guards all above while a move runs: loops report from their threads.
 	mu     sync.Mutex
 	pauses []int64
-	given  int // flows that the other owner serves, or did until it died
+	given  int            // flows that the other owner serves, or did until it died
+	shown  map[string]int // examples of each reason
 }
 
 // KindReport is what moved of one kind of flow.

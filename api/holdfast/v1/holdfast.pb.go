@@ -705,6 +705,7 @@ type EvacuateRequest struct {
 	// fewest flows.
 	To            string               `protobuf:"bytes,5,opt,name=to,proto3" json:"to,omitempty"`
 	Drain         *durationpb.Duration `protobuf:"bytes,6,opt,name=drain,proto3" json:"drain,omitempty"` // as in MigrateRequest
+	Cut           bool                 `protobuf:"varint,7,opt,name=cut,proto3" json:"cut,omitempty"`    // flows that still use the node when drain is over are ended by RST; else it fails
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -779,6 +780,13 @@ func (x *EvacuateRequest) GetDrain() *durationpb.Duration {
 		return x.Drain
 	}
 	return nil
+}
+
+func (x *EvacuateRequest) GetCut() bool {
+	if x != nil {
+		return x.Cut
+	}
+	return false
 }
 
 // ReturnRequest ends an evacuation: a node serves again, and the VIPs whose home it
@@ -2897,8 +2905,8 @@ type Progress struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// quiescing, draining, cutting, watching, shifting; of an upgrade starting,
 	// greeting, copying, canary, switching, flows; of a move to another host plan, hold,
-	// flows, handshakes, address, settling; of an evacuation also evacuating; of all
-	// done, aborted
+	// flows, handshakes, address, settling; of an evacuation also evacuating; waiting,
+	// when a peer does not answer; of all done, aborted
 	Phase    string        `protobuf:"bytes,1,opt,name=phase,proto3" json:"phase,omitempty"`
 	InFlight int64         `protobuf:"varint,2,opt,name=in_flight,json=inFlight,proto3" json:"in_flight,omitempty"`
 	Text     string        `protobuf:"bytes,3,opt,name=text,proto3" json:"text,omitempty"`         // one line for a person
@@ -2916,13 +2924,12 @@ type Progress struct {
 	Release    string  `protobuf:"bytes,13,opt,name=release,proto3" json:"release,omitempty"`
 	Move       *Report `protobuf:"bytes,14,opt,name=move,proto3" json:"move,omitempty"` // of the last step
 	// Of a move to another host: what moves (empty: flows alone), from where to where,
-	// the octets in queues that have gone along, of how many, how long flows have waited
-	// so far, and the seconds that are left at this pace.
+	// the octets in queues that have gone along, how long flows have waited so far, and the
+	// seconds that are left at the pace at which flows have gone so far.
 	Vip           string  `protobuf:"bytes,15,opt,name=vip,proto3" json:"vip,omitempty"`
 	From          string  `protobuf:"bytes,16,opt,name=from,proto3" json:"from,omitempty"`
 	To            string  `protobuf:"bytes,17,opt,name=to,proto3" json:"to,omitempty"`
 	Octets        uint64  `protobuf:"varint,18,opt,name=octets,proto3" json:"octets,omitempty"`
-	OctetsTotal   uint64  `protobuf:"varint,19,opt,name=octets_total,json=octetsTotal,proto3" json:"octets_total,omitempty"`
 	PauseUs       *Pause  `protobuf:"bytes,20,opt,name=pause_us,json=pauseUs,proto3" json:"pause_us,omitempty"`
 	EtaSeconds    float64 `protobuf:"fixed64,21,opt,name=eta_seconds,json=etaSeconds,proto3" json:"eta_seconds,omitempty"`
 	Committed     bool    `protobuf:"varint,22,opt,name=committed,proto3" json:"committed,omitempty"` // it is past the point of no return
@@ -3082,13 +3089,6 @@ func (x *Progress) GetTo() string {
 func (x *Progress) GetOctets() uint64 {
 	if x != nil {
 		return x.Octets
-	}
-	return 0
-}
-
-func (x *Progress) GetOctetsTotal() uint64 {
-	if x != nil {
-		return x.OctetsTotal
 	}
 	return 0
 }
@@ -4375,7 +4375,8 @@ type VIPStatus struct {
 	Owner   string                 `protobuf:"bytes,4,opt,name=owner,proto3" json:"owner,omitempty"`  // the node that answers for it
 	Epoch   uint64                 `protobuf:"varint,5,opt,name=epoch,proto3" json:"epoch,omitempty"` // counts the changes of its owner
 	// owned, moving, guest, elsewhere, or silent: here nobody answers for it though it
-	// is ours, for the reason why.
+	// is ours, for the reason why. Of one that is elsewhere why says that its owner does
+	// not answer, and what to do.
 	State         string                 `protobuf:"bytes,6,opt,name=state,proto3" json:"state,omitempty"`
 	Why           string                 `protobuf:"bytes,7,opt,name=why,proto3" json:"why,omitempty"`
 	To            string                 `protobuf:"bytes,8,opt,name=to,proto3" json:"to,omitempty"`                                           // while it moves
@@ -5979,7 +5980,7 @@ type Report struct {
 	Octets     uint64                 `protobuf:"varint,3,opt,name=octets,proto3" json:"octets,omitempty"` // that the flows carried
 	WithOctets int64                  `protobuf:"varint,4,opt,name=with_octets,json=withOctets,proto3" json:"with_octets,omitempty"`
 	Refused    int64                  `protobuf:"varint,5,opt,name=refused,proto3" json:"refused,omitempty"`
-	Reasons    map[string]int64       `protobuf:"bytes,6,rep,name=reasons,proto3" json:"reasons,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	Reasons    map[string]int64       `protobuf:"bytes,6,rep,name=reasons,proto3" json:"reasons,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"` // what they name is left out of them; see examples
 	Lost       int64                  `protobuf:"varint,7,opt,name=lost,proto3" json:"lost,omitempty"`
 	Closed     int64                  `protobuf:"varint,8,opt,name=closed,proto3" json:"closed,omitempty"` // as the configuration asked
 	PauseUs    *Pause                 `protobuf:"bytes,9,opt,name=pause_us,json=pauseUs,proto3" json:"pause_us,omitempty"`
@@ -6001,13 +6002,16 @@ type Report struct {
 	ToRelease   string                 `protobuf:"bytes,24,opt,name=to_release,json=toRelease,proto3" json:"to_release,omitempty"`
 	PhasesMs    map[string]float64     `protobuf:"bytes,25,rep,name=phases_ms,json=phasesMs,proto3" json:"phases_ms,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"fixed64,2,opt,name=value"`
 	// Of a move to another host alone.
-	Vips          []string `protobuf:"bytes,26,rep,name=vips,proto3" json:"vips,omitempty"` // that moved
-	FromNode      string   `protobuf:"bytes,27,opt,name=from_node,json=fromNode,proto3" json:"from_node,omitempty"`
-	ToNode        string   `protobuf:"bytes,28,opt,name=to_node,json=toNode,proto3" json:"to_node,omitempty"`
-	Handshakes    int64    `protobuf:"varint,29,opt,name=handshakes,proto3" json:"handshakes,omitempty"`                   // that were finished where they began, and moved last
-	AddressMs     float64  `protobuf:"fixed64,30,opt,name=address_ms,json=addressMs,proto3" json:"address_ms,omitempty"`   // how long no host answered for the address
-	Retransmits   uint64   `protobuf:"varint,31,opt,name=retransmits,proto3" json:"retransmits,omitempty"`                 // by which the moved sockets' counts grew
-	StateBytes    uint64   `protobuf:"varint,32,opt,name=state_bytes,json=stateBytes,proto3" json:"state_bytes,omitempty"` // of the frozen forms, without octets in queues
+	Vips       []string          `protobuf:"bytes,26,rep,name=vips,proto3" json:"vips,omitempty"` // that moved
+	FromNode   string            `protobuf:"bytes,27,opt,name=from_node,json=fromNode,proto3" json:"from_node,omitempty"`
+	ToNode     string            `protobuf:"bytes,28,opt,name=to_node,json=toNode,proto3" json:"to_node,omitempty"`
+	Handshakes int64             `protobuf:"varint,29,opt,name=handshakes,proto3" json:"handshakes,omitempty"`                                                                      // that were finished where they began, and moved last
+	AddressMs  float64           `protobuf:"fixed64,30,opt,name=address_ms,json=addressMs,proto3" json:"address_ms,omitempty"`                                                      // how long no host answered for the address
+	StateBytes uint64            `protobuf:"varint,32,opt,name=state_bytes,json=stateBytes,proto3" json:"state_bytes,omitempty"`                                                    // of the frozen forms, without octets in queues
+	Examples   map[string]string `protobuf:"bytes,33,rep,name=examples,proto3" json:"examples,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // by reason, flows that were refused for it: the first three
+	// Of an evacuation: what kept the node from being free to the end, and what ended it.
+	Holding       []string `protobuf:"bytes,34,rep,name=holding,proto3" json:"holding,omitempty"`
+	Cut           int64    `protobuf:"varint,35,opt,name=cut,proto3" json:"cut,omitempty"` // flows that were ended, as was asked
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -6252,16 +6256,30 @@ func (x *Report) GetAddressMs() float64 {
 	return 0
 }
 
-func (x *Report) GetRetransmits() uint64 {
+func (x *Report) GetStateBytes() uint64 {
 	if x != nil {
-		return x.Retransmits
+		return x.StateBytes
 	}
 	return 0
 }
 
-func (x *Report) GetStateBytes() uint64 {
+func (x *Report) GetExamples() map[string]string {
 	if x != nil {
-		return x.StateBytes
+		return x.Examples
+	}
+	return nil
+}
+
+func (x *Report) GetHolding() []string {
+	if x != nil {
+		return x.Holding
+	}
+	return nil
+}
+
+func (x *Report) GetCut() int64 {
+	if x != nil {
+		return x.Cut
 	}
 	return 0
 }
@@ -6371,14 +6389,15 @@ const file_holdfast_v1_holdfast_proto_rawDesc = "" +
 	"\x05share\x18\x04 \x01(\x01R\x05share\x12/\n" +
 	"\x05drain\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\x05drain\x12/\n" +
 	"\x13expected_generation\x18\x06 \x01(\x04R\x12expectedGeneration\x12'\n" +
-	"\x0fidempotency_key\x18\a \x01(\tR\x0eidempotencyKey\"\xd8\x01\n" +
+	"\x0fidempotency_key\x18\a \x01(\tR\x0eidempotencyKey\"\xea\x01\n" +
 	"\x0fEvacuateRequest\x12\x16\n" +
 	"\x06reason\x18\x01 \x01(\tR\x06reason\x12/\n" +
 	"\x13expected_generation\x18\x02 \x01(\x04R\x12expectedGeneration\x12'\n" +
 	"\x0fidempotency_key\x18\x03 \x01(\tR\x0eidempotencyKey\x12\x12\n" +
 	"\x04node\x18\x04 \x01(\tR\x04node\x12\x0e\n" +
 	"\x02to\x18\x05 \x01(\tR\x02to\x12/\n" +
-	"\x05drain\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\x05drain\"\xda\x01\n" +
+	"\x05drain\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\x05drain\x12\x10\n" +
+	"\x03cut\x18\a \x01(\bR\x03cut\"\xda\x01\n" +
 	"\rReturnRequest\x12\x16\n" +
 	"\x06reason\x18\x01 \x01(\tR\x06reason\x12/\n" +
 	"\x13expected_generation\x18\x02 \x01(\x04R\x12expectedGeneration\x12'\n" +
@@ -6597,7 +6616,7 @@ const file_holdfast_v1_holdfast_proto_rawDesc = "" +
 	"\bdeadline\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\bdeadline\x12\x12\n" +
 	"\x04then\x18\a \x01(\tR\x04then\x12\x0e\n" +
 	"\x02to\x18\b \x01(\tR\x02to\x12\x14\n" +
-	"\x05force\x18\t \x01(\bR\x05force\"\xdf\x04\n" +
+	"\x05force\x18\t \x01(\bR\x05force\"\xc2\x04\n" +
 	"\bProgress\x12\x14\n" +
 	"\x05phase\x18\x01 \x01(\tR\x05phase\x12\x1b\n" +
 	"\tin_flight\x18\x02 \x01(\x03R\binFlight\x12\x12\n" +
@@ -6618,12 +6637,11 @@ const file_holdfast_v1_holdfast_proto_rawDesc = "" +
 	"\x03vip\x18\x0f \x01(\tR\x03vip\x12\x12\n" +
 	"\x04from\x18\x10 \x01(\tR\x04from\x12\x0e\n" +
 	"\x02to\x18\x11 \x01(\tR\x02to\x12\x16\n" +
-	"\x06octets\x18\x12 \x01(\x04R\x06octets\x12!\n" +
-	"\foctets_total\x18\x13 \x01(\x04R\voctetsTotal\x12-\n" +
+	"\x06octets\x18\x12 \x01(\x04R\x06octets\x12-\n" +
 	"\bpause_us\x18\x14 \x01(\v2\x12.holdfast.v1.PauseR\apauseUs\x12\x1f\n" +
 	"\veta_seconds\x18\x15 \x01(\x01R\n" +
 	"etaSeconds\x12\x1c\n" +
-	"\tcommitted\x18\x16 \x01(\bR\tcommitted\"\x98\x02\n" +
+	"\tcommitted\x18\x16 \x01(\bR\tcommittedJ\x04\b\x13\x10\x14\"\x98\x02\n" +
 	"\fShiftRequest\x12\x16\n" +
 	"\x06reason\x18\x01 \x01(\tR\x06reason\x12/\n" +
 	"\x13expected_generation\x18\x02 \x01(\x04R\x12expectedGeneration\x12'\n" +
@@ -6981,8 +6999,7 @@ const file_holdfast_v1_holdfast_proto_rawDesc = "" +
 	" \x01(\x03R\foctetsUnsent\x12\x1a\n" +
 	"\brequests\x18\v \x01(\x03R\brequests\x12\x14\n" +
 	"\x05moves\x18\f \x01(\x03R\x05moves\x12\x12\n" +
-	"\x04loop\x18\r \x01(\x03R\x04loop\"\x93\n" +
-	"\n" +
+	"\x04loop\x18\r \x01(\x03R\x04loop\"\x9f\v\n" +
 	"\x06Report\x12\x1a\n" +
 	"\bdistance\x18\x01 \x01(\tR\bdistance\x12\x14\n" +
 	"\x05flows\x18\x02 \x01(\x03R\x05flows\x12\x16\n" +
@@ -7022,10 +7039,12 @@ const file_holdfast_v1_holdfast_proto_rawDesc = "" +
 	"handshakes\x18\x1d \x01(\x03R\n" +
 	"handshakes\x12\x1d\n" +
 	"\n" +
-	"address_ms\x18\x1e \x01(\x01R\taddressMs\x12 \n" +
-	"\vretransmits\x18\x1f \x01(\x04R\vretransmits\x12\x1f\n" +
+	"address_ms\x18\x1e \x01(\x01R\taddressMs\x12\x1f\n" +
 	"\vstate_bytes\x18  \x01(\x04R\n" +
-	"stateBytes\x1a:\n" +
+	"stateBytes\x12=\n" +
+	"\bexamples\x18! \x03(\v2!.holdfast.v1.Report.ExamplesEntryR\bexamples\x12\x18\n" +
+	"\aholding\x18\" \x03(\tR\aholding\x12\x10\n" +
+	"\x03cut\x18# \x01(\x03R\x03cut\x1a:\n" +
 	"\fReasonsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\x1a9\n" +
@@ -7038,7 +7057,10 @@ const file_holdfast_v1_holdfast_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\v2\x17.holdfast.v1.KindReportR\x05value:\x028\x01\x1a;\n" +
 	"\rPhasesMsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x01R\x05value:\x028\x01\"R\n" +
+	"\x05value\x18\x02 \x01(\x01R\x05value:\x028\x01\x1a;\n" +
+	"\rExamplesEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01J\x04\b\x1f\x10 \"R\n" +
 	"\n" +
 	"KindReport\x12\x14\n" +
 	"\x05flows\x18\x01 \x01(\x03R\x05flows\x12\x16\n" +
@@ -7080,7 +7102,7 @@ func file_holdfast_v1_holdfast_proto_rawDescGZIP() []byte {
 	return file_holdfast_v1_holdfast_proto_rawDescData
 }
 
-var file_holdfast_v1_holdfast_proto_msgTypes = make([]protoimpl.MessageInfo, 83)
+var file_holdfast_v1_holdfast_proto_msgTypes = make([]protoimpl.MessageInfo, 84)
 var file_holdfast_v1_holdfast_proto_goTypes = []any{
 	(*StatusRequest)(nil),         // 0: holdfast.v1.StatusRequest
 	(*EndpointsRequest)(nil),      // 1: holdfast.v1.EndpointsRequest
@@ -7165,52 +7187,53 @@ var file_holdfast_v1_holdfast_proto_goTypes = []any{
 	nil,                           // 80: holdfast.v1.Report.StatesEntry
 	nil,                           // 81: holdfast.v1.Report.KindsEntry
 	nil,                           // 82: holdfast.v1.Report.PhasesMsEntry
-	(*durationpb.Duration)(nil),   // 83: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 84: google.protobuf.Timestamp
+	nil,                           // 83: holdfast.v1.Report.ExamplesEntry
+	(*durationpb.Duration)(nil),   // 84: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 85: google.protobuf.Timestamp
 }
 var file_holdfast_v1_holdfast_proto_depIdxs = []int32{
-	83,  // 0: holdfast.v1.FlowsRequest.older:type_name -> google.protobuf.Duration
+	84,  // 0: holdfast.v1.FlowsRequest.older:type_name -> google.protobuf.Duration
 	57,  // 1: holdfast.v1.FlowsResponse.flows:type_name -> holdfast.v1.FlowStatus
 	56,  // 2: holdfast.v1.EndpointsResponse.endpoints:type_name -> holdfast.v1.EndpointState
 	28,  // 3: holdfast.v1.HistoryResponse.generations:type_name -> holdfast.v1.GenerationInfo
-	83,  // 4: holdfast.v1.WatchRequest.status_every:type_name -> google.protobuf.Duration
-	83,  // 5: holdfast.v1.MigrateRequest.drain:type_name -> google.protobuf.Duration
-	83,  // 6: holdfast.v1.EvacuateRequest.drain:type_name -> google.protobuf.Duration
-	83,  // 7: holdfast.v1.ReturnRequest.drain:type_name -> google.protobuf.Duration
-	83,  // 8: holdfast.v1.UpgradeRequest.canary:type_name -> google.protobuf.Duration
-	83,  // 9: holdfast.v1.UpgradeRequest.drain:type_name -> google.protobuf.Duration
+	84,  // 4: holdfast.v1.WatchRequest.status_every:type_name -> google.protobuf.Duration
+	84,  // 5: holdfast.v1.MigrateRequest.drain:type_name -> google.protobuf.Duration
+	84,  // 6: holdfast.v1.EvacuateRequest.drain:type_name -> google.protobuf.Duration
+	84,  // 7: holdfast.v1.ReturnRequest.drain:type_name -> google.protobuf.Duration
+	84,  // 8: holdfast.v1.UpgradeRequest.canary:type_name -> google.protobuf.Duration
+	84,  // 9: holdfast.v1.UpgradeRequest.drain:type_name -> google.protobuf.Duration
 	22,  // 10: holdfast.v1.ChangeRequest.edits:type_name -> holdfast.v1.Patch
 	21,  // 11: holdfast.v1.ChangeRequest.flows:type_name -> holdfast.v1.FlowsPolicy
-	83,  // 12: holdfast.v1.ChangeRequest.canary:type_name -> google.protobuf.Duration
+	84,  // 12: holdfast.v1.ChangeRequest.canary:type_name -> google.protobuf.Duration
 	22,  // 13: holdfast.v1.ChangeRequest.revert:type_name -> holdfast.v1.Patch
 	20,  // 14: holdfast.v1.Drift.by:type_name -> holdfast.v1.Author
-	84,  // 15: holdfast.v1.Drift.at:type_name -> google.protobuf.Timestamp
+	85,  // 15: holdfast.v1.Drift.at:type_name -> google.protobuf.Timestamp
 	24,  // 16: holdfast.v1.ChangeReport.impact:type_name -> holdfast.v1.Impact
 	25,  // 17: holdfast.v1.ChangeReport.edits:type_name -> holdfast.v1.Drift
 	26,  // 18: holdfast.v1.ChangeReport.pause_us:type_name -> holdfast.v1.Pause
 	60,  // 19: holdfast.v1.ChangeReport.kernel:type_name -> holdfast.v1.ChangeReport.KernelEntry
 	61,  // 20: holdfast.v1.ChangeReport.states:type_name -> holdfast.v1.ChangeReport.StatesEntry
 	62,  // 21: holdfast.v1.ChangeReport.reasons:type_name -> holdfast.v1.ChangeReport.ReasonsEntry
-	84,  // 22: holdfast.v1.GenerationInfo.at:type_name -> google.protobuf.Timestamp
+	85,  // 22: holdfast.v1.GenerationInfo.at:type_name -> google.protobuf.Timestamp
 	20,  // 23: holdfast.v1.GenerationInfo.by:type_name -> holdfast.v1.Author
 	24,  // 24: holdfast.v1.GenerationInfo.impact:type_name -> holdfast.v1.Impact
 	25,  // 25: holdfast.v1.ConfigState.edits:type_name -> holdfast.v1.Drift
 	20,  // 26: holdfast.v1.ConfigState.by:type_name -> holdfast.v1.Author
-	84,  // 27: holdfast.v1.ConfigState.at:type_name -> google.protobuf.Timestamp
-	84,  // 28: holdfast.v1.ConfigState.canary_ends:type_name -> google.protobuf.Timestamp
+	85,  // 27: holdfast.v1.ConfigState.at:type_name -> google.protobuf.Timestamp
+	85,  // 28: holdfast.v1.ConfigState.canary_ends:type_name -> google.protobuf.Timestamp
 	36,  // 29: holdfast.v1.ConfigState.shifts:type_name -> holdfast.v1.ShiftState
 	32,  // 30: holdfast.v1.EndpointReport.each:type_name -> holdfast.v1.EndpointChange
-	83,  // 31: holdfast.v1.RemoveRequest.deadline:type_name -> google.protobuf.Duration
+	84,  // 31: holdfast.v1.RemoveRequest.deadline:type_name -> google.protobuf.Duration
 	27,  // 32: holdfast.v1.Progress.report:type_name -> holdfast.v1.ChangeReport
 	58,  // 33: holdfast.v1.Progress.move:type_name -> holdfast.v1.Report
 	26,  // 34: holdfast.v1.Progress.pause_us:type_name -> holdfast.v1.Pause
-	83,  // 35: holdfast.v1.ShiftRequest.over:type_name -> google.protobuf.Duration
-	84,  // 36: holdfast.v1.ShiftState.ends:type_name -> google.protobuf.Timestamp
+	84,  // 35: holdfast.v1.ShiftRequest.over:type_name -> google.protobuf.Duration
+	85,  // 36: holdfast.v1.ShiftState.ends:type_name -> google.protobuf.Timestamp
 	20,  // 37: holdfast.v1.ShiftState.by:type_name -> holdfast.v1.Author
 	3,   // 38: holdfast.v1.KillRequest.filter:type_name -> holdfast.v1.FlowsRequest
-	83,  // 39: holdfast.v1.ShedRequest.for:type_name -> google.protobuf.Duration
-	84,  // 40: holdfast.v1.ShedReport.until:type_name -> google.protobuf.Timestamp
-	84,  // 41: holdfast.v1.Event.at:type_name -> google.protobuf.Timestamp
+	84,  // 39: holdfast.v1.ShedRequest.for:type_name -> google.protobuf.Duration
+	85,  // 40: holdfast.v1.ShedReport.until:type_name -> google.protobuf.Timestamp
+	85,  // 41: holdfast.v1.Event.at:type_name -> google.protobuf.Timestamp
 	63,  // 42: holdfast.v1.Event.fields:type_name -> holdfast.v1.Event.FieldsEntry
 	42,  // 43: holdfast.v1.Event.status:type_name -> holdfast.v1.Status
 	64,  // 44: holdfast.v1.Status.flows_by_state:type_name -> holdfast.v1.Status.FlowsByStateEntry
@@ -7237,21 +7260,21 @@ var file_holdfast_v1_holdfast_proto_depIdxs = []int32{
 	34,  // 65: holdfast.v1.Status.moving:type_name -> holdfast.v1.Progress
 	44,  // 66: holdfast.v1.Status.last_move:type_name -> holdfast.v1.MoveStatus
 	46,  // 67: holdfast.v1.Status.host_residue:type_name -> holdfast.v1.HostResidue
-	84,  // 68: holdfast.v1.VIPStatus.since:type_name -> google.protobuf.Timestamp
-	84,  // 69: holdfast.v1.MoveStatus.at:type_name -> google.protobuf.Timestamp
+	85,  // 68: holdfast.v1.VIPStatus.since:type_name -> google.protobuf.Timestamp
+	85,  // 69: holdfast.v1.MoveStatus.at:type_name -> google.protobuf.Timestamp
 	20,  // 70: holdfast.v1.MoveStatus.by:type_name -> holdfast.v1.Author
 	58,  // 71: holdfast.v1.MoveStatus.move:type_name -> holdfast.v1.Report
 	72,  // 72: holdfast.v1.NodeStatus.labels:type_name -> holdfast.v1.NodeStatus.LabelsEntry
 	73,  // 73: holdfast.v1.HostResidue.reasons:type_name -> holdfast.v1.HostResidue.ReasonsEntry
-	84,  // 74: holdfast.v1.HostResidue.until:type_name -> google.protobuf.Timestamp
-	84,  // 75: holdfast.v1.UpgradeStatus.at:type_name -> google.protobuf.Timestamp
+	85,  // 74: holdfast.v1.HostResidue.until:type_name -> google.protobuf.Timestamp
+	85,  // 75: holdfast.v1.UpgradeStatus.at:type_name -> google.protobuf.Timestamp
 	20,  // 76: holdfast.v1.UpgradeStatus.by:type_name -> holdfast.v1.Author
 	58,  // 77: holdfast.v1.UpgradeStatus.move:type_name -> holdfast.v1.Report
 	74,  // 78: holdfast.v1.ResidueStatus.reasons:type_name -> holdfast.v1.ResidueStatus.ReasonsEntry
-	84,  // 79: holdfast.v1.ResidueStatus.until:type_name -> google.protobuf.Timestamp
-	84,  // 80: holdfast.v1.ShedStatus.until:type_name -> google.protobuf.Timestamp
+	85,  // 79: holdfast.v1.ResidueStatus.until:type_name -> google.protobuf.Timestamp
+	85,  // 80: holdfast.v1.ShedStatus.until:type_name -> google.protobuf.Timestamp
 	20,  // 81: holdfast.v1.ShedStatus.by:type_name -> holdfast.v1.Author
-	84,  // 82: holdfast.v1.RemovalStatus.deadline:type_name -> google.protobuf.Timestamp
+	85,  // 82: holdfast.v1.RemovalStatus.deadline:type_name -> google.protobuf.Timestamp
 	20,  // 83: holdfast.v1.RemovalStatus.by:type_name -> holdfast.v1.Author
 	75,  // 84: holdfast.v1.ListenerStatus.codes:type_name -> holdfast.v1.ListenerStatus.CodesEntry
 	76,  // 85: holdfast.v1.ListenerStatus.causes:type_name -> holdfast.v1.ListenerStatus.CausesEntry
@@ -7262,56 +7285,57 @@ var file_holdfast_v1_holdfast_proto_depIdxs = []int32{
 	80,  // 90: holdfast.v1.Report.states:type_name -> holdfast.v1.Report.StatesEntry
 	81,  // 91: holdfast.v1.Report.kinds:type_name -> holdfast.v1.Report.KindsEntry
 	82,  // 92: holdfast.v1.Report.phases_ms:type_name -> holdfast.v1.Report.PhasesMsEntry
-	59,  // 93: holdfast.v1.Report.KindsEntry.value:type_name -> holdfast.v1.KindReport
-	0,   // 94: holdfast.v1.Node.Status:input_type -> holdfast.v1.StatusRequest
-	3,   // 95: holdfast.v1.Node.Flows:input_type -> holdfast.v1.FlowsRequest
-	1,   // 96: holdfast.v1.Node.Endpoints:input_type -> holdfast.v1.EndpointsRequest
-	2,   // 97: holdfast.v1.Node.GetConfig:input_type -> holdfast.v1.GetConfigRequest
-	6,   // 98: holdfast.v1.Node.History:input_type -> holdfast.v1.HistoryRequest
-	8,   // 99: holdfast.v1.Node.Watch:input_type -> holdfast.v1.WatchRequest
-	23,  // 100: holdfast.v1.Node.Diff:input_type -> holdfast.v1.ChangeRequest
-	23,  // 101: holdfast.v1.Node.Apply:input_type -> holdfast.v1.ChangeRequest
-	9,   // 102: holdfast.v1.Node.Settle:input_type -> holdfast.v1.SettleRequest
-	30,  // 103: holdfast.v1.Node.SetEndpoint:input_type -> holdfast.v1.EndpointRequest
-	33,  // 104: holdfast.v1.Node.Remove:input_type -> holdfast.v1.RemoveRequest
-	35,  // 105: holdfast.v1.Node.Shift:input_type -> holdfast.v1.ShiftRequest
-	37,  // 106: holdfast.v1.Node.Kill:input_type -> holdfast.v1.KillRequest
-	39,  // 107: holdfast.v1.Node.Shed:input_type -> holdfast.v1.ShedRequest
-	10,  // 108: holdfast.v1.Node.Rebalance:input_type -> holdfast.v1.RebalanceRequest
-	16,  // 109: holdfast.v1.Node.SetLog:input_type -> holdfast.v1.LogRequest
-	11,  // 110: holdfast.v1.Node.Migrate:input_type -> holdfast.v1.MigrateRequest
-	12,  // 111: holdfast.v1.Node.Evacuate:input_type -> holdfast.v1.EvacuateRequest
-	13,  // 112: holdfast.v1.Node.Return:input_type -> holdfast.v1.ReturnRequest
-	14,  // 113: holdfast.v1.Node.Take:input_type -> holdfast.v1.TakeRequest
-	15,  // 114: holdfast.v1.Node.Upgrade:input_type -> holdfast.v1.UpgradeRequest
-	18,  // 115: holdfast.v1.Node.Busy:input_type -> holdfast.v1.BusyRequest
-	42,  // 116: holdfast.v1.Node.Status:output_type -> holdfast.v1.Status
-	4,   // 117: holdfast.v1.Node.Flows:output_type -> holdfast.v1.FlowsResponse
-	5,   // 118: holdfast.v1.Node.Endpoints:output_type -> holdfast.v1.EndpointsResponse
-	29,  // 119: holdfast.v1.Node.GetConfig:output_type -> holdfast.v1.ConfigState
-	7,   // 120: holdfast.v1.Node.History:output_type -> holdfast.v1.HistoryResponse
-	41,  // 121: holdfast.v1.Node.Watch:output_type -> holdfast.v1.Event
-	27,  // 122: holdfast.v1.Node.Diff:output_type -> holdfast.v1.ChangeReport
-	27,  // 123: holdfast.v1.Node.Apply:output_type -> holdfast.v1.ChangeReport
-	27,  // 124: holdfast.v1.Node.Settle:output_type -> holdfast.v1.ChangeReport
-	31,  // 125: holdfast.v1.Node.SetEndpoint:output_type -> holdfast.v1.EndpointReport
-	34,  // 126: holdfast.v1.Node.Remove:output_type -> holdfast.v1.Progress
-	34,  // 127: holdfast.v1.Node.Shift:output_type -> holdfast.v1.Progress
-	38,  // 128: holdfast.v1.Node.Kill:output_type -> holdfast.v1.KillReport
-	40,  // 129: holdfast.v1.Node.Shed:output_type -> holdfast.v1.ShedReport
-	58,  // 130: holdfast.v1.Node.Rebalance:output_type -> holdfast.v1.Report
-	17,  // 131: holdfast.v1.Node.SetLog:output_type -> holdfast.v1.LogReport
-	34,  // 132: holdfast.v1.Node.Migrate:output_type -> holdfast.v1.Progress
-	34,  // 133: holdfast.v1.Node.Evacuate:output_type -> holdfast.v1.Progress
-	34,  // 134: holdfast.v1.Node.Return:output_type -> holdfast.v1.Progress
-	34,  // 135: holdfast.v1.Node.Take:output_type -> holdfast.v1.Progress
-	34,  // 136: holdfast.v1.Node.Upgrade:output_type -> holdfast.v1.Progress
-	19,  // 137: holdfast.v1.Node.Busy:output_type -> holdfast.v1.BusyReport
-	116, // [116:138] is the sub-list for method output_type
-	94,  // [94:116] is the sub-list for method input_type
-	94,  // [94:94] is the sub-list for extension type_name
-	94,  // [94:94] is the sub-list for extension extendee
-	0,   // [0:94] is the sub-list for field type_name
+	83,  // 93: holdfast.v1.Report.examples:type_name -> holdfast.v1.Report.ExamplesEntry
+	59,  // 94: holdfast.v1.Report.KindsEntry.value:type_name -> holdfast.v1.KindReport
+	0,   // 95: holdfast.v1.Node.Status:input_type -> holdfast.v1.StatusRequest
+	3,   // 96: holdfast.v1.Node.Flows:input_type -> holdfast.v1.FlowsRequest
+	1,   // 97: holdfast.v1.Node.Endpoints:input_type -> holdfast.v1.EndpointsRequest
+	2,   // 98: holdfast.v1.Node.GetConfig:input_type -> holdfast.v1.GetConfigRequest
+	6,   // 99: holdfast.v1.Node.History:input_type -> holdfast.v1.HistoryRequest
+	8,   // 100: holdfast.v1.Node.Watch:input_type -> holdfast.v1.WatchRequest
+	23,  // 101: holdfast.v1.Node.Diff:input_type -> holdfast.v1.ChangeRequest
+	23,  // 102: holdfast.v1.Node.Apply:input_type -> holdfast.v1.ChangeRequest
+	9,   // 103: holdfast.v1.Node.Settle:input_type -> holdfast.v1.SettleRequest
+	30,  // 104: holdfast.v1.Node.SetEndpoint:input_type -> holdfast.v1.EndpointRequest
+	33,  // 105: holdfast.v1.Node.Remove:input_type -> holdfast.v1.RemoveRequest
+	35,  // 106: holdfast.v1.Node.Shift:input_type -> holdfast.v1.ShiftRequest
+	37,  // 107: holdfast.v1.Node.Kill:input_type -> holdfast.v1.KillRequest
+	39,  // 108: holdfast.v1.Node.Shed:input_type -> holdfast.v1.ShedRequest
+	10,  // 109: holdfast.v1.Node.Rebalance:input_type -> holdfast.v1.RebalanceRequest
+	16,  // 110: holdfast.v1.Node.SetLog:input_type -> holdfast.v1.LogRequest
+	11,  // 111: holdfast.v1.Node.Migrate:input_type -> holdfast.v1.MigrateRequest
+	12,  // 112: holdfast.v1.Node.Evacuate:input_type -> holdfast.v1.EvacuateRequest
+	13,  // 113: holdfast.v1.Node.Return:input_type -> holdfast.v1.ReturnRequest
+	14,  // 114: holdfast.v1.Node.Take:input_type -> holdfast.v1.TakeRequest
+	15,  // 115: holdfast.v1.Node.Upgrade:input_type -> holdfast.v1.UpgradeRequest
+	18,  // 116: holdfast.v1.Node.Busy:input_type -> holdfast.v1.BusyRequest
+	42,  // 117: holdfast.v1.Node.Status:output_type -> holdfast.v1.Status
+	4,   // 118: holdfast.v1.Node.Flows:output_type -> holdfast.v1.FlowsResponse
+	5,   // 119: holdfast.v1.Node.Endpoints:output_type -> holdfast.v1.EndpointsResponse
+	29,  // 120: holdfast.v1.Node.GetConfig:output_type -> holdfast.v1.ConfigState
+	7,   // 121: holdfast.v1.Node.History:output_type -> holdfast.v1.HistoryResponse
+	41,  // 122: holdfast.v1.Node.Watch:output_type -> holdfast.v1.Event
+	27,  // 123: holdfast.v1.Node.Diff:output_type -> holdfast.v1.ChangeReport
+	27,  // 124: holdfast.v1.Node.Apply:output_type -> holdfast.v1.ChangeReport
+	27,  // 125: holdfast.v1.Node.Settle:output_type -> holdfast.v1.ChangeReport
+	31,  // 126: holdfast.v1.Node.SetEndpoint:output_type -> holdfast.v1.EndpointReport
+	34,  // 127: holdfast.v1.Node.Remove:output_type -> holdfast.v1.Progress
+	34,  // 128: holdfast.v1.Node.Shift:output_type -> holdfast.v1.Progress
+	38,  // 129: holdfast.v1.Node.Kill:output_type -> holdfast.v1.KillReport
+	40,  // 130: holdfast.v1.Node.Shed:output_type -> holdfast.v1.ShedReport
+	58,  // 131: holdfast.v1.Node.Rebalance:output_type -> holdfast.v1.Report
+	17,  // 132: holdfast.v1.Node.SetLog:output_type -> holdfast.v1.LogReport
+	34,  // 133: holdfast.v1.Node.Migrate:output_type -> holdfast.v1.Progress
+	34,  // 134: holdfast.v1.Node.Evacuate:output_type -> holdfast.v1.Progress
+	34,  // 135: holdfast.v1.Node.Return:output_type -> holdfast.v1.Progress
+	34,  // 136: holdfast.v1.Node.Take:output_type -> holdfast.v1.Progress
+	34,  // 137: holdfast.v1.Node.Upgrade:output_type -> holdfast.v1.Progress
+	19,  // 138: holdfast.v1.Node.Busy:output_type -> holdfast.v1.BusyReport
+	117, // [117:139] is the sub-list for method output_type
+	95,  // [95:117] is the sub-list for method input_type
+	95,  // [95:95] is the sub-list for extension type_name
+	95,  // [95:95] is the sub-list for extension extendee
+	0,   // [0:95] is the sub-list for field type_name
 }
 
 func init() { file_holdfast_v1_holdfast_proto_init() }
@@ -7325,7 +7349,7 @@ func file_holdfast_v1_holdfast_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_holdfast_v1_holdfast_proto_rawDesc), len(file_holdfast_v1_holdfast_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   83,
+			NumMessages:   84,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
