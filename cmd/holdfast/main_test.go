@@ -12,6 +12,9 @@ import (
 const asHoldfast = "HOLDFAST_TEST_AS_MAIN"
 
 func TestMain(m *testing.M) {
+	if scene := os.Getenv(sceneEnv); scene != "" {
+		os.Exit(playScene(scene))
+	}
 	if os.Getenv(asHoldfast) != "" {
 		main()
 		return

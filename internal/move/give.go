@@ -216,6 +216,8 @@ type Remains struct {
 	// Share is what they still hold of limits, as the ledger says it: the taker goes on
 	// to leave that to them.
 	Share json.RawMessage `json:"share,omitempty"`
+	// VIPs is how many of them are on which VIP: they do not go with it to another host.
+	VIPs map[string]int `json:"vips,omitempty"`
 }
 
 // Options are how a giver gives.

@@ -69,6 +69,7 @@ type giver struct {
 	paused   bool                // the ledger grants nothing
 	switched bool
 	noted    bool        // the report is in the totals
+	handed   bool        // VIPs are the taker's
 	begins   atomic.Bool // nothing has left yet, and may not for long
 	phase    string
 	since    time.Time // when the phase began
@@ -223,6 +224,10 @@ type lotOf struct {
 // Park takes the next lot out of the loops. A connection that another loop had
 // accepted may come in meanwhile, so loops are gone through until nothing is found.
 func (g *giver) Park(canary bool, most int) (*move.Lot, error) {
+	if g.handed { // the end of it did not arrive there
+		g.handed = false
+		g.n.letGoOfVIPs(false)
+	}
 	if canary {
 		of := g.parkCanary(most)
 		g.r.CanaryFlows = len(of.parked)
@@ -522,6 +527,8 @@ func (g *giver) Stalled(is bool) {
 // Estate is what this process has counted, as if all were over.
 func (g *giver) Estate() any {
 	n, r := g.n, g.r
+	g.handed = true
+	n.letGoOfVIPs(true)
 	if !g.noted {
 		n.totals.note(r)
 		g.noted = true

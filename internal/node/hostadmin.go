@@ -117,10 +117,16 @@ func (n *Node) hostHeritage() json.RawMessage {
 	if n.host.admin == nil {
 		return nil
 	}
-	if n.host.local == nil {
-		return json.RawMessage("{}") // the privileged process keeps it
+	var h struct {
+		*netadmin.Heritage // nil: the privileged process keeps it
+		heritageVIPs
 	}
-	b, err := json.Marshal(n.host.local.Heritage())
+	h.heritageVIPs = n.tellVIPs()
+	if n.host.local != nil {
+		own := n.host.local.Heritage()
+		h.Heritage = &own
+	}
+	b, err := json.Marshal(h)
 	if err != nil { // plain names and addresses cannot fail
 		panic(err)
 	}
@@ -129,6 +135,10 @@ func (n *Node) hostHeritage() json.RawMessage {
 
 // alone notes that there is no predecessor any more, but for what drains in it.
 func (n *Node) alone() {
+	k := &n.addresses
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	n.follow() // what is written next comes after the last that it has written
 	n.mu.Lock()
 	n.host.guest = false
 	n.mu.Unlock()

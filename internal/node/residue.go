@@ -82,6 +82,12 @@ func (n *Node) remains(g *giver, until time.Time) move.Remains {
 		l.Ask(func(l *loop.Loop) {
 			l.Slots(0, func(f *flow.Flow) bool {
 				r.Flows++
+				if x := f.Listener(); x.Movable && x.VIPName != "" {
+					if r.VIPs == nil {
+						r.VIPs = map[string]int{}
+					}
+					r.VIPs[x.VIPName]++
+				}
 				if no := g.refused[f.ID()]; no != nil {
 					r.Reasons[no.why]++
 				}

@@ -290,6 +290,7 @@ func (t *taker) Remains(r *move.Remains) {
 		}
 		t.n.shared.Ledger.Switched(share)
 	}
+	t.n.upgrades.remainVIPs(r.PID, r.VIPs)
 	t.n.drains(ResidueStatus{PID: r.PID, Release: t.h.Release, Flows: r.Flows, Reasons: r.Reasons, Until: r.Until})
 }
 

@@ -37,11 +37,6 @@ func (n *Node) greeting() move.Greeting {
 // goes on; only flows that the successor had already taken die with it. r is
 // what has been done, whatever came of it.
 func (n *Node) upgrade(ctx context.Context, q UpgradeRequest, r *Report, tell func(Progress)) error {
-	n.change.Lock()
-	defer n.change.Unlock()
-	if err := n.inCharge(); err != nil {
-		return err
-	}
 	if pid == 1 {
 		return errors.New("node: as process 1 of a container it cannot be replaced: everything would end with it; start it under an init")
 	}
@@ -49,6 +44,16 @@ func (n *Node) upgrade(ctx context.Context, q UpgradeRequest, r *Report, tell fu
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(n.ends, cancel)()
+	still, err := n.stillVIPs(ctx, tell)
+	if err != nil {
+		return err
+	}
+	defer still()
+	n.change.Lock()
+	defer n.change.Unlock()
+	if err := n.inCharge(); err != nil {
+		return err
+	}
 	began := time.Now()
 	n.awaitRetired()
 	if binary == "" {
@@ -133,7 +138,7 @@ func (n *Node) upgrade(ctx context.Context, q UpgradeRequest, r *Report, tell fu
 	n.successor = g.pid
 	n.mu.Unlock()
 	if n.host.listener != nil {
-		_ = n.host.listener.Close() // peers speak to the successor now
+		n.letPeersGo()
 	}
 	r.PID = g.pid
 	n.log.Info("upgrade done", "flows", r.Flows, "refused", r.Refused, "lost", r.Lost, "residue", r.Residue, "successor", r.PID, "took", time.Since(began))
@@ -154,6 +159,7 @@ func (n *Node) abort(g *giver, err error) error {
 	n.leaving = false
 	n.mu.Unlock()
 	g.Unlend()
+	n.letGoOfVIPs(false)
 	n.shared.Fixed.Store(false)
 	n.watch.begin()
 	n.shared.Ledger.Alone()

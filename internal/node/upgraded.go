@@ -44,7 +44,8 @@ type upgrades struct {
 	mu      sync.Mutex
 	now     *upgrading // nil: none is under way
 	last    *UpgradeStatus
-	residue map[int]ResidueStatus // by process
+	residue map[int]ResidueStatus  // by process
+	vips    map[int]map[string]int // flows in it by the VIP that they are on
 	results map[string]uint64
 	kinds   map[string]KindReport // of all that moved to this process
 	idle    uint64                // pooled legs that came along

@@ -39,6 +39,11 @@ type vipKeeper struct {
 	peers map[string]*vipPeer
 
 	conflicts uint64
+
+	// still: an upgrade is about to begin, or under way, so no VIP begins to move. handed: what is
+	// to be done for VIPs is the successor's, and nothing of it is done here.
+	still, handed bool
+	inherited     map[string]guesthood // what the predecessor said, for seats to come
 }
 
 // vipSeat is one VIP as this node sees it.
@@ -84,8 +89,13 @@ func (n *Node) startVIPs(c *config.Config, o Options) error {
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	k.stop = stop
+	if err := n.inheritVIPs(o.HostHeritage); err != nil {
+		stop()
+		return err
+	}
 	k.mu.Lock()
 	err := n.syncVIPs(c)
+	k.inherited = nil
 	k.mu.Unlock()
 	if err != nil {
 		stop()
@@ -182,8 +192,10 @@ func (n *Node) syncVIPs(c *config.Config) error {
 		until := vip.Instant(0)
 		if r.Holder() == c.Node.Name {
 			if d := min(left[v.Address.Addr()]-time.Since(asked), c.Cluster.Lease); d >= time.Millisecond {
-				if err := n.host.admin.Own(v.Address, d); err != nil {
-					return fmt.Errorf("node: vips.%s: %w", name, err)
+				if !n.reader() { // else a predecessor has lengthened it by now, perhaps
+					if err := n.host.admin.Own(v.Address, d); err != nil {
+						return fmt.Errorf("node: vips.%s: %w", name, err)
+					}
 				}
 				until, x.passes = vipNow()+vip.Instant(d), true
 			}
@@ -203,8 +215,9 @@ func (n *Node) syncVIPs(c *config.Config) error {
 // connections go nowhere else any more. What its flows are diverted by stays until those that the
 // other node has had time to come back. The caller holds mu.
 func (n *Node) leftovers(x *vipSeat, c *config.Config) error {
-	if n.reader() {
-		return nil // that process lives
+	if n.reader() { // that process lives, and what settles there goes on here
+		x.guest = n.addresses.inherited[x.name]
+		return nil
 	}
 	admin, a := n.host.admin, x.addr()
 	x.guest = guesthood{to: "nobody", forget: time.Now().Add(c.Cluster.Settle)}
@@ -212,17 +225,20 @@ func (n *Node) leftovers(x *vipSeat, c *config.Config) error {
 }
 
 // reader tells that another process of this node serves, and writes the records; this
-// one only follows them.
+// one only follows them. The caller holds the keeper's mu.
 func (n *Node) reader() bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	return n.host.guest || n.successor != 0
+	return n.host.guest || n.successor != 0 || n.addresses.handed
 }
 
 var errNotServing = errors.New("another process of this node serves")
 
 // carry does what a seat wants. The caller holds mu.
 func (n *Node) carry(v *vipSeat, x vip.Step) error {
+	if n.addresses.handed {
+		return errNotServing
+	}
 	if x.Why != "" && x.Why != v.why {
 		n.log.Warn("vip silent", "vip", v.name, "record", v.seat.Record().String(), "why", x.Why)
 	}

@@ -170,6 +170,10 @@ func (n *Node) beat(ctx context.Context, alive bool) {
 		return
 	}
 	k.mu.Lock()
+	if k.handed {
+		k.mu.Unlock()
+		return
+	}
 	if err := n.syncVIPs(c); err != nil {
 		n.log.Error("vips of the configuration are not in force", "error", err)
 	}
@@ -218,6 +222,9 @@ func (n *Node) round(ctx context.Context) (again bool) {
 	answers := n.askBeats(ctx, q, n.otherNodes(), n.Config().Cluster.Lease/beatsOfLease)
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	if k.handed {
+		return false // meanwhile
+	}
 	for name, v := range k.seats {
 		if _, ok := q.Records[name]; !ok {
 			continue // it came meanwhile

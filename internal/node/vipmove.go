@@ -53,7 +53,7 @@ func (n *Node) MigrateVIP(ctx context.Context, q MigrateRequest, tell func(Progr
 	}
 	k := &n.addresses
 	if !k.turn.TryLock() {
-		return errors.New("node: another VIP is being moved from here, or taken; try again when that is done")
+		return errors.New("node: another VIP is being moved from here, or taken, or this process is being upgraded; try again when that is done")
 	}
 	defer k.turn.Unlock()
 	// Neither the configuration changes meanwhile nor does an upgrade begin.
@@ -169,7 +169,9 @@ func (m *vipMove) plan(ctx context.Context) (err error) {
 	k.mu.Lock()
 	m.v, err = k.seatOf(m.q.VIP)
 	if err == nil {
-		if r := m.v.seat.Record(); !m.v.seat.Holds(vipNow()) {
+		if r := m.v.seat.Record(); n.reader() {
+			err = fmt.Errorf("node: VIP %s: %w", m.q.VIP, errUpgrade)
+		} else if !m.v.seat.Holds(vipNow()) {
 			err = fmt.Errorf("node: VIP %s is not this node's to give (%v): %w", m.q.VIP, r, vip.ErrNotOwner)
 		}
 	}
@@ -179,6 +181,9 @@ func (m *vipMove) plan(ctx context.Context) (err error) {
 	}
 	if m.q.To == n.self() {
 		return fmt.Errorf("node: VIP %s is on %s", m.q.VIP, m.q.To)
+	}
+	if flows, old := n.upgrades.remainsOf(m.q.VIP); flows > 0 {
+		return fmt.Errorf("node: %s of VIP %s drain in process %d, which an upgrade has left, and would be lost: move it when they have ended, or end them: holdfast flows kill", count(flows, "flow"), m.q.VIP, old)
 	}
 	if m.t, err = n.talk(ctx, m.q.To); err != nil {
 		return err
@@ -201,7 +206,11 @@ func (n *Node) hearPlan(peer string, q vipPlan) (struct{}, error) {
 	if err := n.knownNode(peer); err != nil {
 		return struct{}{}, err
 	}
-	if n.handingOver() || n.reader() {
+	k := &n.addresses
+	k.mu.Lock()
+	still := k.still || n.reader()
+	k.mu.Unlock()
+	if still || n.handingOver() {
 		return struct{}{}, errUpgrade
 	}
 	c := n.Config()
@@ -656,6 +665,9 @@ func (n *Node) hearYield(peer string, q vipYield) (a vipYield, err error) {
 	k.mu.Lock()
 	v, err := k.seatOf(q.VIP)
 	var step vip.Step
+	if err == nil && n.reader() {
+		err = errNotServing
+	}
 	if err == nil && q.Record.From != peer {
 		err = fmt.Errorf("%s gives what is not its own", peer)
 	}
