@@ -91,10 +91,12 @@ func evacuateCommand() *cobra.Command {
 		Long: "Frees the node that is asked, or --node. Servers that the configuration says are on it get nothing new,\n" +
 			"on any node; its VIPs go to --to, or each to the node with the same labels that has the fewest flows. It\n" +
 			"ends when nothing points at the node any more. That it is being evacuated outlasts its reboot.\n\n" +
+			"Connections whose server is on the node go on to it from the other host, and hold the node until they\n" +
+			"end: what is left after --drain is named with the command that ends it, or ended by --cut.\n\n" +
 			"With --rolling all nodes are freed, one after the other: --hook is run for each when it is free, with\n" +
 			"{host} in its place, and when the node answers again it returns before the next one is begun. The node\n" +
 			"that is asked comes last.",
-		Example: "  holdfast evacuate\n  holdfast evacuate --node n1 --to n3\n  holdfast evacuate --rolling --hook 'ssh {host} sudo reboot'",
+		Example: "  holdfast evacuate\n  holdfast evacuate --node n1 --to n3\n  holdfast evacuate --drain 5m --cut\n  holdfast evacuate --rolling --hook 'ssh {host} sudo reboot'",
 		Args:    wants(0, 0, "no argument"),
 		RunE: asking(func(c *client, _ []string) error {
 			switch {
@@ -110,14 +112,15 @@ func evacuateCommand() *cobra.Command {
 			if f.rolling {
 				return c.rolling(&f)
 			}
-			q := node.EvacuateRequest{Guard: f.guard(), Node: f.node, To: f.to, Drain: f.drain}
+			q := node.EvacuateRequest{Guard: f.guard(), Node: f.node, To: f.to, Drain: f.drain, Cut: f.cut}
 			return c.moving(hostMove{what: "evacuate", back: func(string) string { return "holdfast return" }}, c.evacuate(q))
 		}),
 	}
 	f.register(x)
 	x.Flags().StringVar(&f.node, "node", "", "the node to free (default: the one that is asked)")
 	x.Flags().StringVar(&f.to, "to", "", "where its VIPs go (default: nodes with the same labels)")
-	x.Flags().DurationVar(&f.drain, "drain", 0, "how long what cannot move may still go on there (default 10m0s)")
+	x.Flags().DurationVar(&f.drain, "drain", 0, "how long what cannot move, and connections to servers there, may go on (default 10m0s)")
+	x.Flags().BoolVar(&f.cut, "cut", false, "end by RST what still goes on when --drain is over; without it evacuate fails then, and names it")
 	x.Flags().BoolVar(&f.rolling, "rolling", false, "all nodes, one after the other")
 	x.Flags().StringVar(&f.hook, "hook", "", "a `command` for the shell, run for each node when it is free; {host} is the node's name")
 	x.Flags().DurationVar(&f.wait, "wait", 10*time.Minute, "with --rolling: how long a node may take to answer again after its hook")

@@ -23,7 +23,7 @@ type evacuating struct {
 	guarded
 	node, to, hook string
 	drain, wait    time.Duration
-	rolling        bool
+	rolling, cut   bool
 }
 
 func (f *evacuating) register(x *cobra.Command) { f.guarded.register(x) }
@@ -65,7 +65,7 @@ func (c *client) rolling(f *evacuating) error {
 			do   func() (*node.Progress, error)
 		}{
 			{"evacuate", func() (*node.Progress, error) {
-				q := node.EvacuateRequest{Guard: f.guard(), Node: x.Name, Drain: f.drain}
+				q := node.EvacuateRequest{Guard: f.guard(), Node: x.Name, Drain: f.drain, Cut: f.cut}
 				return c.rollingStep(ctx, "evacuate", c.evacuate(q))
 			}},
 			{"hook", func() (*node.Progress, error) { return nil, c.hook(ctx, f, x.Name) }},

@@ -225,7 +225,7 @@ func (n *Node) evacuate(ctx context.Context, q EvacuateRequest, x *moveOf) (err 
 		gone++
 	}
 	x.report(all)
-	if err := n.untilFree(ctx, q.Drain, x); err != nil {
+	if err := n.untilFree(ctx, q, x, all); err != nil {
 		return err
 	}
 	x.say(Progress{Phase: "done", Done: true, From: self, To: q.To, Flows: all.Flows, FlowsTotal: all.Flows, Octets: all.Octets, Pause: all.Pause, Move: all,
@@ -256,11 +256,15 @@ func planLine(self string, mine []VIPStatus, plan map[string]string, flows int) 
 
 // freeLine says that a node is free, and what to do then.
 func freeLine(self string, plan map[string]string, r *Report) string {
+	cut := ""
+	if r.Cut > 0 {
+		cut = fmt.Sprintf(", %d ended by --cut", r.Cut)
+	}
 	if len(plan) == 0 {
-		return self + " is free: it owned no VIP, and nothing uses its servers; reboot, then: holdfast return"
+		return self + " is free: it owned no VIP, and nothing uses its servers" + cut + "; reboot, then: holdfast return"
 	}
 	where := strings.Join(slices.Compact(slices.Sorted(maps.Values(plan))), " and ")
-	return fmt.Sprintf("%s is free: %s and %s on %s, %d lost; reboot, then: holdfast return", self, count(len(plan), "VIP"), count(r.Flows, "flow"), where, r.Lost)
+	return fmt.Sprintf("%s is free: %s and %s on %s, %d lost%s; reboot, then: holdfast return", self, count(len(plan), "VIP"), count(r.Flows, "flow"), where, r.Lost, cut)
 }
 
 // thousands writes a number with commas.
@@ -314,67 +318,6 @@ func (n *Node) refuge(to string, plan map[string]string) (string, error) {
 		return "", fmt.Errorf("node: no node with the labels of %s answers and is not being evacuated: say where to with --to", c.Node.Name)
 	}
 	return best, nil
-}
-
-// untilFree waits until nothing points at this node any more.
-func (n *Node) untilFree(ctx context.Context, drain time.Duration, x *moveOf) error {
-	if drain == 0 {
-		drain = evacuateDrain
-	}
-	deadline := time.Now().Add(drain)
-	said := ""
-	for {
-		left := n.pointing(ctx)
-		if len(left) == 0 {
-			return nil
-		}
-		text := strings.Join(left, ", ")
-		if time.Now().After(deadline) {
-			return fmt.Errorf("node: %s is not free after %v: %s", n.Config().Node.Name, drain, text)
-		}
-		if text != said {
-			said = text
-			x.say(Progress{Phase: "settling", Text: "still here: " + text})
-		}
-		if err := sleep(ctx, evacuateLook); err != nil {
-			return err
-		}
-	}
-}
-
-// pointing names what still points at this node: VIPs, flows of movable listeners,
-// tuples that are sent on, and flows on any node that use servers of this one.
-func (n *Node) pointing(ctx context.Context) (left []string) {
-	self := n.Config().Node.Name
-	for _, v := range n.VIPs() {
-		if v.State != "elsewhere" {
-			left = append(left, fmt.Sprintf("VIP %s (%s)", v.Name, v.State))
-		}
-	}
-	stay := 0
-	for _, k := range n.flowsOfVIPs() {
-		stay += k
-	}
-	if stay > 0 {
-		left = append(left, count(stay, "flow")+" that could not move")
-	}
-	if k := n.hostCounters()["diverted_tuples"]; k > 0 {
-		left = append(left, count(int(k), "tuple")+" that are sent on")
-	}
-	for _, name := range append([]string{self}, n.peers()...) {
-		k, err := n.usersOf(ctx, name, self)
-		_, heard := n.marks.load(name, time.Now())
-		switch {
-		case err != nil && !heard: // it was named when this began; waiting for the dead frees nobody
-		case err != nil:
-			left = append(left, name+" does not say whether it uses servers here")
-		case k > 0 && name == self:
-			left = append(left, count(k, "flow")+" here with servers here")
-		case k > 0:
-			left = append(left, count(k, "flow")+" on "+name+" with servers here")
-		}
-	}
-	return left
 }
 
 // comeBack is Return at the node that returns.

@@ -12,8 +12,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"github.com/holdfast-lb/holdfast/internal/frozen"
 )
 
 // marked says of a node that it is to be free, or that this is over. Only the node
@@ -314,16 +312,7 @@ func (n *Node) beginEvacuation() (end func()) {
 		}
 		return n.news(), nil
 	})
-	n.answer("node.users", func(_ string, body json.RawMessage) (any, error) {
-		var of string
-		if err := json.Unmarshal(body, &of); err != nil {
-			return nil, err
-		}
-		if n.Config().Cluster == nil {
-			return nil, &frozen.Refused{What: "node.users", Why: "no cluster any more"}
-		}
-		return n.usersHere(of), nil
-	})
+	n.answerHolding()
 	n.standEvacuating()
 	ctx, stop := context.WithCancel(context.Background())
 	var all sync.WaitGroup
@@ -397,32 +386,6 @@ func (n *Node) standEvacuating() {
 			w.flush(j, now)
 		}
 	}
-}
-
-// usersHere is how much is under way here at servers of a node.
-func (n *Node) usersHere(node string) (k int) {
-	c := n.Config()
-	for _, b := range c.Backends {
-		for _, e := range b.Endpoints {
-			if e.Node == node {
-				k += int(n.account(e.Ref.Name).InUse())
-			}
-		}
-	}
-	return k
-}
-
-// usersOf is usersHere of this or of another node.
-func (n *Node) usersOf(ctx context.Context, at, node string) (k int, err error) {
-	if at == n.Config().Node.Name {
-		return n.usersHere(node), nil
-	}
-	t, err := n.talk(ctx, at)
-	if err != nil {
-		return 0, err
-	}
-	defer t.Close()
-	return k, t.Ask(ctx, "node.users", node, &k)
 }
 
 // NodesSeen are the nodes of the cluster as this one sees them, by name.
