@@ -36,6 +36,7 @@ func (w *World) addHost(br netlink.Link, s HostSpec) (*Host, error) {
 	if err := h.makeNamespace(); err != nil {
 		return nil, err
 	}
+	_ = h.Sysctl(rpsDefault, allCPUs())
 	attrs := netlink.NewLinkAttrs()
 	mtu := cmp.Or(s.MTU, bridgeMTU)
 	attrs.Name, attrs.MTU, attrs.TxQLen = h.port, mtu, txQueueLen
