@@ -40,6 +40,8 @@ type hostSide struct {
 	answers map[string]answerer
 
 	outcomes outcomes
+	identity identity
+	ended    repeats // talks that ended early
 }
 
 // peersMax bounds the connections of peers at one time, whether they have shown
@@ -84,8 +86,7 @@ func (n *Node) startHost(c *config.Config, o Options) error {
 	if c.Cluster == nil {
 		return nil
 	}
-	conf, err := clusterTLS(c.Cluster)
-	if err != nil {
+	if _, err := n.host.identity.of(c.Cluster, nil); err != nil {
 		return err
 	}
 	if err := heeded(c.Cluster); err != nil {
@@ -97,6 +98,7 @@ func (n *Node) startHost(c *config.Config, o Options) error {
 	n.host.guest = len(o.HostHeritage) > 0
 	fd, ok := o.Inherited[clusterKey]
 	if !ok {
+		var err error
 		if fd, err = sock.Listen(sock.ListenSpec{Addr: c.Cluster.Listen, Backlog: 16}); err != nil {
 			return err
 		}
@@ -120,7 +122,7 @@ func (n *Node) startHost(c *config.Config, o Options) error {
 	n.host.arrivals.Add(1)
 	go func() { // ended by stopHost
 		defer n.host.arrivals.Done()
-		n.welcome(n.host.listener, conf)
+		n.welcome(n.host.listener, n.welcoming())
 	}()
 	return nil
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"sync"
 	"time"
 
@@ -29,7 +30,11 @@ func (n *Node) converse(conn *tls.Conn) {
 		err = t.listen()
 	}
 	if err != nil {
-		n.log.Warn("a peer's talk ended early", "peer", t.peer, "error", err)
+		from := conn.RemoteAddr().String()
+		if at, err := netip.ParseAddrPort(from); err == nil { // each conversation has another port
+			from = at.Addr().String()
+		}
+		n.talkEnded(t.peer, from, err)
 	}
 	t.end()
 }

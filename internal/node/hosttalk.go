@@ -52,10 +52,11 @@ func (n *Node) talk(ctx context.Context, peer string) (*hostTalk, error) {
 	if !ok || peer == n.Config().Node.Name {
 		return nil, fmt.Errorf("node: no other peer %q; there are: %v", peer, c.SortedPeers())
 	}
-	conf, err := clusterTLS(c)
+	conf, err := n.identityNow()
 	if err != nil {
 		return nil, err
 	}
+	conf = conf.Clone()
 	conf.ServerName = peer
 	dialer := tls.Dialer{NetDialer: &net.Dialer{Timeout: answerTime}, Config: conf}
 	dialer.NetDialer.SetMultipathTCP(false)
