@@ -241,12 +241,15 @@ func legData(k uint32, b *backendLeg) uint64 {
 // token names a flow as long as it is in its slot.
 func token(i uint32, s *slot) uint64 { return uint64(s.incarnation)<<32 | uint64(i)<<1 }
 
-// each calls do for every flow in the table.
+// each calls do, which leaves the table as it is, for every flow in it. Low places are
+// taken first, so that a table with few flows is not looked through to its end.
 func (l *Loop) each(do func(i uint32, s *slot)) {
+	left := l.Load()
 	for c, chunk := range l.table.slots.chunks {
-		for k := range chunk {
+		for k := 0; k < chunkPlaces && left > 0; k++ {
 			if s := &chunk[k]; s.live {
 				do(uint32(c*chunkPlaces+k), s)
+				left--
 			}
 		}
 	}

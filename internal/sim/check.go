@@ -2,10 +2,10 @@ package sim
 
 import (
 	"cmp"
-	"fmt"
 	"iter"
 	"maps"
 	"slices"
+	"strconv"
 	"time"
 
 	"github.com/holdfast-lb/holdfast/internal/config"
@@ -30,8 +30,9 @@ func (w *World) check() {
 		}
 	}
 	w.checkHosts()
-	owners := map[uint64]string{}
-	perEnd := map[string]int{}
+	owners, perEnd := w.owners, w.perEnd
+	clear(owners)
+	clear(perEnd)
 	clear(w.let)
 	for id, p := range w.inFlight {
 		if !p.dead {
@@ -56,8 +57,9 @@ func (w *World) check() {
 				w.fail("%s loop %d: %d octets lent to %d flows", p.name, i, n, l.Load())
 				return
 			}
-			w.checkFlows(p, l, owners, perEnd)
-			w.checkLodges(p, l)
+			slots := l.Slots(0, nil)
+			w.checkFlows(p, l, slots, owners, perEnd)
+			w.checkLodges(p, l, slots)
 		}
 	}
 	w.checkLimits(perEnd)
@@ -152,8 +154,8 @@ func (w *World) checkLimits(perEnd map[string]int) {
 	}
 }
 
-func (w *World) checkFlows(p *Proc, l *loop.Loop, owners map[uint64]string, perEnd map[string]int) {
-	for _, i := range l.Slots(0, nil) {
+func (w *World) checkFlows(p *Proc, l *loop.Loop, slots []uint32, owners map[uint64]string, perEnd map[string]int) {
+	for _, i := range slots {
 		f := l.Flow(i)
 		if was := owners[f.ID()]; was != "" {
 			w.fail("flow %x has two owners: %s and %s", f.ID(), was, p.name)
@@ -379,7 +381,7 @@ func (w *World) ends() iter.Seq2[string, int] {
 			}
 		}
 		for i := range w.webEndpoints() {
-			if !yield(fmt.Sprintf("app/a%d", i), w.policy.limit("app", i, w.web.shape.perEnd)) {
+			if !yield("app/a"+strconv.Itoa(i), w.policy.limit("app", i, w.web.shape.perEnd)) {
 				return
 			}
 		}

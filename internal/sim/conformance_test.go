@@ -74,11 +74,11 @@ func (r *simRig) serve() (netip.AddrPort, func() far) {
 func (r *simRig) settle() {
 	for {
 		r.n.now = r.n.now.Add(time.Second)
-		ready := r.n.ready(nil)
+		ready := r.n.ready()
 		if len(ready) == 0 {
 			return
 		}
-		ready[0]()
+		r.n.do(ready[0])
 	}
 }
 

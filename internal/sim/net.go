@@ -17,6 +17,8 @@ type Net struct {
 	now   flow.Instant
 	socks []*Sock // all that may still send
 	dials []*dial
+	// possible is the list that ready gives.
+	possible []possible
 	// routes says which listener answers at an address; behaviour, how.
 	routes    map[netip.AddrPort]*Listener
 	unix      map[string]*Listener
@@ -513,18 +515,34 @@ func (n *Net) established(s *Sock, l *Listener) {
 	}
 }
 
-// ready lists what the network could do now.
-func (n *Net) ready(out []func()) []func() {
+// possible is what the network could do now: something of a socket arrives, or,
+// without one, a dial is decided.
+type possible struct {
+	from *Sock
+	dial int
+}
+
+// ready lists what the network could do now. The list is good until the next call.
+func (n *Net) ready() []possible {
+	n.possible = n.possible[:0]
 	for _, s := range n.socks {
 		if s.deliverable() {
-			out = append(out, s.deliver)
+			n.possible = append(n.possible, possible{from: s})
 		}
 	}
 	for i, d := range n.dials {
 		if d.at <= n.now && !d.from.held {
-			out = append(out, func() { n.decide(i) })
+			n.possible = append(n.possible, possible{dial: i})
 			break // indices move
 		}
 	}
-	return out
+	return n.possible
+}
+
+func (n *Net) do(x possible) {
+	if x.from != nil {
+		x.from.deliver()
+		return
+	}
+	n.decide(x.dial)
 }

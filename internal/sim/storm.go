@@ -227,9 +227,9 @@ func (s *storm) open() (n int) {
 
 // checkLodges wants that what a loop counts by object is what a look at all flows
 // finds.
-func (w *World) checkLodges(p *Proc, l *loop.Loop) {
+func (w *World) checkLodges(p *Proc, l *loop.Loop, slots []uint32) {
 	under, to := map[*config.Listener]int{}, map[*config.Backend]int{}
-	for _, i := range l.Slots(0, nil) {
+	for _, i := range slots {
 		f := l.Flow(i)
 		under[f.Listener()]++
 		if f.Endpoint() != nil {

@@ -57,6 +57,8 @@ type World struct {
 	slotOf    map[uint64]string // the endpoint that such a flow holds a slot of
 	letBy     map[uint64]string // the listener by which such a flow came
 	let       map[string]int    // flows by listener, at the last look
+	perEnd    map[string]int    // and by endpoint
+	owners    map[uint64]string // and whose they are
 	tally     loop.Counters     // of processes that are no more
 	trace     []string
 	turns     int
@@ -154,7 +156,7 @@ func (w *World) counted(c *loop.Counters) {
 
 // NewWorld makes the world of a seed: one host, or two if flows migrate.
 func NewWorld(seed uint64, sc Scenario) *World {
-	w := &World{seed: seed, net: newNet(seed), inFlight: map[uint64]*Proc{}, slotOf: map[uint64]string{}, letBy: map[uint64]string{}, let: map[string]int{}, queuedAt: map[inTurn]uint64{}, unordered: map[inTurn]bool{}, simmers: map[uint64]simmer{}, gaveUp: map[move.Tuple]bool{}, fdsMax: 4000}
+	w := &World{seed: seed, net: newNet(seed), inFlight: map[uint64]*Proc{}, slotOf: map[uint64]string{}, letBy: map[uint64]string{}, let: map[string]int{}, owners: map[uint64]string{}, perEnd: map[string]int{}, queuedAt: map[inTurn]uint64{}, unordered: map[inTurn]bool{}, simmers: map[uint64]simmer{}, gaveUp: map[move.Tuple]bool{}, fdsMax: 4000}
 	w.net.listening = w.listening
 	r := w.net.rng
 	w.loops = 1 + r.IntN(3)
@@ -571,8 +573,8 @@ func (w *World) step(calm, last bool) bool {
 			did = p.runs(i)
 		}
 	case k < 70:
-		if ready := w.net.ready(nil); len(ready) > 0 {
-			ready[r.IntN(len(ready))]()
+		if ready := w.net.ready(); len(ready) > 0 {
+			w.net.do(ready[r.IntN(len(ready))])
 			did = true
 		}
 	case k < 92:
@@ -650,10 +652,9 @@ func (w *World) settled(calm, last bool) bool {
 				did = w.turn(p, i) || did
 			}
 		}
-		for _, do := range w.net.ready(nil) {
-			do()
+		if ready := w.net.ready(); len(ready) > 0 {
+			w.net.do(ready[0])
 			did = true
-			break
 		}
 		for k := range w.peers {
 			did = w.peers[k].step(last) || did
