@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
+	"os/exec"
 	"os/signal"
 	"os/user"
 	"path/filepath"
@@ -23,6 +24,10 @@ import (
 // netadminLeft is how long a privileged process that run has started waits for
 // another client when the last one has gone in order.
 const netadminLeft = 3 * time.Second
+
+// keptEnv says to this program, run anew, that another process of it begins it again when it
+// is killed.
+const keptEnv = "HOLDFAST_NETADMIN_KEPT"
 
 func netadminCommand() *cobra.Command {
 	var file, name, socket string
@@ -44,6 +49,13 @@ func netadminCommand() *cobra.Command {
 			if err := beNode("netadmin", name); err != nil {
 				return err
 			}
+			if child && os.Getenv(keptEnv) == "" {
+				err := netadmin.Keep(keptEnv+"=1", slog.New(slog.NewTextHandler(os.Stderr, nil)))
+				if ended := (*exec.ExitError)(nil); errors.As(err, &ended) {
+					return &exit{code: max(exitFailed, ended.ExitCode())} // why it has said itself
+				}
+				return err
+			}
 			uid, err := userID(as)
 			if err != nil {
 				return &exit{exitUsage, fmt.Errorf("netadmin: --user: %w", err)}
@@ -58,7 +70,7 @@ func netadminCommand() *cobra.Command {
 	nodeFlag(c, &name)
 	c.Flags().StringVar(&socket, "at", "", "the socket; by default cluster.netadmin of the file")
 	c.Flags().StringVar(&as, "user", "0", "the `user`, beside root, whose process is served: a name or a number")
-	c.Flags().BoolVar(&child, "child", false, "end, and clean up, when the process that serves has ended in order")
+	c.Flags().BoolVar(&child, "child", false, "begin again when killed; end, and clean up, when the process that serves has ended in order")
 	return c
 }
 

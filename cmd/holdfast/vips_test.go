@@ -38,11 +38,16 @@ const (
 // scenes are what two nodes with a VIP go through, with processes and a kernel, in a
 // network of their own.
 var scenes = map[string]func(s *vipScene) error{
-	"upgrade": upgradeScene,
+	"upgrade":  upgradeScene,
+	"netadmin": netadminScene,
 }
 
 // Leases go on over an upgrade, whenever it comes and whatever becomes of it.
 func TestVIPsOverUpgrades(t *testing.T) { playsScene(t, "upgrade") }
+
+// A privileged process that is killed is there again before a lease has ended, and knows
+// what the one before it knew.
+func TestNetadminIsKept(t *testing.T) { playsScene(t, "netadmin") }
 
 func playsScene(t *testing.T, name string) {
 	t.Helper()
@@ -270,6 +275,19 @@ func (n *vipNode) kernel() (x netadmin.State, err error) {
 		}
 	}
 	return x, err
+}
+
+// netadmin is the privileged process of the node, by its number; 0: none answers.
+func (n *vipNode) netadmin() int {
+	if _, err := n.kernel(); err != nil {
+		return 0
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.watch == nil { // meanwhile
+		return 0
+	}
+	return n.watch.PID()
 }
 
 // watch looks who lets the VIP pass.
@@ -514,4 +532,55 @@ func (s *vipScene) successorDies(n1, n3 *vipNode) error {
 	s.dead += status.LastUpgrade.Move.Lost // it had them, and nobody else
 	time.Sleep(sceneLease)
 	return s.fine("upgrade whose successor dies", 0)
+}
+
+// netadminScene kills privileged processes.
+func netadminScene(s *vipScene) error {
+	n1, n3 := s.at("n1"), s.at("n3")
+	for _, n := range s.nodes {
+		before, err := n.kernel()
+		if err != nil || before.Steered == nil {
+			return fmt.Errorf("%s steers nothing: %w", n.name, err)
+		}
+		pid := n.netadmin()
+		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+			return err
+		}
+		if err := s.until("another privileged process on "+n.name+" that steers as the one before", func() bool {
+			after, err := n.kernel()
+			return err == nil && n.netadmin() != pid && after.Steered != nil && slices.Equal(after.Steered.Ranges, before.Steered.Ranges)
+		}); err != nil {
+			return err
+		}
+		if time.Sleep(sceneLease); n1.vip().State != "owned" {
+			return fmt.Errorf("after the privileged process of %s was killed: %+v", n.name, n1.vip())
+		}
+		if err := s.fine("kill of the privileged process of "+n.name, 0); err != nil {
+			return err
+		}
+	}
+	for _, to := range []string{"n3", "n1"} {
+		if _, err := n1.verb("migrate", "--vip", hostsVIP, "--to", to); err != nil {
+			return err
+		}
+		if err := s.fine("move to "+to+" by privileged processes that came later", sceneLease/2); err != nil {
+			return err
+		}
+	}
+
+	// The owner alone: nobody can confirm that it is, and its lease is all that it has.
+	n3.process.Kill()
+	if err := s.until("n3 gone", func() bool { return n3.pid() == 0 }); err != nil {
+		return err
+	}
+	time.Sleep(sceneLease)
+	pid := n1.netadmin()
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		return err
+	}
+	time.Sleep(2 * sceneLease)
+	if v := n1.vip(); v.State != "owned" || n1.netadmin() == pid {
+		return fmt.Errorf("an owner that is alone, after its privileged process was killed: %+v", v)
+	}
+	return s.fine("kill of the privileged process of an owner that is alone", 0)
 }

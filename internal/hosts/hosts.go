@@ -230,6 +230,12 @@ func (p *Process) End(patience time.Duration) {
 	}
 }
 
+// Kill ends the process as it is, and waits for it.
+func (p *Process) Kill() {
+	_ = p.cmd.Process.Kill()
+	<-p.done
+}
+
 // endTime is how long processes may take to end when the network does.
 const endTime = 2 * time.Second
 

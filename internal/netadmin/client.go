@@ -49,7 +49,11 @@ func Dial(path string) (*Client, error) {
 }
 
 // PID is the process id of the privileged process.
-func (c *Client) PID() int { return c.pid }
+func (c *Client) PID() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.pid
+}
 
 func (c *Client) dial() (*channel, error) {
 	conn, err := net.DialTimeout("unix", c.path, callTime)
@@ -95,7 +99,7 @@ func (c *Client) dial() (*channel, error) {
 	if c.closed {
 		return fail(ErrClosed)
 	}
-	c.pid = there.PID
+	c.pid, ch.pid = there.PID, there.PID
 	c.open[ch] = true
 	return ch, nil
 }

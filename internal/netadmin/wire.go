@@ -84,6 +84,7 @@ type result struct {
 // channel is one end of a connection, used by one goroutine at a time.
 type channel struct {
 	conn *net.UnixConn
+	pid  int // of the privileged process, at a client
 	head [5]byte
 	out  []byte
 	in   []byte

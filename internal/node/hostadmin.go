@@ -200,7 +200,7 @@ func (n *Node) steer(peer move.Greeting, at netip.Addr) error {
 			}
 		}
 	}
-	return n.host.admin.Steer(slices.Collect(maps.Keys(addrs)), without(first, last, ports, at))
+	return n.steerTo(at, slices.Collect(maps.Keys(addrs)), without(first, last, ports, at))
 }
 
 // without splits the ports first to last, both included, around some others.

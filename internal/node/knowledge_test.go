@@ -192,7 +192,11 @@ func TestAlongDocument(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range files {
+	commands, err := filepath.Glob("../../cmd/*/*_test.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range append(files, commands...) {
 		body, err := os.ReadFile(name)
 		if err != nil {
 			t.Fatal(err)

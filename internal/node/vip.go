@@ -44,6 +44,8 @@ type vipKeeper struct {
 	// to be done for VIPs is the successor's, and nothing of it is done here.
 	still, handed bool
 	inherited     map[string]guesthood // what the predecessor said, for seats to come
+
+	steered steered
 }
 
 // vipSeat is one VIP as this node sees it.
@@ -52,8 +54,9 @@ type vipSeat struct {
 	v     *config.VIP
 	seat  *vip.Seat
 	disk  *vipDisk
-	since time.Time // owner and epoch are what they are
-	why   string    // it is silent
+	since time.Time   // owner and epoch are what they are
+	why   string      // it is silent
+	lease vip.Instant // the kernel's ends then, or later; 0: there is none
 	// passes: the kernel was told to let it pass, so neighbours have heard of it.
 	passes bool
 
@@ -107,6 +110,10 @@ func (n *Node) startVIPs(c *config.Config, o Options) error {
 		defer k.done.Done()
 		n.tendVIPs(ctx)
 	}()
+	if client, ok := n.host.admin.(*netadmin.Client); ok {
+		known := client.PID()
+		k.done.Go(func() { n.watchNetadmin(ctx, client, known) }) // ended by stopVIPs
+	}
 	return nil
 }
 
@@ -157,14 +164,6 @@ func (n *Node) syncVIPs(c *config.Config) error {
 			v.seat.Govern(now.Home, circle(c))
 		}
 	}
-	var fenced []netip.Prefix
-	var routed []netip.Addr
-	for _, v := range c.VIPs {
-		fenced = append(fenced, v.Address)
-		if v.Announce == config.AnnounceRoute {
-			routed = append(routed, v.Address.Addr())
-		}
-	}
 	// A process that takes over from another one on this host goes on with its leases,
 	// and with none that has ended: others may own that address by now.
 	left, asked := map[netip.Addr]time.Duration{}, time.Now()
@@ -173,11 +172,8 @@ func (n *Node) syncVIPs(c *config.Config) error {
 			left[x.Addr.Addr()] = x.Left
 		}
 	}
-	if err := n.host.admin.Fence(fenced); err != nil {
-		return fmt.Errorf("node: vips: %w", err)
-	}
-	if err := n.host.admin.Routed(routed); err != nil {
-		return fmt.Errorf("node: vips: %w", err)
+	if err := n.fence(c.VIPs); err != nil {
+		return err
 	}
 	k.of = c.VIPs
 	for name, v := range c.VIPs {
@@ -198,6 +194,7 @@ func (n *Node) syncVIPs(c *config.Config) error {
 					}
 				}
 				until, x.passes = vipNow()+vip.Instant(d), true
+				x.lease = until
 			}
 		} else if err := n.host.admin.Disown(v.Address.Addr()); err != nil {
 			return fmt.Errorf("node: vips.%s: %w", name, err)
@@ -207,6 +204,26 @@ func (n *Node) syncVIPs(c *config.Config) error {
 			return fmt.Errorf("node: vips.%s: %w", name, err)
 		}
 		k.seats[name] = x
+	}
+	return nil
+}
+
+// fence keeps the kernel from letting VIPs pass without a lease.
+func (n *Node) fence(vips map[string]*config.VIP) error {
+	var fenced []netip.Prefix
+	var routed []netip.Addr
+	for _, v := range vips {
+		fenced = append(fenced, v.Address)
+		if v.Announce == config.AnnounceRoute {
+			routed = append(routed, v.Address.Addr())
+		}
+	}
+	err := n.host.admin.Fence(fenced)
+	if err == nil {
+		err = n.host.admin.Routed(routed)
+	}
+	if err != nil {
+		return fmt.Errorf("node: vips: %w", err)
 	}
 	return nil
 }
@@ -260,13 +277,15 @@ func (n *Node) carry(v *vipSeat, x vip.Step) error {
 		n.vipChanged(v, was)
 	}
 	if x.Own > 0 {
-		first := !v.passes
+		first, until := !v.passes, vipNow()+vip.Instant(x.Own)
 		if err := n.host.admin.Own(v.v.Address, time.Duration(x.Own)); err != nil {
-			v.seat.Disowned()
-			v.passes = false
+			// The privileged process may have been killed; what it has given lasts.
+			v.seat.Lapses(v.lease)
+			v.passes = v.passes && v.lease > vipNow()
 			v.why = err.Error()
 			return fmt.Errorf("node: vips.%s: %w", v.name, err)
 		}
+		v.lease = until
 		if v.passes = true; first {
 			n.log.Info("vip owned", "vip", v.name, "address", v.v.Address, "epoch", v.seat.Record().Epoch)
 			if err := n.host.admin.Announce(v.addr()); err != nil {
@@ -286,7 +305,7 @@ func (n *Node) disown(v *vipSeat) error {
 		return fmt.Errorf("node: vips.%s: %w", v.name, err)
 	}
 	v.seat.Disowned()
-	v.passes = false
+	v.passes, v.lease = false, 0
 	return nil
 }
 

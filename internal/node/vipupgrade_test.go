@@ -23,11 +23,15 @@ type vipKernel struct {
 	mu    sync.Mutex // guards what follows
 	until map[netip.Addr]time.Time
 	owns  int // calls
+	gone  bool
 }
 
 func (k *vipKernel) Own(p netip.Prefix, d time.Duration) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	if k.gone {
+		return errDied
+	}
 	if k.until == nil {
 		k.until = map[netip.Addr]time.Time{}
 	}
@@ -237,5 +241,39 @@ func TestPredecessorLetsGoOfVIPs(t *testing.T) {
 	defer k.mu.Unlock()
 	if r := shopSeat(n).seat.Record(); r != gone || n.reader() {
 		t.Errorf("goes on with %v, as a reader: %t", r, n.reader())
+	}
+}
+
+// The lease that the kernel has goes on when the privileged process is not there for a moment:
+// a node that nobody can confirm has nothing else. It ends when it would have ended.
+func TestLeaseThatIsNotLengthened(t *testing.T) {
+	dir := t.TempDir()
+	recorded(t, dir, vip.Record{Epoch: 4, Stage: vip.Owned, Owner: "n1"})
+	kernel := &vipKernel{until: map[netip.Addr]time.Time{netip.MustParseAddr("192.0.2.100"): time.Now().Add(seatLease / 2)}}
+	n, c := vipNodeAt(t, kernel, dir, nil)
+	k := &n.addresses
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	v := shopSeat(n)
+	alone := circle(c)
+	alone.Majority = false
+	v.seat.Govern("n1", alone)
+	kernel.gone = true
+	until := v.seat.Until()
+	now := vipNow()
+	if err := n.carry(v, v.seat.Round(now, now, nil)); !errors.Is(err, errDied) {
+		t.Fatalf("the kernel was asked in vain: %v", err)
+	}
+	if got := v.seat.Until(); got != until || !v.passes {
+		t.Errorf("the lease ends %v earlier or later", time.Duration(until-got))
+	}
+	kernel.gone = false
+	if err := n.carry(v, v.seat.Round(now, now, nil)); err != nil || v.seat.Until() <= until {
+		t.Errorf("an owner that is alone goes on for %v: %v", time.Duration(v.seat.Until()-until), err)
+	}
+	kernel.gone = true
+	late := v.lease + 1
+	if step := v.seat.Round(late, late, nil); step.Own > 0 || step.Why == "" {
+		t.Errorf("after the end of its lease: %+v", step)
 	}
 }

@@ -104,6 +104,9 @@ func (s *Seat) Wrote(r Record) {
 	}
 }
 
+// Lapses tells that the kernel's lease could not be lengthened, and ends at that moment.
+func (s *Seat) Lapses(until Instant) { s.until = min(s.until, until) }
+
 // Disowned tells that the kernel's lease has ended, whatever was known of it.
 func (s *Seat) Disowned() { s.until = 0 }
 
