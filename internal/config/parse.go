@@ -100,6 +100,7 @@ type (
 
 		metricsLine int      // of node.admin.metrics
 		api         *section // node.admin.api
+		stateAt     place    // of node.state
 	}
 )
 
@@ -202,7 +203,7 @@ func (r *reader) node(d *draft) Node {
 		api := admin.section("api", apiKeys...)
 		n.API, d.api = api.api(), api
 	}
-	n.State = s.checked("state", "", checkState)
+	n.State, d.stateAt = s.checked("state", "", checkState), s.at("state")
 	n.WatchFile = s.boolean("watchFile", false)
 	return n
 }

@@ -375,6 +375,9 @@ func (d *draft) validatePeers() {
 
 // validateVIPs: addresses that move, their homes, and whether somebody listens there.
 func (d *draft) validateVIPs(r *reader) {
+	if d.node.State == NoState && len(d.vips) > 0 {
+		r.fail(d.stateAt, "node.state", "%s keeps nothing, and who owns an address of vips must outlast a restart: write a directory, or leave it out", NoState)
+	}
 	nodes := slices.Sorted(maps.Keys(d.nodes))
 	used, whole := make(map[string]bool), !d.unread("listeners")
 	var plain []*listenerSite

@@ -80,6 +80,7 @@ func TestWhatIsWrongWithNodesAndVIPs(t *testing.T) {
 		{`backend: app }`, `backend: app, movable: false }`, `listeners.web.movable: must be true`},
 		{`key: /k, trust: /t } }`, `key: /k, trust: /t }, listen: 1.2.3.4:5 }`, `cluster.listen: unknown key; it is address of each node now, in nodes`},
 		{`192.0.2.10/24`, `192.0.2.10`, `vips.shop.address: "192.0.2.10": must be an address with the length`},
+		{`nodes:`, "node: { state: none }\nnodes:", `node.state: none keeps nothing, and who owns an address of vips must outlast a restart`},
 		{`  n1: {`, `  n7: {`, `nodes: this node, "n1", is not among them; there are: n2, n3, n7; it is node.name, run --node, or $HOLDFAST_NODE`},
 	} {
 		_, _, err := Parse("f", []byte(strings.Replace(cluster3, c.old, c.new, 1)), as("n1"))
