@@ -543,6 +543,8 @@ func (s *Server) call(body []byte) ([]byte, error) {
 		err = a.Learn(q.On)
 	case "Handshakes":
 		r.Tuples, err = a.Handshakes(q.Addr)
+	case "Closing":
+		r.Tuples, err = a.Closing(q.Addr)
 	case "Lead":
 		err = a.Lead(q.Addr, q.To)
 	case "Forward":

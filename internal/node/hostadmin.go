@@ -38,6 +38,7 @@ type hostAdmin interface {
 	Announce(addr netip.Addr) error
 	Learn(on []netip.AddrPort) error
 	Handshakes(addr netip.Addr) ([]netadmin.Tuple, error)
+	Closing(addr netip.Addr) ([]netadmin.Tuple, error)
 	Lead(addr, to netip.Addr) error
 	Forward(addr, to netip.Addr) error
 	Forget(addr netip.Addr) error

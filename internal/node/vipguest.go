@@ -21,7 +21,7 @@ import (
 type residueOf struct {
 	vip     string
 	flows   map[uint64]bool
-	tuples  []netadmin.Tuple
+	tuples  []netadmin.Tuple // of these flows, and of some that have ended here but for what the kernel still sends
 	reasons map[string]int
 	until   time.Time // they are ended then
 }
@@ -320,7 +320,16 @@ func (n *Node) settled(ctx context.Context, v *vipSeat) error {
 			}
 		}
 		old, _ := n.upgrades.remainsOf(v.name)
-		if left+old > 0 && time.Now().Before(g.stays.until) {
+		closing, err := n.host.admin.Closing(v.addr())
+		if err != nil {
+			return err
+		}
+		ours := map[netadmin.Tuple]bool{}
+		for _, t := range g.stays.tuples {
+			ours[t] = true
+		}
+		closing = slices.DeleteFunc(closing, func(t netadmin.Tuple) bool { return !ours[t] })
+		if left+old+len(closing) > 0 && time.Now().Before(g.stays.until) {
 			return nil
 		}
 		if left > 0 {
@@ -332,7 +341,9 @@ func (n *Node) settled(ctx context.Context, v *vipSeat) error {
 		}
 		t, err := n.talk(ctx, g.to)
 		if err == nil {
-			err = t.Ask(ctx, askStays, vipStays{VIP: v.name, Tuples: g.stays.tuples, Over: true}, nil)
+			for part := range slices.Chunk(g.stays.tuples, dialledMost) {
+				err = errors.Join(err, t.Ask(ctx, askStays, vipStays{VIP: v.name, Tuples: part, Over: true}, nil))
+			}
 			t.Close()
 		}
 		if err != nil {

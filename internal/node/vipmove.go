@@ -432,14 +432,25 @@ func (m *vipMove) residue(ctx context.Context) (*residueOf, error) {
 	}
 	x.flows = m.here(&x.tuples)
 	m.r.Residue = len(x.flows)
-	if len(x.flows) == 0 {
+	// Flows that have ended here, and whose clients do not have their last octets yet.
+	closing, err := m.n.host.admin.Closing(m.v.addr())
+	if err != nil {
+		return nil, err
+	}
+	x.tuples = append(x.tuples, closing...)
+	if len(x.tuples) == 0 {
 		return nil, nil
 	}
 	x.reasons = m.r.Reasons
 	if err := m.n.host.admin.Here(x.tuples); err != nil {
 		return nil, err
 	}
-	return x, m.t.Ask(ctx, askStays, vipStays{VIP: m.q.VIP, Tuples: x.tuples}, nil)
+	for part := range slices.Chunk(x.tuples, dialledMost) {
+		if err := m.t.Ask(ctx, askStays, vipStays{VIP: m.q.VIP, Tuples: part}, nil); err != nil {
+			return nil, err
+		}
+	}
+	return x, nil
 }
 
 // address hands over the address itself. From the record on there is no way back but
