@@ -8,11 +8,13 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/holdfast-lb/holdfast/internal/config"
 	"github.com/holdfast-lb/holdfast/internal/netadmin"
+	"github.com/holdfast-lb/holdfast/internal/node"
 )
 
 func doctorCommand() *cobra.Command {
@@ -24,7 +26,7 @@ func doctorCommand() *cobra.Command {
 		Long: "Probes this host: what it finds missing, what that costs, and what helps, a line each. As root it\n" +
 			"probes more. Exit status: 0 all is there, 1 something is missing; warnings do not count.",
 		Args: wants(0, 1, "one FILE"),
-		RunE: func(_ *cobra.Command, args []string) error {
+		RunE: func(c *cobra.Command, args []string) error {
 			file, err := given("doctor", file, args)
 			if err != nil {
 				return err
@@ -43,7 +45,11 @@ func doctorCommand() *cobra.Command {
 			if err != nil {
 				return failed(err)
 			}
-			return examine(conf, warnings, asJSON)
+			socket := conf.Node.AdminSocket
+			if c.Flags().Changed("socket") {
+				socket, _ = c.Flags().GetString("socket")
+			}
+			return examine(conf, warnings, socket, asJSON)
 		},
 	}
 	c.Flags().StringVarP(&file, "config", "c", "", "configuration file")
@@ -52,7 +58,7 @@ func doctorCommand() *cobra.Command {
 	return c
 }
 
-func examine(c *config.Config, warnings config.Warnings, asJSON bool) error {
+func examine(c *config.Config, warnings config.Warnings, socket string, asJSON bool) error {
 	var all []netadmin.Finding
 	if c.Cluster == nil {
 		all = append(all, netadmin.Finding{What: "cluster", Verdict: netadmin.Costs, Says: "the file has no cluster section", Cost: "nothing moves between hosts, and no privilege is needed", Fix: "docs/operate.md has an example"})
@@ -64,7 +70,18 @@ func examine(c *config.Config, warnings config.Warnings, asJSON bool) error {
 				x.Peers[name] = at
 			}
 		}
-		all = append(netadmin.Examine(x), staying(c)...)
+		all = netadmin.Examine(x)
+		known, mine := identity(c, time.Now())
+		all = append(all, known...)
+		if mine != nil {
+			all = append(all, strangers(c, mine)...)
+		}
+		var nodes []node.NodeStatus
+		s, err := clientOf(socket, false).status()
+		if err == nil {
+			nodes = s.Nodes
+		}
+		all = append(append(all, sizes(nodes, err)...), staying(c)...)
 	}
 	for _, w := range warnings {
 		all = append(all, netadmin.Finding{What: "file", Verdict: netadmin.Costs, Says: w.String()})

@@ -39,7 +39,7 @@ func wordsScene(s *vipScene) error {
 	// All flows go on to the server on n1, from n3.
 	if err := s.until("n3 heard of by n1", func() bool {
 		status, err := n1.client.status()
-		return err == nil && !slices.ContainsFunc(status.Nodes, func(x node.NodeStatus) bool { return x.HeardSeconds < 0 })
+		return err == nil && !slices.ContainsFunc(status.Nodes, func(x node.NodeStatus) bool { return x.HeardSeconds < 0 || x.MTU != 1500 })
 	}); err != nil {
 		return err
 	}

@@ -327,7 +327,8 @@ type NodeStatus struct {
 	Evacuating bool `json:"evacuating,omitempty"`
 	// HeardSeconds is how long ago it answered; below 0: never since this process began.
 	HeardSeconds float64 `json:"heard_seconds"`
-	Flows        int     `json:"flows"` // as it said last
+	Flows        int     `json:"flows"`         // as it said last
+	MTU          int     `json:"mtu,omitempty"` // of its device, as it said last
 }
 
 // HostResidue is what could not move with a VIP and goes on at the host that gave it

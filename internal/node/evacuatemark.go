@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -49,6 +50,7 @@ type marks struct {
 type heardOf struct {
 	at    time.Time
 	flows int
+	mtu   int
 	uses  map[string]int
 }
 
@@ -61,6 +63,8 @@ type markNews struct {
 	Owns map[string]uint64 `json:"owns,omitempty"`
 	// Uses is how much is under way there at servers of each node.
 	Uses map[string]int `json:"uses,omitempty"`
+	// MTU is that of its device.
+	MTU int `json:"mtu,omitempty"`
 }
 
 func (m *marks) evacuating(node string) bool {
@@ -182,7 +186,7 @@ func writeMarks(dir string, all map[string]marked) error {
 
 // news is what this node tells others.
 func (n *Node) news() markNews {
-	x := markNews{Flows: n.flows(), Owns: n.answersFor(), Uses: map[string]int{}}
+	x := markNews{Flows: n.flows(), Owns: n.answersFor(), Uses: map[string]int{}, MTU: n.deviceMTU()}
 	for _, name := range append(n.peers(), n.Config().Node.Name) {
 		if k := n.usersHere(name); k > 0 {
 			x.Uses[name] = k
@@ -194,12 +198,25 @@ func (n *Node) news() markNews {
 	return x
 }
 
+// deviceMTU is that of the device of VIPs; 0: there is none.
+func (n *Node) deviceMTU() int {
+	c := n.Config().Cluster
+	if c == nil {
+		return 0
+	}
+	device, err := net.InterfaceByName(c.Device)
+	if err != nil {
+		return 0
+	}
+	return device.MTU
+}
+
 // hear takes in what a peer tells.
 func (n *Node) hear(peer string, x markNews) error {
 	changed, err := n.marks.merge(x.Marks)
 	n.marks.mu.Lock()
 	if n.marks.heard != nil {
-		n.marks.heard[peer] = heardOf{time.Now(), x.Flows, x.Uses}
+		n.marks.heard[peer] = heardOf{time.Now(), x.Flows, x.MTU, x.Uses}
 	}
 	n.marks.mu.Unlock()
 	if changed {
@@ -394,17 +411,17 @@ func (n *Node) NodesSeen() (out []NodeStatus) {
 	if c.Cluster == nil {
 		return nil
 	}
-	now, flows := time.Now(), n.flows()
+	now, flows, mtu := time.Now(), n.flows(), n.deviceMTU()
 	n.marks.mu.Lock()
 	defer n.marks.mu.Unlock()
 	for _, name := range slices.Sorted(maps.Keys(c.Cluster.Nodes)) {
 		x := c.Cluster.Nodes[name]
 		s := NodeStatus{Name: name, Address: x.Address.String(), Self: name == c.Node.Name, Labels: x.Labels, Evacuating: n.marks.all[name].Evacuating, HeardSeconds: -1}
 		if h, ok := n.marks.heard[name]; ok {
-			s.HeardSeconds, s.Flows = now.Sub(h.at).Seconds(), h.flows
+			s.HeardSeconds, s.Flows, s.MTU = now.Sub(h.at).Seconds(), h.flows, h.mtu
 		}
 		if s.Self {
-			s.HeardSeconds, s.Flows = 0, flows
+			s.HeardSeconds, s.Flows, s.MTU = 0, flows, mtu
 		}
 		out = append(out, s)
 	}

@@ -4605,6 +4605,7 @@ type NodeStatus struct {
 	Evacuating    bool                   `protobuf:"varint,5,opt,name=evacuating,proto3" json:"evacuating,omitempty"`                          // it is to be free: its endpoints get nothing new, and no VIP goes there
 	HeardSeconds  float64                `protobuf:"fixed64,6,opt,name=heard_seconds,json=heardSeconds,proto3" json:"heard_seconds,omitempty"` // how long ago it answered; below 0: never since this process began
 	Flows         int64                  `protobuf:"varint,7,opt,name=flows,proto3" json:"flows,omitempty"`                                    // as it said last
+	Mtu           int64                  `protobuf:"varint,8,opt,name=mtu,proto3" json:"mtu,omitempty"`                                        // of its device, as it said last; 0: it has not
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4684,6 +4685,13 @@ func (x *NodeStatus) GetHeardSeconds() float64 {
 func (x *NodeStatus) GetFlows() int64 {
 	if x != nil {
 		return x.Flows
+	}
+	return 0
+}
+
+func (x *NodeStatus) GetMtu() int64 {
+	if x != nil {
+		return x.Mtu
 	}
 	return 0
 }
@@ -6836,7 +6844,7 @@ const file_holdfast_v1_holdfast_proto_rawDesc = "" +
 	"\x06result\x18\x06 \x01(\tR\x06result\x12\x10\n" +
 	"\x03why\x18\a \x01(\tR\x03why\x12'\n" +
 	"\x04move\x18\b \x01(\v2\x13.holdfast.v1.ReportR\x04move\x12\x12\n" +
-	"\x04what\x18\t \x01(\tR\x04what\"\xa1\x02\n" +
+	"\x04what\x18\t \x01(\tR\x04what\"\xb3\x02\n" +
 	"\n" +
 	"NodeStatus\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
@@ -6847,7 +6855,8 @@ const file_holdfast_v1_holdfast_proto_rawDesc = "" +
 	"evacuating\x18\x05 \x01(\bR\n" +
 	"evacuating\x12#\n" +
 	"\rheard_seconds\x18\x06 \x01(\x01R\fheardSeconds\x12\x14\n" +
-	"\x05flows\x18\a \x01(\x03R\x05flows\x1a9\n" +
+	"\x05flows\x18\a \x01(\x03R\x05flows\x12\x10\n" +
+	"\x03mtu\x18\b \x01(\x03R\x03mtu\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xf4\x01\n" +
