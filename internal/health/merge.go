@@ -25,6 +25,7 @@ func (b *Backend) Merge(now Instant, s Saved) {
 		}
 		if b.of.Eject != nil && z.Ejected > 0 && e.ejectedUntil == 0 && b.mayEject() {
 			e.times, e.last, e.ejectedUntil = max(e.times, z.Ejections), z.Ejection, now.after(z.Ejected)
+			b.tell(e, Ejected, "ejected", "the node from which flows come has ejected it", z.Ejected)
 		}
 		b.renew(e, now)
 	}

@@ -1,6 +1,7 @@
 package health_test
 
 import (
+	"strings"
 	"testing"
 	"time"
 
@@ -29,7 +30,9 @@ func TestMerge(t *testing.T) {
 	said := over(t, there.Save(there.now))
 	before := here.Counts()
 	here.Merge(here.now, said)
-	here.take()
+	if told := here.take(); !strings.Contains(told, "a ejected") {
+		t.Errorf("an ejection that nobody here has made is not told of: %q", told)
+	}
 	if !here.state["web/a"].Ejected || here.state["web/c"].Ejected {
 		t.Errorf("ejected here: a %t, c %t, want a alone", here.state["web/a"].Ejected, here.state["web/c"].Ejected)
 	}

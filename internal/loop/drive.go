@@ -545,7 +545,13 @@ func (l *Loop) dialed(s *slot) {
 }
 
 func (l *Loop) dialFailed(s *slot, e sock.Errno) {
-	l.unreached(s)
+	if e == sock.NoPort {
+		// The address to dial from is not here, as that of a VIP whose lease has ended, or has no
+		// port left: nothing was sent, and nothing is known of the endpoint.
+		l.Count.Retries++
+	} else {
+		l.unreached(s)
+	}
 	l.shared.Log.Debug("endpoint not reached", "flow", flowName(s.flow.ID()), "endpoint", s.flow.Endpoint().Ref.Name, "error", e)
 	l.step(s, flow.Event{Kind: flow.DialFailed})
 }

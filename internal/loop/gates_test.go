@@ -387,6 +387,24 @@ func (k *undecided) Dial(s *sock.DialSpec) (sock.FD, bool, sock.Errno) {
 
 func (k *undecided) DialResult(sock.FD) sock.Errno { return sock.InProgress }
 
+// Where the address to dial from is not here, the endpoint has not failed: a node that has lost its
+// VIP for a moment would eject all its servers, and tell other nodes so.
+func TestNoAddressToDialFrom(t *testing.T) {
+	w := newWeb(t, ", retry: { max: 0 }")
+	w.l.k = &homeless{w.l.k}
+	w.says(w.client(), plainGet)
+	w.until("an attempt", func() bool { return w.l.Count.Retries > 0 })
+	account := w.l.shared.Ledger.Backend("b").Endpoint(w.l.gen.Config.Backends["b"].Endpoints[0].Ref.Name)
+	if n, bad := account.Tries(); n != 0 || bad != 0 || account.Errors() != 0 {
+		t.Errorf("%d attempts, %d failed, %d errors", n, bad, account.Errors())
+	}
+}
+
+// homeless is a kernel without an address to dial from.
+type homeless struct{ Kernel }
+
+func (k *homeless) Dial(*sock.DialSpec) (sock.FD, bool, sock.Errno) { return sock.NoFD, false, sock.NoPort }
+
 // Each exchange is counted once and told once, and the sink is flushed soon
 // after; so is a flow that is removed in the midst of one.
 func TestRecords(t *testing.T) {
