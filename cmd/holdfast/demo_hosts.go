@@ -181,6 +181,7 @@ cluster:
   identity: { certificate: "%[1]s/${HOLDFAST_NODE}.crt", key: "%[1]s/${HOLDFAST_NODE}.key", trust: "%[1]s/ca.crt" }
   netadmin: "%[1]s/${HOLDFAST_NODE}.netadmin"
   settle: 2s
+  onStop: stay # both end at once
 nodes:
 `, dir)
 	for _, x := range hostsNodes {

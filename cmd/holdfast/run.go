@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -48,8 +49,9 @@ func runCommand() *cobra.Command {
 		Use:   "run -c FILE",
 		Short: "Run the load balancer",
 		Long: "Runs in the foreground, and prints one line when it is ready.\n\n" +
-			"  SIGTERM, SIGINT  end: listeners are closed, idle clients are sent away, what is under way goes\n" +
-			"                   on for --grace at most; a second signal ends at once\n" +
+			"  SIGTERM, SIGINT  end: VIPs go to another node with their flows (cluster.onStop), listeners are closed,\n" +
+			"                   idle clients are sent away, what is under way goes on, all for --grace at most; a\n" +
+			"                   second signal ends at once\n" +
 			"  SIGHUP           reads the file again, as holdfast reload does\n" +
 			"  SIGUSR1          opens the access log anew, after it was renamed\n" +
 			"  SIGUSR2          hands everything over to a new process, as holdfast upgrade does\n\n" +
@@ -356,7 +358,17 @@ func finish(n *node.Node, signals chan os.Signal, log *slog.Logger, out io.Write
 	}()
 	defer close(done)
 	began, terminal, open := time.Now(), sock.IsTerminal(os.Stdout), false
-	left := n.Drain(grace, hurry, func(left int) {
+	ctx, cancel := context.WithTimeout(context.Background(), grace)
+	defer cancel()
+	go func() { // ends with finish
+		select {
+		case <-hurry:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	n.LeaveVIPs(ctx, func(text string) { fmt.Fprintln(out, "stopping: "+text) })
+	left := n.Drain(max(0, grace-time.Since(began)), hurry, func(left int) {
 		text := fmt.Sprintf("stopping: nothing new is accepted; %s under way, %s at most; a second signal ends at once",
 			count(left, "flow"), short(max(0, grace-time.Since(began))))
 		switch {

@@ -40,6 +40,7 @@ const (
 var scenes = map[string]func(s *vipScene) error{
 	"upgrade":  upgradeScene,
 	"netadmin": netadminScene,
+	"stop":     stopScene,
 }
 
 // Leases go on over an upgrade, whenever it comes and whatever becomes of it.
@@ -48,6 +49,10 @@ func TestVIPsOverUpgrades(t *testing.T) { playsScene(t, "upgrade") }
 // A privileged process that is killed is there again before a lease has ended, and knows
 // what the one before it knew.
 func TestNetadminIsKept(t *testing.T) { playsScene(t, "netadmin") }
+
+// A node that is told to end gives its VIPs and flows to another one, unless the file says that they
+// stay; when it is back it takes none of them by itself.
+func TestStopMovesVIPs(t *testing.T) { playsScene(t, "stop") }
 
 func playsScene(t *testing.T, name string) {
 	t.Helper()
@@ -204,7 +209,7 @@ func (s *vipScene) begin() (err error) {
 
 // config is the one file of both nodes.
 func (s *vipScene) config() string {
-	text := strings.Replace(hostsConfig(s.dir), "  settle: 2s\n", fmt.Sprintf("  settle: %v\n  lease: %v\n", sceneSettle, sceneLease), 1)
+	text := strings.Replace(hostsConfig(s.dir), "  settle: 2s\n  onStop: stay # both end at once\n", fmt.Sprintf("  settle: %v\n  lease: %v\n", sceneSettle, sceneLease), 1)
 	if !strings.Contains(text, "lease:") {
 		panic("the demo's file is another now")
 	}
@@ -583,4 +588,59 @@ func netadminScene(s *vipScene) error {
 		return fmt.Errorf("an owner that is alone, after its privileged process was killed: %+v", v)
 	}
 	return s.fine("kill of the privileged process of an owner that is alone", 0)
+}
+
+// stopScene ends nodes in order.
+func stopScene(s *vipScene) error {
+	n1 := s.at("n1")
+	if err := n1.process.Signal(syscall.SIGTERM); err != nil {
+		return err
+	}
+	if err := s.until("the end of n1", n1.process.Ended); err != nil {
+		return err
+	}
+	if v := s.at("n3").vip(); v.State != "owned" {
+		return fmt.Errorf("after the end of n1: %+v", v)
+	}
+	if err := s.fine("end of the owner", sceneLease/2); err != nil {
+		return err
+	}
+	said, err := os.ReadFile(n1.process.Log)
+	if err != nil || !strings.Contains(string(said), "stopping: VIP shop goes to n3") || !strings.Contains(string(said), "0 flows reset") {
+		return fmt.Errorf("what n1 has said: %w", err)
+	}
+
+	if err := n1.start(); err != nil {
+		return err
+	}
+	if err := s.until("n1 that is back", func() bool { return n1.vip().Owner == "n3" }); err != nil {
+		return err
+	}
+	if _, err := n1.verb("return"); err != nil {
+		return err
+	}
+	if err := s.owned("n1"); err != nil {
+		return err
+	}
+	if err := s.fine("return of the former owner", sceneLease/2); err != nil {
+		return err
+	}
+
+	if err := s.write(strings.Replace(s.config(), "  lease:", "  onStop: stay\n  lease:", 1)); err != nil {
+		return err
+	}
+	if _, err := n1.verb("reload"); err != nil {
+		return err
+	}
+	s.traffic.Stop(0)
+	s.dead = 1 << 30 // as whoever wrote that wants it
+	for !n1.process.Ended() {
+		_ = n1.process.Signal(syscall.SIGTERM) // the second ends it at once
+		time.Sleep(20 * time.Millisecond)
+	}
+	time.Sleep(2 * sceneLease)
+	if v := s.at("n3").vip(); v.State != "elsewhere" || v.Owner != "n1" {
+		return fmt.Errorf("after the end of n1, where its VIP stays: %+v", v)
+	}
+	return nil
 }

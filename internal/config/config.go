@@ -71,6 +71,9 @@ type Cluster struct {
 	// Majority: who reaches no majority of the nodes, itself included, lets its
 	// leases end.
 	Majority bool
+	// Stay: a node that ends in order keeps its VIPs, which fall silent, in place of moving
+	// them to another one.
+	Stay bool
 	// Tunnel is between nodes that are on different networks.
 	Tunnel Tunnel
 	// Netadmin is the absolute path of the socket of the privileged process.

@@ -22,7 +22,7 @@ var (
 		"sticky", "check", "eject", "breaker", "fallback"}
 	limitsKeys   = []string{"connectionsPerEndpoint", "queue", "queueTime"}
 	endpointKeys = []string{"address", "name", "drop", "weight", "backup", "zone", "node", "connections", "check"}
-	clusterKeys  = []string{"identity", "lease", "settle", "quorum", "tunnel", "netadmin"}
+	clusterKeys  = []string{"identity", "lease", "settle", "quorum", "onStop", "tunnel", "netadmin"}
 	identityKeys = []string{"certificate", "key", "trust"}
 )
 

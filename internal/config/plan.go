@@ -259,6 +259,12 @@ var clusterFields = fields[Cluster]{
 		}
 		return quorumWords[0]
 	}},
+	{"onStop", func(c *Cluster) string {
+		if c.Stay {
+			return onStopWords[1]
+		}
+		return onStopWords[0]
+	}},
 	{"tunnel.vxlan", func(c *Cluster) string { return fmt.Sprintf("%d over port %d", c.Tunnel.ID, c.Tunnel.Port) }},
 	{"netadmin", func(c *Cluster) string { return c.Netadmin }},
 }

@@ -327,6 +327,7 @@ var keys = []key{
 	{"cluster.lease", leaseBound.form("5s"), "3s", "", "How long the kernel lets a VIP pass that its owner does not renew: so long after it hangs, it is silent."},
 	{"cluster.settle", settleBound.form("30s"), "10s", "", "How long the former owner of a VIP sends on what still comes to it."},
 	{"cluster.quorum", wordForm(quorumWords, "majority"), "none", "", "`majority`: an owner that reaches no majority of the nodes, itself included, lets its leases end. It is the default of three nodes or more."},
+	{"cluster.onStop", wordForm(onStopWords, "stay"), "evacuate", "", "What becomes of the VIPs of a node that is told to end: `evacuate` moves each with its flows to another node that answers, within `run --grace`; `stay` keeps them, and they are silent until the node is back or somebody says `holdfast vips take`."},
 	{"cluster.tunnel", ofKeys, "", "none; all nodes are on one Ethernet", "Between nodes on different networks."},
 	{"cluster.tunnel.vxlan", ofKeys, "", "", "VXLAN (RFC 7348)."},
 	{"cluster.tunnel.vxlan.id", vxlanBound.form(78), "77", "", "Its network identifier."},

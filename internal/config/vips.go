@@ -133,7 +133,10 @@ const (
 	DefaultNetadmin = "/run/holdfast/netadmin.sock"
 )
 
-var quorumWords = []string{"none", "majority"}
+var (
+	quorumWords = []string{"none", "majority"}
+	onStopWords = []string{"evacuate", "stay"}
+)
 
 // vipVariable is the name by which a listener asks for the address of a VIP. No
 // variable of the file has a zero octet in its name.
@@ -307,6 +310,7 @@ func (c *Cluster) common(s *section) {
 		otherwise = 1
 	}
 	c.Majority = s.choice("quorum", otherwise, quorumWords) == 1
+	c.Stay = s.choice("onStop", 0, onStopWords) == 1
 	c.Netadmin = s.checked("netadmin", DefaultNetadmin, checkUnixPath)
 	if s.has("tunnel") {
 		v := s.section("tunnel", tunnelKeys...).section("vxlan", vxlanKeys...)

@@ -230,6 +230,9 @@ func (p *Process) End(patience time.Duration) {
 	}
 }
 
+// Signal sends the process a signal.
+func (p *Process) Signal(s os.Signal) error { return p.cmd.Process.Signal(s) }
+
 // Kill ends the process as it is, and waits for it.
 func (p *Process) Kill() {
 	_ = p.cmd.Process.Kill()

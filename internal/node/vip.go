@@ -43,6 +43,7 @@ type vipKeeper struct {
 	// still: an upgrade is about to begin, or under way, so no VIP begins to move. handed: what is
 	// to be done for VIPs is the successor's, and nothing of it is done here.
 	still, handed bool
+	leaves        bool                 // the node is about to end: no VIP comes
 	inherited     map[string]guesthood // what the predecessor said, for seats to come
 
 	steered steered

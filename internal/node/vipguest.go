@@ -57,7 +57,7 @@ func (n *Node) beGuest(peer string, q vipGuest) error {
 	k := &n.addresses
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if k.still && q.On || n.reader() {
+	if (k.still || k.leaves) && q.On || n.reader() {
 		return errUpgrade
 	}
 	v, err := k.seatOf(q.VIP)
@@ -399,7 +399,7 @@ func (n *Node) TakeVIP(ctx context.Context, name string, tell func(Progress)) er
 	}
 	k := &n.addresses
 	if !k.turn.TryLock() {
-		return errors.New("node: a VIP is being moved from here, or taken, or this process is being upgraded; try again when that is done")
+		return fmt.Errorf("node: %w", errTurn)
 	}
 	defer k.turn.Unlock()
 	if err := n.inCharge(); err != nil {

@@ -53,7 +53,7 @@ func (n *Node) MigrateVIP(ctx context.Context, q MigrateRequest, tell func(Progr
 	}
 	k := &n.addresses
 	if !k.turn.TryLock() {
-		return errors.New("node: another VIP is being moved from here, or taken, or this process is being upgraded; try again when that is done")
+		return fmt.Errorf("node: %w", errTurn)
 	}
 	defer k.turn.Unlock()
 	// Neither the configuration changes meanwhile nor does an upgrade begin.
@@ -208,8 +208,11 @@ func (n *Node) hearPlan(peer string, q vipPlan) (struct{}, error) {
 	}
 	k := &n.addresses
 	k.mu.Lock()
-	still := k.still || n.reader()
+	still, leaves := k.still || n.reader(), k.leaves
 	k.mu.Unlock()
+	if leaves {
+		return refused(n.self() + " is about to end")
+	}
 	if still || n.handingOver() {
 		return struct{}{}, errUpgrade
 	}
