@@ -93,7 +93,7 @@ func (n *Node) moveFlows(ctx context.Context, q MigrateRequest, x *moveOf) error
 		alone = alone || l.Movable && l.VIPName == ""
 	}
 	if !alone {
-		return fmt.Errorf("node: %w", &frozen.Refused{What: "flows", Why: "no listener has a movable address of its own: those of a VIP go with it, holdfast migrate --vip"})
+		return fmt.Errorf("node: %w", &frozen.Refused{What: "flows", Why: "no listener has a movable address of its own, and those of a VIP go with it: holdfast migrate --vip; to spread load, give each node a VIP of its own (docs/limits.md)"})
 	}
 	some := shareOf(q.Share)
 	want := func(f *flow.Flow) bool { return f.Listener().VIPName == "" && (some == nil || some(f)) }

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"sync"
@@ -252,7 +253,7 @@ func (n *Node) tellMoved(what string, s *MoveStatus, last *Progress) {
 	args := []any{"what", what, "vip", s.VIP, "from", s.From, "to", s.To, "result", s.Result}
 	if r := s.Move; r != nil {
 		fields["flows"], fields["lost"], fields["refused"] = fmt.Sprint(r.Flows), fmt.Sprint(r.Lost), fmt.Sprint(r.Refused)
-		args = append(args, "flows", r.Flows, "lost", r.Lost, "refused", r.Refused, "pause_max_ms", r.Pause.Max/1000)
+		args = append(args, "flows", r.Flows, "lost", r.Lost, "refused", r.Refused, "pause_max_ms", math.Round(r.Pause.Max)/1000)
 	}
 	if s.Why != "" {
 		text = what + ": " + s.Why
