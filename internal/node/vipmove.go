@@ -22,8 +22,8 @@ const (
 	// backTime bounds how long an aborted move waits for its flows to come back.
 	backTime = time.Minute
 	// confirmTime bounds how long a move waits for the new owner's word; it is asked on
-	// after that.
-	confirmTime = 30 * time.Second
+	// after that, and an operator can say that it is dead.
+	confirmTime = 10 * time.Second
 )
 
 // vipMove is a VIP on its way to another node, at the node that gives it away. One goroutine
@@ -56,6 +56,9 @@ func (n *Node) MigrateVIP(ctx context.Context, q MigrateRequest, tell func(Progr
 		return fmt.Errorf("node: %w", errTurn)
 	}
 	defer k.turn.Unlock()
+	if err := n.untilSettled(ctx, q.VIP, tell); err != nil {
+		return err
+	}
 	// Neither the configuration changes meanwhile nor does an upgrade begin.
 	n.change.Lock()
 	defer n.change.Unlock()
@@ -102,6 +105,30 @@ func (n *Node) MigrateVIP(ctx context.Context, q MigrateRequest, tell func(Progr
 	m.say(Progress{Phase: "aborted", Done: true, Failed: err.Error(), Move: m.r, Text: err.Error()})
 	return err
 }
+
+// untilSettled waits until what a former move of a VIP, or of a process that died in one, has
+// left here is over: to forget it in the middle of the next move would end what that one diverts.
+func (n *Node) untilSettled(ctx context.Context, name string, tell func(Progress)) error {
+	k := &n.addresses
+	for said := false; ; said = true {
+		k.mu.Lock()
+		v, err := k.seatOf(name)
+		over := err != nil || v.guest.to == "" || !v.seat.Holds(vipNow())
+		k.mu.Unlock()
+		if over {
+			return nil // the plan says what is wrong
+		}
+		if !said {
+			tell(Progress{Phase: "plan", VIP: name, Text: fmt.Sprintf("waiting until a former move of %s has settled", name)})
+		}
+		if err := sleep(ctx, settledLook); err != nil {
+			return fmt.Errorf("node: a former move of %s has not settled yet: %w", name, err)
+		}
+	}
+}
+
+// settledLook is the time between two looks whether a VIP has settled.
+const settledLook = 20 * time.Millisecond
 
 func (m *vipMove) say(p Progress) {
 	p.VIP, p.From, p.To, p.Committed = m.q.VIP, m.n.self(), m.q.To, m.committed

@@ -1,0 +1,67 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/holdfast-lb/holdfast/internal/vip"
+)
+
+// forgetful is a kernel that notes what it forgets.
+type forgetful struct {
+	vipKernel
+	forgot chan netip.Addr
+}
+
+func (k *forgetful) Forget(a netip.Addr) error {
+	k.forgot <- a
+	return nil
+}
+
+// Forget ends what is diverted of an address. So a move does not begin before what a process
+// that died, or a former move, has left is forgotten; else it would be in its middle.
+func TestMoveWaitsUntilTheFormerHasSettled(t *testing.T) {
+	dir := t.TempDir()
+	recorded(t, dir, vip.Record{Epoch: 4, Stage: vip.Owned, Owner: "n1"})
+	a := netip.MustParseAddr("192.0.2.100")
+	kernel := &forgetful{vipKernel: vipKernel{until: map[netip.Addr]time.Time{a: time.Now().Add(seatLease)}}, forgot: make(chan netip.Addr, 1)}
+	n, _ := vipNodeAt(t, kernel, dir, nil) // it has begun anew: something may be left
+	k := &n.addresses
+	k.mu.Lock()
+	v := shopSeat(n)
+	if v.guest.to == "" {
+		t.Error("a process that has begun anew looks for nothing that is left")
+	}
+	v.guest.forget = time.Now().Add(time.Hour)
+	k.mu.Unlock()
+	ctx, cancel := context.WithCancel(t.Context())
+	told := make(chan string, 1)
+	err := n.MigrateVIP(ctx, MigrateRequest{VIP: "shop", To: "n2"}, func(p Progress) {
+		told <- p.Text
+		cancel()
+	})
+	if !errors.Is(err, context.Canceled) || !strings.Contains(err.Error(), "has not settled") {
+		t.Errorf("while it settles: %v", err)
+	}
+	if len(told) == 0 || !strings.Contains(<-told, "waiting") {
+		t.Error("it does not say that it waits")
+	}
+	k.mu.Lock()
+	g := v.guest
+	g.forget = time.Now()
+	v.guest = g
+	k.mu.Unlock()
+	if err := n.settled(t.Context(), v); err != nil {
+		t.Fatal(err)
+	}
+	if got := <-kernel.forgot; got != a {
+		t.Errorf("forgot %v", got)
+	}
+	if err := n.MigrateVIP(t.Context(), MigrateRequest{VIP: "shop", To: "n2"}, nil); err == nil || strings.Contains(err.Error(), "settled") {
+		t.Errorf("when it has settled: %v", err)
+	}
+}
