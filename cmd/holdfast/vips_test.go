@@ -626,6 +626,10 @@ func stopScene(s *vipScene) error {
 		return err
 	}
 
+	if err := s.changes(n1); err != nil {
+		return err
+	}
+
 	if err := s.write(strings.Replace(s.config(), "  lease:", "  onStop: stay\n  lease:", 1)); err != nil {
 		return err
 	}
@@ -643,4 +647,38 @@ func stopScene(s *vipScene) error {
 		return fmt.Errorf("after the end of n1, where its VIP stays: %+v", v)
 	}
 	return nil
+}
+
+// changes has the owner read files in which the VIP is another.
+func (s *vipScene) changes(n1 *vipNode) error {
+	epoch := n1.vip().Epoch
+	for _, c := range []struct{ what, from, to string }{
+		{"another name", "shop", "mart"},
+		{"another address", hostsAddr, "10.9.0.101"},
+	} {
+		if err := s.write(strings.ReplaceAll(s.config(), c.from, c.to)); err != nil {
+			return err
+		}
+		for _, verb := range [][]string{{"reload"}, {"apply", "--dry-run", s.file}} {
+			if _, err := n1.verb(verb...); err == nil || !strings.Contains(err.Error(), "flows here are on it") {
+				return fmt.Errorf("%s of a VIP with flows: %v: %w", c.what, verb, err)
+			}
+		}
+		if _, err := n1.verb("upgrade", "--config", s.file); err == nil || !strings.Contains(err.Error(), "owns it") {
+			return fmt.Errorf("%s of a VIP with an upgrade: %w", c.what, err)
+		}
+	}
+	if err := s.write(strings.Replace(s.config(), "home: n1", "home: n3", 1)); err != nil {
+		return err
+	}
+	for _, n := range s.nodes {
+		if _, err := n.verb("reload"); err != nil {
+			return err
+		}
+	}
+	time.Sleep(sceneLease)
+	if v := n1.vip(); v.State != "owned" || v.Home != "n3" || v.Epoch != epoch {
+		return fmt.Errorf("with another home, the epoch was %d: %+v", epoch, v)
+	}
+	return s.fine("files in which the VIP is another", 0)
 }

@@ -345,6 +345,9 @@ func (n *Node) dryRun(q ChangeRequest) (*ChangeReport, error) {
 	old := n.gen
 	n.mu.Unlock()
 	c := n.reuse(n.names.preview(b.next.doc.Config()), old.Config)
+	if err := n.mayLoseVIPs(c); err != nil {
+		return nil, err
+	}
 	plan := config.Diff(old.Config, c)
 	r := &ChangeReport{
 		Generation: d.Generation, Was: d.Generation, DryRun: true, Plan: n.planText(plan, c), Warnings: b.warnings, Edits: b.edits, Loops: len(n.shared.Loops),
@@ -421,6 +424,9 @@ func (n *Node) enact(ctx context.Context, began time.Time, d *desired, b *became
 	named := n.names.prepare(b.next.doc.Config(), known, 0)
 	defer named.end()
 	c := n.reuse(named.Config, old.Config)
+	if err := n.mayLoseVIPs(c); err != nil {
+		return nil, err
+	}
 	plan := config.Diff(old.Config, c)
 	s := &n.state
 	r := &ChangeReport{Was: d.Generation, Plan: n.planText(plan, c), Warnings: b.warnings, Edits: b.edits, Loops: len(n.shared.Loops)}
