@@ -4,5 +4,5 @@ package sim
 
 const (
 	seedsDefault = 250
-	marchDefault = 6
+	marchDefault = 2
 )
