@@ -2,39 +2,55 @@ package lab
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // marchHarm is what comes to one of the two nodes in the middle of a move.
 type marchHarm struct {
 	name string
-	// begin does it, end undoes it after a time that is longer than two leases.
+	// begin does it, end undoes it.
 	begin, end func(r *migrateMarch, node string) error
 	// dead: an operator says that the node is dead before end.
 	dead bool
+	// none: flows are lost by it in no step.
+	none bool
+	// long: in the full form alone.
+	long bool
+	// lasts is until end; 0: longer than two leases.
+	lasts time.Duration
 }
 
 var marchHarms = []marchHarm{
-	{name: "stands still", begin: (*migrateMarch).stopNode, end: (*migrateMarch).goOn},
+	{name: "stands still", begin: (*migrateMarch).stopNode, end: (*migrateMarch).goOn, none: true},
 	{name: "is killed", begin: (*migrateMarch).killNode, end: (*migrateMarch).startAgain},
-	{name: "is cut off", begin: (*migrateMarch).unplug, end: (*migrateMarch).plug},
-	{name: "is killed for good", begin: (*migrateMarch).killNode, end: (*migrateMarch).startAgain, dead: true},
-	{name: "is not told", begin: func(*migrateMarch, string) error { return nil }, end: (*migrateMarch).abort},
+	{name: "is cut off", begin: (*migrateMarch).unplug, end: (*migrateMarch).plug, none: true},
+	{name: "is not heard", begin: (*migrateMarch).mute, end: (*migrateMarch).uncut},
+	{name: "hears nothing", begin: (*migrateMarch).deafen, end: (*migrateMarch).uncut, long: true},
+	{name: "is killed for good", begin: (*migrateMarch).killNode, end: (*migrateMarch).startAgain, dead: true, long: true},
+	{name: "has a full disk", begin: (*migrateMarch).fillDisk, end: (*migrateMarch).freeDisk, none: true, lasts: marchLease / 2},
+	{name: "is not told", begin: func(*migrateMarch, string) error { return nil }, end: (*migrateMarch).abort, none: true},
 }
 
-// marchLease is short, so that much is seen in little time.
-const marchLease = time.Second
+// marchLease and marchSettle are short, so that much is seen in little time.
+const (
+	marchLease  = time.Second
+	marchSettle = time.Second
+)
 
 // marchFlows are connections that stand during each step; they say something every few
 // milliseconds, and know if their server has said something else.
@@ -49,6 +65,9 @@ func migrateMarching(ctx context.Context, o Options, out io.Writer, v *Verdict) 
 	if err := r.stage(); err != nil {
 		return err
 	}
+	if err := r.refused(); err != nil {
+		return fmt.Errorf("flows that the taker refuses: %w", err)
+	}
 	every, most := 5*time.Millisecond, 120*time.Millisecond
 	if o.Moves > 0 {
 		every = most / time.Duration(o.Moves)
@@ -57,14 +76,14 @@ func migrateMarching(ctx context.Context, o Options, out io.Writer, v *Verdict) 
 		every = most
 	}
 	for i, h := range marchHarms {
-		for _, node := range []string{"n1", "n3"} {
+		for j, node := range []string{"n1", "n3"} {
 			if h.name == "is not told" && node == "n3" {
 				continue
 			}
 			first := time.Duration(0)
-			if o.Short { // one moment of each, another one by the seed
-				if r.left(shortLimit) < 12*time.Second {
-					break
+			if o.Short { // one moment of each at one node, another one by the seed
+				if h.long || (o.Seed+uint64(i+j))%2 != 0 && h.name != "is not told" {
+					continue
 				}
 				first = time.Duration((o.Seed*7+uint64(i)*5)%12) * 10 * time.Millisecond
 			}
@@ -79,7 +98,7 @@ func migrateMarching(ctx context.Context, o Options, out io.Writer, v *Verdict) 
 	v.Must(r.steps > 0, "steps of the march", fmt.Sprint(r.steps), "more than 0")
 	v.Zero("steps in which a host answered again after another one had", r.twice)
 	v.Zero("steps after which not exactly one node owned the VIP", r.nobody)
-	v.Zero("steps in which flows were lost though both nodes lived and could talk", r.needless)
+	v.Zero("steps in which flows were lost though both nodes lived, and in the end could talk", r.needless)
 	v.Zero("wrong octets", r.wrong)
 	v.Figure("steps", r.steps)
 	if r.twice+r.nobody+r.needless > 0 {
@@ -105,9 +124,7 @@ type migrateMarch struct {
 }
 
 func (r *migrateMarch) close() {
-	for _, f := range r.flows {
-		f.end()
-	}
+	r.endFlows()
 	if r.asker != nil {
 		r.asker.Close()
 	}
@@ -125,11 +142,27 @@ func (r *migrateMarch) stage() error {
 	nodes := []*Host{r.world.Host("n1"), r.world.Host("n3")}
 	r.vip = clusterVIP{"shop", vip4, "n1"}
 	r.b = &cluster{binary: r.Binary, dir: r.dir, hosts: nodes, vips: []clusterVIP{r.vip}, doors: map[string]map[string]*Door{},
-		services: []clusterService{{name: "echo", vip: "shop", port: 443, door: 9000, on: []string{apart}}},
-		settings: map[string]string{"settle": "1s", "lease": marchLease.String()}}
-	at := netip.AddrPortFrom(r.world.Host(apart).V4, 9000)
-	r.b.doors["echo"] = map[string]*Door{apart: {Addr: at}}
-	if err := r.echo(at); err != nil {
+		services: []clusterService{{name: "echo", vip: "shop", port: 443, door: 9000, on: []string{apart}},
+			{name: "tail", vip: "shop", port: 444, door: 9001, on: []string{apart}}},
+		settings: map[string]string{"settle": marchSettle.String(), "lease": marchLease.String()}}
+	for i, s := range r.b.services {
+		at := netip.AddrPortFrom(r.world.Host(apart).V4, s.door)
+		r.b.doors[s.name] = map[string]*Door{apart: {Addr: at}}
+		if err := r.serve(at, []func(net.Conn){echoes, tails}[i]); err != nil {
+			return err
+		}
+	}
+	// Records are on a disk that can be full.
+	for _, h := range nodes {
+		dir := r.diskOf(h.Name)
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			return err
+		}
+		if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=1m,mode=700"); err != nil {
+			return fmt.Errorf("lab: a disk for %s: %w", h.Name, err)
+		}
+	}
+	if err := r.world.Host("client").AddAddress("eth0", netip.PrefixFrom(marchOther, 24)); err != nil {
 		return err
 	}
 	if r.wire, err = NewWire(r.world, nodes...); err != nil {
@@ -147,8 +180,8 @@ func (r *migrateMarch) stage() error {
 	return r.b.awaitHome(r.ctx, readyPatience)
 }
 
-// echo is a server that says what it hears.
-func (r *migrateMarch) echo(at netip.AddrPort) error {
+// serve runs a server.
+func (r *migrateMarch) serve(at netip.AddrPort, each func(net.Conn)) error {
 	return r.world.Host(apart).Do(func() error {
 		l, err := net.Listen("tcp", at.String())
 		if err != nil {
@@ -161,7 +194,7 @@ func (r *migrateMarch) echo(at netip.AddrPort) error {
 					return
 				}
 				go func() {
-					_, _ = io.Copy(c, c)
+					each(c)
 					_ = c.Close()
 				}()
 			}
@@ -169,6 +202,9 @@ func (r *migrateMarch) echo(at netip.AddrPort) error {
 		return nil
 	})
 }
+
+// echoes says what it hears.
+func echoes(c net.Conn) { _, _ = io.Copy(c, c) }
 
 // marchFlow says lines, one after another, and reads them again.
 type marchFlow struct {
@@ -181,10 +217,12 @@ type marchFlow struct {
 
 var errWrongOctets = errors.New("lab: other octets came back")
 
-func (r *migrateMarch) openFlow() (*marchFlow, error) {
+// openFlow opens one from an address of the client.
+func (r *migrateMarch) openFlow(from netip.Addr) (*marchFlow, error) {
 	f := &marchFlow{done: make(chan struct{})}
 	err := r.world.Host("client").Do(func() (err error) {
-		f.c, err = net.DialTimeout("tcp", netip.AddrPortFrom(r.vip.addr, 443).String(), 5*time.Second)
+		d := net.Dialer{Timeout: 5 * time.Second, LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(from, 0))}
+		f.c, err = d.Dial("tcp", netip.AddrPortFrom(r.vip.addr, 443).String())
 		return err
 	})
 	if err != nil {
@@ -228,16 +266,9 @@ func (r *migrateMarch) step(h marchHarm, node string, at time.Duration) error {
 	if err := r.settle("n1"); err != nil {
 		return err
 	}
-	for _, f := range r.flows {
-		f.end()
-	}
-	r.flows = nil
-	for range marchFlows {
-		f, err := r.openFlow()
-		if err != nil {
-			return err
-		}
-		r.flows = append(r.flows, f)
+	r.endFlows()
+	if err := r.openFlows(marchFlows, r.world.Host("client").V4); err != nil {
+		return err
 	}
 	r.steps++
 	began := time.Now()
@@ -254,17 +285,15 @@ func (r *migrateMarch) step(h marchHarm, node string, at time.Duration) error {
 		return err
 	}
 	if h.name != "is not told" {
-		time.Sleep(5 * marchLease / 2)
+		time.Sleep(cmp.Or(h.lasts, 5*marchLease/2))
 	}
 	other := "n3"
 	if node == "n3" {
 		other = "n1"
 	}
 	if h.dead {
-		if s, err := r.b.statusOf(r.ctx, other); err != nil || s.VIPs[0].State != "owned" {
-			if err := r.b.verb(r.ctx, other, &MoveReport{}, "vips", "take", r.vip.name, "--yes"); err != nil {
-				return err
-			}
+		if err := r.take(other); err != nil {
+			return err
 		}
 	}
 	if err := h.end(r, node); err != nil {
@@ -295,10 +324,12 @@ func (r *migrateMarch) step(h marchHarm, node string, at time.Duration) error {
 		how += fmt.Sprintf("; a flow: %v", r.lastErr)
 	}
 	r.phase("   %s %-18s after %3d ms: owner %s, %2d of %d flows live (%s)", node, h.name, at.Milliseconds(), owner, alive, marchFlows, strings.ReplaceAll(how, "\n", " "))
-	if h.name == "is not told" && alive < marchFlows {
+	if h.none && alive < marchFlows {
 		r.needless++
 	}
-	time.Sleep(100 * time.Millisecond)
+	if moved != nil { // the next move would wait until this one has settled
+		time.Sleep(marchSettle + marchLease/2)
+	}
 	return r.judge(began)
 }
 
@@ -328,24 +359,27 @@ func (r *migrateMarch) alive() int {
 	for i, f := range r.flows {
 		before[i], _ = f.state()
 	}
-	lives := func() int {
-		n := 0
+	live, dead := 0, 0
+	eventually(8*time.Second, func() bool {
+		live, dead = 0, 0
 		for i, f := range r.flows {
 			said, err := f.state()
-			if errors.Is(err, errWrongOctets) {
-				r.wrong++
-			}
-			if err != nil {
+			switch {
+			case err != nil:
 				r.lastErr = err
-			}
-			if err == nil && said > before[i]+1 {
-				n++
+				dead++
+			case said > before[i]+1:
+				live++
 			}
 		}
-		return n
+		return live+dead == len(r.flows)
+	})
+	for _, f := range r.flows {
+		if _, err := f.state(); errors.Is(err, errWrongOctets) {
+			r.wrong++
+		}
 	}
-	eventually(8*time.Second, func() bool { return lives() == len(r.flows) })
-	return lives()
+	return live
 }
 
 // oneOwner waits until one node says that it owns the VIP, and the other that it is elsewhere.
@@ -395,6 +429,40 @@ func (r *migrateMarch) startOver() error {
 		if err := errors.Join(r.killNode(name), r.startAgain(name)); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// take is an operator who says that the other node is dead, until he is heard.
+func (r *migrateMarch) take(node string) (err error) {
+	eventually(takePatience, func() bool {
+		var s *clusterStatus
+		if s, err = r.b.statusOf(r.ctx, node); err == nil && s.VIPs[0].State == "owned" {
+			return true
+		}
+		err = r.b.verb(r.ctx, node, &MoveReport{}, "vips", "take", r.vip.name, "--yes")
+		return err == nil
+	})
+	return err
+}
+
+// takePatience is longer than a move waits for the word of a node that is dead.
+const takePatience = 15 * time.Second
+
+func (r *migrateMarch) endFlows() {
+	for _, f := range r.flows {
+		f.end()
+	}
+	r.flows = nil
+}
+
+func (r *migrateMarch) openFlows(n int, from netip.Addr) error {
+	for range n {
+		f, err := r.openFlow(from)
+		if err != nil {
+			return err
+		}
+		r.flows = append(r.flows, f)
 	}
 	return nil
 }

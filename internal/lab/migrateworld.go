@@ -326,6 +326,10 @@ type clusterStatus struct {
 	Status
 	VIPs []vipState `json:"vips"`
 	Free bool       `json:"free"`
+	// HostResidue is what could not move with VIPs that have gone.
+	HostResidue []struct {
+		Flows int `json:"flows"`
+	} `json:"host_residue"`
 }
 
 // vipState is what a node says of a VIP.
