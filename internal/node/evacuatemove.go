@@ -140,7 +140,6 @@ func (r *Report) add(o *Report) {
 	r.Flows += o.Flows
 	r.Octets += o.Octets
 	r.WithOctets += o.WithOctets
-	r.Refused += o.Refused
 	r.Lost += o.Lost
 	r.Residue += o.Residue
 	r.Handshakes += o.Handshakes
@@ -148,7 +147,7 @@ func (r *Report) add(o *Report) {
 	r.Millis += o.Millis
 	r.VIPs = append(r.VIPs, o.VIPs...)
 	r.LostFlows = append(r.LostFlows, o.LostFlows...)
-	r.addReasons(o)
+	r.addRefused(o)
 	for kind, k := range o.States {
 		r.States[kind] += k
 	}

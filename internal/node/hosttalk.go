@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/holdfast-lb/holdfast/internal/flow"
@@ -50,7 +51,7 @@ func (n *Node) talk(ctx context.Context, peer string) (*hostTalk, error) {
 	}
 	at, ok := c.Peers[peer]
 	if !ok || peer == n.Config().Node.Name {
-		return nil, fmt.Errorf("node: no other peer %q; there are: %v", peer, c.SortedPeers())
+		return nil, missingf("node: there is no other node %q; there are: %s", peer, strings.Join(n.peers(), ", "))
 	}
 	conf, err := n.identityNow()
 	if err != nil {

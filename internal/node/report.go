@@ -65,8 +65,11 @@ type Report struct {
 	// mu guards all above while a move runs: loops report from their threads.
 	mu     sync.Mutex
 	pauses []int64
-	given  int            // flows that the other owner serves, or did until it died
-	shown  map[string]int // examples of each reason
+	given  int // flows that the other owner serves, or did until it died
+	// refused are the flows that stay, of a move to another host; told are examples of moves of
+	// which other nodes have told.
+	refused map[uint64]stayed
+	told    map[string]string
 }
 
 // KindReport is what moved of one kind of flow.
@@ -119,6 +122,7 @@ func (r *Report) done(began time.Time) *Report {
 	defer r.mu.Unlock()
 	r.Millis = millis(time.Since(began))
 	r.Pause = pauseOf(r.pauses)
+	r.exemplify()
 	return r
 }
 

@@ -98,7 +98,7 @@ func (n *Node) MigrateVIP(ctx context.Context, q MigrateRequest, tell func(Progr
 		if ctx.Err() != nil && undone == nil { // as was asked
 			err = errors.New(text)
 		} else {
-			err = fmt.Errorf("%s: %w", text, err)
+			err = fmt.Errorf("%s: %w", text, bare{err})
 		}
 	}
 	n.log.Warn("vip not moved", "vip", q.VIP, "to", q.To, "error", err)
@@ -462,6 +462,7 @@ func (m *vipMove) residue(ctx context.Context) (*residueOf, error) {
 	}
 	x.flows = m.here(&x.tuples)
 	m.r.Residue = len(x.flows)
+	m.r.remain(x.flows)
 	// Flows that have ended here, and whose clients do not have their last octets yet.
 	closing, err := m.n.host.admin.Closing(m.v.addr())
 	if err != nil {
