@@ -377,12 +377,15 @@ func (d *hostsDemo) follow(ctx context.Context, what string, at *hostsNode, open
 		return err
 	}
 	after := d.traffic.Look()
-	d.last = what
+	d.last = what + ": done"
 	if r := p.Move; r != nil {
 		if r.Flows > 0 {
 			d.moves++
 		}
 		d.moved += r.Flows
+		if r.Flows == 0 {
+			return nil
+		}
 		d.last = fmt.Sprintf("%s: %s moved, %d lost; not served for p50 %s, p99 %s, max %s; longest round trip of a client meanwhile %s, lost %d",
 			what, count(r.Flows, "flow"), r.Lost, short(microsOf(r.Pause.P50)), short(microsOf(r.Pause.P99)), short(microsOf(r.Pause.Max)), short(after.Max), after.Lost-before.Lost)
 		if r.Lost > 0 {

@@ -64,6 +64,8 @@ func badgeOf(p *node.VIPStatus) badge {
 	switch {
 	case p.State == "silent":
 		b.Mood, b.Note = "bad", "silent: "+p.Why
+	case p.State == "elsewhere" && p.Why != "":
+		b.Mood, b.Note = "bad", p.Why
 	case p.To != "":
 		b.Mood, b.Note = "odd", "→ "+p.To
 	case p.Owner != p.Home:

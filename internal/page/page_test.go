@@ -139,6 +139,7 @@ var cluster = node.ClusterLook{
 		{Name: "shop", Address: netip.MustParsePrefix("192.0.2.10/24"), Home: "n1", Owner: "n1", To: "n3", State: "moving", Epoch: 4},
 		{Name: "pg", Address: netip.MustParsePrefix("192.0.2.11/24"), Home: "n1", Owner: "n3", State: "elsewhere", Epoch: 2},
 		{Name: "mail", Address: netip.MustParsePrefix("2001:db8::1/64"), Home: "n4", Owner: "n4", State: "silent", Why: "no majority answers", Epoch: 1},
+		{Name: "dead", Address: netip.MustParsePrefix("192.0.2.14/24"), Home: "n4", Owner: "n4", State: "elsewhere", Why: "n4 owned it last and has not answered for 93s", Epoch: 1},
 		{Name: "lone", Address: netip.MustParsePrefix("192.0.2.12/24"), Home: "n2", State: "elsewhere"},
 		{Name: "gone", Address: netip.MustParsePrefix("192.0.2.13/24"), Home: "n9", Owner: "n9", State: "elsewhere"},
 	},
@@ -156,7 +157,7 @@ func TestEachVIPIsInOneColumn(t *testing.T) {
 			in[b.Name] = append(in[b.Name], c.Name)
 		}
 	}
-	want := map[string][]string{"shop": {"n1"}, "pg": {"n3"}, "mail": {"n4"}, "lone": {"n2"}, "gone": {"n1"}}
+	want := map[string][]string{"shop": {"n1"}, "pg": {"n3"}, "mail": {"n4"}, "dead": {"n4"}, "lone": {"n2"}, "gone": {"n1"}}
 	if !maps.EqualFunc(in, want, slices.Equal) {
 		t.Errorf("columns by VIP: %v, want %v", in, want)
 	}
