@@ -296,13 +296,24 @@ func (n *Node) refuge(to string, plan map[string]string) (string, error) {
 	c := n.Config()
 	own := c.Cluster.Nodes[c.Node.Name]
 	best, least := "", 0
+	var not []string // who does not come into question, and why
 	for _, name := range c.Cluster.SortedPeers() {
 		peer := c.Cluster.Nodes[name]
-		if own == nil || peer == nil || name == c.Node.Name || !maps.Equal(own.Labels, peer.Labels) || n.marks.evacuating(name) {
+		if own == nil || peer == nil || name == c.Node.Name {
 			continue
 		}
 		load, heard := n.marks.load(name, time.Now())
-		if !heard {
+		why := ""
+		switch {
+		case !maps.Equal(own.Labels, peer.Labels):
+			why = "has other labels"
+		case n.marks.evacuating(name):
+			why = "is being evacuated"
+		case !heard:
+			why = "does not answer"
+		}
+		if why != "" {
+			not = append(not, name+" "+why)
 			continue
 		}
 		for _, other := range plan {
@@ -315,7 +326,7 @@ func (n *Node) refuge(to string, plan map[string]string) (string, error) {
 		}
 	}
 	if best == "" {
-		return "", fmt.Errorf("node: no node with the labels of %s answers and is not being evacuated: say where to with --to", c.Node.Name)
+		return "", fmt.Errorf("node: %w", &frozen.Refused{What: "no node can take a VIP of " + c.Node.Name, Why: strings.Join(not, ", ") + "; --to says where to", Retry: true})
 	}
 	return best, nil
 }

@@ -87,11 +87,15 @@ func (x *moveOf) whileSilent(peers ...string) (end func()) {
 	return func() { stop(); done.Wait() }
 }
 
-// deadOwner is the error of a move of a VIP whose owner was not reached, with what to do then.
+// deadOwner is the error of a move of a VIP, "" of an evacuation or a return, that a node was to make
+// which was not reached, with what to do then.
 func deadOwner(err error, name, owner string) error {
 	var u *unreached
 	if !errors.As(err, &u) || u.peer != owner {
 		return err
+	}
+	if name == "" {
+		return fmt.Errorf("%w; nothing was done, for only %s itself can. If it is off, its flows are lost, and another node takes its VIPs: holdfast vips", err, owner)
 	}
 	return fmt.Errorf("%w; nothing moved, for only its owner can move %s. If %s is off, its flows are lost; on the node that is to own %s: holdfast vips take %s",
 		err, name, owner, name, name)

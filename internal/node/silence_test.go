@@ -43,6 +43,9 @@ func TestDeadOwner(t *testing.T) {
 		{gone, "n3", false},
 		{errors.New("refused"), "n1", false},
 	} {
+		if err := deadOwner(c.err, "", c.owner); strings.Contains(err.Error(), "holdfast vips") != c.takes || strings.Contains(err.Error(), "take ") {
+			t.Errorf("%v of an evacuation of %s: %v", c.err, c.owner, err)
+		}
 		err := deadOwner(c.err, "shop", c.owner)
 		if got := strings.Contains(err.Error(), "holdfast vips take shop"); got != c.takes {
 			t.Errorf("%v of %s: %v", c.err, c.owner, err)

@@ -93,6 +93,8 @@ func (n *Node) MigrateVIP(ctx context.Context, q MigrateRequest, tell func(Progr
 		what := "nothing moved"
 		if m.r.Lost > 0 {
 			what = count(m.r.Lost, "flow") + " lost"
+		} else if undone != nil && m.r.Flows > 0 { // as its record says, when it hears of it
+			what = fmt.Sprintf("%s had gone to %s, which gives them back when it answers", count(m.r.Flows, "flow"), m.q.To)
 		}
 		text := fmt.Sprintf("aborted: %s, longest pause %.0f ms", what, m.r.Pause.Max/1000)
 		if ctx.Err() != nil && undone == nil { // as was asked
