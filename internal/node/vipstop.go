@@ -51,6 +51,9 @@ func (n *Node) LeaveVIPs(ctx context.Context, tell func(string)) {
 				}
 			}
 		}
+		if errors.Is(err, ErrHandedOver) {
+			return // an upgrade came first
+		}
 		if err != nil {
 			n.log.Warn("a vip stays on a node that ends, and will be silent", "vip", v.Name, "error", bare{err})
 			tell(fmt.Sprintf("VIP %s stays here: %v", v.Name, bare{err}))

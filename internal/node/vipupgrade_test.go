@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"reflect"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -58,15 +59,16 @@ func (k *vipKernel) owned() int {
 	return k.owns
 }
 
-func (*vipKernel) Disown(netip.Addr) error               { return nil }
-func (*vipKernel) Announce(netip.Addr) error             { return nil }
-func (*vipKernel) Fence([]netip.Prefix) error            { return nil }
-func (*vipKernel) Routed([]netip.Addr) error             { return nil }
-func (*vipKernel) Learn([]netip.AddrPort) error          { return nil }
-func (*vipKernel) Lead(_, _ netip.Addr) error            { return nil }
-func (*vipKernel) Forward(_, _ netip.Addr) error         { return nil }
-func (*vipKernel) Forget(netip.Addr) error               { return nil }
-func (*vipKernel) Guest(netip.Addr, time.Duration) error { return nil }
+func (*vipKernel) Disown(netip.Addr) error                      { return nil }
+func (*vipKernel) Closing(netip.Addr) ([]netadmin.Tuple, error) { return nil, nil }
+func (*vipKernel) Announce(netip.Addr) error                    { return nil }
+func (*vipKernel) Fence([]netip.Prefix) error                   { return nil }
+func (*vipKernel) Routed([]netip.Addr) error                    { return nil }
+func (*vipKernel) Learn([]netip.AddrPort) error                 { return nil }
+func (*vipKernel) Lead(_, _ netip.Addr) error                   { return nil }
+func (*vipKernel) Forward(_, _ netip.Addr) error                { return nil }
+func (*vipKernel) Forget(netip.Addr) error                      { return nil }
+func (*vipKernel) Guest(netip.Addr, time.Duration) error        { return nil }
 
 // seatLease is the lease of nodes in these tests, which nothing here waits for.
 const seatLease = time.Minute
@@ -275,5 +277,54 @@ func TestLeaseThatIsNotLengthened(t *testing.T) {
 	late := v.lease + 1
 	if step := v.seat.Round(late, late, nil); step.Own > 0 || step.Why == "" {
 		t.Errorf("after the end of its lease: %+v", step)
+	}
+}
+
+// Flows that a successor could not hold are in a process that knows nothing of moves any more:
+// their VIP goes nowhere, and what is left of a VIP that has gone is not ended, before they have.
+func TestVIPWithFlowsThatAnUpgradeLeft(t *testing.T) {
+	dir := t.TempDir()
+	disk := recorded(t, dir, vip.Record{Epoch: 4, Stage: vip.Owned, Owner: "n1"})
+	kernel := &vipKernel{until: map[netip.Addr]time.Time{netip.MustParseAddr("192.0.2.100"): time.Now().Add(seatLease)}}
+	n, _ := vipNodeAt(t, kernel, dir, nil)
+	shopSeat(n).guest = guesthood{} // nothing of a former move is left
+	move := func() error {
+		return n.MigrateVIP(t.Context(), MigrateRequest{VIP: "shop", To: "n3"}, nil)
+	}
+	const drains = "3 flows of VIP shop drain in process 9"
+	n.upgrades.remainVIPs(9, map[string]int{"shop": 3, "mail": 1})
+	if err := move(); err == nil || !strings.Contains(err.Error(), drains) {
+		t.Errorf("a VIP with flows in another process moves: %v", err)
+	}
+	n.upgrades.remainVIPs(9, map[string]int{"mail": 1})
+	if err := move(); err == nil || strings.Contains(err.Error(), drains) {
+		t.Errorf("a VIP whose flows there have ended: %v", err)
+	}
+
+	// It has gone, with flows that could not.
+	if err := disk.write(vip.Record{Epoch: 5, Stage: vip.Owned, From: "n1", Owner: "n3"}); err != nil {
+		t.Fatal(err)
+	}
+	k := &n.addresses
+	v := shopSeat(n)
+	k.mu.Lock()
+	n.follow()
+	v.guest = guesthood{on: true, to: "n3", forget: time.Now(), stays: &residueOf{vip: "shop", flows: map[uint64]bool{7: true}, until: time.Now().Add(time.Hour)}}
+	k.mu.Unlock()
+	stays := func() bool {
+		if err := n.settled(t.Context(), v); err != nil {
+			t.Fatal(err)
+		}
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		return v.guest.to != ""
+	}
+	n.upgrades.remainVIPs(9, map[string]int{"shop": 1})
+	if !stays() {
+		t.Error("what comes for a flow in another process is sent nowhere")
+	}
+	n.upgrades.remainVIPs(9, nil)
+	if stays() {
+		t.Error("what comes for no flow any more is sent on")
 	}
 }
