@@ -162,10 +162,12 @@ func (h *Heritage) remember(set string, e nftables.SetElement) {
 	s, only := h.VIPs, func(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
 	switch {
 	case kind == "steer" && tuple:
-		if peer, ok := peerOf(chain); ok {
-			h.Diverted = append(h.Diverted, Diversion{t, peer})
-		} else if chain == chainHold {
+		to, held := strings.CutPrefix(chain, heldPrefix)
+		if held || chain == chainHold {
 			s.Held = append(s.Held, t)
+		}
+		if peer, ok := peerOf(to); ok {
+			h.Diverted = append(h.Diverted, Diversion{t, peer})
 		} else if chain == "" {
 			h.Here = append(h.Here, t)
 		}

@@ -204,12 +204,13 @@ type step struct {
 	was, now entry
 }
 
-// way is where the segments of e go: held has precedence, so that a tuple
-// that comes back is not sent away while its socket is restored.
+// way is where the segments of e go.
 func (e *entry) way() way {
 	switch {
 	case e == nil:
 		return wayUsual
+	case e.held && e.peer != nil:
+		return e.peer.held()
 	case e.held:
 		return wayHold
 	case e.peer != nil:
@@ -352,11 +353,11 @@ func (a *Admin) teardown() error {
 	return errors.Join(errs...)
 }
 
-// Hold makes the segments that arrive for ts wait in this process, and keeps
-// this host from answering them with a reset. It is called before a socket
-// of these tuples can exist here, and ended by Release or Drop. A tuple that
-// is diverted stays so for later, and is held until then. On error nothing
-// has changed.
+// Hold makes the segments of ts that another host sends on to this one wait in this process,
+// and keeps this host from answering with a reset. Those that nobody has sent on yet go where they
+// went, to the host where the flow is still, be it by Divert, Lead, Steer or Forward; where that
+// is here, they wait as well. It is called before a socket of these tuples can exist here, and
+// ended by Release or Drop. On error nothing has changed.
 func (a *Admin) Hold(ts []Tuple) error {
 	if err := checkAll(ts); err != nil {
 		return err
@@ -455,8 +456,8 @@ func (a *Admin) Drop(ts []Tuple) error {
 // Divert sends on to the host `to` whatever arrives for ts, be it by the
 // device or from this host's own endpoints, and keeps this host from
 // answering with a reset. `to` is on the same Ethernet segment; the first
-// call for it may take Config.ResolveTimeout. A tuple that is held is
-// diverted once it is dropped. On error nothing has changed.
+// call for it may take Config.ResolveTimeout. What `to` sends back of a tuple that is
+// held waits. On error nothing has changed.
 func (a *Admin) Divert(ts []Tuple, to netip.Addr) error {
 	if err := checkAll(ts); err != nil {
 		return err

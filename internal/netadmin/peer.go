@@ -51,6 +51,12 @@ func (a *Admin) peer(addr netip.Addr, h hop) (*peer, error) {
 // way is where its tuples go.
 func (p *peer) way() way { return way(p.name) }
 
+// held is where they go while they are held as well: to this peer, until it sends
+// them back.
+func (p *peer) held() way { return heldPrefix + way(p.name) }
+
+const heldPrefix = chainHold + "_"
+
 // chainOf names a peer's chain; peerOf reads the name. So what a process left
 // in the kernel tells whom it meant.
 func chainOf(addr netip.Addr) string {

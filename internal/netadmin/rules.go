@@ -26,7 +26,15 @@ import (
 //	    }
 //	    set own4 { addr }
 //	    chain ranges { tcp, daddr in @own4, dport FIRST-LAST: goto to_... } and so on
-//	    chain hold { counter held; dup to hf-hold; drop }
+//	    chain hold {                             what is held
+//	        tcp sent on: goto wait
+//	        daddr in @moving4: jump follow4      (lead.go)
+//	        jump ranges
+//	        daddr in @moving4: jump forward4
+//	        goto wait
+//	    }
+//	    chain wait { counter held; dup to hf-hold; drop }
+//	    chain hold_to_... { tcp sent on: goto wait; goto to_... }
 //	    chain to_... { ttl guard; ether daddr set PEER, saddr set OURS;
 //	                   counter diverted; dup to eth0; drop }
 //	    chains fence, leave, speak4: who may speak for an address (fence.go)
@@ -45,10 +53,16 @@ import (
 // and the reordering of the local table. Why dup and drop, rather than fwd:
 // they do the same (net/netfilter/nf_dup_netdev.c), and the library that
 // speaks to the kernel knows only dup.
+//
+// Why what is held still goes where it went: a tuple is held before its flow stops at
+// the other host, by up to some hundred milliseconds. Segments that come by way of this host, from its
+// own endpoints or as it owns the address, have to reach that other host until it sends
+// them back; then they carry its mark.
 const (
 	chainSteer  = "steer"
 	chainRanges = "ranges"
 	chainHold   = "hold"
+	chainWait   = "wait"
 
 	counterHeld     = "held"
 	counterDiverted = "diverted"
@@ -204,16 +218,22 @@ func (r *rules) create(holdIndex int) error {
 		}
 	}
 
-	hold := c.AddChain(&nftables.Chain{Table: r.netdev, Name: chainHold})
-	c.AddRule(&nftables.Rule{Table: r.netdev, Chain: hold, Exprs: append(
+	wait := c.AddChain(&nftables.Chain{Table: r.netdev, Name: chainWait})
+	c.AddRule(&nftables.Rule{Table: r.netdev, Chain: wait, Exprs: append(
 		[]expr.Any{&expr.Objref{Type: objCounter, Name: counterHeld}}, dupTo(holdIndex)...)})
 
 	if err := r.createVIPs(); err != nil {
 		return err
 	}
 
+	hold := c.AddChain(&nftables.Chain{Table: r.netdev, Name: chainHold})
 	steer := c.AddChain(&nftables.Chain{Table: r.netdev, Name: chainSteer})
 	r.ranges = c.AddChain(&nftables.Chain{Table: r.netdev, Name: chainRanges})
+	r.sentOnWaits(chainHold)
+	r.dispatchVIPs(hold, expr.VerdictJump, chainFollow)
+	r.rule(chainHold, verdict(expr.VerdictJump, chainRanges))
+	r.dispatchVIPs(hold, expr.VerdictJump, chainForward)
+	r.rule(chainHold, verdict(expr.VerdictGoto, chainWait))
 	out := c.AddChain(&nftables.Chain{Table: r.inet, Name: "out", Type: nftables.ChainTypeFilter,
 		Hooknum: nftables.ChainHookOutput, Priority: nftables.ChainPriorityRaw})
 	for i, f := range families {
@@ -354,9 +374,18 @@ const (
 	hopLast  = 199
 )
 
-// addPeer makes the chain of a peer, or replaces its rules.
+// sentOnWaits has what another host has sent on wait, in a chain of held tuples.
+func (r *rules) sentOnWaits(chain string) {
+	for _, f := range families {
+		r.rule(chain, ethertypeTCP(f), sentOn(f), verdict(expr.VerdictGoto, chainWait))
+	}
+}
+
+// addPeer makes the chains of a peer, or replaces their rules.
 func (r *rules) addPeer(p *peer) error {
 	c := r.conn
+	c.FlushChain(c.AddChain(&nftables.Chain{Table: r.netdev, Name: string(p.held())}))
+	r.sentOnWaits(string(p.held()))
 	ch := c.AddChain(&nftables.Chain{Table: r.netdev, Name: p.name})
 	c.FlushChain(ch)
 	send := c.AddChain(&nftables.Chain{Table: r.netdev, Name: p.name + "send"})
@@ -406,6 +435,7 @@ func (r *rules) addPeer(p *peer) error {
 		&expr.Payload{OperationType: expr.PayloadWrite, Base: expr.PayloadBaseLLHeader, Offset: 0, Len: 12, SourceRegister: reg0},
 		&expr.Objref{Type: objCounter, Name: counterDiverted},
 	}, dupTo(p.index)...)})
+	r.rule(string(p.held()), verdict(expr.VerdictGoto, p.name))
 	if err := c.Flush(); err != nil {
 		return fmt.Errorf("netadmin: nft chain for peer %v: %w", p.addr, err)
 	}

@@ -606,6 +606,54 @@ func TestFollowerComesBack(t *testing.T) {
 	})
 }
 
+// A tuple is held some time before its flow stops at the other host. Until then its segments
+// reach it there, though they come by way of the host that holds: from an endpoint on that
+// one, and where it owns the address and the flow comes back, diverted or led away before.
+func TestHeldReachesFlow(t *testing.T) {
+	eachFamily(t, func(t *testing.T, fam int) {
+		l := newBareLab(t)
+		aa, ba := l.a.open(Config{}), l.b.open(Config{})
+		fenceAll(t, aa, ba)
+		v := vip[fam]
+		l.a.own(aa, v, long)
+		must(t, "Forward on b", ba.Forward(v, l.a.addr[fam]))
+		must(t, "Guest on b", ba.Guest(v, long))
+		leg := connect(t, l.a, v, l.b, l.b.addr[fam], false) // its endpoint is on B
+		went := connect(t, l.a, v, l.client, l.client.addr[fam], true)
+		must(t, "Lead", aa.Lead(v, l.b.addr[0]))
+		follows := connect(t, l.b, v, l.client, l.client.addr[fam], true)
+		(&mover{t: t, stream: went}).move(l.a, l.b, aa, ba, nil)
+		for _, x := range []struct {
+			s        *stream
+			from, to *host
+			fa, ta   *Admin
+		}{{leg, l.a, l.b, aa, ba}, {went, l.b, l.a, ba, aa}, {follows, l.b, l.a, ba, aa}} {
+			must(t, "Hold", x.ta.Hold([]Tuple{x.s.tuple}))
+			x.s.pump(10*time.Millisecond, 700)
+			x.s.settle()
+			if c := x.to.counters(x.ta); c.HeldFrames != 0 {
+				t.Errorf("%v: %d frames wait for a flow that is elsewhere", x.s.tuple, c.HeldFrames)
+			}
+			held := x.to.counters(x.ta).HeldTotal
+			(&mover{t: t, stream: x.s}).move(x.from, x.to, x.fa, x.ta, func() {
+				x.s.write(false, 700)
+				wait(t, "what came while it moved to be held", func() bool { return x.to.counters(x.ta).HeldTotal > held })
+			})
+			x.s.pump(10*time.Millisecond, 700)
+			x.s.settle()
+		}
+		for h, a := range map[*host]*Admin{l.a: aa, l.b: ba} {
+			if c := h.counters(a); c.Looped != 0 {
+				t.Errorf("%s: %+v", h.name, c)
+			}
+		}
+		for _, s := range []*stream{leg, went, follows} {
+			s.finish(true, true)
+		}
+		l.wantNoReset()
+	})
+}
+
 // The whole order: a live flow goes to B, the address follows. Clients whose
 // caches have not settled, and endpoints on A itself, reach B by A; a flow
 // that stays on A goes on, its segments come from B.
