@@ -2,6 +2,7 @@ package lab
 
 import (
 	"bufio"
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -52,6 +53,10 @@ const (
 	marchSettle = time.Second
 )
 
+// marchPhases are the steps of a move, as its command tells them, at which harm comes. The
+// last flows are on their way, or have gone, when the first of them are told.
+var marchPhases = []string{"plan", "hold", "flows", "address", "settling"}
+
 // marchFlows are connections that stand during each step; they say something every few
 // milliseconds, and know if their server has said something else.
 const marchFlows = 40
@@ -68,29 +73,22 @@ func migrateMarching(ctx context.Context, o Options, out io.Writer, v *Verdict) 
 	if err := r.refused(); err != nil {
 		return fmt.Errorf("flows that the taker refuses: %w", err)
 	}
-	every, most := 5*time.Millisecond, 120*time.Millisecond
-	if o.Moves > 0 {
-		every = most / time.Duration(o.Moves)
-	}
-	if o.Short {
-		every = most
-	}
+	each := max(o.Moves, 1)
 	for i, h := range marchHarms {
 		for j, node := range []string{"n1", "n3"} {
 			if h.name == "is not told" && node == "n3" {
 				continue
 			}
-			first := time.Duration(0)
-			if o.Short { // one moment of each at one node, another one by the seed
-				if h.long || (o.Seed+uint64(i+j))%2 != 0 && h.name != "is not told" {
+			for k, phase := range marchPhases {
+				// In the short form one phase of each at one node, another one by the seed.
+				if o.Short && (h.long || k != int(o.Seed+uint64(3*i))%len(marchPhases) || (o.Seed+uint64(i+j))%2 != 0 && h.name != "is not told") {
 					continue
 				}
-				first = time.Duration((o.Seed*7+uint64(i)*5)%12) * 10 * time.Millisecond
-			}
-			for at := first; at < first+most; at += every {
-				if err := r.step(h, node, at); err != nil {
-					r.phase("%s", r.b.Logs())
-					return fmt.Errorf("%s %s after %v: %w", node, h.name, at, err)
+				for range each {
+					if err := r.step(h, node, phase); err != nil {
+						r.phase("%s", r.b.Logs())
+						return fmt.Errorf("%s %s at %q: %w", node, h.name, phase, err)
+					}
 				}
 			}
 		}
@@ -110,13 +108,13 @@ func migrateMarching(ctx context.Context, o Options, out io.Writer, v *Verdict) 
 // migrateMarch is a run of that lab.
 type migrateMarch struct {
 	*scene
-	b      *cluster
-	vip    clusterVIP
-	wire   *Wire
-	asker  *Asker
-	file   string
-	flows  []*marchFlow
-	cancel context.CancelFunc
+	b     *cluster
+	vip   clusterVIP
+	wire  *Wire
+	asker *Asker
+	file  string
+	flows []*marchFlow
+	order *Process // the command that moves
 
 	lastErr error // of a flow
 
@@ -261,8 +259,8 @@ func (f *marchFlow) state() (said int, err error) {
 	return f.said, f.err
 }
 
-// step is one move that comes to harm after a time.
-func (r *migrateMarch) step(h marchHarm, node string, at time.Duration) error {
+// step is one move that comes to harm when its command tells a phase.
+func (r *migrateMarch) step(h marchHarm, node, at string) error {
 	if err := r.settle("n1"); err != nil {
 		return err
 	}
@@ -272,15 +270,16 @@ func (r *migrateMarch) step(h marchHarm, node string, at time.Duration) error {
 	}
 	r.steps++
 	began := time.Now()
-	moving, abort := context.WithTimeout(r.ctx, 60*time.Second)
-	defer abort()
-	r.cancel = abort
-	result := make(chan error, 1)
-	go func() {
-		_, err := r.b.migrate(moving, r.vip, "n1", "n3")
-		result <- err
-	}()
-	time.Sleep(at)
+	n1 := r.b.nodes["n1"]
+	move, err := n1.host.Start(fmt.Sprintf("migrate.%d", r.steps), nil, r.Binary, "migrate", "--vip", r.vip.name, "--to", "n3", "--socket", n1.socket, "--json")
+	if err != nil {
+		return err
+	}
+	defer move.Kill()
+	r.order = move
+	if err := awaitPhase(move, at); err != nil {
+		return err
+	}
 	if err := h.begin(r, node); err != nil {
 		return err
 	}
@@ -302,35 +301,45 @@ func (r *migrateMarch) step(h marchHarm, node string, at time.Duration) error {
 	owner, err := r.oneOwner()
 	if err != nil {
 		r.nobody++
-		r.phase("   WRONG: %s %s after %v: %v", node, h.name, at, err)
-		abort()
-		<-result
+		r.phase("   WRONG: %s %s at %s: %v", node, h.name, at, err)
+		move.Kill()
 		return r.startOver()
 	}
-	abort()
-	moved := <-result
 	alive := r.alive()
+	moved := eventually(takePatience, move.Ended) && move.cmd.ProcessState.Success()
 	how := "moved"
-	if moved != nil {
-		how = moved.Error()
-		for _, word := range []string{"aborted", "already committed"} {
-			if i := strings.LastIndex(how, word); i >= 0 {
-				how = how[i:]
-			}
+	if !moved {
+		how = "not moved, or nobody knows"
+		if i := strings.LastIndex(move.Tail(100), "committed"); i >= 0 && strings.Contains(move.Tail(100)[i:], "true") {
+			how = "moved, which was not heard"
 		}
-		how = how[max(0, len(how)-160):]
 	}
 	if alive < marchFlows {
 		how += fmt.Sprintf("; a flow: %v", r.lastErr)
 	}
-	r.phase("   %s %-18s after %3d ms: owner %s, %2d of %d flows live (%s)", node, h.name, at.Milliseconds(), owner, alive, marchFlows, strings.ReplaceAll(how, "\n", " "))
+	r.phase("   %s %-18s at %-8s: owner %s, %2d of %d flows live (%s)", node, h.name, at, owner, alive, marchFlows, how)
 	if h.none && alive < marchFlows {
 		r.needless++
 	}
-	if moved != nil { // the next move would wait until this one has settled
+	if !moved { // the next move would wait until this one has settled
 		time.Sleep(marchSettle + marchLease/2)
 	}
 	return r.judge(began)
+}
+
+// awaitPhase waits until a command has told a phase.
+func awaitPhase(p *Process, phase string) error {
+	want := []byte(`"phase":"` + phase + `"`)
+	for end := time.Now().Add(readyPatience); ; time.Sleep(200 * time.Microsecond) {
+		ended := p.Ended()
+		b, err := os.ReadFile(p.Log)
+		if err != nil || bytes.Contains(b, want) {
+			return err
+		}
+		if ended || time.Now().After(end) {
+			return fmt.Errorf("lab: %s tells of no phase %q: %s", p.Name, phase, p.Tail(20))
+		}
+	}
 }
 
 // judge looks who has answered since then.
@@ -495,6 +504,6 @@ func (r *migrateMarch) unplug(node string) error { return r.world.Host(node).Unp
 func (r *migrateMarch) plug(node string) error { return r.world.Host(node).Plug() }
 
 func (r *migrateMarch) abort(string) error {
-	r.cancel()
+	r.order.Kill()
 	return nil
 }
