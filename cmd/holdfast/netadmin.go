@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/netip"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -98,27 +97,6 @@ func clusterOf(file string) (*config.Config, error) {
 	return c, nil
 }
 
-// movableAddrs are the addresses that may move, with the prefixes of their networks,
-// and those that flows on them are dialled from.
-func movableAddrs(c *config.Config) (all []netip.Prefix) {
-	for _, v := range c.VIPs {
-		all = append(all, v.Address)
-	}
-	only := func(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
-	for _, l := range c.Listeners {
-		if !l.Movable {
-			continue
-		}
-		all = append(all, only(l.VIP.Addr()))
-		for _, name := range l.Names() {
-			if b := c.Backends[name]; b != nil && b.Source.IsValid() {
-				all = append(all, only(b.Source))
-			}
-		}
-	}
-	return all
-}
-
 // netadminPath is where the privileged process of this node is. Nodes with admin
 // sockets of their own on one machine have privileged processes of their own.
 func netadminPath(c *config.Config) string {
@@ -159,12 +137,7 @@ func beNetadmin(file, socket string, uid int, child bool) error {
 	if err != nil {
 		return err
 	}
-	s := netadmin.NewServer(a, uid, func() []netip.Prefix {
-		if now, err := clusterOf(file); err == nil && now != nil {
-			c = now
-		}
-		return movableAddrs(c)
-	}, log)
+	s := netadmin.NewServer(a, uid, rightsFrom(file, c, uid, log), log)
 	if child {
 		s.LeftTime = netadminLeft
 	}

@@ -69,24 +69,30 @@ func (c *Client) dial() (*channel, error) {
 	if err != nil {
 		return fail(err)
 	}
-	hello, err := json.Marshal(clientHello{Session: c.session, PID: os.Getpid(), Net: here})
+	hello, err := json.Marshal(clientHello{Version: wireVersion, Session: c.session, PID: os.Getpid(), Net: here})
 	if err != nil {
 		return fail(err)
 	}
 	if err := conn.SetDeadline(time.Now().Add(callTime)); err != nil {
 		return fail(err)
 	}
-	if err := ch.send(actHello, hello); err != nil {
-		return fail(err)
-	}
+	// Who is turned away may hear why before anything was read.
+	sent := ch.send(actHello, hello)
 	what, body, fds, err := ch.receive()
 	closeAll(fds)
 	var there clientHello
-	if err == nil && what != answerDone {
+	switch {
+	case err != nil && sent != nil:
+		err = sent
+	case err == nil && what == answerFailed:
+		err = errors.New(string(body))
+	case err == nil && what != answerDone:
 		err = fmt.Errorf("answers %d", what)
-	}
-	if err == nil {
+	case err == nil:
 		err = decodeJSON(body, &there)
+	}
+	if err == nil && there.Version != wireVersion {
+		err = fmt.Errorf("process %d there speaks version %d, this one %d: begin the older one of them anew", there.PID, there.Version, wireVersion)
 	}
 	if err == nil && there.Net != here {
 		err = ErrOtherNetwork
@@ -138,6 +144,9 @@ func (c *Client) lose(ch *channel) {
 // descriptors are the caller's. A connection that the privileged process closed
 // while nothing was asked, since it began anew, is replaced once.
 func (c *Client) ask(what act, body []byte, read func([]byte) error, fds ...int) ([]int, error) {
+	if size := 1 + len(body); size > requestMax {
+		return nil, fmt.Errorf("netadmin: a request of %d octets: at most %d", size, requestMax)
+	}
 	for {
 		ch, used, err := c.take()
 		if err != nil {

@@ -40,6 +40,9 @@ const (
 	// legs and windows of 1 MiB come to half of it.
 	DefaultMaxFrames = 1 << 16
 	DefaultMaxBytes  = 64 << 20
+	// DefaultMaxTuples bounds the tuples that are held, diverted or here, together. A
+	// tuple takes some 300 octets of this process and as much of the kernel.
+	DefaultMaxTuples = 1 << 18
 	// DefaultResolveTimeout bounds how long Divert looks for a peer's MAC.
 	DefaultResolveTimeout = 2 * time.Second
 )
@@ -66,6 +69,8 @@ type Config struct {
 	// dropped and counted, and the sender's TCP repeats it.
 	MaxFrames int
 	MaxBytes  int64
+	// MaxTuples bounds what is held, diverted and here in all; what exceeds it is refused.
+	MaxTuples int
 	// ResolveTimeout bounds the search for a peer's MAC address.
 	ResolveTimeout time.Duration
 	// Log gets one line for each sysctl changed and each leftover removed.
@@ -97,6 +102,9 @@ func (c *Config) setDefaults() {
 	}
 	if c.MaxBytes == 0 {
 		c.MaxBytes = DefaultMaxBytes
+	}
+	if c.MaxTuples == 0 {
+		c.MaxTuples = DefaultMaxTuples
 	}
 	if c.ResolveTimeout == 0 {
 		c.ResolveTimeout = DefaultResolveTimeout
@@ -197,6 +205,9 @@ type entry struct {
 	peer   *peer    // diverted to
 	here   uint64   // not 0: not steered away, see Steer
 }
+
+// some tells whether anything is wanted for the tuple.
+func (e *entry) some() bool { return e.held || e.peer != nil || e.here != 0 }
 
 // step is how one tuple changes.
 type step struct {
@@ -397,7 +408,9 @@ func (a *Admin) Release(ts []Tuple) (frames int, err error) {
 	}
 	until := time.Now().Add(lateFor)
 	for _, t := range ts {
-		a.released[t] = until
+		if e := a.tuples[t]; e != nil && e.held && len(a.released) < a.cfg.MaxTuples {
+			a.released[t] = until
+		}
 	}
 	// Another thread costs as much again as the change. Where nobody has sent
 	// anything while it was held, hardly anybody does just now.
@@ -492,6 +505,14 @@ func (a *Admin) Undivert(ts []Tuple) error {
 	return a.change(ts, nil, func(t Tuple, e *entry) { e.peer, e.here = nil, a.stays(t) })
 }
 
+// Holds tells whether a tuple is held.
+func (a *Admin) Holds(t Tuple) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	e := a.tuples[t]
+	return e != nil && e.held
+}
+
 // Inject delivers one IP packet to this host's stack as if it had come from
 // the network.
 func (a *Admin) Inject(packet []byte) error {
@@ -554,7 +575,7 @@ func (a *Admin) change(ts []Tuple, meanwhile func() (stop func()), f func(Tuple,
 	if a.closed {
 		return ErrClosed
 	}
-	steps := a.steps[:0]
+	steps, more := a.steps[:0], 0
 	clear(a.seen)
 	for _, t := range ts {
 		if _, twice := a.seen[t]; twice {
@@ -567,6 +588,13 @@ func (a *Admin) change(ts []Tuple, meanwhile func() (stop func()), f func(Tuple,
 			s.was, s.now = *e, *e
 		}
 		f(t, &s.now)
+		if s.now.some() && !s.was.some() {
+			more++
+		}
+	}
+	if more > 0 && len(a.tuples)+more > a.cfg.MaxTuples {
+		clear(steps)
+		return fmt.Errorf("netadmin: %v, of %d that come: %d tuples are held, diverted or here, of %d at most", ts[0], more, len(a.tuples), a.cfg.MaxTuples)
 	}
 	if len(steps) <= 2*tuplesPerFlush { // not the room of something rare
 		a.steps = steps
@@ -611,7 +639,7 @@ func (a *Admin) change(ts []Tuple, meanwhile func() (stop func()), f func(Tuple,
 		if s.now.held {
 			delete(a.released, s.t)
 		}
-		if !s.now.held && s.now.peer == nil && s.now.here == 0 {
+		if !s.now.some() {
 			delete(a.tuples, s.t)
 			continue
 		}

@@ -22,15 +22,18 @@ import (
 // socket, what an Admin can, and what of package tcprepair takes privilege. It
 // does it for the addresses that may move and for nothing else.
 type Server struct {
-	Admin   *Admin
-	Allowed func() []netip.Prefix // see NewServer
-	UID     int
+	Admin  kernel
+	Rights func() Rights // see NewServer
+	UID    int
 	// HeldTime is how long what is held waits for another client after the last one
 	// died, Forsaken how long everything else does; 0 is 5 s and 10 min.
 	HeldTime, ForsakenTime time.Duration
 	// LeftTime is how long it waits for another client after the last one has said
 	// that it goes; 0 is ForsakenTime.
 	LeftTime time.Duration
+	// RequestTime is how long a client may take over a request that it has begun, its
+	// greeting included, and to take the answer; 0 is 5 s.
+	RequestTime time.Duration
 	// Log may be nil.
 	Log *slog.Logger
 
@@ -39,12 +42,46 @@ type Server struct {
 	died     *time.Timer // when the last session died: drops what is held
 	forsaken chan struct{}
 	lonely   *time.Timer
-	widowed  bool               // the last session that asked for something died, and nobody has come in its place
-	allowed  map[netip.Addr]int // bits of the network's prefix
+	widowed  bool     // the last session that asked for something died, and nobody has come in its place
+	allowed  *allowed // nil: not asked yet
 	asked    time.Time
+	user     func(*net.UnixConn) (int, error) // peerUser
+	said     time.Time                        // when the last complaint was
+	unsaid   int                              // complaints since
 	closing  bool
+	closed   chan struct{}
 	conns    map[*net.UnixConn]bool
 	serving  sync.WaitGroup
+}
+
+// kernel is what a Server does for clients: an [Admin].
+type kernel interface {
+	Hold(ts []Tuple) error
+	Release(ts []Tuple) (frames int, err error)
+	Drop(ts []Tuple) error
+	Divert(ts []Tuple, to netip.Addr) error
+	Undivert(ts []Tuple) error
+	Here(ts []Tuple) error
+	Holds(t Tuple) bool
+	Inject(packet []byte) error
+	Repair(fds []int, mode int) error
+	Sockets(specs []tcprepair.SocketSpec) ([]int, error)
+	Steer(addrs []netip.Addr, ranges []PortRange) error
+	Counters() (Counters, error)
+	State() (State, error)
+
+	Fence(addrs []netip.Prefix) error
+	Routed(addrs []netip.Addr) error
+	Own(p netip.Prefix, lease time.Duration) error
+	Disown(addr netip.Addr) error
+	Guest(addr netip.Addr, d time.Duration) error
+	Announce(addr netip.Addr) error
+	Learn(on []netip.AddrPort) error
+	Handshakes(addr netip.Addr) ([]Tuple, error)
+	Closing(addr netip.Addr) ([]Tuple, error)
+	Lead(addr, to netip.Addr) error
+	Forward(addr, to netip.Addr) error
+	Forget(addr netip.Addr) error
 }
 
 // session is one client: a process, with one connection or more.
@@ -54,16 +91,21 @@ type session struct {
 	asked bool // for anything else
 }
 
-// connsMax bounds the connections of all clients: a process and its successor
-// have a few each.
-const connsMax = 64
+const (
+	// connsMax bounds the connections of all clients: a process and its successor
+	// have a few each.
+	connsMax = 64
+	// greetingMax and requestMax bound what a client sends, in octets: some 27,000
+	// tuples of IPv6.
+	greetingMax = 4 << 10
+	requestMax  = 1 << 20
+)
 
 // NewServer makes a server of a, for processes of this one's user, of root, and of
-// the user uid. allowed gives the addresses that may move, with the prefixes of their
-// networks: it is asked again, at most once a second, when a client asks for another
-// one, for the file may have changed.
-func NewServer(a *Admin, uid int, allowed func() []netip.Prefix, log *slog.Logger) *Server {
-	return &Server{Admin: a, UID: uid, Allowed: allowed, Log: log, forsaken: make(chan struct{})}
+// the user uid. rights gives what the file says now: it is asked again, at most once a
+// second, when a client asks for what the file did not say, for it may have changed.
+func NewServer(a kernel, uid int, rights func() Rights, log *slog.Logger) *Server {
+	return &Server{Admin: a, UID: uid, Rights: rights, Log: log, forsaken: make(chan struct{}), closed: make(chan struct{}), user: peerUser}
 }
 
 // Serve serves until l is closed, or [Server.Close]. It returns when the last
@@ -83,19 +125,37 @@ func (s *Server) Serve(l *net.UnixListener) error {
 	if s.LeftTime == 0 {
 		s.LeftTime = s.ForsakenTime
 	}
+	if s.RequestTime == 0 {
+		s.RequestTime = 5 * time.Second
+	}
 	s.lonely = time.AfterFunc(s.ForsakenTime, s.forsake)
 	s.mu.Unlock()
 	defer s.serving.Wait()
 	defer s.Close()
+	pause := time.Duration(0)
 	for {
 		c, err := l.AcceptUnix()
-		if err != nil {
-			if errors.Is(err, net.ErrClosed) {
+		switch {
+		case err == nil:
+			pause = 0
+		case errors.Is(err, net.ErrClosed):
+			return nil
+		case !passes(err):
+			return fmt.Errorf("netadmin: %w", err)
+		default:
+			if pause == 0 {
+				s.Log.Error("nobody can be accepted; it is tried again", "error", err)
+			}
+			pause = min(max(2*pause, 5*time.Millisecond), time.Second)
+			select {
+			case <-time.After(pause):
+			case <-s.closed:
 				return nil
 			}
-			return fmt.Errorf("netadmin: %w", err)
+			continue
 		}
 		if !s.began(c) {
+			s.turnAway(c, fmt.Errorf("netadmin: %d connections are served already, the most that are", connsMax))
 			_ = c.Close()
 			continue
 		}
@@ -103,10 +163,40 @@ func (s *Server) Serve(l *net.UnixListener) error {
 			defer s.serving.Done()
 			err := s.talk(c)
 			if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, net.ErrClosed) {
-				s.Log.Warn("a client of the privileged process", "error", err)
+				s.complain("a client of the privileged process", err)
 			}
 		}()
 	}
+}
+
+// passes tells whether what a listener says ends by itself: this process, or the host, has
+// as many descriptors or as much memory in use as it may.
+func passes(err error) bool {
+	for _, e := range []error{unix.EMFILE, unix.ENFILE, unix.ENOBUFS, unix.ENOMEM, unix.ECONNABORTED, unix.EINTR} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
+}
+
+// turnAway says why nobody is served; the connection is new, so there is room.
+func (s *Server) turnAway(c *net.UnixConn, why error) {
+	ch := newChannel(c)
+	ch.patience = s.RequestTime
+	_ = ch.send(answerFailed, []byte(why.Error()))
+}
+
+// complain writes about a client, a line a second at most: nobody fills the disk by it.
+func (s *Server) complain(what string, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if time.Since(s.said) < time.Second {
+		s.unsaid++
+		return
+	}
+	s.Log.Warn(what, "error", err, "unsaid", s.unsaid)
+	s.said, s.unsaid = time.Now(), 0
 }
 
 func (s *Server) began(c *net.UnixConn) bool {
@@ -124,7 +214,10 @@ func (s *Server) began(c *net.UnixConn) bool {
 func (s *Server) Close() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.closing = true
+	if !s.closing {
+		s.closing = true
+		close(s.closed)
+	}
 	for c := range s.conns {
 		_ = c.Close()
 	}
@@ -233,11 +326,17 @@ func (s *Server) talk(c *net.UnixConn) error {
 		delete(s.conns, c)
 		s.mu.Unlock()
 	}()
-	if err := s.known(c); err != nil {
+	user, err := s.user(c)
+	if err == nil {
+		err = s.serves(user)
+	}
+	if err != nil {
+		s.turnAway(c, err)
 		return err
 	}
 	ch := newChannel(c)
-	if err := c.SetReadDeadline(time.Now().Add(5 * time.Second)); err != nil {
+	ch.max, ch.patience = greetingMax, s.RequestTime
+	if err := c.SetReadDeadline(time.Now().Add(s.RequestTime)); err != nil {
 		return err
 	}
 	what, body, fds, err := ch.receive()
@@ -249,17 +348,19 @@ func (s *Server) talk(c *net.UnixConn) error {
 	if err == nil {
 		err = decodeJSON(body, &hello)
 	}
+	if err == nil && hello.Version != wireVersion {
+		err = fmt.Errorf("netadmin: a client that speaks version %d; process %d speaks version %d: begin the older one of them anew", hello.Version, os.Getpid(), wireVersion)
+	}
 	if err != nil {
+		s.turnAway(c, err)
 		return err
 	}
-	if err := c.SetReadDeadline(time.Time{}); err != nil {
-		return err
-	}
+	ch.max = requestMax
 	here, err := netNamespace()
 	if err != nil {
 		return err
 	}
-	answer, err := json.Marshal(clientHello{PID: os.Getpid(), Net: here})
+	answer, err := json.Marshal(clientHello{Version: wireVersion, PID: os.Getpid(), Net: here})
 	if err != nil {
 		return err
 	}
@@ -280,7 +381,7 @@ func (s *Server) talk(c *net.UnixConn) error {
 			x.asked, s.widowed = true, false
 		}
 		s.mu.Unlock()
-		out, back, err := s.do(what, body, fds)
+		out, back, err := s.do(ch, what, body, fds)
 		closeAll(fds)
 		switch {
 		case errors.Is(err, ErrClosed):
@@ -297,22 +398,27 @@ func (s *Server) talk(c *net.UnixConn) error {
 	}
 }
 
-// known refuses processes of other users.
-func (s *Server) known(c *net.UnixConn) error {
+// peerUser is the user whose process is at the other end.
+func peerUser(c *net.UnixConn) (uid int, err error) {
 	raw, err := c.SyscallConn()
 	if err != nil {
-		return err
+		return 0, err
 	}
 	var cred *unix.Ucred
 	var failed error
 	if err := raw.Control(func(fd uintptr) { cred, failed = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }); err != nil {
-		return err
+		return 0, err
 	}
 	if failed != nil {
-		return fmt.Errorf("netadmin: SO_PEERCRED: %w", failed)
+		return 0, fmt.Errorf("netadmin: SO_PEERCRED: %w", failed)
 	}
-	if uid := int(cred.Uid); uid != 0 && uid != os.Geteuid() && uid != s.UID {
-		return fmt.Errorf("netadmin: process %d is of user %d, who is not served", cred.Pid, uid)
+	return int(cred.Uid), nil
+}
+
+// serves refuses processes of other users.
+func (s *Server) serves(user int) error {
+	if user != 0 && user != os.Geteuid() && user != s.UID {
+		return fmt.Errorf("netadmin: user %d is not served by this process, but user %d (--user) and root", user, s.UID)
 	}
 	return nil
 }
@@ -320,65 +426,18 @@ func (s *Server) known(c *net.UnixConn) error {
 // netNamespace names the network namespace of this process.
 func netNamespace() (string, error) { return os.Readlink("/proc/thread-self/ns/net") }
 
-// may tells whether all of these may move.
-func (s *Server) may(addrs ...netip.Addr) error {
-	for _, a := range addrs {
-		if err := s.mayWithin(netip.PrefixFrom(a, a.BitLen())); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// mayWithin tells whether an address may move, and be put on a device with a prefix:
-// the kernel takes a shorter one than the network has for a way to hosts elsewhere.
-func (s *Server) mayWithin(p netip.Prefix) error {
-	p = unmapped(p)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for again := false; ; again = true {
-		bits, known := s.allowed[p.Addr()]
-		if known && p.Bits() >= bits {
-			return nil
-		}
-		if again || time.Since(s.asked) < time.Second {
-			if known {
-				return fmt.Errorf("netadmin: %v: the network of that address has %d bits, by the file of this process", p, bits)
-			}
-			return fmt.Errorf("netadmin: %v is no address that moves, by the file of this process", p.Addr())
-		}
-		s.asked, s.allowed = time.Now(), map[netip.Addr]int{}
-		for _, a := range s.Allowed() {
-			a = unmapped(a)
-			if bits, twice := s.allowed[a.Addr()]; !twice || a.Bits() < bits {
-				s.allowed[a.Addr()] = a.Bits()
-			}
-		}
-	}
-}
-
-func (s *Server) mayTuples(ts []Tuple) error {
-	var last netip.Addr
-	for _, t := range ts {
-		if a := t.Local.Addr(); a != last {
-			if err := s.may(a); err != nil {
-				return err
-			}
-			last = a
-		}
-	}
-	return nil
-}
-
 // do does what one request asks for. The descriptors that it gives back are the
 // caller's, as are those that it was given.
-func (s *Server) do(what act, body []byte, fds []int) (out []byte, back []int, err error) {
+func (s *Server) do(ch *channel, what act, body []byte, fds []int) (out []byte, back []int, err error) {
 	a := s.Admin
+	if len(fds) > 0 && what != actRepair {
+		return nil, nil, fmt.Errorf("netadmin: %d descriptors with request %d, which takes none", len(fds), what)
+	}
 	switch what {
 	case actHold, actRelease, actDrop, actUndivert, actHere:
 		ts, err := readTuples(body)
 		if err == nil {
-			err = s.mayTuples(ts)
+			err = s.may(func(r *allowed) error { return r.ends(ts) })
 		}
 		if err != nil {
 			return nil, nil, err
@@ -402,14 +461,21 @@ func (s *Server) do(what act, body []byte, fds []int) (out []byte, back []int, e
 		}
 		ts, err := readTuples(body)
 		if err == nil {
-			err = s.mayTuples(ts)
+			err = s.may(func(r *allowed) error { return errors.Join(r.node(to), r.ends(ts)) })
 		}
 		if err != nil {
 			return nil, nil, err
 		}
 		return nil, nil, a.Divert(ts, to)
 	case actInject:
-		if err := s.mayInject(body); err != nil {
+		t, err := injected(body)
+		if err == nil {
+			err = s.may(func(r *allowed) error { return r.moves(t.Local.Addr()) })
+		}
+		if err == nil && !a.Holds(t) {
+			err = fmt.Errorf("netadmin: inject: %v is not held: hold it first", t)
+		}
+		if err != nil {
 			return nil, nil, err
 		}
 		return nil, nil, a.Inject(body)
@@ -417,11 +483,15 @@ func (s *Server) do(what act, body []byte, fds []int) (out []byte, back []int, e
 		if len(body) != 1 || len(fds) == 0 {
 			return nil, nil, errShort
 		}
-		if err := s.mayRepair(fds); err != nil {
+		mode := int(int8(body[0]))
+		err := s.may(func(r *allowed) error { return r.repaired(fds) })
+		if err == nil && (mode < tcprepair.RepairOffNoProbe || mode > tcprepair.RepairOn) {
+			err = fmt.Errorf("netadmin: no repair mode %d: on is %d, off %d, off without a probe %d", mode, tcprepair.RepairOn, tcprepair.RepairOff, tcprepair.RepairOffNoProbe)
+		}
+		if err != nil {
 			return nil, nil, err
 		}
-		mode := int(int8(body[0]))
-		err := tcprepair.SetRepair(fds, mode)
+		err = a.Repair(fds, mode)
 		if mode != tcprepair.RepairOn {
 			// To leave repair mode clears it, and should its owner die before it sets it
 			// again, what is left of the socket would keep the next listener from its port.
@@ -431,7 +501,22 @@ func (s *Server) do(what act, body []byte, fds []int) (out []byte, back []int, e
 		}
 		return nil, nil, err
 	case actSockets:
-		back, err = s.sockets(body)
+		// Descriptors in answers that nobody reads count to nobody's limit.
+		n, err := ch.unread()
+		if err == nil && n > 0 {
+			err = errors.New("netadmin: sockets: read the answer before first")
+		}
+		if err != nil {
+			return nil, nil, err
+		}
+		specs, err := readSpecs(body)
+		if err == nil {
+			err = s.may(func(r *allowed) error { return r.sockets(specs) })
+		}
+		if err != nil {
+			return nil, nil, err
+		}
+		back, err = a.Sockets(specs)
 		return nil, back, err
 	case actCall:
 		out, err = s.call(body)
@@ -439,90 +524,16 @@ func (s *Server) do(what act, body []byte, fds []int) (out []byte, back []int, e
 	case actLeave:
 		return nil, nil, nil
 	}
-	return nil, nil, fmt.Errorf("netadmin: no request %d", what)
-}
-
-// mayInject lets packets in that are for addresses that move.
-func (s *Server) mayInject(packet []byte) error {
-	switch {
-	case len(packet) >= 20 && packet[0]>>4 == 4:
-		return s.may(netip.AddrFrom4([4]byte(packet[16:20])))
-	case len(packet) >= 40 && packet[0]>>4 == 6:
-		return s.may(netip.AddrFrom16([16]byte(packet[24:40])))
-	}
-	return errors.New("netadmin: inject: no IP packet")
-}
-
-// mayRepair takes sockets of addresses that move alone.
-func (s *Server) mayRepair(fds []int) error {
-	for _, fd := range fds {
-		sa, err := unix.Getsockname(fd)
-		if err != nil {
-			return fmt.Errorf("netadmin: repair: %w", err)
-		}
-		var a netip.Addr
-		switch sa := sa.(type) {
-		case *unix.SockaddrInet4:
-			a = netip.AddrFrom4(sa.Addr)
-		case *unix.SockaddrInet6:
-			a = netip.AddrFrom16(sa.Addr).Unmap()
-		}
-		if err := s.may(a); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func (s *Server) sockets(body []byte) (back []int, err error) {
-	specs, err := readSpecs(body)
-	if err != nil {
-		return nil, err
-	}
-	if len(specs) == 0 || len(specs) > socketsMax {
-		return nil, fmt.Errorf("netadmin: %d sockets in one request", len(specs))
-	}
-	for i := range specs {
-		err := s.may(specs[i].Local.Addr())
-		if err == nil && (specs[i].Transparent || specs[i].Mark != 0) {
-			err = errors.New("netadmin: a socket with a mark, or of a strange address, is made for nobody")
-		}
-		fd := -1
-		if err == nil {
-			fd, err = specs[i].Open()
-		}
-		if err != nil {
-			closeAll(back)
-			return nil, err
-		}
-		back = append(back, fd)
-	}
-	return back, nil
+	return nil, nil, fmt.Errorf("netadmin: no request %d: they are %d to %d in version %d", what, actHold, actLeave, wireVersion)
 }
 
 // call does what is asked by name.
 func (s *Server) call(body []byte) ([]byte, error) {
 	var q call
-	if err := decodeJSON(body, &q); err != nil {
+	if err := decodeCall(body, &q); err != nil {
 		return nil, err
 	}
-	prefixes, movable := q.Prefixes, []netip.Addr(nil)
-	for _, x := range q.On {
-		movable = append(movable, x.Addr())
-	}
-	movable = append(movable, q.Addrs...)
-	if q.Prefix.IsValid() {
-		prefixes = append(prefixes, q.Prefix)
-	}
-	if q.Addr.IsValid() {
-		movable = append(movable, q.Addr)
-	}
-	for _, p := range prefixes {
-		if err := s.mayWithin(p); err != nil {
-			return nil, err
-		}
-	}
-	if err := s.may(movable...); err != nil {
+	if err := s.may(func(r *allowed) error { return r.call(&q) }); err != nil {
 		return nil, err
 	}
 	a, r, err := s.Admin, result{}, error(nil)
@@ -562,12 +573,16 @@ func (s *Server) call(body []byte) ([]byte, error) {
 		x, err = a.State()
 		r.State = &x
 	default:
-		err = fmt.Errorf("netadmin: no call %q", q.Name)
+		err = unknownCall(q.Name)
 	}
 	if err != nil {
 		return nil, err
 	}
-	return json.Marshal(r)
+	out, err := json.Marshal(r)
+	if err == nil && len(out) >= messageMax {
+		err = fmt.Errorf("netadmin: the answer to %s has %d octets: at most %d", q.Name, len(out), messageMax-1)
+	}
+	return out, err
 }
 
 // Repair is a [tcprepair.Toggle] by this process's own privilege.

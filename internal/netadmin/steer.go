@@ -95,15 +95,19 @@ func (a *Admin) Steer(addrs []netip.Addr, ranges []PortRange) error {
 		return ErrClosed
 	}
 	s := &a.steering
-	s.addrs = want
-	s.ranges = slices.DeleteFunc(slices.Clone(s.ranges), func(old PortRange) bool {
+	all := slices.DeleteFunc(slices.Clone(s.ranges), func(old PortRange) bool {
 		return slices.ContainsFunc(ranges, func(r PortRange) bool { return r.To.Unmap() == old.To })
 	})
 	for _, r := range ranges {
 		if r.To = r.To.Unmap(); r.First != 0 {
-			s.ranges = append(s.ranges, r)
+			all = append(all, r)
 		}
 	}
+	if len(all) > rangesMax {
+		a.mu.Unlock()
+		return fmt.Errorf("netadmin: steer: %d ranges of ports in all: at most %d", len(all), rangesMax)
+	}
+	s.addrs, s.ranges = want, all
 	a.mu.Unlock()
 	return a.applySteering(a.cfg.ResolveTimeout)
 }

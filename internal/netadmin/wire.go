@@ -1,6 +1,7 @@
 package netadmin
 
 import (
+	"bytes"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -43,17 +44,23 @@ const (
 )
 
 const (
+	// wireVersion is of all that follows. The privileged process outlives those it
+	// serves, so either of them may be the older one.
+	wireVersion = 1
 	// messageMax bounds a message, in octets: a dump of all that is in force may be
 	// long.
 	messageMax = 8 << 20
 	// fdsMax is the most descriptors of one message (SCM_MAX_FD, include/net/scm.h).
 	fdsMax = 253
+	// keptMax is the longest buffer that a connection keeps for its next message.
+	keptMax = 1 << 20
 	// socketsMax is the most sockets made by one request: they must fit a message.
 	socketsMax = 128
 )
 
 // clientHello is the first message of either side.
 type clientHello struct {
+	Version int `json:"version"`
 	// Session is of all connections of one client.
 	Session string `json:"session,omitempty"`
 	PID     int    `json:"pid"`
@@ -89,14 +96,25 @@ type channel struct {
 	out  []byte
 	in   []byte
 	oob  []byte
+
+	max      int           // octets of a message that is received
+	patience time.Duration // with the other end, about a message that has begun; 0: for ever
 }
 
 func newChannel(c *net.UnixConn) *channel {
-	return &channel{conn: c, oob: make([]byte, unix.CmsgSpace(4*fdsMax))}
+	return &channel{conn: c, max: messageMax, oob: make([]byte, unix.CmsgSpace(4*fdsMax))}
 }
 
 // send writes a message; body is free again when it returns.
 func (c *channel) send(what act, body []byte, fds ...int) error {
+	if c.patience > 0 {
+		if err := c.conn.SetWriteDeadline(time.Now().Add(c.patience)); err != nil {
+			return err
+		}
+	}
+	if cap(c.out) > keptMax {
+		c.out = nil
+	}
 	c.out = binary.BigEndian.AppendUint32(c.out[:0], uint32(1+len(body)))
 	c.out = append(append(c.out, byte(what)), body...)
 	if len(fds) == 0 {
@@ -126,6 +144,9 @@ func (c *channel) receive() (what act, body []byte, fds []int, err error) {
 			fds = nil
 		}
 	}()
+	if err == nil && c.patience > 0 {
+		err = c.conn.SetReadDeadline(time.Now().Add(c.patience))
+	}
 	if err == nil && flags&unix.MSG_CTRUNC != 0 {
 		err = errors.New("netadmin: descriptors were cut off: this process may open no more")
 	}
@@ -136,17 +157,32 @@ func (c *channel) receive() (what act, body []byte, fds []int, err error) {
 		return 0, nil, fds, err
 	}
 	size := binary.BigEndian.Uint32(c.head[:])
-	if size < 1 || size > messageMax {
-		return 0, nil, fds, fmt.Errorf("netadmin: a message of %d octets", size)
+	if size < 1 || size > uint32(c.max) {
+		err = fmt.Errorf("netadmin: a message of %d octets: 1 to %d", size, c.max)
+		return 0, nil, fds, err
 	}
-	if cap(c.in) < int(size-1) || cap(c.in) > 1<<20 {
+	if cap(c.in) < int(size-1) || cap(c.in) > keptMax {
 		c.in = make([]byte, size-1)
 	}
 	body = c.in[:size-1]
 	if _, err = io.ReadFull(c.conn, body); err != nil {
 		return 0, nil, fds, err
 	}
-	return act(c.head[4]), body, fds, nil
+	if c.patience > 0 {
+		err = c.conn.SetReadDeadline(time.Time{})
+	}
+	return act(c.head[4]), body, fds, err
+}
+
+// unread is how much of what was sent the other end has not read, in octets of memory.
+func (c *channel) unread() (n int, err error) {
+	raw, err := c.conn.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	var failed error
+	err = raw.Control(func(fd uintptr) { n, failed = unix.IoctlGetInt(int(fd), unix.SIOCOUTQ) })
+	return n, errors.Join(err, failed)
 }
 
 // rights takes descriptors out of a control message.
@@ -268,6 +304,16 @@ func readSpecs(b []byte) (specs []tcprepair.SocketSpec, err error) {
 
 func decodeJSON(b []byte, v any) error {
 	if err := json.Unmarshal(b, v); err != nil {
+		return fmt.Errorf("netadmin: %w", err)
+	}
+	return nil
+}
+
+// decodeCall refuses what it does not know: it may be what the rest depends on.
+func decodeCall(b []byte, q *call) error {
+	d := json.NewDecoder(bytes.NewReader(b))
+	d.DisallowUnknownFields()
+	if err := d.Decode(q); err != nil {
 		return fmt.Errorf("netadmin: %w", err)
 	}
 	return nil
