@@ -259,7 +259,7 @@ func (n *Node) tendGuests(ctx context.Context) {
 	}
 	reader := n.reader()
 	for _, v := range k.seats {
-		r := v.seat.Record()
+		r, g := v.seat.Record(), v.guest // until a turn comes it may be another one
 		if v.guest.on {
 			if err := n.host.admin.Guest(v.addr(), lease); err != nil {
 				n.log.Warn("a guest could not be renewed", "vip", v.name, "error", err)
@@ -271,13 +271,13 @@ func (n *Node) tendGuests(ctx context.Context) {
 		case v.guest.giver != "" && r.Holder() == n.self():
 			// hearYield ends it.
 		case v.guest.giver != "" && r.Stage != vip.Moving && r.Stage != vip.Yielded:
-			n.inTurn(ctx, v, func(ctx context.Context) error { return n.giveBack(ctx, v, v.guest.giver) })
+			n.inTurn(ctx, v, func(ctx context.Context) error { return n.giveBack(ctx, v, g.giver) })
 		case r.Stage == vip.Yielded && r.From == n.self():
 			n.inTurn(ctx, v, func(ctx context.Context) error { return n.confirm(ctx, v, r) })
 		case k.still:
 			// Some of its flows are in another process now, and counted nowhere.
 		case v.guest.to != "" && time.Now().After(v.guest.forget):
-			n.inTurn(ctx, v, func(ctx context.Context) error { return n.settled(ctx, v) })
+			n.inTurn(ctx, v, func(ctx context.Context) error { return n.settled(ctx, v, g) })
 		}
 	}
 }
@@ -306,12 +306,9 @@ func (n *Node) inTurn(ctx context.Context, v *vipSeat, f func(context.Context) e
 }
 
 // settled ends what is left of a VIP that has gone, when neighbours know where it is and
-// no flow of it is here any more.
-func (n *Node) settled(ctx context.Context, v *vipSeat) error {
+// no flow of it is here any more. g is what the guest was when its time was over.
+func (n *Node) settled(ctx context.Context, v *vipSeat, g guesthood) error {
 	k := &n.addresses
-	k.mu.Lock()
-	g := v.guest
-	k.mu.Unlock()
 	if g.stays != nil {
 		left := 0
 		for id := range n.flowsOn(v.addr(), nil) {

@@ -55,7 +55,7 @@ func TestMoveWaitsUntilTheFormerHasSettled(t *testing.T) {
 	g.forget = time.Now()
 	v.guest = g
 	k.mu.Unlock()
-	if err := n.settled(t.Context(), v); err != nil {
+	if err := n.settled(t.Context(), v, g); err != nil {
 		t.Fatal(err)
 	}
 	if got := <-kernel.forgot; got != a {
@@ -63,5 +63,26 @@ func TestMoveWaitsUntilTheFormerHasSettled(t *testing.T) {
 	}
 	if err := n.MigrateVIP(t.Context(), MigrateRequest{VIP: "shop", To: "n2"}, nil); err == nil || strings.Contains(err.Error(), "settled") {
 		t.Errorf("when it has settled: %v", err)
+	}
+}
+
+// A node whose time to settle is over takes its turn when a move has begun that brings the VIP
+// back to it: then nothing is forgotten of that one.
+func TestNothingSettlesInTheNextMove(t *testing.T) {
+	kernel := &forgetful{forgot: make(chan netip.Addr, 1)}
+	n, _ := vipNodeAt(t, kernel, t.TempDir(), nil)
+	k := &n.addresses
+	k.mu.Lock()
+	v := shopSeat(n)
+	was := guesthood{on: true, to: "n2", forget: time.Now()}
+	v.guest = guesthood{on: true, giver: "n2"}
+	k.mu.Unlock()
+	if err := n.settled(t.Context(), v, was); err != nil {
+		t.Fatal(err)
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if v.guest.giver != "n2" || len(kernel.forgot) != 0 {
+		t.Errorf("a guest of n2 is %+v, and %d addresses were forgotten", v.guest, len(kernel.forgot))
 	}
 }

@@ -312,7 +312,10 @@ func TestVIPWithFlowsThatAnUpgradeLeft(t *testing.T) {
 	v.guest = guesthood{on: true, to: "n3", forget: time.Now(), stays: &residueOf{vip: "shop", flows: map[uint64]bool{7: true}, until: time.Now().Add(time.Hour)}}
 	k.mu.Unlock()
 	stays := func() bool {
-		if err := n.settled(t.Context(), v); err != nil {
+		k.mu.Lock()
+		g := v.guest
+		k.mu.Unlock()
+		if err := n.settled(t.Context(), v, g); err != nil {
 			t.Fatal(err)
 		}
 		k.mu.Lock()
