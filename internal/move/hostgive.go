@@ -23,13 +23,9 @@ const (
 	HostLotFlows  = 16
 	HostLotOctets = 256 << 10
 	// hostGroupFlows is how many flows are prepared at once. To be held costs a flow
-	// nothing as long as its segments go to the giver, and each preparation is a
-	// transaction of the taker's kernel.
+	// nothing, for until the giver diverts its segments they go to the giver, and each
+	// preparation is a transaction of the taker's kernel.
 	hostGroupFlows = 64
-	// hostBackFlows is the most flows of a group, and of a lot, when segments come by way
-	// of the taker, which stops to send them on as soon as it holds them: then all that are
-	// prepared wait as well.
-	hostBackFlows = 8
 	// hostGroups and hostOffers bound what is prepared, and what stands still, at one
 	// time: one lot is put down while the taker picks up the one before. However fast all
 	// is, a flow stands still for as long as it takes for all that do to move, so more
@@ -102,7 +98,6 @@ type HostGiving struct {
 	void   map[uint16]bool // lots that were given up, and whose answer is still due
 	tries  map[uint64]int
 	timid  bool // after a stall one flow shows whether the taker is there again
-	back   bool // flows come back to where their segments arrive
 	open   bool // the taker is ready for flows
 	moved  int  // flows that were committed
 }
@@ -168,15 +163,10 @@ func (x *HostGiving) Open(coming Coming) error {
 	if err := SendJSON(x.c, Begin, coming); err != nil {
 		return err
 	}
-	m, err := Expect(x.c, Ready)
-	if err != nil {
+	if _, err := Expect(x.c, Ready); err != nil {
 		return err
 	}
-	var r HostReadiness
-	if err := m.Into(&r); err != nil {
-		return err
-	}
-	x.open, x.back = true, r.Diverts
+	x.open = true
 	return nil
 }
 
@@ -223,7 +213,7 @@ func (x *HostGiving) all() (stop, err error) {
 		case ready >= 0 && len(x.lots) < hostOffers:
 			err = x.offer(x.groups[ready])
 		case !over && x.mayPrepare():
-			some := x.g.Next(x.groupFlows(), func(id uint64) int { return x.tries[id] })
+			some := x.g.Next(hostGroupFlows, func(id uint64) int { return x.tries[id] })
 			if some == nil {
 				over = true
 				break
@@ -264,20 +254,7 @@ func (x *HostGiving) next() uint16 {
 
 // mayPrepare tells whether there is room for another group.
 func (x *HostGiving) mayPrepare() bool {
-	if len(x.void) > 0 {
-		return false
-	}
-	if !x.back {
-		return len(x.groups) < hostGroups
-	}
-	return !slices.ContainsFunc(x.groups, func(g *hostGroup) bool { return !g.held || len(g.left) > 0 })
-}
-
-func (x *HostGiving) groupFlows() int {
-	if x.back {
-		return hostBackFlows
-	}
-	return hostGroupFlows
+	return len(x.void) == 0 && len(x.groups) < hostGroups
 }
 
 func (x *HostGiving) prepare(some []Candidate) error {

@@ -36,7 +36,6 @@ type hosts struct {
 	outcome  func() (uint16, error)
 	lots     int // most that stood still at once
 	begun    int
-	diverts  bool // segments come by way of the taker
 }
 
 type hostFlow struct {
@@ -231,9 +230,9 @@ func (g hostGiverOf) Lose(l *Lot) {
 type hostTakerOf struct{ *hosts }
 
 func (t hostTakerOf) Settle() { t.begun-- }
-func (t hostTakerOf) Begin(Coming) (HostReadiness, error) {
+func (t hostTakerOf) Begin(Coming) error {
 	t.begun++
-	return HostReadiness{Diverts: t.diverts}, nil
+	return nil
 }
 
 func (t hostTakerOf) Hold(ts []Tuple) error {
@@ -245,9 +244,6 @@ func (t hostTakerOf) Hold(ts []Tuple) error {
 			t.t.Errorf("%v is held twice", x)
 		}
 		t.held[x] = true
-	}
-	if n := len(t.held); t.diverts && n > 2*(hostOffers+1)*hostBackFlows {
-		t.t.Errorf("%d tuples wait", n)
 	}
 	return nil
 }
@@ -438,19 +434,6 @@ func TestHostFlowsInRounds(t *testing.T) {
 	}
 	if err := x.Settle(); err != nil || h.begun != 0 {
 		t.Errorf("settled: %v, begun %d times", err, h.begun)
-	}
-}
-
-// Where segments come by way of the taker few flows are prepared at a time, for they
-// wait from then on.
-func TestHostFlowsComeBack(t *testing.T) {
-	h := someHosts(t, 500)
-	h.diverts = true
-	if _, err := h.run(0, nil); err != nil {
-		t.Fatal(err)
-	}
-	if there, _ := h.end(); there != 500 || h.lots <= hostBackFlows/2 {
-		t.Errorf("%d of 500 flows went, at most %d stood still", there, h.lots)
 	}
 }
 

@@ -13,7 +13,7 @@ import (
 // one goroutine, and may wait.
 type HostTaker interface {
 	// Begin makes ready for flows, until Settle.
-	Begin(Coming) (HostReadiness, error)
+	Begin(Coming) error
 	// Hold keeps back the segments of what is to come. Drop forgets them: they are the
 	// giver's, or nobody's. On error nothing has changed. An error of Hold is told to the giver.
 	Hold([]Tuple) error
@@ -105,12 +105,11 @@ func (x *HostTaking) begin(m Message) error {
 	if x.begun {
 		return errors.New("move: flows were announced twice")
 	}
-	r, err := x.t.Begin(coming)
-	if err != nil {
+	if err := x.t.Begin(coming); err != nil {
 		return x.refuse(0, err)
 	}
 	x.begun = true
-	return SendJSON(x.c, Ready, r)
+	return x.c.Send(Message{Kind: Ready})
 }
 
 func (x *HostTaking) prepare(m Message) error {

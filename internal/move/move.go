@@ -155,12 +155,6 @@ type Coming struct {
 	Waits []string         `json:"waits,omitempty"`
 }
 
-// HostReadiness answers Coming.
-type HostReadiness struct {
-	// Diverts: this side sends some segments on to others, perhaps to the giver.
-	Diverts bool `json:"diverts,omitempty"`
-}
-
 // Refusal names what could not be taken.
 type Refusal struct {
 	Flow  uint64 `json:"flow"` // 0: the whole batch

@@ -156,14 +156,7 @@ func (t *hostTaker) answer(m move.Message) error {
 
 // Begin makes ready for flows: what the giver holds counts under the limits here, and
 // where somebody waits there nobody is served before all have come.
-func (t *hostTaker) Begin(coming move.Coming) (r move.HostReadiness, err error) {
-	if t.n.host.admin != nil {
-		c, err := t.n.host.admin.Counters()
-		if err != nil {
-			return r, fmt.Errorf("node: %w", err)
-		}
-		r.Diverts = c.DivertTuples > 0
-	}
+func (t *hostTaker) Begin(coming move.Coming) error {
 	if t.ended == nil {
 		t.ended = t.n.host.outcomes.begin(t.peer, coming.Talk, t.conn)
 	}
@@ -174,7 +167,7 @@ func (t *hostTaker) Begin(coming move.Coming) (r move.HostReadiness, err error) 
 	for name, held := range t.shared {
 		t.n.account(name).AddForeign(held)
 	}
-	return r, nil
+	return nil
 }
 
 // Settle makes each host's limits its own again.

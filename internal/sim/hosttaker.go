@@ -122,7 +122,7 @@ func (x *hostTaker) refuse(why error) error {
 }
 
 // Begin counts under the limits here what the giver holds.
-func (x *hostTaker) Begin(coming move.Coming) (move.HostReadiness, error) {
+func (x *hostTaker) Begin(coming move.Coming) error {
 	if x.shared = coming.Held; x.shared == nil {
 		x.shared = map[string]int64{}
 	}
@@ -130,7 +130,7 @@ func (x *hostTaker) Begin(coming move.Coming) (move.HostReadiness, error) {
 	for _, name := range slices.Sorted(maps.Keys(x.shared)) {
 		x.p.account(name).AddForeign(x.shared[name])
 	}
-	return move.HostReadiness{Diverts: x.p.w.hostMoves%2 == 1}, nil // as if some came back
+	return nil
 }
 
 // Settle makes each host's limits its own again.
