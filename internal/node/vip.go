@@ -58,6 +58,7 @@ type vipSeat struct {
 	since time.Time   // owner and epoch are what they are
 	why   string      // it is silent
 	lease vip.Instant // the kernel's ends then, or later; 0: there is none
+	lasts vip.Instant // the kernel's ends then, or before; 0: there is none
 	// passes: the kernel was told to let it pass, so neighbours have heard of it.
 	passes bool
 
@@ -195,7 +196,7 @@ func (n *Node) syncVIPs(c *config.Config) error {
 					}
 				}
 				until, x.passes = vipNow()+vip.Instant(d), true
-				x.lease = until
+				x.lease, x.lasts = until, until
 			}
 		} else if err := n.host.admin.Disown(v.Address.Addr()); err != nil {
 			return fmt.Errorf("node: vips.%s: %w", name, err)
@@ -262,7 +263,8 @@ func (n *Node) carry(v *vipSeat, x vip.Step) error {
 	}
 	v.why = x.Why
 	if x.Disown {
-		if err := n.disown(v); err != nil {
+		if err := n.disown(v); err != nil && v.lasts > vipNow() {
+			v.seat.Lasts(v.lasts) // what comes after its end has to wait
 			return err
 		}
 	}
@@ -279,12 +281,18 @@ func (n *Node) carry(v *vipSeat, x vip.Step) error {
 	}
 	if x.Own > 0 {
 		first, until := !v.passes, vipNow()+vip.Instant(x.Own)
-		if err := n.host.admin.Own(v.v.Address, time.Duration(x.Own)); err != nil {
+		err := n.host.admin.Own(v.v.Address, time.Duration(x.Own))
+		v.lasts = max(v.lasts, vipNow()+vip.Instant(x.Own)) // what is not answered may have been done
+		if err != nil {
 			// The privileged process may have been killed; what it has given lasts.
 			v.seat.Lapses(v.lease)
 			v.passes = v.passes && v.lease > vipNow()
 			v.why = err.Error()
 			return fmt.Errorf("node: vips.%s: %w", v.name, err)
+		}
+		if vipNow() >= v.seat.Until() {
+			// This process or the privileged one stood still: others may own it by now.
+			return errors.Join(fmt.Errorf("node: vips.%s: its lease came later than its end", v.name), n.disown(v))
 		}
 		v.lease = until
 		if v.passes = true; first {
@@ -306,7 +314,7 @@ func (n *Node) disown(v *vipSeat) error {
 		return fmt.Errorf("node: vips.%s: %w", v.name, err)
 	}
 	v.seat.Disowned()
-	v.passes, v.lease = false, 0
+	v.passes, v.lease, v.lasts = false, 0, 0
 	return nil
 }
 

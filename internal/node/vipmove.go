@@ -199,7 +199,7 @@ func (m *vipMove) plan(ctx context.Context) (err error) {
 	m.v, err = k.seatOf(m.q.VIP)
 	if err == nil {
 		if r := m.v.seat.Record(); n.reader() {
-			err = fmt.Errorf("node: VIP %s: %w", m.q.VIP, errUpgrade)
+			err = fmt.Errorf("node: %w", errTurn)
 		} else if !m.v.seat.Holds(vipNow()) {
 			err = fmt.Errorf("node: VIP %s is not this node's to give (%v): %w", m.q.VIP, r, vip.ErrNotOwner)
 		}
@@ -685,6 +685,16 @@ type vipYield struct {
 func (n *Node) confirm(ctx context.Context, v *vipSeat, r vip.Record) error {
 	ctx, cancel := context.WithTimeout(ctx, answerTime)
 	defer cancel()
+	k := &n.addresses
+	k.mu.Lock()
+	err := error(nil)
+	if v.lasts > vipNow() { // it could not be ended before
+		err = n.disown(v)
+	}
+	k.mu.Unlock()
+	if err != nil {
+		return err
+	}
 	t, err := n.talk(ctx, r.Owner)
 	if err != nil {
 		return err
@@ -697,7 +707,6 @@ func (n *Node) confirm(ctx context.Context, v *vipSeat, r vip.Record) error {
 	if err := a.Record.Check(); err != nil {
 		return err
 	}
-	k := &n.addresses
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return n.carry(v, v.seat.Hear(vipNow(), a.Record))

@@ -107,6 +107,9 @@ func (s *Seat) Wrote(r Record) {
 // Lapses tells that the kernel's lease could not be lengthened, and ends at that moment.
 func (s *Seat) Lapses(until Instant) { s.until = min(s.until, until) }
 
+// Lasts tells that the kernel's lease could not be ended, and may last until that moment.
+func (s *Seat) Lasts(until Instant) { s.until = until }
+
 // Disowned tells that the kernel's lease has ended, whatever was known of it.
 func (s *Seat) Disowned() { s.until = 0 }
 
@@ -349,11 +352,13 @@ func (s *Seat) Begun(now Instant, answers map[string]Record) (Step, error) {
 	return Step{Write: r}, nil
 }
 
-// Cancel undoes the first transaction. The address stays ours all the time.
+// Cancel undoes the first transaction. The address stays ours all the time. If it cannot be
+// written now, the next rounds try again.
 func (s *Seat) Cancel() (Step, error) {
 	if s.record.Stage != Moving || s.record.From != s.self {
 		return Step{}, fmt.Errorf("vip: nothing to cancel: %v", s.record)
 	}
+	s.giving = false
 	return s.claim(0, false), nil
 }
 

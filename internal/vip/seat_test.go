@@ -110,3 +110,24 @@ func TestYieldWhileAThirdIsOff(t *testing.T) {
 		t.Fatalf("alone, where a majority has to agree: %+v", x)
 	}
 }
+
+// A move that is undone while the disk refuses is undone by a later round: else no other
+// one could begin.
+func TestCancelThatIsNotWritten(t *testing.T) {
+	s := NewSeat("a", "a", two, Record{Epoch: 4, Stage: Owned, Owner: "a"}, 1000)
+	r, err := s.Begin(1, "b")
+	if err == nil {
+		_, err = s.Begun(1, map[string]Record{"b": r})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Wrote(r)
+	if _, err := s.Cancel(); err != nil {
+		t.Fatal(err)
+	}
+	x := s.Round(2, 2, map[string]Record{"b": r})
+	if x.Write == nil || x.Write.Stage != Claimed || x.Write.Owner != "a" || s.Giving() {
+		t.Errorf("after a cancel that was not written: %+v, giving %v", x, s.Giving())
+	}
+}
