@@ -26,7 +26,7 @@ func Adopt(cfg Config) (*Admin, error) {
 	cfg.setDefaults()
 	next := cfg
 	next.Table, next.HoldDevice = cfg.Table+"1", cfg.HoldDevice+"1"
-	var left []Heritage
+	var left []heritage
 	for _, name := range []string{cfg.Table, next.Table} {
 		h, err := leftover(name)
 		if err != nil {
@@ -47,10 +47,10 @@ func Adopt(cfg Config) (*Admin, error) {
 			h, other = other, h
 		}
 		if h.outlasted { // then the heir's leases, which came before, are those in force
-			h.VIPs.Owned, h.VIPs.Guests = other.VIPs.Owned, other.VIPs.Guests
+			h.state.Owned, h.state.Guests = other.state.Owned, other.state.Guests
 		}
 	}
-	if h.Table == cfg.Table {
+	if h.table == cfg.Table {
 		cfg = next
 	}
 	cfg.unfinished = true
@@ -58,16 +58,16 @@ func Adopt(cfg Config) (*Admin, error) {
 	if err != nil {
 		return nil, err // what is left stays
 	}
-	cfg.Log.Info("taking over the rules of a process that is gone", "table", h.Table, "owned", len(h.VIPs.Owned),
-		"guests", len(h.VIPs.Guests), "diverted", len(h.Diverted), "held", len(h.VIPs.Held))
-	if err := a.Inherit(h); err != nil {
+	cfg.Log.Info("taking over the rules of a process that is gone", "table", h.table, "owned", len(h.state.Owned),
+		"guests", len(h.state.Guests), "diverted", len(h.state.Diverted), "held", len(h.state.Held))
+	if err := a.inherit(h); err != nil {
 		// A peer may be gone. Better what is left of the rules than none.
 		cfg.Log.Error("some of the rules could not be taken over", "error", err)
 	}
 	if err := a.finished(); err != nil {
 		return a, err
 	}
-	return a, a.removeTable(h.Table)
+	return a, a.removeTable(h.table)
 }
 
 // finished takes the mark away that Open has set.
@@ -104,7 +104,7 @@ func (a *Admin) removeTableLocked(name string) error {
 }
 
 // leftover reads what an Admin has left in the kernel; nil is nothing.
-func leftover(table string) (*Heritage, error) {
+func leftover(table string) (*heritage, error) {
 	conn, err := nftables.New(nftables.AsLasting())
 	if err != nil {
 		return nil, fmt.Errorf("netadmin: nft netlink: %w", err)
@@ -126,7 +126,7 @@ func leftover(table string) (*Heritage, error) {
 	if err != nil {
 		return nil, fmt.Errorf("netadmin: list sets of %s: %w", table, err)
 	}
-	h := &Heritage{Table: table, VIPs: &State{}}
+	h := &heritage{table: table, state: &State{}}
 	for _, s := range sets {
 		h.unfinished = h.unfinished || s.Name == setUnfinished
 		list, err := conn.GetSetElements(s)
@@ -145,7 +145,7 @@ func leftover(table string) (*Heritage, error) {
 
 // remember notes what an element of a set of ours says; what it does not know
 // it passes over.
-func (h *Heritage) remember(set string, e nftables.SetElement) {
+func (h *heritage) remember(set string, e nftables.SetElement) {
 	kind, to, _ := strings.Cut(set, "_")
 	var fam int
 	switch {
@@ -159,7 +159,7 @@ func (h *Heritage) remember(set string, e nftables.SetElement) {
 	t, tuple := tupleOfKey(e.Key, families[fam])
 	addr, isAddr := netip.AddrFromSlice(e.Key)
 	chain := chainOfVerdict(e.Val)
-	s, only := h.VIPs, func(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
+	s, only := h.state, func(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
 	switch {
 	case kind == "steer" && tuple:
 		to, held := strings.CutPrefix(chain, heldPrefix)
@@ -167,9 +167,9 @@ func (h *Heritage) remember(set string, e nftables.SetElement) {
 			s.Held = append(s.Held, t)
 		}
 		if peer, ok := peerOf(to); ok {
-			h.Diverted = append(h.Diverted, Diversion{t, peer})
+			h.state.Diverted = append(h.state.Diverted, Diversion{t, peer})
 		} else if chain == "" {
-			h.Here = append(h.Here, t)
+			h.state.Here = append(h.state.Here, t)
 		}
 	case kind == "vip" && isAddr:
 		s.Fenced = append(s.Fenced, only(addr))
@@ -192,12 +192,12 @@ func (h *Heritage) remember(set string, e nftables.SetElement) {
 		a, _ := netip.AddrFromSlice(e.Key[:families[fam].addrLen])
 		s.Learning = append(s.Learning, netip.AddrPortFrom(a, binary.BigEndian.Uint16(e.Key[families[fam].addrLen:])))
 	case kind == "learnt" && tuple:
-		h.Learnt = append(h.Learnt, t)
+		h.learnt = append(h.learnt, t)
 	case kind == "mine" && tuple:
-		h.Mine = append(h.Mine, t)
+		h.mine = append(h.mine, t)
 	case kind == "follow" && tuple:
 		if peer, ok := peerOf(to); ok {
-			h.Followers = append(h.Followers, Diversion{t, peer})
+			h.followers = append(h.followers, Diversion{t, peer})
 		}
 	}
 }

@@ -27,6 +27,15 @@ func (h *host) adopt(cfg Config) *Admin {
 	return a
 }
 
+func (h *host) leftover(table string) (left *heritage) {
+	h.t.Helper()
+	h.do("leftover", func() (err error) {
+		left, err = leftover(table)
+		return err
+	})
+	return left
+}
+
 // The giver's process is killed in the middle of a move, twice, and its successor
 // goes on with all it did: a flow that has left, one that stays, handshakes that
 // are led, one that follows, an address that is owned and one that is a guest's.
@@ -136,8 +145,8 @@ func TestKilledOwner(t *testing.T) {
 	})
 }
 
-// An heir in the same host takes over addresses as well, and decides alone from
-// then on.
+// An heir takes over addresses as well, and decides alone from then on, though the rules
+// of the one that was killed are still there.
 func TestInheritVIPs(t *testing.T) {
 	eachFamily(t, func(t *testing.T, fam int) {
 		l := newBareLab(t)
@@ -147,13 +156,14 @@ func TestInheritVIPs(t *testing.T) {
 		l.a.own(a, vip[fam], lease)
 		s := connect(t, l.a, vip[fam], l.client, l.client.addr[fam], true)
 		s.pump(10*time.Millisecond, 1000)
+		crash(a)
 		heir := l.a.open(Config{Table: "heir", HoldDevice: "heir"})
-		must(t, "Inherit", heir.Inherit(a.Heritage()))
+		must(t, "inherit", heir.inherit(*l.a.leftover(DefaultTable)))
 		must(t, "Own", heir.Own(prefixOf(vip[fam]), 2*lease))
 		time.Sleep(lease + 100*time.Millisecond) // of the predecessor, which is still there
 		s.pump(10*time.Millisecond, 1000)
 		s.settle()
-		must(t, "Leave", a.Leave())
+		must(t, "remove", heir.removeTable(DefaultTable))
 		s.pump(10*time.Millisecond, 1000)
 		s.settle()
 		j := l.client.judge()
@@ -180,13 +190,9 @@ func TestAdoptOutlasted(t *testing.T) {
 		l.a.own(a, vip[0], lease)
 		must(t, "Guest", a.Guest(src[0], lease))
 		crash(a)
-		h, err := (*Heritage)(nil), error(nil)
-		l.a.do("leftover", func() error {
-			h, err = leftover(DefaultTable)
-			return err
-		})
+		h := l.a.leftover(DefaultTable)
 		heir := l.a.open(Config{Table: DefaultTable + "1", HoldDevice: DefaultHoldDevice + "1", unfinished: unfinished})
-		must(t, "Inherit", heir.Inherit(*h))
+		must(t, "inherit", heir.inherit(*h))
 		crash(heir)
 		s, err := l.a.adopt(Config{}).State()
 		must(t, "State", err)
@@ -210,17 +216,13 @@ func TestAdoptWithoutPeer(t *testing.T) {
 	held := []Tuple{{Local: netip.AddrPortFrom(vip[0], 443), Remote: netip.AddrPortFrom(l.client.addr[0], 9)}}
 	must(t, "Hold", a.Hold(held))
 	crash(a)
-	var h *Heritage
-	l.a.do("leftover", func() (err error) {
-		h, err = leftover(DefaultTable)
-		return err
-	})
+	h := l.a.leftover(DefaultTable)
 	nobody := netip.AddrFrom4([4]byte(l.b.addr[0].AsSlice())).Next().Next().Next().Next().Next()
-	h.VIPs.Led = append(h.VIPs.Led, Sending{src[0], nobody})
-	h.Followers = append(h.Followers, Diversion{held[0], nobody})
-	h.Diverted = append(h.Diverted, Diversion{manyTuples(0, 3)[2], nobody})
+	h.state.Led = append(h.state.Led, Sending{src[0], nobody})
+	h.followers = append(h.followers, Diversion{held[0], nobody})
+	h.state.Diverted = append(h.state.Diverted, Diversion{manyTuples(0, 3)[2], nobody})
 	heir := l.a.open(Config{Table: "heir", HoldDevice: "heir"})
-	if err := heir.Inherit(*h); err == nil {
+	if err := heir.inherit(*h); err == nil {
 		t.Fatal("a peer that is not there was found")
 	}
 	s, err := heir.State()

@@ -195,7 +195,6 @@ type Admin struct {
 	hereSerial uint64
 	counters   Counters
 	closed     bool
-	left       bool // closed, and there is an heir
 }
 
 // entry is what is wanted for a tuple; at least one is set.
@@ -349,7 +348,7 @@ func (a *Admin) teardown() error {
 	if a.watch != nil {
 		_ = a.watch.file.Close()
 	}
-	if a.tunnel != nil && !a.left {
+	if a.tunnel != nil {
 		errs = append(errs, a.route.LinkDel(a.tunnel))
 	}
 	errs = append(errs, a.giveBack(), a.restoreSysctls())

@@ -43,32 +43,28 @@ func TestReserve(t *testing.T) {
 	if err := dial(); !errors.Is(err, unix.EADDRNOTAVAIL) {
 		t.Errorf("a new connection from the port: %v", err)
 	}
-	heir := l.a.open(Config{Table: "heir", HoldDevice: "heir"})
-	must(t, "Inherit", heir.Inherit(a.Heritage()))
-	must(t, "Leave", a.Leave())
-	reserved(before + ",40001")
 
 	// More than one write of the kernel takes.
 	var many []Tuple
 	for p := range uint16(2000) {
 		many = append(many, Tuple{Local: netip.AddrPortFrom(src[0], 20000+2*p), Remote: addrPort(sa)})
 	}
-	must(t, "Divert many", heir.Divert(many, l.b.addr[0]))
-	_, err = heir.Release(ts)
+	must(t, "Divert many", a.Divert(many, l.b.addr[0]))
+	_, err = a.Release(ts)
 	must(t, "Release", err)
 	wait(t, "the port to be free", func() bool {
-		heir.mu.Lock()
-		defer heir.mu.Unlock()
-		return !heir.reserved.stale
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		return !a.reserved.stale
 	})
 	must(t, "a new connection from the port", dial())
-	must(t, "Undivert many", heir.Undivert(many[1:]))
+	must(t, "Undivert many", a.Undivert(many[1:]))
 	wait(t, "the ports to be free", func() bool {
-		heir.mu.Lock()
-		defer heir.mu.Unlock()
-		return !heir.reserved.stale
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		return !a.reserved.stale
 	})
 	reserved(before + ",20000")
-	must(t, "Close", heir.Close())
+	must(t, "Close", a.Close())
 	reserved(before)
 }

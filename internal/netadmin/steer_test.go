@@ -140,9 +140,9 @@ func TestSteerChanges(t *testing.T) {
 	// The leg moves to a; its entry goes over to a's successor.
 	m := &mover{t: t, stream: s}
 	m.move(l.b, l.a, b, a, nil)
-	heir := l.a.open(Config{Table: "heir", HoldDevice: "heir"})
-	must(t, "Inherit", heir.Inherit(a.Heritage()))
-	must(t, "Leave", a.Leave())
+	crash(a)
+	heir := l.a.adopt(Config{})
+	must(t, "Steer by the heir", heir.Steer(src[:], toB))
 	s.pump(20*time.Millisecond, 3000)
 	if c := l.a.counters(heir); c.HereTuples != 1 {
 		t.Errorf("counters of the heir: %+v", c)

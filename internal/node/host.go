@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/holdfast-lb/holdfast/internal/config"
-	"github.com/holdfast-lb/holdfast/internal/netadmin"
 	"github.com/holdfast-lb/holdfast/internal/sock"
 )
 
@@ -19,7 +18,6 @@ import (
 // listener where peers come. Both are there only with a cluster section.
 type hostSide struct {
 	admin    hostAdmin
-	local    *netadmin.Admin // admin, if it is this process itself
 	listener net.Listener
 	fd       sock.FD // of the listener, to hand on
 	arrivals sync.WaitGroup
@@ -92,7 +90,7 @@ func (n *Node) startHost(c *config.Config, o Options) error {
 	if err := heeded(c.Cluster); err != nil {
 		return err
 	}
-	if err := n.openHostAdmin(c.Cluster, o); err != nil {
+	if err := n.openHostAdmin(o); err != nil {
 		return fmt.Errorf("node: cluster: %w", err)
 	}
 	n.host.guest = len(o.HostHeritage) > 0
@@ -136,7 +134,9 @@ func (n *Node) stopHost() {
 		n.host.fd.Close()
 	}
 	if n.host.admin != nil {
-		n.closeAdmin()
+		if err := n.host.admin.Close(); err != nil {
+			n.log.Error("the privileged process was not told that this one ends", "error", err)
+		}
 	}
 }
 

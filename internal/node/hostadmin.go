@@ -2,22 +2,21 @@ package node
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
-	"log/slog"
 	"maps"
 	"net/netip"
 	"slices"
 	"time"
 
-	"github.com/holdfast-lb/holdfast/internal/config"
 	"github.com/holdfast-lb/holdfast/internal/frozen"
 	"github.com/holdfast-lb/holdfast/internal/move"
 	"github.com/holdfast-lb/holdfast/internal/netadmin"
 	"github.com/holdfast-lb/holdfast/tcprepair"
 )
 
-// hostAdmin is the kernel's side of moves between hosts: an [netadmin.Admin] of this
-// process, or a [netadmin.Client] of the one that has the privilege.
+// hostAdmin is the kernel's side of moves between hosts: a [netadmin.Client] of the process
+// that has the privilege.
 type hostAdmin interface {
 	Hold(ts []netadmin.Tuple) error
 	Release(ts []netadmin.Tuple) (frames int, err error)
@@ -48,86 +47,13 @@ type hostAdmin interface {
 	Close() error
 }
 
-// names of the kernel's rules: a process and its successor both have rules for
-// a moment, so they take turns.
-var names = [2]struct{ table, device string }{{"holdfast", "holdfast0"}, {"holdfast1", "holdfast1"}}
-
-// openAdmin prepares this host for moves. With the heritage of a predecessor
-// what that one diverts is diverted on; without, all leftovers are removed.
-func openAdmin(c *config.Cluster, heritage json.RawMessage, log *slog.Logger) (*netadmin.Admin, error) {
-	mine, other := names[0], names[1]
-	var h *netadmin.Heritage
-	if len(heritage) > 0 {
-		h = new(netadmin.Heritage)
-		if err := json.Unmarshal(heritage, h); err != nil {
-			return nil, fmt.Errorf("heritage: %w", err)
-		}
-		if h.Table == mine.table {
-			mine = other
-		}
-	} else {
-		// Opening removes what is there under the name; so does closing.
-		old, err := netadmin.Open(netadmin.Config{Device: c.Device, Table: other.table, HoldDevice: other.device, Log: log})
-		if err != nil {
-			return nil, err
-		}
-		if err := old.Close(); err != nil {
-			return nil, err
-		}
-	}
-	cfg := netadmin.Config{Device: c.Device, Table: mine.table, HoldDevice: mine.device, Log: log}
-	if t := c.Tunnel; t != (config.Tunnel{}) {
-		cfg.Tunnel = &netadmin.Tunnel{Local: c.Listen.Addr(), ID: int(t.ID), Port: int(t.Port)}
-	}
-	a, err := netadmin.Open(cfg)
-	if err != nil {
-		return nil, err
-	}
-	if h != nil {
-		if err := a.Inherit(*h); err != nil {
-			_ = a.Leave()
-			return nil, err
-		}
-	}
-	return a, nil
-}
-
-// removeOtherRules removes what the other process of an upgrade, which is gone,
-// has left in the kernel beside our own rules.
-func (n *Node) removeOtherRules() {
-	c := n.Config().Cluster
-	if n.host.local == nil || c == nil {
-		return
-	}
-	other := names[0]
-	if n.host.local.Heritage().Table == other.table {
-		other = names[1]
-	}
-	old, err := netadmin.Open(netadmin.Config{Device: c.Device, Table: other.table, HoldDevice: other.device, Log: n.log})
-	if err == nil {
-		err = old.Leave() // what is the host's, not one table's, we still use
-	}
-	if err != nil {
-		n.log.Error("rules of a process that is gone could not be removed", "table", other.table, "error", err)
-	}
-}
-
-// hostHeritage is what the successor's openAdmin needs. That there is any tells it that
-// a predecessor goes on with what is the whole host's.
+// hostHeritage is what the successor has to know of VIPs. That there is any tells it that
+// a predecessor goes on with them.
 func (n *Node) hostHeritage() json.RawMessage {
 	if n.host.admin == nil {
 		return nil
 	}
-	var h struct {
-		*netadmin.Heritage // nil: the privileged process keeps it
-		heritageVIPs
-	}
-	h.heritageVIPs = n.tellVIPs()
-	if n.host.local != nil {
-		own := n.host.local.Heritage()
-		h.Heritage = &own
-	}
-	b, err := json.Marshal(h)
+	b, err := json.Marshal(n.tellVIPs())
 	if err != nil { // plain names and addresses cannot fail
 		panic(err)
 	}
@@ -144,23 +70,6 @@ func (n *Node) alone() {
 	n.host.guest = false
 	n.mu.Unlock()
 	n.heir.Store(false)
-}
-
-// closeAdmin ends the rules; what both sides of an upgrade use stays if the
-// other one goes on.
-func (n *Node) closeAdmin() {
-	n.mu.Lock()
-	handed := n.successor != 0 || n.host.guest
-	n.mu.Unlock()
-	err := error(nil)
-	if handed && n.host.local != nil {
-		err = n.host.local.Leave()
-	} else {
-		err = n.host.admin.Close()
-	}
-	if err != nil {
-		n.log.Error("rules of the kernel could not be removed", "error", err)
-	}
 }
 
 // hostGreeting is the greeting between hosts: it says from which ports this one
@@ -223,23 +132,15 @@ func without(first, last uint16, others []uint16, to netip.Addr) (out []netadmin
 	return out
 }
 
-// openHostAdmin begins to speak to the privileged process, or, without one, to be it.
-func (n *Node) openHostAdmin(c *config.Cluster, o Options) error {
-	if o.Netadmin != "" {
-		client, err := netadmin.Dial(o.Netadmin)
-		if err != nil {
-			return err
-		}
-		n.host.admin = client
-		return nil
+// openHostAdmin begins to speak to the privileged process.
+func (n *Node) openHostAdmin(o Options) error {
+	if o.Netadmin == "" {
+		return errors.New("the privileged process of this node is not known: as this process began, its file had no cluster section that could be read")
 	}
-	if err := tcprepair.Probe(); err != nil {
-		return fmt.Errorf("flows cannot move between hosts: %w", err)
-	}
-	a, err := openAdmin(c, o.HostHeritage, n.log)
+	client, err := netadmin.Dial(o.Netadmin)
 	if err != nil {
 		return err
 	}
-	n.host.admin, n.host.local = a, a
+	n.host.admin = client
 	return nil
 }

@@ -66,9 +66,9 @@ type Options struct {
 	FirstID    uint64
 	Generation uint64
 	Totals     *Totals
-	// Netadmin is the socket of the privileged process; "" is to be that oneself.
+	// Netadmin is the socket of the privileged process, which a cluster takes.
 	Netadmin string
-	// HostHeritage is the predecessor's state of holding and diverting.
+	// HostHeritage is what the predecessor knows of VIPs that are on their way.
 	HostHeritage json.RawMessage
 	// Names are the predecessor's answers for endpoints that are names.
 	Names map[string]resolve.Answer

@@ -270,7 +270,6 @@ func (t *taker) Orphaned(accepting bool, why error) {
 	n.alone()
 	n.shared.Ledger.Alone()
 	n.askAll((*loop.Loop).EndLending)
-	n.removeOtherRules()
 	n.takeListeners()
 	t.settle()
 	n.log.Warn("the predecessor died while it handed over; this process goes on with what it had got", "flows", n.flows(), "error", why)

@@ -180,7 +180,6 @@ func (n *Node) abort(g *giver, err error) error {
 		n.log.Error("flows are lost with the new process", "flows", r.Lost, "who", g.given)
 	}
 	n.totals.aborted(r.Lost)
-	n.removeOtherRules()
 	n.log.Warn("upgrade aborted; this process goes on", "error", err, "lost", r.Lost)
 	if r.Lost > 0 {
 		return fmt.Errorf("node: aborted: lost %s that the new process had taken; this process goes on: %w", count(r.Lost, "flow"), plainCause(err))
