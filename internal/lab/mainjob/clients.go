@@ -1,7 +1,6 @@
 package mainjob
 
 import (
-	"errors"
 	"fmt"
 	"net/netip"
 	"time"
@@ -48,7 +47,11 @@ func (j *job) runMoves() (err error) {
 		p.slack = 3 * time.Second
 		j.moves = min(j.moves, shortTrips)
 	}
-	if err := j.connectMoved(p); err != nil {
+	planned := p.control + time.Duration(2*j.moves)*(p.gap+moveTime) + p.slack
+	if err := j.connect(planned, j.startBench, j.startPaced); err != nil {
+		return err
+	}
+	if err := j.askAll(); err != nil {
 		return err
 	}
 	j.v.say("all sessions are open; %v without moves", p.control)
@@ -83,63 +86,6 @@ const shortTrips = 3
 
 // moveTime is about what a move of the VIP takes, with the time in which caches settle.
 const moveTime = 1300 * time.Millisecond
-
-// connectMoved opens all sessions and starts the loads.
-func (j *job) connectMoved(p pace) (err error) {
-	if j.session, err = j.openSession(); err != nil {
-		return err
-	}
-	if j.witnessSQL, err = j.startPsql("psql-direct", postgresServer); err != nil {
-		return err
-	}
-	shell, err := j.openShell()
-	if err != nil {
-		return err
-	}
-	pings, err := dialRedis("redis pings", redisVIP)
-	if err != nil {
-		return err
-	}
-	multi, err := dialRedis("redis transaction", redisVIP)
-	if err != nil {
-		return err
-	}
-	j.open = &transaction{redis: multi}
-	if j.messages, err = openChannel(); err != nil {
-		return err
-	}
-	planned := p.control + time.Duration(2*j.moves)*(p.gap+moveTime) + p.slack
-	if err := errors.Join(j.startBench(planned), j.startPaced(planned)); err != nil {
-		return err
-	}
-	if err := j.awaitBench(); err != nil {
-		return err
-	}
-	socket, err := openTunnel()
-	if err != nil {
-		return err
-	}
-	members, err := openChat()
-	if err != nil {
-		return err
-	}
-	cli, err := j.openRedisCLI()
-	if err != nil {
-		return err
-	}
-	j.keep("redis-cli", 20*time.Millisecond, cli.identity)
-	j.keep("WebSocket chat", 20*time.Millisecond, members.identity)
-	j.keep("psql", 0, j.session.identity)
-	j.keep("pgbench", 0, j.benchIdentity)
-	j.keep("ssh", 50*time.Millisecond, shell.identity)
-	j.keep("redis pings", 10*time.Millisecond, j.ping(pings))
-	j.keep("redis transaction", 0, multi.identity)
-	j.keep("redis messages", 20*time.Millisecond, func() (string, error) { return "", j.messages.publish() })
-	j.keep("WebSocket", 20*time.Millisecond, socket.identity)
-	j.reader = newReader("http://" + webVIP + "/article.txt")
-	j.keep("web pages", 10*time.Millisecond, j.reader.identity)
-	return j.askAll()
-}
 
 // clientSessions is how many connections stand all the time: psql and pgbench; pings,
 // transaction, redis-cli, publisher, subscriber; ssh; the download, a WebSocket, the members of

@@ -101,7 +101,15 @@ func (j *job) run() error {
 		j.v.say("%s runs from %s, as process %d", b.process.name, b.file(), b.pid)
 	}
 	p := j.pace()
-	if err := j.connect(p); err != nil {
+	planned := p.control + time.Duration(3*j.moves)*p.gap + p.slack
+	if err := j.connect(planned, j.startBench, j.startIperfClient, j.startTransfers, j.startPaced); err != nil {
+		return err
+	}
+	j.keep("curl", 0, j.curl)
+	if err := j.keepBrowser(); err != nil {
+		return err
+	}
+	if err := j.askAll(); err != nil {
 		return err
 	}
 	j.v.say("all sessions are open; %v without events", p.control)
@@ -117,8 +125,8 @@ func (j *job) run() error {
 	return j.await(j.bench, j.iperf, j.download, j.upload, j.paced)
 }
 
-// connect opens all sessions and starts the loads.
-func (j *job) connect(p pace) (err error) {
+// connect opens all sessions and starts the loads, which last for the planned time.
+func (j *job) connect(planned time.Duration, loads ...func(time.Duration) error) (err error) {
 	if j.session, err = j.openSession(); err != nil {
 		return err
 	}
@@ -141,8 +149,11 @@ func (j *job) connect(p pace) (err error) {
 	if j.messages, err = openChannel(); err != nil {
 		return err
 	}
-	planned := p.control + time.Duration(3*j.moves)*p.gap + p.slack
-	if err := errors.Join(j.startBench(planned), j.startIperfClient(planned), j.startTransfers(planned), j.startPaced(planned)); err != nil {
+	var errs []error
+	for _, start := range loads {
+		errs = append(errs, start(planned))
+	}
+	if err := errors.Join(errs...); err != nil {
 		return err
 	}
 	if err := j.awaitBench(); err != nil {
@@ -171,11 +182,7 @@ func (j *job) connect(p pace) (err error) {
 	j.keep("WebSocket", 20*time.Millisecond, socket.identity)
 	j.reader = newReader("http://" + webVIP + "/article.txt")
 	j.keep("web pages", 10*time.Millisecond, j.reader.identity)
-	j.keep("curl", 0, j.curl)
-	if err := j.keepBrowser(); err != nil {
-		return err
-	}
-	return j.askAll()
+	return nil
 }
 
 // keepBrowser makes Chromium a witness. It is too large to be installed for
