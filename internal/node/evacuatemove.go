@@ -371,6 +371,14 @@ func (n *Node) answerOrders() {
 		if err := json.Unmarshal(body, &b); err != nil {
 			return nil, err
 		}
+		// A successor hears peers before it serves: what it began then would wait for the upgrade's end.
+		k := &n.addresses
+		k.mu.Lock()
+		follows := n.reader()
+		k.mu.Unlock()
+		if follows {
+			return nil, errUpgrade
+		}
 		do, err := n.ordered(peer, &b)
 		if err != nil {
 			return nil, err
