@@ -84,44 +84,36 @@ func crossings(seed uint64) Scenario {
 // VIPs and flows go from host to host again and again, calls fail, processes die and
 // stand still, and the hosts lose sight of each other.
 func TestCrossings(t *testing.T) {
-	n := max(5, uint64(*seeds)/10)
-	if testing.Short() {
-		n = min(n, 10)
-	}
 	var told hostTally
-	for seed := uint64(1); seed <= n; seed++ {
-		if *only != 0 && seed != *only {
-			continue
-		}
-		sc := crossings(seed)
-		w := NewWorld(seed, sc)
-		if err := w.Run(sc); err != nil {
-			t.Fatalf("seed %d: %v\nrerun: go test ./internal/sim -run TestCrossings -seed %d", seed, err, seed)
-		}
-		told.add(w)
-	}
+	histories(t, crossings, told.add)
 	t.Logf("%+v", told)
 }
 
 // Processes hand over again and again, calls fail, processes die and stand still.
 func TestHandovers(t *testing.T) {
+	var told tally
+	histories(t, handovers, told.add)
+	t.Logf("%+v", told)
+}
+
+// histories lives through a tenth as many histories of a kind as TestSeeds, and tells of each.
+func histories(t *testing.T, of func(seed uint64) Scenario, tell func(*World)) {
+	t.Helper()
 	n := max(5, uint64(*seeds)/10)
 	if testing.Short() {
 		n = min(n, 10)
 	}
-	var told tally
 	for seed := uint64(1); seed <= n; seed++ {
 		if *only != 0 && seed != *only {
 			continue
 		}
-		sc := handovers(seed)
+		sc := of(seed)
 		w := NewWorld(seed, sc)
 		if err := w.Run(sc); err != nil {
-			t.Fatalf("seed %d: %v\nrerun: go test ./internal/sim -run TestHandovers -seed %d", seed, err, seed)
+			t.Fatalf("seed %d: %v\nrerun: go test ./internal/sim -run %s -seed %d", seed, err, t.Name(), seed)
 		}
-		told.add(w)
+		tell(w)
 	}
-	t.Logf("%+v", told)
 }
 
 func live(seed uint64) error {
