@@ -482,8 +482,9 @@ func (l *Loop) dial(i uint32, s *slot) bool {
 		if e == sock.ManyFiles && l.shrink() {
 			fd, pending, e = l.k.Dial(&l.spec)
 		}
-		if e == sock.Again && l.spec.Unix != "" || e == sock.ManyFiles {
-			// Its backlog is full, or we are: the clock tries again (lookAt).
+		if e == sock.Again && l.spec.Unix != "" || e == sock.ManyFiles || e == sock.NoPort && s.flow.Listener().Movable {
+			// Its backlog is full, or we are, or the VIP to dial from is not here, as when this process
+			// has stood still for longer than its lease: the clock tries again (lookAt).
 			return false
 		}
 		if e != 0 {

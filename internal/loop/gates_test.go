@@ -403,7 +403,9 @@ func TestNoAddressToDialFrom(t *testing.T) {
 // homeless is a kernel without an address to dial from.
 type homeless struct{ Kernel }
 
-func (k *homeless) Dial(*sock.DialSpec) (sock.FD, bool, sock.Errno) { return sock.NoFD, false, sock.NoPort }
+func (k *homeless) Dial(*sock.DialSpec) (sock.FD, bool, sock.Errno) {
+	return sock.NoFD, false, sock.NoPort
+}
 
 // Each exchange is counted once and told once, and the sink is flushed soon
 // after; so is a flow that is removed in the midst of one.
@@ -543,4 +545,36 @@ func newWebOf(t testing.TB, listener, backend string) *web {
 		listener = ", " + strings.TrimPrefix(listener, ", ")
 	}
 	return newWebAs(t, listener, backend)
+}
+
+// Where the VIP to dial from is not here, a flow waits until it is: its client could not be told of
+// anything else, for nothing leaves from that VIP either.
+func TestNoVIPToDialFrom(t *testing.T) {
+	w := newWeb(t, "")
+	w.l.gen.Config.Listeners["e"].Movable = true // of a VIP, which this host has not
+	kernel := &away{Kernel: w.l.k, until: 3}
+	w.l.k = kernel
+	near := w.client()
+	w.says(near, plainGet)
+	far := w.accept()
+	w.hears(far, "\r\n\r\n")
+	if kernel.until != 0 || w.l.Count.Retries != 0 {
+		t.Errorf("%d retries, %d dials left", w.l.Count.Retries, kernel.until)
+	}
+	w.says(far, plainAnswer)
+	w.hears(near, "hello")
+}
+
+// away is a kernel that has the address to dial from again at a later dial.
+type away struct {
+	Kernel
+	until int
+}
+
+func (k *away) Dial(s *sock.DialSpec) (sock.FD, bool, sock.Errno) {
+	if k.until > 0 {
+		k.until--
+		return sock.NoFD, false, sock.NoPort
+	}
+	return k.Kernel.Dial(s)
 }

@@ -481,7 +481,8 @@ func (l *Loop) expired(i uint32) {
 			l.creep(s)
 			s.flow.Wants(&l.wants)
 			if at = l.wants.Deadline; at != 0 && at <= l.now {
-				if s.flow.State() == flow.Dialing {
+				// Without a VIP to dial from nothing was sent.
+				if s.flow.State() == flow.Dialing && (l.far(s.far-1).fd >= 0 || !s.flow.Listener().Movable) {
 					l.unreached(s)
 				}
 				waited := s.flow.State() == flow.Queued
