@@ -52,6 +52,7 @@ type vipKeeper struct {
 // vipSeat is one VIP as this node sees it.
 type vipSeat struct {
 	name  string
+	at    netip.Prefix // for ever: an address that changes is another seat
 	v     *config.VIP
 	seat  *vip.Seat
 	disk  *vipDisk
@@ -80,7 +81,7 @@ type guesthood struct {
 	dialled []netadmin.Tuple
 }
 
-func (v *vipSeat) addr() netip.Addr { return v.v.Address.Addr() }
+func (v *vipSeat) addr() netip.Addr { return v.at.Addr() }
 
 func vipNow() vip.Instant { return vip.Instant(sock.Monotonic()) }
 
@@ -157,7 +158,7 @@ func (n *Node) syncVIPs(c *config.Config) error {
 		return errors.New("node: vips: who owns an address has to be kept on disk, and there is no state directory: run --state DIR")
 	}
 	for name, v := range k.seats {
-		if now := c.VIPs[name]; now == nil || now.Address != v.v.Address {
+		if now := c.VIPs[name]; now == nil || now.Address != v.at {
 			_ = n.host.admin.Disown(v.addr()) // Fence takes it off as well
 			v.disk.close()
 			delete(k.seats, name)
@@ -186,7 +187,7 @@ func (n *Node) syncVIPs(c *config.Config) error {
 		if err != nil {
 			return fmt.Errorf("node: vips.%s: %w", name, err)
 		}
-		x := &vipSeat{name: name, v: v, disk: d, since: time.Now()}
+		x := &vipSeat{name: name, at: v.Address, v: v, disk: d, since: time.Now()}
 		until := vip.Instant(0)
 		if r.Holder() == c.Node.Name {
 			if d := min(left[v.Address.Addr()]-time.Since(asked), c.Cluster.Lease); d >= time.Millisecond {
@@ -281,7 +282,7 @@ func (n *Node) carry(v *vipSeat, x vip.Step) error {
 	}
 	if x.Own > 0 {
 		first, until := !v.passes, vipNow()+vip.Instant(x.Own)
-		err := n.host.admin.Own(v.v.Address, time.Duration(x.Own))
+		err := n.host.admin.Own(v.at, time.Duration(x.Own))
 		v.lasts = max(v.lasts, vipNow()+vip.Instant(x.Own)) // what is not answered may have been done
 		if err != nil {
 			// The privileged process may have been killed; what it has given lasts.
@@ -296,7 +297,7 @@ func (n *Node) carry(v *vipSeat, x vip.Step) error {
 		}
 		v.lease = until
 		if v.passes = true; first {
-			n.log.Info("vip owned", "vip", v.name, "address", v.v.Address, "epoch", v.seat.Record().Epoch)
+			n.log.Info("vip owned", "vip", v.name, "address", v.at, "epoch", v.seat.Record().Epoch)
 			if err := n.host.admin.Announce(v.addr()); err != nil {
 				n.log.Warn("neighbours could not be told of a vip", "vip", v.name, "error", err)
 			}
@@ -349,7 +350,7 @@ func (n *Node) VIPs() []VIPStatus {
 	for _, name := range slices.Sorted(maps.Keys(k.seats)) {
 		v := k.seats[name]
 		r := v.seat.Record()
-		s := VIPStatus{Name: name, Address: v.v.Address, Home: v.v.Home, Owner: r.Owner, Epoch: r.Epoch, State: "elsewhere", Since: v.since}
+		s := VIPStatus{Name: name, Address: v.at, Home: v.v.Home, Owner: r.Owner, Epoch: r.Epoch, State: "elsewhere", Since: v.since}
 		if r.Stage == vip.Moving {
 			s.Owner, s.To = r.From, r.Owner
 		}

@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/holdfast-lb/holdfast/internal/config"
 	"github.com/holdfast-lb/holdfast/internal/frozen"
 	"github.com/holdfast-lb/holdfast/internal/loop"
 	"github.com/holdfast-lb/holdfast/internal/vip"
@@ -186,12 +187,12 @@ func (n *Node) beat(ctx context.Context, alive bool) {
 	}
 	if alive {
 		for range roundsMost {
-			if !n.round(ctx) {
+			if !n.round(ctx, c) {
 				break
 			}
 		}
 	}
-	n.tendGuests(ctx)
+	n.tendGuests(ctx, c)
 }
 
 // follow reads what the other process of this node has written. The caller holds mu.
@@ -209,8 +210,9 @@ func (n *Node) follow() {
 	}
 }
 
-// round asks all peers and lets each seat decide. It tells whether another one is due.
-func (n *Node) round(ctx context.Context) (again bool) {
+// round asks all peers of a configuration and lets each seat decide. It tells whether another
+// one is due.
+func (n *Node) round(ctx context.Context, c *config.Config) (again bool) {
 	k := &n.addresses
 	q := vipBeat{Records: map[string]vip.Record{}}
 	k.mu.Lock()
@@ -219,7 +221,7 @@ func (n *Node) round(ctx context.Context) (again bool) {
 	}
 	k.mu.Unlock()
 	asked := vipNow()
-	answers := n.askBeats(ctx, q, n.otherNodes(), n.Config().Cluster.Lease/beatsOfLease)
+	answers := n.askBeats(ctx, q, othersOf(c), c.Cluster.Lease/beatsOfLease)
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.handed {
@@ -250,10 +252,11 @@ func (n *Node) round(ctx context.Context) (again bool) {
 	return again
 }
 
-// otherNodes are all nodes but this one.
-func (n *Node) otherNodes() (others []string) {
-	for name := range n.Config().Cluster.Nodes {
-		if name != n.self() {
+// othersOf are all nodes of a configuration but this one. Who acts for VIPs reads the configuration
+// once: the next one may have no cluster any more.
+func othersOf(c *config.Config) (others []string) {
+	for name := range c.Cluster.Nodes {
+		if name != c.Node.Name {
 			others = append(others, name)
 		}
 	}

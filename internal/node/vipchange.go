@@ -17,7 +17,7 @@ func (n *Node) mayLoseVIPs(c *config.Config) error {
 	var gone []*vipSeat
 	for _, name := range slices.Sorted(maps.Keys(k.seats)) {
 		v := k.seats[name]
-		if now := c.VIPs[name]; now == nil || now.Address != v.v.Address {
+		if now := c.VIPs[name]; now == nil || now.Address != v.at {
 			gone = append(gone, v)
 		}
 	}
@@ -45,7 +45,7 @@ func (n *Node) mayLoseVIPs(c *config.Config) error {
 		if now := c.VIPs[v.name]; now != nil {
 			what = fmt.Sprintf("gets another address, %v", now.Address)
 		}
-		return fmt.Errorf("node: VIP %s (%v) %s in this configuration: %s", v.name, v.v.Address, what, why)
+		return fmt.Errorf("node: VIP %s (%v) %s in this configuration: %s", v.name, v.at, what, why)
 	}
 	return nil
 }

@@ -2,10 +2,12 @@ package node
 
 import (
 	"errors"
+	"maps"
 	"net/netip"
 	"testing"
 	"time"
 
+	"github.com/holdfast-lb/holdfast/internal/config"
 	"github.com/holdfast-lb/holdfast/internal/vip"
 )
 
@@ -96,5 +98,62 @@ func TestLeaseThatComesAfterItsEnd(t *testing.T) {
 	v.seat.Lasts(vipNow() + vip.Instant(seatLease))
 	if err := n.carry(v, vip.Step{Own: int64(seatLease)}); err != nil || kernel.ended != 1 || !v.passes {
 		t.Errorf("in time: %d leases ended, passes %v: %v", kernel.ended, v.passes, err)
+	}
+}
+
+// A guest to whom the address was yielded, and whose lease comes only after that, is a guest
+// until then and no longer: else it would give the flows back to somebody who has nothing
+// to do with the VIP, whenever that goes on to another node.
+func TestGuestWhoseLeaseComesLate(t *testing.T) {
+	n, v := owning(t, &obstinate{})
+	k := &n.addresses
+	tend := func(until vip.Instant) string {
+		k.mu.Lock()
+		v.seat.Lasts(until)
+		k.mu.Unlock()
+		n.tendGuests(t.Context(), &config.Config{Cluster: &config.Cluster{Lease: seatLease}})
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		return v.guest.giver
+	}
+	k.mu.Lock()
+	v.guest = guesthood{on: true, giver: "n2"}
+	k.mu.Unlock()
+	if giver := tend(0); giver != "n2" {
+		t.Errorf("without a lease: guest of %q", giver)
+	}
+	if giver := tend(vipNow() + vip.Instant(seatLease)); giver != "" {
+		t.Errorf("with a lease: guest of %q", giver)
+	}
+}
+
+// Who looks at a seat without the keeper's mutex, as loops do that are asked for its flows, knows
+// its address whatever the configuration says of it meanwhile. Only the race detector can tell.
+func TestSeatAddressWhileItsVIPChanges(t *testing.T) {
+	n, v := owning(t, &obstinate{})
+	k := &n.addresses
+	seen := make(chan netip.Addr, 1)
+	go func() { seen <- v.addr() }()
+	k.mu.Lock()
+	c := &config.Config{Node: n.Config().Node, Cluster: &config.Cluster{Lease: seatLease}, VIPs: maps.Clone(k.of)}
+	other := *c.VIPs["shop"]
+	other.Home = "n3"
+	c.VIPs["shop"] = &other
+	err := n.syncVIPs(c)
+	k.mu.Unlock()
+	if at := <-seen; err != nil || at != other.Address.Addr() || v.v.Home != "n3" {
+		t.Errorf("%v: %v", at, err)
+	}
+}
+
+// A reload may take the cluster away while peers are asked: the round ends with the
+// configuration that it began with.
+func TestRoundWhileTheClusterGoes(t *testing.T) {
+	n, conf := vipNodeAt(t, &vipKernel{}, t.TempDir(), nil)
+	if n.Config().Cluster != nil {
+		t.Fatal("this node still has a cluster")
+	}
+	if n.round(t.Context(), conf) || shopSeat(n).seat.Record() != (vip.Record{}) {
+		t.Errorf("nobody answers, and the record is %v", shopSeat(n).seat.Record())
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/holdfast-lb/holdfast/internal/config"
 	"github.com/holdfast-lb/holdfast/internal/flow"
 	"github.com/holdfast-lb/holdfast/internal/frozen"
 	"github.com/holdfast-lb/holdfast/internal/loop"
@@ -249,9 +250,8 @@ func (n *Node) giveBack(ctx context.Context, v *vipSeat, peer string) error {
 
 // tendGuests renews what this node may say for VIPs that it does not own, and ends what is
 // over.
-func (n *Node) tendGuests(ctx context.Context) {
+func (n *Node) tendGuests(ctx context.Context, c *config.Config) {
 	k := &n.addresses
-	lease := n.Config().Cluster.Lease
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.handed {
@@ -261,7 +261,7 @@ func (n *Node) tendGuests(ctx context.Context) {
 	for _, v := range k.seats {
 		r, g := v.seat.Record(), v.guest // until a turn comes it may be another one
 		if v.guest.on {
-			if err := n.host.admin.Guest(v.addr(), lease); err != nil {
+			if err := n.host.admin.Guest(v.addr(), c.Cluster.Lease); err != nil {
 				n.log.Warn("a guest could not be renewed", "vip", v.name, "error", err)
 			}
 		}
@@ -269,7 +269,7 @@ func (n *Node) tendGuests(ctx context.Context) {
 		case reader:
 			// The predecessor goes on with it.
 		case v.guest.giver != "" && r.Holder() == n.self():
-			// hearYield ends it.
+			n.guestNoMore(v) // hearYield could not, for the lease came after it
 		case v.guest.giver != "" && r.Stage != vip.Moving && r.Stage != vip.Yielded:
 			n.inTurn(ctx, v, func(ctx context.Context) error { return n.giveBack(ctx, v, g.giver) })
 		case r.Stage == vip.Yielded && r.From == n.self():
@@ -293,9 +293,9 @@ func (n *Node) inTurn(ctx context.Context, v *vipSeat, f func(context.Context) e
 	k.done.Add(1)
 	go func() { // ends with ctx at the latest
 		defer k.done.Done()
-		ctx, cancel := context.WithTimeout(ctx, backTime)
+		bounded, cancel := context.WithTimeout(ctx, backTime)
 		defer cancel()
-		err := f(ctx)
+		err := f(bounded)
 		k.mu.Lock()
 		v.working = false
 		k.mu.Unlock()
@@ -405,7 +405,7 @@ func (n *Node) TakeVIP(ctx context.Context, name string, tell func(Progress)) er
 	k.mu.Lock()
 	v, err := k.seatOf(name)
 	if err == nil && n.reader() {
-		err = fmt.Errorf("node: VIP %s: %w", name, errUpgrade)
+		err = fmt.Errorf("node: %w", errTurn)
 	}
 	var q vipBeat
 	if err == nil {
@@ -415,10 +415,14 @@ func (n *Node) TakeVIP(ctx context.Context, name string, tell func(Progress)) er
 	if err != nil {
 		return err
 	}
-	lease := n.Config().Cluster.Lease
+	c := n.Config()
+	if c.Cluster == nil {
+		return fmt.Errorf("node: VIP %s: the configuration has no cluster section any more", name)
+	}
+	lease, others := c.Cluster.Lease, othersOf(c)
 	answers, holds := map[string]vip.Record{}, ""
 	for try := 0; try < 3; try++ { // who is in the middle of another question
-		for peer, a := range n.askBeats(ctx, q, n.otherNodes(), lease) {
+		for peer, a := range n.askBeats(ctx, q, others, lease) {
 			if r, ok := a.Records[name]; ok {
 				answers[peer] = r
 			}
@@ -426,7 +430,7 @@ func (n *Node) TakeVIP(ctx context.Context, name string, tell func(Progress)) er
 				holds = peer
 			}
 		}
-		if len(answers) == len(n.otherNodes()) {
+		if len(answers) == len(others) {
 			break
 		}
 	}

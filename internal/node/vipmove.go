@@ -56,6 +56,12 @@ func (n *Node) MigrateVIP(ctx context.Context, q MigrateRequest, tell func(Progr
 		return fmt.Errorf("node: %w", errTurn)
 	}
 	defer k.turn.Unlock()
+	k.mu.Lock()
+	reader := n.reader()
+	k.mu.Unlock()
+	if reader { // a predecessor is handing over
+		return fmt.Errorf("node: %w", errTurn)
+	}
 	if err := n.untilSettled(ctx, q.VIP, tell); err != nil {
 		return err
 	}
@@ -184,9 +190,9 @@ func listenersOf(c *config.Config, name string) (all []*config.Listener) {
 	return all
 }
 
-func planOf(c *config.Config, v *config.VIP) vipPlan {
-	p := vipPlan{VIP: v.Name, Address: v.Address}
-	for _, l := range listenersOf(c, v.Name) {
+func planOf(c *config.Config, name string, at netip.Prefix) vipPlan {
+	p := vipPlan{VIP: name, Address: at}
+	for _, l := range listenersOf(c, name) {
 		p.Listeners = append(p.Listeners, l.Ref)
 	}
 	return p
@@ -198,9 +204,7 @@ func (m *vipMove) plan(ctx context.Context) (err error) {
 	k.mu.Lock()
 	m.v, err = k.seatOf(m.q.VIP)
 	if err == nil {
-		if r := m.v.seat.Record(); n.reader() {
-			err = fmt.Errorf("node: %w", errTurn)
-		} else if !m.v.seat.Holds(vipNow()) {
+		if r := m.v.seat.Record(); !m.v.seat.Holds(vipNow()) {
 			err = fmt.Errorf("node: VIP %s is not this node's to give (%v): %w", m.q.VIP, r, vip.ErrNotOwner)
 		}
 	}
@@ -218,7 +222,7 @@ func (m *vipMove) plan(ctx context.Context) (err error) {
 		return err
 	}
 	m.to = m.t.at
-	if err := m.t.Ask(ctx, askPlan, planOf(m.c, m.v.v), nil); err != nil {
+	if err := m.t.Ask(ctx, askPlan, planOf(m.c, m.v.name, m.v.at), nil); err != nil {
 		m.t.Close()
 		return err
 	}
@@ -252,7 +256,7 @@ func (n *Node) hearPlan(peer string, q vipPlan) (struct{}, error) {
 		return refused(n.self() + " has no such VIP in its configuration")
 	case v.Address != q.Address:
 		return refused(fmt.Sprintf("it is %v there and %v on %s", q.Address, v.Address, n.self()))
-	case !slices.Equal(planOf(c, v).Listeners, q.Listeners):
+	case !slices.Equal(planOf(c, v.Name, v.Address).Listeners, q.Listeners):
 		return refused("the listeners on it are not the same on both nodes: apply one file to both")
 	}
 	return struct{}{}, nil
@@ -594,7 +598,7 @@ func (x peersArbiter) Begin(m vip.Move) error {
 		_ = sleep(ctx, 5*time.Millisecond)
 	}
 	if answers[m.To] == r {
-		hear(slices.DeleteFunc(n.otherNodes(), func(name string) bool { return name == m.To }))
+		hear(slices.DeleteFunc(othersOf(n.Config()), func(name string) bool { return name == m.To }))
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -730,9 +734,7 @@ func (n *Node) hearYield(peer string, q vipYield) (a vipYield, err error) {
 		}
 	}
 	if err == nil && v.guest.giver != "" {
-		// What comes here from now on is ours.
-		n.undialled(v)
-		err = n.host.admin.Forward(v.addr(), netip.Addr{})
+		err = n.allOurs(v)
 	}
 	k.mu.Unlock()
 	if err != nil {
@@ -743,13 +745,30 @@ func (n *Node) hearYield(peer string, q vipYield) (a vipYield, err error) {
 	n.roundNow(ctx) // the kernel lets it pass, and neighbours hear of it
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if v.guest.giver != "" && v.seat.Holds(vipNow()) {
-		v.guest = guesthood{}
-		if err := n.host.admin.Guest(v.addr(), 0); err != nil {
-			n.log.Warn("a vip that is owned is still a guest", "vip", v.name, "error", err)
-		}
-	}
+	n.guestNoMore(v)
 	return vipYield{q.VIP, v.seat.Record()}, nil
+}
+
+// allOurs has all that comes for a VIP stay here. The caller holds mu.
+func (n *Node) allOurs(v *vipSeat) error {
+	n.undialled(v)
+	return n.host.admin.Forward(v.addr(), netip.Addr{})
+}
+
+// guestNoMore ends what a node was as the guest of a VIP, once it owns it. The caller holds mu.
+func (n *Node) guestNoMore(v *vipSeat) {
+	if v.guest.giver == "" || !v.seat.Holds(vipNow()) {
+		return
+	}
+	err := n.allOurs(v)
+	if err == nil {
+		err = n.host.admin.Guest(v.addr(), 0)
+	}
+	if err != nil {
+		n.log.Warn("a vip that is owned is still a guest", "vip", v.name, "error", err)
+		return
+	}
+	v.guest = guesthood{}
 }
 
 // oneReason is one of the reasons for which flows were refused, the commonest.

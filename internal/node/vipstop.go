@@ -61,7 +61,7 @@ func (n *Node) LeaveVIPs(ctx context.Context, tell func(string)) {
 	}
 	said := ""
 	for {
-		text := strings.Join(n.settling(), ", ")
+		text := strings.Join(n.settling(c.Cluster.Settle), ", ")
 		if text == "" {
 			return
 		}
@@ -76,13 +76,13 @@ func (n *Node) LeaveVIPs(ctx context.Context, tell func(string)) {
 }
 
 // settling names VIPs that have gone and for which segments are still sent on.
-func (n *Node) settling() (all []string) {
+func (n *Node) settling(settle time.Duration) (all []string) {
 	k := &n.addresses
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	for name, v := range k.seats {
 		if g := v.guest; g.on && g.to != "" {
-			all = append(all, fmt.Sprintf("VIP %s is on %s; what comes late is sent on for %v", name, g.to, n.Config().Cluster.Settle))
+			all = append(all, fmt.Sprintf("VIP %s is on %s; what comes late is sent on for %v", name, g.to, settle))
 		}
 	}
 	return all
