@@ -90,7 +90,7 @@ func (r *migrateMarch) refused() error {
 	r.v.Must(alive == len(r.flows), "flows that live when those have ended", fmt.Sprint(alive), fmt.Sprint(len(r.flows)))
 	r.phase("   refused: %d of %d flows, for %v; all were served where they were", moved.Residue, marchFlows, moved.Reasons)
 	r.steps++
-	if err := r.judge(began); err != nil {
+	if err := r.judge(began, ""); err != nil {
 		return err
 	}
 	return n3.nl.RouteDel(route)
