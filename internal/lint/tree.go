@@ -129,16 +129,6 @@ func walk(fsys fs.FS, visit func(name string) error) error {
 	})
 }
 
-// Find returns the package in dir, or nil.
-func (t *Tree) Find(dir string) *Package {
-	for _, p := range t.Packages {
-		if p.Dir == dir {
-			return p
-		}
-	}
-	return nil
-}
-
 func (t *Tree) at(pos token.Pos, format string, args ...any) Finding {
 	p := t.Fset.Position(pos)
 	return Finding{File: p.Filename, Line: p.Line, What: fmt.Sprintf(format, args...)}

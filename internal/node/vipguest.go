@@ -227,7 +227,7 @@ func (n *Node) giveBack(ctx context.Context, v *vipSeat, peer string) error {
 	}
 	defer t.Close()
 	n.askAll(func(l *loop.Loop) { l.CloseIdle("") })
-	of := func(f *flow.Flow) bool { return f.Listener().Movable && f.Listener().VIP.Addr() == v.addr() }
+	of := func(f *flow.Flow) bool { return isOn(f, v.addr()) }
 	for end := time.Now().Add(handshakesTime); ; {
 		r, err := t.Flows(ctx, of, nil)
 		if err != nil {

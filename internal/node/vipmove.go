@@ -262,9 +262,9 @@ func (n *Node) hearPlan(peer string, q vipPlan) (struct{}, error) {
 	return struct{}{}, nil
 }
 
-// of tells whether a flow is on the VIP.
-func (m *vipMove) of(f *flow.Flow) bool {
-	return f.Listener().Movable && f.Listener().VIP.Addr() == m.v.addr()
+// isOn tells whether a flow is one that moves with an address.
+func isOn(f *flow.Flow, a netip.Addr) bool {
+	return f.Listener().Movable && f.Listener().VIP.Addr() == a
 }
 
 // here lists the flows on the VIP that are here, and adds their tuples to ts.
@@ -276,7 +276,7 @@ func (n *Node) flowsOn(a netip.Addr, ts *[]netadmin.Tuple) map[uint64]bool {
 	for _, l := range n.shared.Loops {
 		l.Ask(func(l *loop.Loop) {
 			l.Look(0, 1<<30, func(i uint32, f *flow.Flow) {
-				if !f.Listener().Movable || f.Listener().VIP.Addr() != a {
+				if !isOn(f, a) {
 					return
 				}
 				all[f.ID()] = true
@@ -400,7 +400,7 @@ func (m *vipMove) dialled(ctx context.Context) error {
 // flows moves what is here, until a pass finds none.
 func (m *vipMove) flows(ctx context.Context) error {
 	before := m.r.Flows
-	r, err := m.t.flows(ctx, m.of, func(p Progress) {
+	r, err := m.t.flows(ctx, func(f *flow.Flow) bool { return isOn(f, m.v.addr()) }, func(p Progress) {
 		p.Phase = "flows"
 		p.Flows += before
 		p.FlowsTotal = max(m.total, p.Flows)
