@@ -7,7 +7,7 @@ SHELL := bash
 BENCH ?= tcp-echo
 LAB ?= four-distances
 # Long ones first, those that need a processor beside those that wait: `make labs` runs two at a time.
-LABS ?= four-distances vanished-peers ledger hostile soak main-job migrate-clients march systemd reload rolling-hosts migrate upgrade \
+LABS ?= four-distances vanished-peers ledger hostile soak main-job migrate-clients march systemd reload rolling-hosts migrate migrate-march upgrade \
 	misbehave tunnel rolling seed-000 durable vtc corpora
 FUZZTIME ?= 30000x
 SEEDS ?= 200
