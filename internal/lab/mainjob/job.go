@@ -63,7 +63,7 @@ type pace struct {
 
 func (o *options) pace() pace {
 	if o.short {
-		return pace{1500 * time.Millisecond, 400 * time.Millisecond, 9 * time.Second} // an upgrade watches its first flows, in five nodes
+		return pace{1500 * time.Millisecond, 400 * time.Millisecond, 14 * time.Second} // an upgrade watches its first flows, in five nodes, beside another lab
 	}
 	return pace{8 * time.Second, 2 * time.Second, 20 * time.Second}
 }
