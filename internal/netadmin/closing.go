@@ -1,10 +1,9 @@
 package netadmin
 
 import (
+	"maps"
 	"net/netip"
 	"slices"
-
-	"golang.org/x/sys/unix"
 )
 
 // Closing lists the sockets of addr on this host whose own end is shut and whose connection is
@@ -13,17 +12,11 @@ import (
 // have to come here. TIME_WAIT is not among them: nothing of it is due.
 func (a *Admin) Closing(addr netip.Addr) ([]Tuple, error) {
 	addr = addr.Unmap()
-	sockets, err := a.sockets(map[netip.Addr]bool{addr: true})
+	sockets, err := a.sockets(map[netip.Addr]bool{addr: true}, closing)
 	if err != nil {
 		return nil, err
 	}
-	var out []Tuple
-	for t, state := range sockets {
-		switch state {
-		case unix.BPF_TCP_FIN_WAIT1, unix.BPF_TCP_FIN_WAIT2, unix.BPF_TCP_CLOSING, unix.BPF_TCP_LAST_ACK:
-			out = append(out, t)
-		}
-	}
+	out := slices.Collect(maps.Keys(sockets))
 	slices.SortFunc(out, compareTuples)
 	return out, nil
 }

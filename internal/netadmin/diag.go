@@ -16,19 +16,28 @@ const (
 	diagRequestLen = 56
 	diagMessageLen = 72
 
-	// allStates but LISTEN; SYN_RECV stands for handshakes without a socket, too.
-	allStates = 0xfff &^ (1 << unix.BPF_TCP_LISTEN)
+	// Sets of states. SYN_RECV stands for handshakes without a socket, too.
+	allStates  = 0xfff &^ (1 << unix.BPF_TCP_LISTEN)
+	handshakes = 1 << unix.BPF_TCP_SYN_RECV
+	closing    = 1<<unix.BPF_TCP_FIN_WAIT1 | 1<<unix.BPF_TCP_FIN_WAIT2 | 1<<unix.BPF_TCP_CLOSING | 1<<unix.BPF_TCP_LAST_ACK
 )
 
-// sockets lists the connected sockets of this host with a local address in
-// own, and their states, handshakes under way included. One in TIME_WAIT
-// counts: it has yet to answer a FIN that comes again.
-func (a *Admin) sockets(own map[netip.Addr]bool) (map[Tuple]uint8, error) {
+// sockets lists the sockets of this host in some states with a local address in
+// own, and their states. One in TIME_WAIT counts: it has yet to answer a FIN that
+// comes again. The kernel passes over others much faster than it tells of them.
+func (a *Admin) sockets(own map[netip.Addr]bool, states uint32) (map[Tuple]uint8, error) {
 	out := map[Tuple]uint8{}
-	for _, fam := range []uint8{unix.AF_INET, unix.AF_INET6} {
+	// Sockets for both families have addresses of either.
+	families := []uint8{unix.AF_INET6}
+	for addr := range own {
+		if addr.Is4() {
+			families = []uint8{unix.AF_INET, unix.AF_INET6}
+		}
+	}
+	for _, fam := range families {
 		// Another dump at the same moment may interrupt this one.
 		for try := 0; ; try++ {
-			err := a.dumpSockets(fam, own, out)
+			err := a.dumpSockets(fam, own, states, out)
 			if err == nil {
 				break
 			}
@@ -42,7 +51,7 @@ func (a *Admin) sockets(own map[netip.Addr]bool) (map[Tuple]uint8, error) {
 
 var errInterrupted = errors.New("the list has changed meanwhile")
 
-func (a *Admin) dumpSockets(fam uint8, own map[netip.Addr]bool, out map[Tuple]uint8) error {
+func (a *Admin) dumpSockets(fam uint8, own map[netip.Addr]bool, states uint32, out map[Tuple]uint8) error {
 	a.diagMu.Lock()
 	defer a.diagMu.Unlock()
 	a.diagSeq++
@@ -53,7 +62,7 @@ func (a *Admin) dumpSockets(fam uint8, own map[netip.Addr]bool, out map[Tuple]ui
 	binary.NativeEndian.PutUint32(req[8:], a.diagSeq)
 	r := req[unix.NLMSG_HDRLEN:]
 	r[0], r[1] = fam, unix.IPPROTO_TCP
-	binary.NativeEndian.PutUint32(r[4:], allStates)
+	binary.NativeEndian.PutUint32(r[4:], states)
 	if err := unix.Sendto(a.diag, req, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
 		return err
 	}

@@ -128,7 +128,11 @@ func (a *Admin) Handshakes(addr netip.Addr) ([]Tuple, error) {
 	if err != nil {
 		return nil, err
 	}
-	sockets, err := a.sockets(map[netip.Addr]bool{addr: true})
+	states := uint32(handshakes)
+	if len(learnt) > 0 { // which of them became sockets has to be seen at the same time
+		states = allStates
+	}
+	sockets, err := a.sockets(map[netip.Addr]bool{addr: true}, states)
 	if err != nil {
 		return nil, err
 	}

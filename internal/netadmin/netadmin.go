@@ -181,6 +181,7 @@ type Admin struct {
 	hops     map[netip.Addr]hop // where they were found
 	tuples   map[Tuple]*entry
 	released map[Tuple]time.Time // until when late frames are passed on
+	tidied   time.Time           // when those of released were looked through
 	steering steering            // written with steerMu held as well
 	reserved reserve
 	vips     map[netip.Addr]*movable // made and deleted with vipMu held as well
@@ -398,23 +399,27 @@ func (a *Admin) Release(ts []Tuple) (frames int, err error) {
 	// is delivered before the way is opened; what that provokes the peer to
 	// send is still held, and delivered in turn, until little is left; and
 	// while the set changes, frames are passed on as they come.
-	begin := a.counters.Replayed
+	begin, sent := a.counters.Replayed, 0
 	for range replayRounds {
 		a.drain()
-		if a.replay(ts) == 0 {
+		frames, octets := a.replay(ts)
+		if sent += octets; frames == 0 {
 			break
 		}
 	}
-	until := time.Now().Add(lateFor)
+	now := time.Now()
+	a.tidyReleased(now)
+	until := now.Add(lateFor)
 	for _, t := range ts {
 		if e := a.tuples[t]; e != nil && e.held && len(a.released) < a.cfg.MaxTuples {
 			a.released[t] = until
 		}
 	}
 	// Another thread costs as much again as the change. Where nobody has sent
-	// anything while it was held, hardly anybody does just now.
+	// anything while it was held but an ACK, hardly anybody does just now. Each socket
+	// that goes live provokes one.
 	meanwhile := a.passOn
-	if a.counters.Replayed == begin {
+	if sent == 0 {
 		meanwhile = nil
 	}
 	err = a.change(ts, meanwhile, func(t Tuple, e *entry) { e.held, e.peer, e.here = false, nil, a.stays(t) })

@@ -168,7 +168,7 @@ func (a *Admin) applySteering(patience time.Duration) error {
 
 	var here []Tuple
 	if len(want) > 0 {
-		sockets, err := a.sockets(own)
+		sockets, err := a.sockets(own, allStates)
 		if err != nil {
 			a.cfg.Log.Warn("sockets could not be listed; legs that have moved here before may lose their segments", "error", err)
 		}
@@ -269,7 +269,7 @@ func (a *Admin) sweep() error {
 	if len(here) == 0 {
 		return nil
 	}
-	sockets, err := a.sockets(local)
+	sockets, err := a.sockets(local, allStates)
 	if err != nil {
 		return err
 	}

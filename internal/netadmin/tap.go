@@ -20,6 +20,9 @@ const (
 	// segment goes on exactly as it came.
 	vnetLen  = 10 // include/uapi/linux/virtio_net.h
 	etherLen = 14
+	// headsMax is the most octets of a frame without any of the stream: IPv6 without
+	// extensions, TCP with all options.
+	headsMax = vnetLen + etherLen + 40 + 60
 	// frameMax is the largest frame: segmentation offload makes packets of
 	// 64 KiB at most, unless the device is told that more are welcome, and a
 	// TAP device is not.
@@ -267,8 +270,9 @@ func (a *Admin) send(frame []byte) {
 }
 
 // replay delivers what is held for ts, and keeps holding. Within a tuple the
-// order is that of arrival. a.mu is held.
-func (a *Admin) replay(ts []Tuple) (frames int) {
+// order is that of arrival. octets is more than 0 if any frame was longer than heads
+// alone are. a.mu is held.
+func (a *Admin) replay(ts []Tuple) (frames, octets int) {
 	for _, t := range ts {
 		e := a.tuples[t]
 		if e == nil || !e.held {
@@ -276,17 +280,25 @@ func (a *Admin) replay(ts []Tuple) (frames int) {
 		}
 		for _, f := range e.frames {
 			a.send(f)
+			octets += max(0, len(f)-headsMax)
 		}
 		frames += len(e.frames)
 		a.forget(e.frames)
 		e.frames = nil
 	}
-	// The table of released tuples does not grow beyond lateFor.
-	now := time.Now()
+	return frames, octets
+}
+
+// tidyReleased forgets those whose time is over, now and then: there may be as many as moved
+// within lateFor. a.mu is held.
+func (a *Admin) tidyReleased(now time.Time) {
+	if now.Sub(a.tidied) < lateFor/2 {
+		return
+	}
+	a.tidied = now
 	for t, until := range a.released {
 		if now.After(until) {
 			delete(a.released, t)
 		}
 	}
-	return frames
 }
