@@ -448,10 +448,10 @@ func upgradeScene(s *vipScene) error {
 			return errors.Join(failed...)
 		}
 		// An upgrade that came first refuses the move, by name.
-		if err := failed[0]; err != nil && !strings.Contains(err.Error(), "upgrade") {
-			return err
-		}
-		if failed[0] != nil {
+		if err := failed[0]; err != nil {
+			if !strings.Contains(err.Error(), "upgrade") && !strings.Contains(err.Error(), "handed over") {
+				return err
+			}
 			if _, err := n1.verb("migrate", "--vip", hostsVIP, "--to", to); err != nil {
 				return err
 			}
