@@ -59,12 +59,14 @@ backends: { app: { endpoints: [ { name: a, address: %q }, { name: b, address: %[
 			}
 		}
 	}()
-	for over := false; !over; {
+	// Between two upgrades there is time for a write: one that meets upgrades without end is
+	// given up after a while.
+	for n, over := 0, false; !over; n++ {
 		h.upgraded()
 		select {
 		case <-done:
 			over = true
-		default:
+		case <-time.After(time.Duration(n%8) * 10 * time.Millisecond):
 		}
 	}
 	if is := h.status().Generation; is != was+writes {

@@ -91,14 +91,15 @@ func TestFloods(t *testing.T) {
 	r.open(Flood, 1, r.door.Addr)
 	r.open(FloodUp, 1, r.door.Addr)
 	r.served(r.flows)
-	time.Sleep(50 * time.Millisecond)
-	r.traffic.Finish(5*time.Second, r.flows)
-	r.wantLost(0, 0)
 	for _, f := range r.flows {
-		if f.Octets() < 1<<20 {
-			t.Errorf("%v: %d octets", f.Kind, f.Octets())
+		for end := time.Now().Add(10 * time.Second); f.Octets() < 1<<20; time.Sleep(time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatalf("%v: %d octets in 10 s", f.Kind, f.Octets())
+			}
 		}
 	}
+	r.traffic.Finish(5*time.Second, r.flows)
+	r.wantLost(0, 0)
 }
 
 // TestTrafficFindsSabotage proves that the ends see one octet that is missing

@@ -109,6 +109,17 @@ func (j *judge) speakers(addr netip.Addr) map[string]int {
 	}
 }
 
+// quiet waits until nobody has spoken for longer than an ACK is delayed.
+func (j *judge) quiet(addr netip.Addr) {
+	j.speakers(addr)
+	for range 100 {
+		time.Sleep(60 * time.Millisecond)
+		if len(j.speakers(addr)) == 0 {
+			return
+		}
+	}
+}
+
 func (h *host) mac() (s string) {
 	h.do("mac", func() error {
 		link, err := netlink.LinkByName("eth0")
@@ -316,9 +327,9 @@ func TestGuest(t *testing.T) {
 		s := connect(t, l.a, vip[fam], l.client, l.client.addr[fam], true)
 		s.pump(20*time.Millisecond, 700)
 		s.settle()
+		j.quiet(vip[fam])
 		must(t, "Guest", a.Guest(vip[fam], d))
 		end := time.Now().Add(d)
-		j.speakers(vip[fam])
 		l.server.provoke(vip[fam]) // asks; nobody answers
 		// An echo request must not be answered, a stray segment neither.
 		stray := Tuple{Local: netip.AddrPortFrom(vip[fam], 443), Remote: netip.AddrPortFrom(l.client.addr[fam], 5555)}
