@@ -140,7 +140,7 @@ func evacuable(owner *Host, all ...*Host) error {
 // taken the address from its device, though both have it on lo.
 func checkOwnership(from, owner *Host) error {
 	for _, a := range []netip.Addr{vip4, vip6} {
-		mac, err := from.Ask(a, time.Second)
+		mac, err := from.Ask(a, 5*time.Second) // a lost request is repeated after one
 		if err != nil {
 			return err
 		}
