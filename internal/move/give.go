@@ -666,6 +666,7 @@ func (x *giving) finish() error {
 			}
 		}
 	}
+	x.Residue = x.speak(FeatureResidue) // whether the answer comes or not
 	if err := x.c.SetTimeout(StartTime); err != nil {
 		return err
 	}
@@ -673,7 +674,6 @@ func (x *giving) finish() error {
 		return err
 	}
 	x.g.Unlend()
-	x.Residue = x.speak(FeatureResidue)
 	return nil
 }
 

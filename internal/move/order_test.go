@@ -25,6 +25,7 @@ type script struct {
 	sent    []string
 	silent  map[string]int // kinds that are not answered in time, so many times
 	blocked map[Kind]int   // kinds that cannot be sent in time
+	fails   map[Kind]error // kinds that cannot be sent
 	waits   []time.Duration
 	timeout time.Duration
 	busy    time.Duration // how long a lot takes
@@ -35,6 +36,9 @@ func (s *script) Send(m Message) error {
 		s.blocked[m.Kind]--
 		s.waits = append(s.waits, s.timeout)
 		return os.ErrDeadlineExceeded
+	}
+	if err := s.fails[m.Kind]; err != nil {
+		return err
 	}
 	s.sent = append(s.sent, m.Kind.String())
 	s.in = append(s.in, s.answer(m)...)
@@ -392,6 +396,10 @@ type host struct {
 	examined, adopted, accepted, orphaned, finished int
 	closed, reset                                   []sock.FD
 	no                                              error
+	fails                                           map[Kind]error // what the giver cannot be told
+	blocked                                         map[Kind]int   // what it can be told only at a later try
+	unheard                                         map[string]int // what comes only at a later try
+	remains                                         []int          // flows; -1: nothing any more
 }
 
 func (h *host) Begin(*Heritage, []sock.FD) (Readiness, error) { return Readiness{Room: 100}, nil }
@@ -407,18 +415,26 @@ func (h *host) Accept(Acceptance)                             { h.accepted++ }
 func (h *host) Observe() Sight                                { return Sight{} }
 func (h *host) Finish([]byte)                                 { h.finished++ }
 func (h *host) Orphaned(bool, error)                          { h.orphaned++ }
-func (h *host) Remains(*Remains)                              {}
+func (h *host) Remains(r *Remains) {
+	n := -1
+	if r != nil {
+		n = r.Flows
+	}
+	h.remains = append(h.remains, n)
+}
 
 // takes runs a taker over what a giver sends.
 func takes(t *testing.T, h *host, features []string, sent ...Message) (answers []Message, err error) {
 	t.Helper()
-	s := &script{t: t, answer: func(m Message) []Message { answers = append(answers, m); return nil }}
+	s := &script{t: t, fails: h.fails, blocked: h.blocked, silent: h.unheard, answer: func(m Message) []Message { answers = append(answers, m); return nil }}
 	s.in = append([]Message{{Kind: Inherit, Body: body(t, Heritage{Features: features})}}, sent...)
 	x, err := Greet(s, h, Greeting{Features: Features()})
 	if err != nil {
 		t.Fatal(err)
 	}
-	err = x.Run()
+	if err = x.Run(); err == nil {
+		x.Watch()
+	}
 	return answers[2:], err
 }
 
@@ -466,25 +482,64 @@ func TestGiverDies(t *testing.T) {
 	// One descriptor is a copy, two come with the offer.
 	offer := Message{Kind: Offer, Lot: 1, FDs: fds, Body: append([]byte{0, 3}, append([]byte{0, 0, 0, 0, 0, 0, 3000 >> 8, 3000 & 255}, make([]byte, 16)...)...)}
 	commit := Message{Kind: Commit, Lot: 1, Body: []byte("[0]")}
+	again := Message{Kind: Offer, Lot: 2, FDs: []sock.FD{7, 8}}
+	no := Unheld{{Flow: 1}}
+	gone := func(k Kind) map[Kind]error { return map[Kind]error{k: sock.BrokenPipe} }
 	for _, c := range []struct {
 		name     string
+		h        host
 		sent     []Message
 		orphaned int
 		reset    []sock.FD
 	}{
-		{"before anything", nil, 0, nil},
-		{"after the copies", []Message{copies}, 0, []sock.FD{3, 4}},
-		{"after an offer", []Message{copies, offer}, 0, []sock.FD{3, 4, 5, 6}},
-		{"after a commit", []Message{copies, offer, commit}, 1, []sock.FD{4}},
-		{"while they are observed", []Message{copies, offer, commit, {Kind: Look, Body: []byte(`{"for":1000000}`)}}, 1, []sock.FD{4}},
-		{"after it was told to accept", []Message{copies, {Kind: Accept, Body: []byte("{}")}, offer}, 1, []sock.FD{3, 4, 5, 6}},
+		{"before anything", host{}, nil, 0, nil},
+		{"after the copies", host{}, []Message{copies}, 0, []sock.FD{3, 4}},
+		{"after an offer", host{}, []Message{copies, offer}, 0, []sock.FD{3, 4, 5, 6}},
+		{"before it hears that it was taken", host{fails: gone(Taken)}, []Message{copies, offer}, 0, []sock.FD{3, 4, 5, 6}},
+		{"before it hears that it was refused", host{no: no, fails: gone(Refuse)}, []Message{copies, offer}, 0, []sock.FD{3, 4, 5, 6}},
+		{"after it was taken back", host{}, []Message{copies, offer, {Kind: Abort}}, 0, []sock.FD{3, 4, 5, 6}},
+		{"when it had offered again", host{fails: gone(Taken)}, []Message{copies, offer, {Kind: Abort}, again}, 0, []sock.FD{3, 4, 5, 6, 7, 8}},
+		{"after a commit", host{}, []Message{copies, offer, commit}, 1, []sock.FD{4}},
+		{"while they are observed", host{}, []Message{copies, offer, commit, {Kind: Look, Body: []byte(`{"for":1000000}`)}}, 1, []sock.FD{4}},
+		{"after it was told to accept", host{}, []Message{copies, {Kind: Accept, Body: []byte("{}")}, offer}, 1, []sock.FD{3, 4, 5, 6}},
+		{"before it hears that all is settled", host{fails: gone(Settled)}, []Message{copies, {Kind: Accept, Body: []byte("{}")}, {Kind: Done}}, 0, []sock.FD{3, 4}},
 	} {
-		h := &host{}
+		h := &c.h
 		_, err := takes(t, h, Features(), c.sent...)
 		slices.Sort(h.reset)
-		if (err == nil) != (c.orphaned == 1) || h.orphaned != c.orphaned || !slices.Equal(h.reset, c.reset) || len(h.closed) != 0 {
+		if (err == nil) != (c.orphaned+h.finished == 1) || h.orphaned != c.orphaned || !slices.Equal(h.reset, c.reset) || len(h.closed) != 0 {
 			t.Errorf("%s: %v, orphaned %d, reset %v, closed %v", c.name, err, h.orphaned, h.reset, h.closed)
 		}
+	}
+}
+
+// What a living giver has again is closed in peace, once it was told.
+func TestRefusedIsClosed(t *testing.T) {
+	offer := Message{Kind: Offer, Lot: 1, FDs: []sock.FD{5}, Body: append([]byte{0, 1}, make([]byte, 8)...)}
+	h := &host{no: Unheld{{Flow: 1}}}
+	if _, err := takes(t, h, Features(), offer); err == nil || !slices.Equal(h.closed, []sock.FD{5}) || len(h.reset) != 0 {
+		t.Errorf("%v, closed %v, reset %v", err, h.closed, h.reset)
+	}
+}
+
+// Who has not heard that all is settled, but lives, goes on to drain what was refused: it
+// has its part of the limits until it ends, though it cannot be heard at first.
+func TestSettledIsNotHeard(t *testing.T) {
+	none := errors.New("no buffers")
+	h := &host{fails: map[Kind]error{Settled: none}, unheard: map[string]int{Residue.String(): 3}}
+	sent := []Message{{Kind: Accept, Body: []byte("{}")}, {Kind: Done}, {Kind: Residue, Body: body(t, Remains{Flows: 2})}}
+	if _, err := takes(t, h, Features(), sent...); err != nil || h.finished != 1 || !slices.Equal(h.remains, []int{2, -1}) {
+		t.Errorf("%v, finished %d, remains %v", err, h.finished, h.remains)
+	}
+	h = &host{blocked: map[Kind]int{Settled: 3}}
+	if answers, err := takes(t, h, Features(), sent...); err != nil || len(answers) != 1 || answers[0].Kind != Settled {
+		t.Errorf("%v, %v: it is not said again", err, answers)
+	}
+	s := agreeable(t, Features(), nil)
+	s.silent[Settled.String()] = 1
+	given, err := Give(s, someFlows(t, 3), Options{Features: Features()})
+	if err == nil || !given.Done || !given.Residue {
+		t.Errorf("%v, %+v: it does not tell what drains", err, given)
 	}
 }
 

@@ -52,7 +52,8 @@ type Taker interface {
 	// tells whether it accepts already.
 	Orphaned(accepting bool, why error)
 	// Remains hears what drains in the giver; nil: nothing any more. Until then the
-	// limits are divided as they were at Accept, or as it was told here last.
+	// limits are divided as they were at Accept, or as it was told here last: also if
+	// the giver has not heard that all is settled, for it drains all the same.
 	Remains(*Remains)
 }
 
@@ -78,8 +79,8 @@ type Taking struct {
 	fds      []sock.FD          // of the offer, by place
 	cookies  []uint64           // of fds: 0 came with it, the others are copies
 	state    takingState
-	took     int  // flows that were committed
-	deaf     bool // the giver has not heard that all is settled
+	took     int       // flows that were committed
+	back     []sock.FD // that are the giver's again: see answer
 }
 
 type takingState uint8
@@ -159,6 +160,7 @@ func (x *Taking) Run() error {
 				x.end(x.t.Close)
 			}
 			x.end(x.t.Reset)
+			x.unread()
 			if x.state != accepting && x.took == 0 {
 				return fmt.Errorf("move: succession: %w", err)
 			}
@@ -175,22 +177,52 @@ func (x *Taking) Run() error {
 
 // end gives up all that is not this side's.
 func (x *Taking) end(close func(sock.FD)) {
-	x.drop(close)
+	x.drop()
+	for _, fd := range x.back {
+		close(fd)
+	}
+	x.back = nil
 	for c, fd := range x.copies {
 		close(fd)
 		delete(x.copies, c)
 	}
 }
 
-// drop gives up what was offered and not committed. Copies are kept: it may be
+// unread resets the sockets that lie in the channel after the giver's death: it has
+// offered them to a taker that stood still.
+func (x *Taking) unread() {
+	for {
+		m, err := x.c.Receive()
+		if err != nil {
+			return
+		}
+		for _, fd := range m.FDs {
+			x.t.Reset(fd)
+		}
+	}
+}
+
+// drop gives back what was offered and not committed. Copies are kept: it may be
 // offered again.
-func (x *Taking) drop(close func(sock.FD)) {
+func (x *Taking) drop() {
 	for i, fd := range x.fds {
 		if x.cookies[i] == 0 {
-			close(fd)
+			x.back = append(x.back, fd)
 		}
 	}
 	x.lot, x.count, x.fds, x.cookies = nil, 0, nil, nil
+}
+
+// answer tells the giver something. As it hears that, it lives, and what is its own
+// again can be closed. Before, it might be dead: ours would be the last descriptor of
+// a flow that has no owner, whose end would look like that of a whole answer.
+func (x *Taking) answer(m Message) error {
+	if err := x.c.Send(m); err != nil {
+		return err
+	}
+	x.closeAll(x.back)
+	x.back = x.back[:0]
+	return nil
 }
 
 // step does what one message asks for.
@@ -241,20 +273,37 @@ func (x *Taking) step(m Message) error {
 	case Commit:
 		return x.adopt(m)
 	case Abort:
-		x.drop(x.t.Close)
+		x.drop()
 		return nil
 	case Done:
 		if x.state != accepting || x.count > 0 {
 			return fmt.Errorf("move: %v came out of turn", m.Kind)
 		}
 		x.state = finished
-		x.end(x.t.Close) // copies of what the giver keeps
 		x.t.Finish(m.Body)
-		// If it has died, it needs no answer, and nothing drains there.
-		x.deaf = x.c.Send(Message{Kind: Settled}) != nil
+		// Copies are left of what the giver keeps.
+		if Gone(x.settled()) {
+			x.end(x.t.Reset)
+		} else {
+			x.end(x.t.Close)
+		}
 		return nil
 	}
 	return fmt.Errorf("move: %v came out of turn", m.Kind)
+}
+
+// doneTries is how often in a row a call may fail once all is done, unless the giver is
+// gone: it drains what was refused, and has its part of the limits.
+const doneTries = 20
+
+// settled tells the giver that all is done, which it is, whether that is heard or not.
+func (x *Taking) settled() (err error) {
+	for range doneTries {
+		if err = x.c.Send(Message{Kind: Settled}); err == nil || Gone(err) {
+			break
+		}
+	}
+	return err
 }
 
 // look observes what was adopted for that long, unless the giver dies meanwhile:
@@ -329,9 +378,9 @@ func (x *Taking) find(cookies []uint64, with []sock.FD) (fds []sock.FD, missing 
 
 // examine looks at an offer, and answers.
 func (x *Taking) examine(m Message) error {
-	x.drop(x.t.Close)
+	x.drop()
 	if x.speak(FeatureLots) && int16(m.Lot-x.last) <= 0 {
-		x.closeAll(m.FDs)
+		x.back = append(x.back, m.FDs...)
 		return fmt.Errorf("move: lot %d was offered after lot %d", m.Lot, x.last)
 	}
 	x.last = m.Lot
@@ -339,22 +388,22 @@ func (x *Taking) examine(m Message) error {
 	var err error
 	if x.speak(FeatureCopy) {
 		if cookies, octets, err = cookiesOf(m.Body); err != nil {
-			x.closeAll(m.FDs)
+			x.back = append(x.back, m.FDs...)
 			return err
 		}
 	}
 	fds, missing, err := x.find(cookies, m.FDs)
 	if err != nil {
-		x.closeAll(m.FDs)
+		x.back = append(x.back, m.FDs...)
 		return err
 	}
 	if len(missing) > 0 {
-		x.closeAll(m.FDs)
+		x.back = append(x.back, m.FDs...)
 		return x.refuse(Refusal{What: "copy", Why: "there is none of some sockets", Cookies: missing})
 	}
 	x.fds, x.cookies = fds, cookies
 	if x.lot, err = x.t.Examine(octets, fds); err != nil {
-		x.drop(x.t.Close)
+		x.drop()
 		no := Refusal{What: "flow", Why: err.Error()}
 		var because *frozen.Refused
 		var some Unheld
@@ -368,7 +417,7 @@ func (x *Taking) examine(m Message) error {
 		return x.refuse(no)
 	}
 	x.count = 1
-	return x.c.Send(Message{Kind: Taken, Lot: x.last})
+	return x.answer(Message{Kind: Taken, Lot: x.last})
 }
 
 func (x *Taking) refuse(no Refusal) error {
@@ -377,7 +426,7 @@ func (x *Taking) refuse(no Refusal) error {
 		return err
 	}
 	m.Lot = x.last
-	return x.c.Send(m)
+	return x.answer(m)
 }
 
 func (x *Taking) closeAll(fds []sock.FD) {
@@ -413,7 +462,7 @@ func (x *Taking) adopt(m Message) error {
 	if err := x.c.SetTimeout(0); err != nil { // as after Accept: these flows have nobody else
 		return err
 	}
-	return x.c.Send(a)
+	return x.answer(a)
 }
 
 // forget closes a copy of a socket that came with its message. The giver does not
@@ -460,14 +509,19 @@ func (x *Taking) idle(m Message) error {
 // Run, if the giver was done, and ends with the channel.
 func (x *Taking) Watch() {
 	defer x.t.Remains(nil)
-	if x.state != finished || x.deaf || !x.speak(FeatureResidue) {
+	if x.state != finished || !x.speak(FeatureResidue) {
 		return
 	}
-	for {
+	for failed := 0; failed < doneTries; {
 		m, err := x.c.Receive()
 		if err != nil {
-			return
+			if Gone(err) {
+				return
+			}
+			failed++
+			continue
 		}
+		failed = 0
 		x.closeAll(m.FDs)
 		var r Remains
 		if m.Kind == Residue && m.Into(&r) == nil {

@@ -167,7 +167,7 @@ func (w *World) checkFlows(p *Proc, l *loop.Loop, slots []uint32, owners map[uin
 			w.queuedAt[turn] = uint64(w.turns)
 			// Who begins to wait in a taker that grants nothing yet, or in what
 			// drains, and those who do in the other process, are in no order.
-			w.unordered[turn] = p.arriving || p.gave
+			w.unordered[turn] = p.arriving || p.gave || p.drains[f.ID()]
 		}
 		w.let[f.Listener().Ref.Name]++
 		if e := f.Endpoint(); e != nil {

@@ -55,7 +55,7 @@ func (p *Proc) upgrade() *task {
 		near, far := carriers(p, heir)
 		near.side, near.t, far.side = "giver", t, "taker"
 		g := &giver{p: p, t: t, sent: map[config.Ref]bool{}, refused: map[uint64]bool{}, onWire: map[uint64]bool{}, far: far, heir: heir}
-		near.committed = g.committed
+		near.committed, p.drains = g.committed, g.refused
 		heir.succeed(far)
 		o := move.Options{Features: move.Features(), Canary: w.shape.canary}
 		if w.shape.plain {
@@ -71,7 +71,7 @@ func (p *Proc) upgrade() *task {
 			}
 			_ = near.Close()
 			g.Unlend()
-			p.leaving = false
+			p.leaving, p.drains = false, nil
 			p.shared.Fixed.Store(false)
 			p.shared.Ledger.Alone()
 			p.accepting(true)

@@ -39,7 +39,8 @@ type Proc struct {
 	stopped  bool // it stands still, as by SIGSTOP
 	// It drains, and the process that serves does not know what it holds.
 	forgotten bool
-	goesOn    flow.Instant // then it does no more; 0: never
+	drains    map[uint64]bool // flows that its successor has refused
+	goesOn    flow.Instant    // then it does no more; 0: never
 	tasks     []*task
 	carriers  []*carrier
 	talks     map[string]*hostTaker // in which flows of other hosts have come

@@ -156,6 +156,7 @@ func (x *taker) Observe() move.Sight {
 // Finish makes this the process of its host.
 func (x *taker) Finish([]byte) {
 	x.p.arriving = false
+	x.p.shared.Ledger.Arrived()
 	x.p.relook()
 }
 

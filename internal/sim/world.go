@@ -627,7 +627,7 @@ func (w *World) tasks() bool {
 		}
 		for _, t := range p.tasks {
 			if t.step() {
-				if p.gave && t.over && !slices.ContainsFunc(p.tasks, func(t *task) bool { return !t.over && !t.aside }) {
+				if p.gave && !p.dead && t.over && !slices.ContainsFunc(p.tasks, func(t *task) bool { return !t.over && !t.aside }) {
 					p.exit()
 				}
 				w.check()
