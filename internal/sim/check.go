@@ -245,7 +245,7 @@ func (w *World) stuckFlow(p *Proc, l *loop.Loop, i uint32) {
 	case flow.Relaying:
 		for s := flow.Client; s <= flow.Backend; s++ {
 			from, to := legs[s], legs[s.Other()]
-			if from == nil || to == nil || to.dead {
+			if from == nil || to == nil || to.dead || from.unwatched || to.unwatched {
 				continue
 			}
 			due := f.Unsent(s.Other())

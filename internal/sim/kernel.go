@@ -304,6 +304,7 @@ func (k *Kernel) watch(fd sock.FD, r sock.Ready, data uint64, shared bool) sock.
 	}
 	if k.net.fail("watch") {
 		if f.sock != nil {
+			f.sock.unwatched = true
 			f.sock.excuse("it could not be watched")
 		}
 		return sock.NoMemory

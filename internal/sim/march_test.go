@@ -189,6 +189,16 @@ func TestListenerIsWatchedAgain(t *testing.T) {
 	}
 }
 
+// A client leg that the kernel would not watch is broken to its flow, which says what is
+// due to the backend and hears it no more, though the client's kernel knows of nothing.
+func TestUnwatchedLegIsBroken(t *testing.T) {
+	sc := Scenario{Clients: 6, Upgrades: 1, FailAt: 208, FailUpgrade: true}
+	w := NewWorld(37, sc)
+	if err := w.Run(sc); err != nil || w.net.faults.Last != "watch" {
+		t.Fatalf("%q failed: %v", w.net.faults.Last, err)
+	}
+}
+
 // A leg that streams is reported from a threshold on only; that is a state of
 // the socket, so it goes along with a move to a loop that knows nothing of it.
 func TestStreamsMove(t *testing.T) {

@@ -115,6 +115,7 @@ type Sock struct {
 	linger0   bool // to be closed by RST
 	held      bool // its segments are dropped at the host: it is moving
 	gone      bool // discarded without a word: it lives elsewhere
+	unwatched bool // the kernel would not watch it: its flow takes it for broken
 
 	mate    *Sock  // the flow's other leg
 	excused string // why its connection may end before its time
