@@ -9,6 +9,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/holdfast-lb/holdfast/internal/config"
 	"github.com/holdfast-lb/holdfast/internal/frozen"
 	"github.com/holdfast-lb/holdfast/internal/move"
 	"github.com/holdfast-lb/holdfast/internal/netadmin"
@@ -96,21 +97,27 @@ func (n *Node) steer(peer move.Greeting, at netip.Addr) error {
 		return &frozen.Refused{What: "cluster.sourcePorts", Why: fmt.Sprintf("%d-%d of %s and %d-%d of %s overlap; each node needs ports of its own",
 			c.Cluster.SourcePortFirst, c.Cluster.SourcePortLast, c.Node.Name, first, last, peer.Node)}
 	}
-	addrs, ports := map[netip.Addr]bool{}, []uint16{}
+	addrs, ports := dialledFrom(c)
+	return n.steerTo(at, addrs, without(first, last, ports, at))
+}
+
+// dialledFrom lists the movable addresses that nodes dial from, and the ports of listeners,
+// which are never steered, be it of a movable listener or not.
+func dialledFrom(c *config.Config) (addrs []netip.Addr, ports []uint16) {
+	of := map[netip.Addr]bool{}
 	for _, l := range c.Listeners {
-		// A VIP's own port is never steered, be it of a movable listener or not.
 		ports = append(ports, l.VIP.Port())
 		if !l.Movable {
 			continue
 		}
-		addrs[l.VIP.Addr()] = true
+		of[l.VIP.Addr()] = true
 		for _, name := range l.Names() {
 			if b := c.Backends[name]; b != nil && b.Source.IsValid() {
-				addrs[b.Source] = true
+				of[b.Source] = true
 			}
 		}
 	}
-	return n.steerTo(at, slices.Collect(maps.Keys(addrs)), without(first, last, ports, at))
+	return slices.Collect(maps.Keys(of)), ports
 }
 
 // without splits the ports first to last, both included, around some others.

@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"sync"
 	"time"
 
+	"github.com/holdfast-lb/holdfast/internal/config"
 	"github.com/holdfast-lb/holdfast/internal/netadmin"
 )
 
@@ -21,10 +23,9 @@ const (
 	againMost  = 200 * time.Millisecond
 )
 
-// steered is what was asked for last: for all peers together.
+// steered is what was asked for last of each peer.
 type steered struct {
-	mu     sync.Mutex // guards what follows
-	addrs  []netip.Addr
+	mu     sync.Mutex                          // guards what follows
 	ranges map[netip.Addr][]netadmin.PortRange // by To
 }
 
@@ -33,18 +34,33 @@ func (n *Node) steerTo(to netip.Addr, addrs []netip.Addr, ranges []netadmin.Port
 	s := &n.addresses.steered
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if err := n.host.admin.Steer(addrs, ranges); err != nil {
+		return err
+	}
 	if s.ranges == nil {
 		s.ranges = map[netip.Addr][]netadmin.PortRange{}
 	}
-	s.addrs, s.ranges[to] = addrs, ranges
-	return n.host.admin.Steer(addrs, ranges)
+	s.ranges[to] = ranges
+	return nil
 }
 
-// steerAgain says it all again.
-func (n *Node) steerAgain() error {
+// steerAgain says it all again, but of peers that c has no more: the privileged process reads
+// the file as well, and refuses the whole.
+func (n *Node) steerAgain(c *config.Config) error {
 	s := &n.addresses.steered
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	maps.DeleteFunc(s.ranges, func(to netip.Addr, _ []netadmin.PortRange) bool {
+		if c.Cluster == nil {
+			return true
+		}
+		for _, x := range c.Cluster.Nodes {
+			if x.Address.Addr() == to {
+				return false
+			}
+		}
+		return true
+	})
 	var all []netadmin.PortRange
 	for _, r := range s.ranges {
 		all = append(all, r...)
@@ -52,18 +68,23 @@ func (n *Node) steerAgain() error {
 	if len(all) == 0 {
 		return nil
 	}
-	return n.host.admin.Steer(s.addrs, all)
+	addrs, _ := dialledFrom(c)
+	return n.host.admin.Steer(addrs, all)
 }
 
 // watchNetadmin tells each privileged process that comes after the one of pid known what
 // it does not find in the kernel, until ctx ends.
 func (n *Node) watchNetadmin(ctx context.Context, client *netadmin.Client, known int) {
+	said := "" // each failure once: the next try most likely has the same
 	for pause := againFirst; ; pause = min(2*pause, againMost) {
 		pid, gone, err := client.Watch()
 		if err == nil && pid != known {
 			if err = n.sayAgain(ctx); err == nil {
 				n.log.Info("another privileged process; it knows what is steered and routed", "pid", pid, "was", known)
-				known = pid
+				known, said = pid, ""
+			} else if err.Error() != said {
+				said = err.Error()
+				n.log.Warn("another privileged process does not take what the one before it knew; it is told again", "pid", pid, "error", err)
 			}
 		}
 		if err != nil {
@@ -93,7 +114,7 @@ func (n *Node) sayAgain(ctx context.Context) error {
 		err = n.fence(k.of)
 	}
 	k.mu.Unlock()
-	if err = errors.Join(err, n.steerAgain()); err != nil {
+	if err = errors.Join(err, n.steerAgain(n.Config())); err != nil {
 		return fmt.Errorf("node: another privileged process: %w", err)
 	}
 	n.roundNow(ctx)

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"reflect"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -329,5 +330,51 @@ func TestVIPWithFlowsThatAnUpgradeLeft(t *testing.T) {
 	n.upgrades.remainVIPs(9, nil)
 	if stays() {
 		t.Error("what comes for no flow any more is sent on")
+	}
+}
+
+// steerKernel notes what is steered, and refuses what names a peer that its file lacks.
+type steerKernel struct {
+	vipKernel
+	nodes []string
+	addrs []netip.Addr
+	to    map[netip.Addr]bool
+}
+
+func (k *steerKernel) Steer(addrs []netip.Addr, ranges []netadmin.PortRange) error {
+	for _, r := range ranges {
+		if !slices.Contains(k.nodes, r.To.String()) {
+			return fmt.Errorf("%v is no node of the cluster", r.To)
+		}
+	}
+	k.addrs, k.to = addrs, map[netip.Addr]bool{}
+	for _, r := range ranges {
+		k.to[r.To] = true
+	}
+	return nil
+}
+
+// A privileged process that comes anew is not asked for peers that have left the file: it would
+// refuse the others as well.
+func TestSteeredAgain(t *testing.T) {
+	k := &steerKernel{nodes: []string{"192.0.2.2", "192.0.2.3"}}
+	n, c := vipNodeAt(t, k, t.TempDir(), nil)
+	for i, to := range []string{"192.0.2.2", "192.0.2.3", "192.0.2.9"} {
+		at, first := netip.MustParseAddr(to), uint16(30000+10000*i)
+		err := n.steerTo(at, []netip.Addr{netip.MustParseAddr("192.0.2.77")}, []netadmin.PortRange{{First: first, Last: first + 99, To: at}})
+		if (err != nil) != (i == 2) {
+			t.Fatal(to, err)
+		}
+	}
+	k.nodes = k.nodes[1:]
+	delete(c.Cluster.Nodes, "n2")
+	if err := n.steerAgain(c); err != nil {
+		t.Fatal(err)
+	}
+	if three := netip.MustParseAddr("192.0.2.3"); len(k.to) != 1 || !k.to[three] {
+		t.Errorf("steered to %v, want to %v alone", k.to, three)
+	}
+	if want := netip.MustParseAddr("192.0.2.100"); !slices.Contains(k.addrs, want) || len(k.addrs) != 1 {
+		t.Errorf("steered of %v, want of %v", k.addrs, want)
 	}
 }
