@@ -88,7 +88,9 @@ func TestSteer(t *testing.T) {
 				must(t, "sweep", a.sweep())
 				s.pump(5*time.Millisecond, 3000)
 				// The other end closes first, so that nothing is left here.
+				s.settle()
 				must(t, "shutdown", unix.Shutdown(s.peers, unix.SHUT_WR))
+				wait(t, "the peer's end", func() bool { return s.drain(true) })
 				s.finish(true, false)
 				must(t, "close", unix.Close(s.ours))
 				s.ours = -1
