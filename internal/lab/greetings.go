@@ -2,6 +2,7 @@ package lab
 
 import (
 	"encoding/binary"
+	"time"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -57,6 +58,8 @@ func accepted(h *Host) (int64, error) {
 		if err != nil {
 			return 0, err
 		}
+		// A handshake that has begun is over, or the kernel does not count it yet.
+		time.Sleep(5 * time.Millisecond)
 		c, err := h.Counters()
 		if err != nil {
 			return 0, err
