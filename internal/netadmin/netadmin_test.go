@@ -156,9 +156,10 @@ func (m *mover) move(from, to *host, fromAdmin, toAdmin *Admin, during func()) {
 	}
 	must(t, "Discard", tcprepair.Discard(m.ours))
 	m.ours = fd
-	var err error
-	m.rest, err = tcprepair.GoLive(fd, moved)
+	rest, err := tcprepair.GoLive(fd, moved)
 	must(t, "GoLive", err)
+	// What an earlier GoLive could not write comes after what was in the queue now.
+	m.rest = append(rest, m.rest...)
 	_, err = toAdmin.Release(ts)
 	must(t, "Release", err)
 	m.pause = max(m.pause, time.Since(begin))
