@@ -75,10 +75,6 @@ func (b *Backend) eject(now Instant, each func(name string) Tries) {
 			}
 			continue
 		}
-		if e.times > 0 && now.since(e.returnedAt) >= e.last {
-			e.times-- // it has stood as long as it was out
-			e.returnedAt = now
-		}
 		var attempts, failures uint64
 		if e.window != nil {
 			attempts, failures = e.window.note(now, x.Window, t)
@@ -97,6 +93,10 @@ func (b *Backend) eject(now Instant, each func(name string) Tries) {
 			s.why = fmt.Sprintf("%d of %d attempts failed in %v", failures, attempts, x.Window)
 		default:
 			e.spared = false
+			if e.times > 0 && now.since(e.returnedAt) >= e.last {
+				e.times-- // it has stood as long as it was out, and stands well
+				e.returnedAt = now
+			}
 			continue
 		}
 		if Serves(e.standing) {

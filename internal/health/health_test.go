@@ -371,6 +371,27 @@ func TestEjectionByRate(t *testing.T) {
 	j.want("a ejected")
 }
 
+// Who fails for as long as it was out has not stood well for so long.
+func TestEjectionGrowsWhereAShareFails(t *testing.T) {
+	x := ejecting
+	x.Time = time.Second
+	j := judge(t, backend(config.Backend{Eject: &x}, "a", "b"), true)
+	j.take()
+	for _, want := range []time.Duration{time.Second, 2 * time.Second, 4 * time.Second} {
+		for range 20 {
+			j.serve("a", false, 1)
+			j.serve("a", true, 1)
+		}
+		j.pass(time.Second)
+		j.want("a ejected")
+		if got := j.Views(j.now)[0].Ejected; got != want {
+			t.Errorf("ejected for %v, want %v", got, want)
+		}
+		j.pass(want)
+		j.want("a returned in service")
+	}
+}
+
 // No more are out than the share, of two always one may go, and never the last.
 func TestEjectionIsCapped(t *testing.T) {
 	for _, c := range []struct {
