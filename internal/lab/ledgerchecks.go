@@ -145,8 +145,9 @@ func (l *ledgerRun) checks() error {
 	defer func() { node.end() }()
 	ready := time.Since(began)
 	first := time.Now()
-	// At the start each is asked at once, and hardly any a second time before all
-	// have been asked.
+	// At the start each is asked at once, and hardly any a second time before nearly
+	// all have been asked: of a thousand a SYN may be lost on a busy machine, whose
+	// kernel sends it again after a second.
 	var start []arrival
 	met := map[string]int{}
 	eventually(10*time.Second, func() bool {
@@ -158,7 +159,12 @@ func (l *ledgerRun) checks() error {
 		return len(met) == all
 	})
 	l.v.Must(len(met) == all, "endpoints asked at the start", fmt.Sprint(len(met)), fmt.Sprint(all))
-	l.v.Must(len(start) <= all*5/4, "checks until each was asked", fmt.Sprint(len(start)), fmt.Sprintf("at most %d", all*5/4))
+	clear(met)
+	nearly := 0
+	for ; nearly < len(start) && len(met) < all*99/100; nearly++ {
+		met[start[nearly].at]++
+	}
+	l.v.Must(nearly <= all*5/4, "checks until 99 % were asked", fmt.Sprint(nearly), fmt.Sprintf("at most %d", all*5/4))
 	if len(start) > 0 {
 		f, t := start[0].when, start[len(start)-1].when.Add(time.Millisecond)
 		most, _ := spread(start, f, t.Add(10*time.Millisecond), 10*time.Millisecond)
