@@ -376,6 +376,7 @@ func TestEjectionGrowsWhereAShareFails(t *testing.T) {
 	x := ejecting
 	x.Time = time.Second
 	j := judge(t, backend(config.Backend{Eject: &x}, "a", "b"), true)
+	j.pass(time.Second)
 	j.take()
 	for _, want := range []time.Duration{time.Second, 2 * time.Second, 4 * time.Second} {
 		for range 20 {
