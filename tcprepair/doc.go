@@ -82,8 +82,8 @@
 // that owns the network namespace; see [Probe]. Everything else an owner of
 // connections does without any capability, if a helper that has it
 //
-//   - sets repair mode on descriptors passed to it ([SetRepair]): Save finds
-//     it set, and [GoLiveAll] and [ResumeAll] end it through a [Toggle];
+//   - sets repair mode on descriptors passed to it ([SetRepair]): [EnterRepair],
+//     [GoLiveAll] and [ResumeAll] have it done through a [Toggle], and Save finds it set;
 //   - makes the sockets to restore on ([SocketSpec.Open], then [RestoreOn]);
 //   - delivers the segments of half-closed states ([Options].Inject).
 //

@@ -69,8 +69,8 @@ func ExampleRestoreOn() {
 
 	client, fd := pair()
 	fmt.Fprint(client, "hello")
-	if err := toggle([]int{fd}, tcprepair.RepairOn); err != nil {
-		log.Fatal(err)
+	if errs := tcprepair.EnterRepair([]int{fd}, toggle); errs != nil {
+		log.Fatal(errs[0])
 	}
 	state, err := tcprepair.Save(fd)
 	if err != nil {

@@ -1,7 +1,6 @@
 package tcprepair
 
 import (
-	"errors"
 	"fmt"
 	"net/netip"
 
@@ -22,20 +21,41 @@ const (
 	RepairOffNoProbe = -1 // TCP_REPAIR_OFF_NO_WP, since Linux 4.19
 )
 
-// Toggle sets the repair mode of sockets, all of them in spite of errors, for
-// an owner that may not. SetRepair is one.
-type Toggle func(fds []int, mode int) error
+// Toggle sets the repair mode of sockets, each to its own of modes, all of them in
+// spite of errors, for an owner that may not. errs is nil, or has one for each
+// socket, nil where nothing went wrong. SetRepair is one.
+type Toggle func(fds, modes []int) (errs []error)
 
 // SetRepair sets the repair mode of sockets by this process's own privilege.
-// It goes through all of them and returns the errors joined.
-func SetRepair(fds []int, mode int) error {
-	var all error
-	for _, fd := range fds {
-		if err := setRepair(fd, mode); err != nil {
-			all = errors.Join(all, prefixed(err))
+func SetRepair(fds, modes []int) (errs []error) {
+	for i, fd := range fds {
+		if err := setRepair(fd, modes[i]); err != nil {
+			if errs == nil {
+				errs = make([]error, len(fds))
+			}
+			errs[i] = prefixed(err)
 		}
 	}
-	return all
+	return errs
+}
+
+// EnterRepair puts sockets into repair mode with one call of t; nil is SetRepair.
+func EnterRepair(fds []int, t Toggle) (errs []error) {
+	modes := make([]int, len(fds))
+	for i := range modes {
+		modes[i] = RepairOn
+	}
+	if t == nil {
+		t = SetRepair
+	}
+	return t(fds, modes)
+}
+
+// InRepair tells whether a socket is in repair mode: who had it done by another process,
+// and has no answer, has to ask.
+func InRepair(fd int) bool {
+	on, err := getInt(fd, unix.IPPROTO_TCP, unix.TCP_REPAIR, "TCP_REPAIR")
+	return err == nil && on != 0
 }
 
 // SocketSpec says how to make the socket on which a State is restored: what
@@ -132,8 +152,8 @@ type Socket struct {
 	mode  int    // how it leaves repair mode
 }
 
-// GoLiveAll is GoLive for several sockets, with repair mode ended by at most
-// two calls of t for all of them; nil is SetRepair. Each has its own outcome.
+// GoLiveAll is GoLive for several sockets, with repair mode ended by one call
+// of t for all of them; nil is SetRepair. Each has its own outcome.
 func GoLiveAll(sockets []Socket, t Toggle) {
 	for i := range sockets {
 		sockets[i].Err = nil
@@ -170,7 +190,7 @@ func ResumeAll(sockets []Socket, t Toggle) {
 // leave ends repair mode for the sockets without an error, in the way that each
 // wants.
 func (t Toggle) leave(sockets []Socket) {
-	if t == nil {
+	if t == nil { // allocates nothing
 		for i := range sockets {
 			if x := &sockets[i]; x.Err == nil {
 				x.Err = prefixed(setRepair(x.FD, x.mode))
@@ -178,22 +198,16 @@ func (t Toggle) leave(sockets []Socket) {
 		}
 		return
 	}
-	var fds []int
-	for _, mode := range [...]int{RepairOff, RepairOffNoProbe} {
-		fds = fds[:0]
-		for i := range sockets {
-			if x := &sockets[i]; x.Err == nil && x.mode == mode {
-				fds = append(fds, x.FD)
-			}
+	var fds, modes, which []int
+	for i := range sockets {
+		if x := &sockets[i]; x.Err == nil {
+			fds, modes, which = append(fds, x.FD), append(modes, x.mode), append(which, i)
 		}
-		if len(fds) == 0 || t(fds, mode) == nil {
-			continue
-		}
-		// Somebody's failed. Once more does no harm to the others.
-		for i := range sockets {
-			if x := &sockets[i]; x.Err == nil && x.mode == mode {
-				x.Err = prefixed(t([]int{x.FD}, mode))
-			}
-		}
+	}
+	if len(fds) == 0 {
+		return
+	}
+	for i, err := range t(fds, modes) {
+		sockets[which[i]].Err = err
 	}
 }

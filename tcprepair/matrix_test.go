@@ -138,7 +138,7 @@ func TestAcceptQueue(t *testing.T) {
 		}
 		_, err := Save(ln)
 		wantUnsupported(t, err, "LISTEN", false)
-		if err := SetRepair([]int{ln}, RepairOn); !isNotPermitted(err) {
+		if err := errors.Join(EnterRepair([]int{ln}, nil)...); !isNotPermitted(err) {
 			t.Errorf("repair mode on a listener: %v", err)
 		}
 		for _, c := range waiting {

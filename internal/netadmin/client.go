@@ -226,11 +226,25 @@ func (c *Client) Release(ts []Tuple) (frames int, err error) {
 
 // Divert is [Admin.Divert].
 func (c *Client) Divert(ts []Tuple, to netip.Addr) error {
-	if err := checkAll(ts); err != nil || len(ts) == 0 {
-		return err
-	}
-	_, err := c.ask(actDivert, appendTuples(appendAddr(nil, to.Unmap()), ts), nil)
+	_, err := c.Freeze(ts, to, nil)
 	return err
+}
+
+// Freeze is Divert, and then Repair to put these sockets into repair mode, in one round
+// trip. errs is of the latter, as a [tcprepair.Toggle] has it; after err they are as they
+// were, unless the privileged process ended meanwhile.
+func (c *Client) Freeze(ts []Tuple, to netip.Addr, fds []int) (errs []error, err error) {
+	if err := checkAll(ts); err != nil || len(ts) == 0 {
+		return nil, err
+	}
+	if len(fds) > fdsMax {
+		return nil, fmt.Errorf("netadmin: %d sockets at once: at most %d", len(fds), fdsMax)
+	}
+	_, err = c.ask(actDivert, appendTuples(appendAddr(nil, to.Unmap()), ts), func(b []byte) (err error) {
+		errs, err = readFailures(b, len(fds))
+		return err
+	}, fds...)
+	return errs, err
 }
 
 // Inject is [Admin.Inject].
@@ -240,15 +254,50 @@ func (c *Client) Inject(packet []byte) error {
 }
 
 // Repair is a [tcprepair.Toggle].
-func (c *Client) Repair(fds []int, mode int) error {
-	var all error
-	for len(fds) > 0 {
-		some := fds[:min(fdsMax, len(fds))]
-		fds = fds[len(some):]
-		_, err := c.ask(actRepair, []byte{byte(int8(mode))}, nil, some...)
-		all = errors.Join(all, err)
+func (c *Client) Repair(fds, modes []int) []error {
+	errs, _, err := c.Live(fds, modes, nil)
+	if err != nil {
+		errs = make([]error, len(fds))
+		for i := range errs {
+			errs[i] = err
+		}
 	}
-	return all
+	return errs
+}
+
+// Live is Repair, and then Release of these tuples, in one round trip. errs is of the
+// former; after err nobody knows what was done of it.
+func (c *Client) Live(fds, modes []int, ts []Tuple) (errs []error, frames int, err error) {
+	if err := checkAll(ts); err != nil {
+		return nil, 0, err
+	}
+	var all []error
+	for at := 0; at < len(fds); at += fdsMax {
+		end := min(at+fdsMax, len(fds))
+		var body []byte
+		for _, m := range modes[at:end] {
+			body = append(body, byte(int8(m)))
+		}
+		if end == len(fds) {
+			body = appendTuples(body, ts)
+		}
+		_, err := c.ask(actRepair, body, func(b []byte) (err error) {
+			if len(b) < 4 {
+				return errShort
+			}
+			frames += int(binary.BigEndian.Uint32(b))
+			errs, err = readFailures(b[4:], end-at)
+			return err
+		}, fds[at:end]...)
+		if err != nil {
+			return nil, 0, err
+		}
+		if errs != nil && all == nil {
+			all = make([]error, len(fds))
+		}
+		copy(all[min(at, len(all)):], errs)
+	}
+	return all, frames, nil
 }
 
 // Sockets makes sockets in repair mode, bound, with these buffers. They are the

@@ -40,6 +40,8 @@ type recorder struct {
 	ranges []PortRange
 	leases []time.Duration
 	state  State
+	modes  []int // of repair
+	fails  int   // this one's repair mode cannot be set; 0: all can
 }
 
 func (k *recorder) note(name string, moved, owned []netip.Addr, to ...netip.Addr) error {
@@ -83,7 +85,16 @@ func (k *recorder) Inject(packet []byte) error {
 	t, err := injected(packet)
 	return errors.Join(err, k.tuples("Inject", []Tuple{t}))
 }
-func (k *recorder) Repair([]int, int) error { return k.of("Repair") }
+func (k *recorder) Repair(fds, modes []int) []error {
+	_ = k.of("Repair")
+	k.modes = append(k.modes, modes...)
+	if k.fails == 0 {
+		return nil
+	}
+	errs := make([]error, len(fds))
+	errs[k.fails] = errors.New("not this one")
+	return errs
+}
 func (k *recorder) Sockets(specs []tcprepair.SocketSpec) ([]int, error) {
 	var all []netip.Addr
 	for _, s := range specs {
@@ -576,6 +587,54 @@ func TestServeWithoutDescriptors(t *testing.T) {
 type alwaysOn struct{ complaints }
 
 func (alwaysOn) Enabled(context.Context, slog.Level) bool { return true }
+
+// A lot costs one request where it is put down, and one where it goes live: first
+// diverted and then frozen, first live and then released. Each socket has its own outcome.
+func TestOneRequestALot(t *testing.T) {
+	g := guard(t)
+	c := g.dial(t)
+	defer func() { must(t, "close", c.Close()) }()
+	var fds []int
+	for range 3 {
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		must(t, "socket", err)
+		defer unix.Close(fd)
+		must(t, "freebind", unix.SetsockoptInt(fd, unix.SOL_IP, unix.IP_FREEBIND, 1))
+		must(t, "bind", unix.Bind(fd, sockaddr(netip.AddrPortFrom(guardVIP.Addr(), 0))))
+		fds = append(fds, fd)
+	}
+	ts := []Tuple{{netip.AddrPortFrom(guardVIP.Addr(), 443), netip.MustParseAddrPort("10.55.0.9:1")}}
+	want := func(what string, calls []string, modes []int, errs []error, err error) {
+		t.Helper()
+		must(t, what, err)
+		if !slices.Equal(g.kernel.calls, calls) || !slices.Equal(g.kernel.modes, modes) {
+			t.Errorf("%s: %q with modes %v, want %q with %v", what, g.kernel.calls, g.kernel.modes, calls, modes)
+		}
+		for i := range 3 {
+			if (errs != nil && errs[i] != nil) != (g.kernel.fails == i && i > 0) {
+				t.Errorf("%s: %v where %d fails", what, errs, g.kernel.fails)
+			}
+		}
+		g.kernel.calls, g.kernel.modes = nil, nil
+	}
+	off := []int{tcprepair.RepairOff, tcprepair.RepairOffNoProbe, tcprepair.RepairOff}
+	for _, g.kernel.fails = range []int{0, 1, 2} {
+		errs, err := c.Freeze(ts, guardPeer.To, fds)
+		want("freeze", []string{"Divert", "Repair"}, []int{1, 1, 1}, errs, err)
+		errs, _, err = c.Live(fds, off, ts)
+		want("live", []string{"Repair", "Release"}, off, errs, err)
+	}
+	want("repair", []string{"Repair"}, off, c.Repair(fds, off), nil)
+	_, _, err := c.Live(fds, []int{0, 1, 0}, ts) // held segments for a socket that hears nothing
+	wantWords(t, err, "released when their sockets leave repair mode")
+	_, _, err = c.Live(fds, []int{0, 7, 0}, ts)
+	wantWords(t, err, "no repair mode 7")
+	_, err = c.Freeze(ts, guardVIP.Addr(), fds)
+	wantWords(t, err, guardVIP.Addr().String())
+	if len(g.kernel.calls) != 0 {
+		t.Errorf("%q of what was refused", g.kernel.calls)
+	}
+}
 
 // Whatever is asked, the kernel is asked for what the file says and for nothing else.
 func FuzzServer(f *testing.F) {

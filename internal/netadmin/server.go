@@ -64,7 +64,7 @@ type kernel interface {
 	Here(ts []Tuple) error
 	Holds(t Tuple) bool
 	Inject(packet []byte) error
-	Repair(fds []int, mode int) error
+	Repair(fds, modes []int) []error
 	Sockets(specs []tcprepair.SocketSpec) ([]int, error)
 	Steer(addrs []netip.Addr, ranges []PortRange) error
 	Counters() (Counters, error)
@@ -430,7 +430,7 @@ func netNamespace() (string, error) { return os.Readlink("/proc/thread-self/ns/n
 // caller's, as are those that it was given.
 func (s *Server) do(ch *channel, what act, body []byte, fds []int) (out []byte, back []int, err error) {
 	a := s.Admin
-	if len(fds) > 0 && what != actRepair {
+	if len(fds) > 0 && what != actRepair && what != actDivert {
 		return nil, nil, fmt.Errorf("netadmin: %d descriptors with request %d, which takes none", len(fds), what)
 	}
 	switch what {
@@ -461,12 +461,15 @@ func (s *Server) do(ch *channel, what act, body []byte, fds []int) (out []byte, 
 		}
 		ts, err := readTuples(body)
 		if err == nil {
-			err = s.may(func(r *allowed) error { return errors.Join(r.node(to), r.ends(ts)) })
+			err = s.may(func(r *allowed) error { return errors.Join(r.node(to), r.ends(ts), r.repaired(fds)) })
 		}
-		if err != nil {
+		if err == nil {
+			err = a.Divert(ts, to)
+		}
+		if err != nil || len(fds) == 0 {
 			return nil, nil, err
 		}
-		return nil, nil, a.Divert(ts, to)
+		return appendFailures(nil, tcprepair.EnterRepair(fds, a.Repair)), nil, nil
 	case actInject:
 		t, err := injected(body)
 		if err == nil {
@@ -480,26 +483,43 @@ func (s *Server) do(ch *channel, what act, body []byte, fds []int) (out []byte, 
 		}
 		return nil, nil, a.Inject(body)
 	case actRepair:
-		if len(body) != 1 || len(fds) == 0 {
+		if len(fds) == 0 || len(body) < len(fds) {
 			return nil, nil, errShort
 		}
-		mode := int(int8(body[0]))
-		err := s.may(func(r *allowed) error { return r.repaired(fds) })
-		if err == nil && (mode < tcprepair.RepairOffNoProbe || mode > tcprepair.RepairOn) {
-			err = fmt.Errorf("netadmin: no repair mode %d: on is %d, off %d, off without a probe %d", mode, tcprepair.RepairOn, tcprepair.RepairOff, tcprepair.RepairOffNoProbe)
+		modes := make([]int, len(fds))
+		on := 0
+		for i := range modes {
+			if modes[i] = int(int8(body[i])); modes[i] == tcprepair.RepairOn {
+				on++
+			} else if modes[i] != tcprepair.RepairOff && modes[i] != tcprepair.RepairOffNoProbe {
+				return nil, nil, fmt.Errorf("netadmin: no repair mode %d: on is %d, off %d, off without a probe %d", modes[i], tcprepair.RepairOn, tcprepair.RepairOff, tcprepair.RepairOffNoProbe)
+			}
+		}
+		ts, err := readTuples(body[len(fds):])
+		if err == nil && on > 0 && len(ts) > 0 {
+			err = errors.New("netadmin: tuples are released when their sockets leave repair mode")
+		}
+		if err == nil {
+			err = s.may(func(r *allowed) error { return errors.Join(r.repaired(fds), r.ends(ts)) })
 		}
 		if err != nil {
 			return nil, nil, err
 		}
-		err = a.Repair(fds, mode)
-		if mode != tcprepair.RepairOn {
-			// To leave repair mode clears it, and should its owner die before it sets it
-			// again, what is left of the socket would keep the next listener from its port.
-			for _, fd := range fds {
+		errs := a.Repair(fds, modes)
+		for i, fd := range fds {
+			if modes[i] != tcprepair.RepairOn {
+				// To leave repair mode clears it, and should its owner die before it sets it
+				// again, what is left of the socket would keep the next listener from its port.
 				_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
 			}
 		}
-		return nil, nil, err
+		frames := 0
+		if len(ts) > 0 {
+			if frames, err = a.Release(ts); err != nil {
+				return nil, nil, err
+			}
+		}
+		return appendFailures(binary.BigEndian.AppendUint32(nil, uint32(frames)), errs), nil, nil
 	case actSockets:
 		// Descriptors in answers that nobody reads count to nobody's limit.
 		n, err := ch.unread()
@@ -586,7 +606,7 @@ func (s *Server) call(body []byte) ([]byte, error) {
 }
 
 // Repair is a [tcprepair.Toggle] by this process's own privilege.
-func (a *Admin) Repair(fds []int, mode int) error { return tcprepair.SetRepair(fds, mode) }
+func (a *Admin) Repair(fds, modes []int) []error { return tcprepair.SetRepair(fds, modes) }
 
 // Sockets makes sockets in repair mode, bound, with these buffers. They are the
 // caller's; after an error there is none.

@@ -2,6 +2,7 @@ package netadmin
 
 import (
 	"bytes"
+	"errors"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -143,7 +144,7 @@ func TestClientSockets(t *testing.T) {
 			t.Fatalf("socket %d: %+v, repair %d", i, sa, mode(fd))
 		}
 	}
-	must(t, "repair", c.Repair(fds, tcprepair.RepairOff))
+	must(t, "repair", errors.Join(c.Repair(fds, make([]int, len(fds)))...))
 	if mode(fds[0]) != 0 || mode(fds[len(fds)-1]) != 0 {
 		t.Error("still in repair mode")
 	}
@@ -163,7 +164,7 @@ func TestClientSockets(t *testing.T) {
 	}
 	strange, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	must(t, "socket", err)
-	if err := c.Repair([]int{strange}, tcprepair.RepairOn); err == nil {
+	if errs := tcprepair.EnterRepair([]int{strange}, c.Repair); errs == nil {
 		t.Error("repairs a socket of no address that moves")
 	}
 	_ = unix.Close(strange)
@@ -261,11 +262,12 @@ func BenchmarkRepairLot(b *testing.B) {
 	fds, err := c.Sockets(specs)
 	must(b, "sockets", err)
 	defer closeAll(fds)
-	for name, repair := range map[string]func([]int, int) error{"client": c.Repair, "here": s.server.Admin.Repair} {
+	off := make([]int, len(fds))
+	for name, repair := range map[string]tcprepair.Toggle{"client": c.Repair, "here": s.server.Admin.Repair} {
 		b.Run(name, func(b *testing.B) {
 			for b.Loop() {
-				must(b, "on", repair(fds, tcprepair.RepairOn))
-				must(b, "off", repair(fds, tcprepair.RepairOff))
+				must(b, "on", errors.Join(tcprepair.EnterRepair(fds, repair)...))
+				must(b, "off", errors.Join(repair(fds, off)...))
 			}
 		})
 	}
@@ -277,6 +279,7 @@ func FuzzWire(f *testing.F) {
 	f.Add(appendTuples(nil, ts))
 	f.Add(appendSpecs(nil, []tcprepair.SocketSpec{{Local: ts[0].Local, RecvBuffer: 1, SendBuffer: 2, Congestion: "cubic"}, {Local: ts[1].Local, Mark: 7, Transparent: true}}))
 	f.Add(append([]byte{255}, make([]byte, 300)...))
+	f.Add(appendFailures(nil, []error{errors.New("first"), nil, errors.New("third")}))
 	f.Add(append(appendEnd(nil, ts[0].Local), append(append(make([]byte, 13), 250), make([]byte, 260)...)...))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if ts, err := readTuples(b); err == nil && !bytes.Equal(appendTuples(nil, ts), b) {
@@ -284,6 +287,14 @@ func FuzzWire(f *testing.F) {
 		}
 		if specs, err := readSpecs(b); err == nil && !bytes.Equal(appendSpecs(nil, specs), b) {
 			t.Errorf("%+v", specs)
+		}
+		if errs, err := readFailures(b, 5); err == nil {
+			again, err := readFailures(appendFailures(nil, errs), 5)
+			for i := range errs {
+				if err != nil || (errs[i] == nil) != (again[i] == nil) {
+					t.Errorf("%v, %v: %v", errs, err, again)
+				}
+			}
 		}
 	})
 }

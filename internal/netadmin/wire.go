@@ -31,9 +31,9 @@ const (
 	actDrop     act = 4  // tuples
 	actUndivert act = 5  // tuples
 	actHere     act = 6  // tuples
-	actDivert   act = 7  // an address and tuples
+	actDivert   act = 7  // an address and tuples, with descriptors that then enter repair mode; answered by failures
 	actInject   act = 8  // a packet
-	actRepair   act = 9  // a mode, with descriptors
+	actRepair   act = 9  // modes, with descriptors, and tuples that are then released; answered by a count of frames and failures
 	actSockets  act = 10 // specs; answered with descriptors
 	actCall     act = 11 // call, JSON; answered by one
 	actLeave    act = 12 // this client goes, and what it asked for stays
@@ -300,6 +300,35 @@ func readSpecs(b []byte) (specs []tcprepair.SocketSpec, err error) {
 		specs, b = append(specs, s), b[end:]
 	}
 	return specs, nil
+}
+
+// appendFailures writes what went wrong with single ones of several.
+func appendFailures(out []byte, errs []error) []byte {
+	for i, err := range errs {
+		if err != nil {
+			text := err.Error()
+			text = text[:min(len(text), 1<<10)]
+			out = binary.BigEndian.AppendUint16(append(out, byte(i)), uint16(len(text)))
+			out = append(out, text...)
+		}
+	}
+	return out
+}
+
+// readFailures reads it: nil, or an error for each of n.
+func readFailures(b []byte, n int) (errs []error, err error) {
+	for len(b) > 0 {
+		if len(b) < 3 || int(b[0]) >= n || len(b) < 3+int(binary.BigEndian.Uint16(b[1:])) {
+			return nil, errShort
+		}
+		if errs == nil {
+			errs = make([]error, n)
+		}
+		end := 3 + int(binary.BigEndian.Uint16(b[1:]))
+		errs[b[0]] = errors.New(string(b[3:end]))
+		b = b[end:]
+	}
+	return errs, nil
 }
 
 func decodeJSON(b []byte, v any) error {

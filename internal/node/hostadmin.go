@@ -43,7 +43,9 @@ type hostAdmin interface {
 	Forward(addr, to netip.Addr) error
 	Forget(addr netip.Addr) error
 
-	Repair(fds []int, mode int) error
+	Freeze(ts []netadmin.Tuple, to netip.Addr, fds []int) (errs []error, err error)
+	Live(fds, modes []int, ts []netadmin.Tuple) (errs []error, frames int, err error)
+	Repair(fds, modes []int) []error
 	Sockets(specs []tcprepair.SocketSpec) ([]int, error)
 	Close() error
 }

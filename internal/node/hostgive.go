@@ -267,10 +267,6 @@ func (g *hostGiver) Park(some []move.Candidate) (lot *move.Lot, dealt int, stay 
 	if len(of.flows) == 0 {
 		return nil, dealt, stay, nil
 	}
-	// Divert before freezing: repair mode does not stop the stack.
-	if err := g.n.host.admin.Divert(of.tuples(), g.t.at); err != nil {
-		return nil, dealt, stay, errors.Join(err, g.putBack(of))
-	}
 	late := map[uint64]bool{}
 	for _, x := range some {
 		late[x.ID] = x.Tries > move.HostTries/2
@@ -306,22 +302,29 @@ func (of *hostLotOf) tuples() (ts []netadmin.Tuple) {
 	return ts
 }
 
-// freeze puts the sockets into repair mode and their state into the frozen flows.
-// Flows that will not freeze go back to their loop.
+// freeze diverts, puts the sockets into repair mode and their state into the frozen
+// flows. Flows that will not freeze go back to their loop.
 func (g *hostGiver) freeze(of *hostLotOf, late map[uint64]bool, stay *[]move.Refusal) error {
 	var back hostLotOf
 	back.from = of.from
 	kept := of.flows[:0]
-	// All at once: each is a word with the privileged process. What then will not be
-	// saved leaves repair mode again when it is put back.
+	// All at once, for it is a word with the privileged process, and diverted first:
+	// repair mode does not stop the stack. What then will not be saved leaves repair mode
+	// again when it is put back.
 	var fds []int
 	for _, f := range of.flows {
-		f.down = true
 		for _, fd := range f.connected() {
 			fds = append(fds, int(fd))
 		}
 	}
-	if err := g.n.host.admin.Repair(fds, tcprepair.RepairOn); err != nil {
+	errs, err := g.n.host.admin.Freeze(of.tuples(), g.t.at, fds)
+	for _, f := range of.flows {
+		f.down = err == nil || slices.ContainsFunc(f.connected(), func(fd sock.FD) bool { return tcprepair.InRepair(int(fd)) })
+	}
+	if err != nil {
+		return errors.Join(err, g.putBack(of))
+	}
+	if err := errors.Join(errs...); err != nil {
 		g.n.log.Warn("sockets that do not enter repair mode", "error", err) // each says so itself
 	}
 	for _, f := range of.flows {

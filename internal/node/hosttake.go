@@ -360,7 +360,7 @@ func (t *hostTaker) Discard(lot any) {
 func (t *hostTaker) Adopt(lot any, ts []move.Tuple) move.Adoption {
 	x := lot.(*hostRestored)
 	batch, n := x.thawed.Batch, t.n
-	if t.goLive(x) {
+	if t.goLive(x, ts) {
 		// It is not what was thawed any more.
 		if thawed, err := n.thaw(batch, len(x.fds)); err != nil {
 			n.log.Error("flows that were taken cannot be served", "flows", len(batch.Flows), "error", err)
@@ -368,9 +368,6 @@ func (t *hostTaker) Adopt(lot any, ts []move.Tuple) move.Adoption {
 		} else {
 			x.thawed = thawed
 		}
-	}
-	if _, err := n.host.admin.Release(adminTuples(ts)); err != nil {
-		n.log.Error("segments of flows that were taken are held", "error", err)
 	}
 	for _, z := range batch.Flows {
 		if z.Endpoint != nil {
@@ -395,14 +392,25 @@ func (t *hostTaker) lose(x *hostRestored, ts []move.Tuple) move.Adoption {
 	return move.Adoption{Lost: len(x.thawed.Batch.Flows)}
 }
 
-// goLive starts restored sockets. changed: some did not take back all that was to be sent,
-// which is the flow's again.
-func (t *hostTaker) goLive(x *hostRestored) (changed bool) {
+// goLive starts restored sockets and lets them have the segments that were held. changed:
+// some did not take back all that was to be sent, which is the flow's again.
+func (t *hostTaker) goLive(x *hostRestored, ts []move.Tuple) (changed bool) {
 	sockets := make([]tcprepair.Socket, len(x.fds))
 	for i, fd := range x.fds {
 		sockets[i] = tcprepair.Socket{FD: int(fd), State: x.states[i]}
 	}
-	tcprepair.GoLiveAll(sockets, t.n.host.admin.Repair)
+	admin, held := t.n.host.admin, adminTuples(ts)
+	tcprepair.GoLiveAll(sockets, func(fds, modes []int) []error {
+		errs, _, err := admin.Live(fds, modes, held)
+		if err != nil {
+			errs = admin.Repair(fds, modes)
+			_, err = admin.Release(held)
+		}
+		if err != nil {
+			t.n.log.Error("segments of flows that were taken are held", "error", err)
+		}
+		return errs
+	})
 	for _, z := range x.thawed.Batch.Flows {
 		for _, g := range connected(z) {
 			s := &sockets[g.Fd-1]

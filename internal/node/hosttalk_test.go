@@ -158,7 +158,7 @@ func TestTalkTells(t *testing.T) {
 // noKernel is a hostAdmin for lots without flows.
 type noKernel struct{ hostAdmin }
 
-func (noKernel) Repair([]int, int) error                       { return nil }
+func (noKernel) Repair([]int, []int) []error                   { return nil }
 func (noKernel) Sockets([]tcprepair.SocketSpec) ([]int, error) { return nil, nil }
 func (noKernel) Release([]netadmin.Tuple) (int, error)         { return 0, nil }
 func (noKernel) Counters() (netadmin.Counters, error)          { return netadmin.Counters{}, nil }
