@@ -36,7 +36,7 @@ func (w *World) addHost(br netlink.Link, s HostSpec) (*Host, error) {
 	if err := h.makeNamespace(); err != nil {
 		return nil, err
 	}
-	_ = h.Sysctl(rpsDefault, allCPUs())
+	_ = h.Sysctl(rpsDefault, rpsMask)
 	attrs := netlink.NewLinkAttrs()
 	mtu := cmp.Or(s.MTU, bridgeMTU)
 	attrs.Name, attrs.MTU, attrs.TxQLen = h.port, mtu, txQueueLen
