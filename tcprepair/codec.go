@@ -116,6 +116,17 @@ func (s *State) AppendBinary(b []byte) ([]byte, error) {
 // whatever no socket can be; the error wraps ErrInvalid and s is then
 // unchanged. s keeps no part of b; the memory of its queues is used again.
 func (s *State) UnmarshalBinary(b []byte) error {
+	recv, send := s.RecvQueue[:0], s.SendQueue[:0]
+	if err := s.ReadBinary(b); err != nil {
+		return err
+	}
+	s.RecvQueue, s.SendQueue = append(recv, s.RecvQueue...), append(send, s.SendQueue...)
+	return nil
+}
+
+// ReadBinary is UnmarshalBinary, but the queues are parts of b, which nobody may change
+// as long as they are in use: see Shed.
+func (s *State) ReadBinary(b []byte) error {
 	d := decoder{rest: b}
 	var n State
 	version, known := d.byte(), uint16(codecKnown)
@@ -162,7 +173,6 @@ func (s *State) UnmarshalBinary(b []byte) error {
 		n.TOS = d.byte()
 		n.Mark = d.uvarint(1<<32 - 1)
 	}
-	// Until all is known to be right, the queues are parts of b.
 	n.RecvQueue = d.block(d.uvarint(MaxQueue), MaxQueue)
 	n.SendQueue = d.block(d.uvarint(MaxQueue), MaxQueue)
 	if d.bad {
@@ -174,10 +184,15 @@ func (s *State) UnmarshalBinary(b []byte) error {
 	if err := n.check(); err != nil {
 		return err
 	}
-	n.RecvQueue = append(s.RecvQueue[:0], n.RecvQueue...)
-	n.SendQueue = append(s.SendQueue[:0], n.SendQueue...)
 	*s = n
 	return nil
+}
+
+// Shed lets go of the octets that a restored socket has. What GoLive needs is kept, in
+// memory of its own: what was never transmitted, and that there was something to be read.
+func (s *State) Shed() {
+	s.SendQueue = append([]byte(nil), s.unsent()...)
+	s.RecvQueue = append([]byte(nil), s.RecvQueue[:min(1, len(s.RecvQueue))]...)
 }
 
 // decoder reads from rest. After the first failure it yields zeros, so that

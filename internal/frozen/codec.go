@@ -128,8 +128,8 @@ func (l *Leg) unknown() (where string) {
 func (f *Flow) Summary() string {
 	legs := ""
 	for _, l := range append([]*Leg{f.GetClient()}, f.GetLegs()...) {
-		legs += fmt.Sprintf(" leg(in %d, out %d, unsent %d, ended %t, shut %t, socket %d B)",
-			l.GetReceived(), l.GetSent(), len(l.GetUnsent()), l.GetEnded(), l.GetShut(), len(l.GetSocket()))
+		legs += fmt.Sprintf(" leg(in %d, out %d, unsent %d, ended %t, shut %t)",
+			l.GetReceived(), l.GetSent(), len(l.GetUnsent()), l.GetEnded(), l.GetShut())
 	}
 	return fmt.Sprintf("f-%x %v %s -> %s moved %dx%s", f.GetId(), f.GetState(), f.GetListener().GetName(), f.GetEndpoint().GetName(), f.GetMoves(), legs)
 }

@@ -931,13 +931,13 @@ func (x *Body) GetOctets() uint32 {
 // Leg is one side of a flow.
 type Leg struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Fd            uint32                 `protobuf:"varint,1,opt,name=fd,proto3" json:"fd,omitempty"`             // 1 + index among the descriptors of the message; 0 = none travels
+	Fd            uint32                 `protobuf:"varint,1,opt,name=fd,proto3" json:"fd,omitempty"`             // 1 + index among the descriptors of the message, or the sockets between hosts; 0 = none travels
 	Ended         bool                   `protobuf:"varint,2,opt,name=ended,proto3" json:"ended,omitempty"`       // the peer's FIN has been read
 	Shut          bool                   `protobuf:"varint,3,opt,name=shut,proto3" json:"shut,omitempty"`         // our FIN has been sent
 	Unsent        []byte                 `protobuf:"bytes,4,opt,name=unsent,proto3" json:"unsent,omitempty"`      // octets due to this leg which its kernel has not taken
 	Received      uint64                 `protobuf:"varint,5,opt,name=received,proto3" json:"received,omitempty"` // octets read from the leg since it began
 	Sent          uint64                 `protobuf:"varint,6,opt,name=sent,proto3" json:"sent,omitempty"`         // octets its kernel has taken
-	Socket        []byte                 `protobuf:"bytes,7,opt,name=socket,proto3" json:"socket,omitempty"`      // the TCP socket itself (tcprepair.State), between hosts only
+	Socket        []byte                 `protobuf:"bytes,7,opt,name=socket,proto3" json:"socket,omitempty"`      // of v0.5.0 between hosts: sockets now go beside the batch
 	Broken        bool                   `protobuf:"varint,8,opt,name=broken,proto3" json:"broken,omitempty"`     // the peer reset; the other leg still gets what came before
 	H1            *H1Leg                 `protobuf:"bytes,17,opt,name=h1,proto3" json:"h1,omitempty"`             // HTTP/1.x
 	unknownFields protoimpl.UnknownFields

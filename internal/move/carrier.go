@@ -164,7 +164,10 @@ const (
 	remoteHead = 5
 	remoteLot  = 0x80
 	// remoteRoom is what is kept of the room that a message took.
-	remoteRoom = 256 << 10
+	remoteRoom = 2 << 20
+	// remoteFirst is how much of a body is copied behind its head: with it, a record of TLS
+	// (RFC 8446, section 5.1).
+	remoteFirst = 16<<10 - remoteHead - 2
 )
 
 // Send sends the message. Descriptors cannot go to another host. After an error it
@@ -177,19 +180,23 @@ func (r *Remote) Send(m Message) error {
 	if m.Lot != 0 {
 		kind |= remoteLot
 	}
-	out := binary.BigEndian.AppendUint32(append(r.out[:0], kind), uint32(len(m.Body)))
+	r.out = binary.BigEndian.AppendUint32(append(r.out[:0], kind), uint32(len(m.Body)))
 	if m.Lot != 0 {
-		out = binary.BigEndian.AppendUint16(out, m.Lot)
+		r.out = binary.BigEndian.AppendUint16(r.out, m.Lot)
 	}
-	out = append(out, m.Body...)
-	if r.out = out; cap(out) > remoteRoom {
-		r.out = nil
-	}
+	// What fits a record of TLS goes with its head, the rest is not copied for that.
+	n := min(len(m.Body), remoteFirst)
+	r.out = append(r.out, m.Body[:n]...)
 	if err := r.c.SetWriteDeadline(r.deadline()); err != nil {
 		return fmt.Errorf("move: %v: %w", m.Kind, err)
 	}
-	if _, err := r.c.Write(out); err != nil {
-		return fmt.Errorf("move: %v: %w", m.Kind, err)
+	for _, b := range [...][]byte{r.out, m.Body[n:]} {
+		if len(b) == 0 {
+			continue
+		}
+		if _, err := r.c.Write(b); err != nil {
+			return fmt.Errorf("move: %v: %w", m.Kind, err)
+		}
 	}
 	return nil
 }

@@ -315,11 +315,14 @@ func (x *HostGiving) offer(g *hostGroup) error {
 		return nil
 	}
 	lot.number = x.next()
-	body, err := lot.encode(x.body[:0], nil, false)
+	body, sockets, err := lot.encodeHost(x.body[:0])
 	if err != nil {
 		return errors.Join(err, x.takeBack(lot))
 	}
-	x.body = body
+	lot.socketOctets = sockets
+	if x.body = body; cap(body) > remoteRoom {
+		x.body = nil
+	}
 	if err := lot.to(offered); err != nil {
 		return err
 	}

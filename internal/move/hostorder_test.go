@@ -258,7 +258,7 @@ func (t hostTakerOf) Drop(ts []Tuple) error {
 	return nil
 }
 
-func (t hostTakerOf) Restore(octets []byte, mine func(Tuple) bool) (any, []Tuple, error) {
+func (t hostTakerOf) Restore(octets []byte, _ [][]byte, mine func(Tuple) bool) (any, []Tuple, error) {
 	b, err := frozen.Decode(octets)
 	if err != nil {
 		return nil, nil, err
@@ -550,7 +550,7 @@ func TestHostStalls(t *testing.T) {
 
 // What cannot be is a breach, and leaves nothing behind.
 func TestHostBreaches(t *testing.T) {
-	batch, err := (&frozen.Batch{}).Encode()
+	batch, _, err := (&Lot{}).encodeHost(nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -19,9 +19,11 @@ type HostTaker interface {
 	Hold([]Tuple) error
 	Drop([]Tuple) error
 	// Restore makes the sockets of a lot, quiet, each of a tuple that mine is true of,
-	// and sees that each flow could be served. On error nothing of it is left; it is a
-	// [frozen.Refused] of all or [Unheld] of some. tuples are those of its sockets.
-	Restore(octets []byte, mine func(Tuple) bool) (lot any, tuples []Tuple, err error)
+	// and sees that each flow could be served. Legs name what was saved of their sockets by
+	// its place in sockets, from 1. Nothing of octets and sockets is kept. On error nothing
+	// of the lot is left; it is a [frozen.Refused] of all or [Unheld] of some. tuples are
+	// those of its sockets.
+	Restore(octets []byte, sockets [][]byte, mine func(Tuple) bool) (lot any, tuples []Tuple, err error)
 	// Discard forgets a lot that was restored, silently.
 	Discard(lot any)
 	// Adopt makes a lot this node's own: its sockets live, the segments of these tuples
@@ -144,7 +146,11 @@ func (x *HostTaking) restore(m Message) error {
 		return fmt.Errorf("move: lot %d was offered after lot %d, beside %d others", m.Lot, x.last, len(x.lots))
 	}
 	x.last = m.Lot
-	lot, ts, err := x.t.Restore(m.Body, x.free)
+	batch, sockets, err := hostOfferOf(m.Body)
+	if err != nil {
+		return x.refuse(m.Lot, err)
+	}
+	lot, ts, err := x.t.Restore(batch, sockets, x.free)
 	if err != nil {
 		return x.refuse(m.Lot, err)
 	}

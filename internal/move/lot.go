@@ -1,6 +1,7 @@
 package move
 
 import (
+	"encoding"
 	"encoding/binary"
 	"fmt"
 
@@ -9,11 +10,13 @@ import (
 )
 
 // Lot is a few flows that move together, on the giver's side: parked, in no
-// table, served by nobody. Legs name descriptors by their place in FDs, from 1.
+// table, served by nobody. Legs name descriptors by their place in FDs, from 1;
+// between hosts, what was saved of their sockets by its place in Sockets.
 type Lot struct {
 	Flows   []*frozen.Flow
 	Objects []*frozen.Object // that the taker may not know
 	FDs     []sock.FD
+	Sockets []encoding.BinaryAppender
 	Since   []int64 // by flow: when it was parked, on the host's clock
 	// Of is what the giver keeps of it beside: from which loops it comes.
 	Of any
@@ -22,7 +25,12 @@ type Lot struct {
 	state   lotState
 	cookies []uint64   // as it was offered
 	group   *hostGroup // whose tuples are its own, between hosts
+
+	socketOctets int
 }
+
+// SocketOctets is how many octets of the offer between hosts were of Sockets.
+func (l *Lot) SocketOctets() int { return l.socketOctets }
 
 // NewLot makes a lot of flows that were parked a moment ago.
 func NewLot(flows []*frozen.Flow, objects []*frozen.Object, fds []sock.FD, since []int64, of any) *Lot {
@@ -79,6 +87,50 @@ func (l *Lot) encode(out []byte, cookies []uint64, withCookies bool) ([]byte, er
 	}
 	b := frozen.Batch{Flows: l.Flows, Objects: l.Objects}
 	return b.AppendTo(out)
+}
+
+// encodeHost is the body of an offer to another host, in the room of out: the batch and
+// each socket, behind its length. What users have queued is copied once. sockets is how
+// many octets those take.
+func (l *Lot) encodeHost(out []byte) (body []byte, sockets int, err error) {
+	sized := func(write func([]byte) ([]byte, error)) (n int, err error) {
+		at := len(out)
+		if out, err = write(append(out, 0, 0, 0, 0)); err != nil {
+			return 0, err
+		}
+		n = len(out) - at - 4
+		binary.BigEndian.PutUint32(out[at:], uint32(n))
+		return n, nil
+	}
+	b := frozen.Batch{Flows: l.Flows, Objects: l.Objects}
+	if _, err := sized(b.AppendTo); err != nil {
+		return nil, 0, err
+	}
+	for _, s := range l.Sockets {
+		n, err := sized(s.AppendBinary)
+		if err != nil {
+			return nil, 0, err
+		}
+		sockets += n
+	}
+	return out, sockets, nil
+}
+
+// hostOfferOf reads it; batch and sockets are parts of body.
+func hostOfferOf(body []byte) (batch []byte, sockets [][]byte, err error) {
+	for first := true; first || len(body) > 0; first = false {
+		if len(body) < 4 || uint64(len(body)-4) < uint64(binary.BigEndian.Uint32(body)) {
+			return nil, nil, &frozen.Refused{What: "lot", Why: fmt.Sprintf("it ends in the middle, with %d octets", len(body))}
+		}
+		end := 4 + int(binary.BigEndian.Uint32(body))
+		if part := body[4:end:end]; first {
+			batch = part
+		} else {
+			sockets = append(sockets, part)
+		}
+		body = body[end:]
+	}
+	return batch, sockets, nil
 }
 
 // cookiesOf reads what encode says of descriptors; rest is the batch.

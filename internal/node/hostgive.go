@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"encoding"
 	"errors"
 	"fmt"
 	"slices"
@@ -285,12 +286,19 @@ func (g *hostGiver) pack(of *hostLotOf) *move.Lot {
 	var flows []*frozen.Flow
 	var objects []*frozen.Object
 	var since []int64
+	var sockets []encoding.BinaryAppender
 	for _, f := range of.flows {
+		for i, g := range connected(f.parked.Frozen) {
+			sockets = append(sockets, f.saved[i])
+			g.Fd = uint32(len(sockets))
+		}
 		flows = append(flows, f.parked.Frozen)
 		objects = append(objects, g.n.registry.portable(f.parked.Frozen, g.t.sent)...)
 		since = append(since, int64(f.parked.Since))
 	}
-	return move.NewLot(flows, objects, nil, since, of)
+	lot := move.NewLot(flows, objects, nil, since, of)
+	lot.Sockets = sockets
+	return lot
 }
 
 func (of *hostLotOf) tuples() (ts []netadmin.Tuple) {
@@ -384,7 +392,6 @@ func (g *hostGiver) resume(flows []*hostFlow) (errs []error) {
 // save freezes the flow's sockets. late allows what costs a retransmission.
 func (f *hostFlow) save(late bool) error {
 	z := f.parked.Frozen
-	legs := append([]*frozen.Leg{z.Client}, z.Legs...)
 	for i, fd := range f.parked.FDs {
 		if i > 0 && flow.State(z.State) != flow.Relaying {
 			continue // being dialled: the peer dials again
@@ -394,10 +401,6 @@ func (f *hostFlow) save(late bool) error {
 			return err
 		}
 		f.saved = append(f.saved, s)
-		if legs[i].Socket, err = s.AppendBinary(nil); err != nil {
-			return err
-		}
-		legs[i].Fd = 0
 	}
 	if flow.State(z.State) != flow.Relaying && len(z.Legs) > 0 {
 		if z.Legs[0].Fd = 0; len(z.Legs[0].Unsent) == 0 {
@@ -441,10 +444,7 @@ func (g *hostGiver) putBack(of *hostLotOf) error {
 	for _, f := range of.flows {
 		f.saved = nil
 		z := f.parked.Frozen
-		z.Client.Socket = nil
-		if len(z.Legs) > 0 {
-			z.Legs[0].Socket = nil
-		} else if len(f.parked.FDs) > 1 {
+		if len(z.Legs) == 0 && len(f.parked.FDs) > 1 {
 			z.Legs = []*frozen.Leg{{}} // being dialled
 		}
 		parked = append(parked, f.parked)
@@ -495,6 +495,16 @@ func (g *hostGiver) Forget(lot *move.Lot, a move.Adoption) {
 	}
 	g.r.paused(pauses, a.Lost)
 	g.r.given += len(of.flows) - a.Lost
+	state := lot.SocketOctets() // and what is not of users
+	for _, f := range of.flows {
+		state += f.parked.Frozen.Size() - f.parked.Octets
+		for _, s := range f.saved {
+			state -= len(s.SendQueue) + len(s.RecvQueue)
+		}
+	}
+	g.r.mu.Lock()
+	defer g.r.mu.Unlock()
+	g.r.StateBytes += uint64(max(0, state))
 }
 
 // gone ends the accounts of a flow that is the peer's, or nobody's.
@@ -508,13 +518,6 @@ func (g *hostGiver) gone(f *hostFlow) {
 	l.Listener(f.parked.Frozen.Listener.Name).Leave()
 	l.Node.Leave()
 	g.r.parked([]loop.Parked{f.parked})
-	g.r.mu.Lock()
-	defer g.r.mu.Unlock()
-	octets := f.parked.Octets // of users
-	for _, s := range f.saved {
-		octets += len(s.SendQueue) + len(s.RecvQueue)
-	}
-	g.r.StateBytes += uint64(max(0, f.parked.Frozen.Size()-octets))
 }
 
 // Lose closes flows of which nobody can know who has them: should the peer serve

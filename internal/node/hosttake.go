@@ -214,12 +214,12 @@ type hostRestored struct {
 
 // Restore makes the sockets of a lot, quiet. From here to Adopt or Discard no upgrade begins
 // to move flows.
-func (t *hostTaker) Restore(octets []byte, mine func(move.Tuple) bool) (any, []move.Tuple, error) {
+func (t *hostTaker) Restore(octets []byte, sockets [][]byte, mine func(move.Tuple) bool) (any, []move.Tuple, error) {
 	if !t.n.host.intake.TryRLock() {
 		return nil, nil, errUpgrade
 	}
 	x := &hostRestored{}
-	ts, err := t.restore(x, octets, mine)
+	ts, err := t.restore(x, octets, sockets, mine)
 	if err != nil {
 		t.Discard(x)
 		return nil, nil, err
@@ -227,7 +227,7 @@ func (t *hostTaker) Restore(octets []byte, mine func(move.Tuple) bool) (any, []m
 	return x, ts, nil
 }
 
-func (t *hostTaker) restore(x *hostRestored, octets []byte, mine func(move.Tuple) bool) (ts []move.Tuple, err error) {
+func (t *hostTaker) restore(x *hostRestored, octets []byte, sockets [][]byte, mine func(move.Tuple) bool) (ts []move.Tuple, err error) {
 	if t.n.handingOver() {
 		return nil, errUpgrade
 	}
@@ -247,7 +247,7 @@ func (t *hostTaker) restore(x *hostRestored, octets []byte, mine func(move.Tuple
 	var legs []*hostLeg
 	for _, z := range batch.Flows {
 		for _, g := range connected(z) {
-			leg, err := readLeg(z, g, mine)
+			leg, err := readLeg(z, g, sockets, mine)
 			if err != nil {
 				refuse(z, err)
 				break
@@ -272,8 +272,9 @@ func (t *hostTaker) restore(x *hostRestored, octets []byte, mine func(move.Tuple
 			}
 			continue
 		}
+		l.state.Shed() // octets and sockets are not ours
 		x.fds, x.states = append(x.fds, l.fd), append(x.states, l.state)
-		l.leg.Fd, l.leg.Socket = uint32(len(x.fds)), nil
+		l.leg.Fd = uint32(len(x.fds))
 		ts = append(ts, l.tuple)
 	}
 	if len(some) > 0 {
@@ -298,9 +299,12 @@ type hostLeg struct {
 func (l *hostLeg) options(a hostAdmin) tcprepair.Options { return tcprepair.Options{Inject: a.Inject} }
 
 // readLeg reads what was offered of a leg.
-func readLeg(z *frozen.Flow, g *frozen.Leg, mine func(move.Tuple) bool) (*hostLeg, error) {
+func readLeg(z *frozen.Flow, g *frozen.Leg, sockets [][]byte, mine func(move.Tuple) bool) (*hostLeg, error) {
+	if g.Fd == 0 || int(g.Fd) > len(sockets) {
+		return nil, &frozen.Refused{What: "socket", Why: fmt.Sprintf("leg of socket %d: the lot has %d", g.Fd, len(sockets))}
+	}
 	s := new(tcprepair.State)
-	if err := s.UnmarshalBinary(g.Socket); err != nil {
+	if err := s.ReadBinary(sockets[g.Fd-1]); err != nil {
 		return nil, &frozen.Refused{What: "socket", Why: err.Error()}
 	}
 	if n := len(g.Unsent) + int(s.Unsent); n > flow.UnsentMax {

@@ -180,6 +180,7 @@ func TestOutcome(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	octets = append([]byte{0, 0, 0, byte(len(octets))}, octets...)
 	for _, m := range []move.Message{{Kind: move.Offer, Lot: 7, Body: octets}, {Kind: move.Commit, Lot: 7}, {Kind: move.Offer, Lot: 8, Body: octets}} {
 		if err := broken.c.Send(m); err != nil {
 			t.Fatal(err)

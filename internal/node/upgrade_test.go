@@ -255,6 +255,7 @@ func TestPeerHoldsNothingUp(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	octets = append([]byte{0, 0, 0, byte(len(octets))}, octets...)
 	for i, want := range []bool{true, false} { // a number is used once
 		if err := x.Step(move.Message{Kind: move.Offer, Lot: 1, Body: octets}); (err == nil) != want {
 			t.Errorf("offer %d: %v", i, err)
@@ -263,8 +264,10 @@ func TestPeerHoldsNothingUp(t *testing.T) {
 	if free() {
 		t.Error("an upgrade may begin while an offer stands")
 	}
-	if err := x.Step(move.Message{Kind: move.Offer, Lot: 2, Body: []byte("no batch")}); err != nil {
-		t.Errorf("what cannot be read is refused, and ended the talk: %v", err)
+	for i, body := range []string{"", "no batch", "\x00\x00\x00\x08no batch", string(octets[:len(octets)-1]), string(octets) + "\x00\x00", string(octets) + "\xff\xff\xff\xff\x07"} {
+		if err := x.Step(move.Message{Kind: move.Offer, Lot: uint16(2 + i), Body: []byte(body)}); err != nil {
+			t.Errorf("%q cannot be read and is refused, and ended the talk: %v", body, err)
+		}
 	}
 	if err := x.End(); err != nil || !free() || n.shared.Ledger.Paused() {
 		t.Errorf("after the end of the talk: %v, intake free: %t, grants nothing: %t", err, free(), n.shared.Ledger.Paused())

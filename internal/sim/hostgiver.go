@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"encoding"
 	"encoding/json"
 	"errors"
 	"net/netip"
@@ -38,6 +39,12 @@ func (s *Sock) state() (state, error) {
 		Local: s.local, Remote: s.remote, Snd: s.snd, Una: s.una, Rcv: s.rcv, RcvNxt: s.rcvNxt,
 		SndCap: s.sndCap, RcvCap: s.rcvCap, FinOut: s.finOut, FinIn: s.finIn,
 	}, nil
+}
+
+// AppendBinary makes it a part of a lot.
+func (a state) AppendBinary(b []byte) ([]byte, error) {
+	octets, err := json.Marshal(a)
+	return append(b, octets...), err
 }
 
 // same tells whether nothing has come or gone since a was saved.
@@ -207,19 +214,26 @@ func (g *hostGiver) pack(of *hostLotOf) *move.Lot {
 	var flows []*frozen.Flow
 	var objects []*frozen.Object
 	var since []int64
+	var sockets []encoding.BinaryAppender
 	for _, f := range of.flows {
+		legs := append([]*frozen.Leg{f.parked.Frozen.Client}, f.parked.Frozen.Legs...)
+		for i, s := range f.saved {
+			sockets = append(sockets, s)
+			legs[i].Fd = uint32(len(sockets))
+		}
 		flows = append(flows, f.parked.Frozen)
 		objects = append(objects, g.p.objects.portable(f.parked.Frozen, g.x.sent)...)
 		since = append(since, int64(f.parked.Since))
 	}
-	return move.NewLot(flows, objects, nil, since, of)
+	lot := move.NewLot(flows, objects, nil, since, of)
+	lot.Sockets = sockets
+	return lot
 }
 
 // save puts the sockets of a flow down and their state into it. A leg that is being
 // dialled stays: the other host dials anew.
 func (g *hostGiver) save(f *hostFlow) error {
 	n, z := g.p.w.net, f.parked.Frozen
-	legs := append([]*frozen.Leg{z.Client}, z.Legs...)
 	for i, fd := range f.parked.FDs {
 		if i >= len(f.tuples) {
 			continue
@@ -238,10 +252,6 @@ func (g *hostGiver) save(f *hostFlow) error {
 		}
 		x.Snd, x.Rcv = slices.Clone(x.Snd), slices.Clone(x.Rcv)
 		f.saved = append(f.saved, x)
-		if legs[i].Socket, err = json.Marshal(x); err != nil {
-			return err
-		}
-		legs[i].Fd = 0
 		g.stray(s.peer, s)
 	}
 	if flow.State(z.State) != flow.Relaying && len(z.Legs) > 0 {
@@ -296,10 +306,7 @@ func (g *hostGiver) putBack(of *hostLotOf) error {
 	var parked []loop.Parked
 	for _, f := range of.flows {
 		z := f.parked.Frozen
-		z.Client.Socket = nil
-		if len(z.Legs) > 0 {
-			z.Legs[0].Socket = nil
-		} else if len(f.parked.FDs) > 1 {
+		if len(z.Legs) == 0 && len(f.parked.FDs) > 1 {
 			z.Legs = []*frozen.Leg{{}} // being dialled
 		}
 		for i, fd := range f.parked.FDs {

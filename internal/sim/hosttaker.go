@@ -184,9 +184,9 @@ type hostRestored struct {
 }
 
 // Restore makes the sockets of a lot here, quiet: they neither send nor hear.
-func (x *hostTaker) Restore(octets []byte, mine func(move.Tuple) bool) (any, []move.Tuple, error) {
+func (x *hostTaker) Restore(octets []byte, sockets [][]byte, mine func(move.Tuple) bool) (any, []move.Tuple, error) {
 	lot := &hostRestored{}
-	ts, err := x.restore(lot, octets, mine)
+	ts, err := x.restore(lot, octets, sockets, mine)
 	if err != nil {
 		x.Discard(lot)
 		return nil, nil, err
@@ -194,7 +194,7 @@ func (x *hostTaker) Restore(octets []byte, mine func(move.Tuple) bool) (any, []m
 	return lot, ts, nil
 }
 
-func (x *hostTaker) restore(lot *hostRestored, octets []byte, mine func(move.Tuple) bool) (ts []move.Tuple, err error) {
+func (x *hostTaker) restore(lot *hostRestored, octets []byte, sockets [][]byte, mine func(move.Tuple) bool) (ts []move.Tuple, err error) {
 	p := x.p
 	if p.leaving || p.gave {
 		return nil, &frozen.Refused{What: "host", Why: "an upgrade is under way there", Retry: true}
@@ -220,7 +220,7 @@ func (x *hostTaker) restore(lot *hostRestored, octets []byte, mine func(move.Tup
 			legs = append(legs, z.Legs...)
 		}
 		for _, g := range legs {
-			t, fd, err := p.restoreSock(g.Socket)
+			t, fd, err := p.restoreSock(sockets[g.Fd-1])
 			if err == nil && !mine(t) {
 				err = fmt.Errorf("%v to %v was not prepared", t.Local, t.Remote)
 				p.discard(fd)
@@ -231,7 +231,7 @@ func (x *hostTaker) restore(lot *hostRestored, octets []byte, mine func(move.Tup
 			}
 			lot.fds = append(lot.fds, fd)
 			ts = append(ts, t)
-			g.Socket, g.Fd = nil, uint32(len(lot.fds))
+			g.Fd = uint32(len(lot.fds))
 		}
 	}
 	if len(some) > 0 {
