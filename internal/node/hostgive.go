@@ -106,6 +106,35 @@ type hostGiver struct {
 	slots []uint32   // of it, that are still to be looked at
 	tried func(id uint64) int
 	said  time.Time
+
+	spare []*tcprepair.State // whose room for queues is used again
+	room  int                // of it, in octets
+}
+
+// spareMost bounds what is kept of it: two lots of the usual size, and a large one.
+const spareMost = 4 << 20
+
+// state is room for what is saved of a socket.
+func (g *hostGiver) state() *tcprepair.State {
+	n := len(g.spare)
+	if n == 0 {
+		return new(tcprepair.State)
+	}
+	s := g.spare[n-1]
+	g.spare = g.spare[:n-1]
+	g.room -= cap(s.RecvQueue) + cap(s.SendQueue)
+	return s
+}
+
+// drop lets go of what was saved of a flow's sockets.
+func (g *hostGiver) drop(f *hostFlow) {
+	for _, s := range f.saved {
+		if n := cap(s.RecvQueue) + cap(s.SendQueue); g.room+n <= spareMost {
+			g.spare = append(g.spare, s)
+			g.room += n
+		}
+	}
+	f.saved = nil
 }
 
 // hostSpot is where a candidate is.
@@ -337,7 +366,7 @@ func (g *hostGiver) freeze(of *hostLotOf, late map[uint64]bool, stay *[]move.Ref
 	}
 	for _, f := range of.flows {
 		id := f.parked.Frozen.Id
-		err := f.save(late[id])
+		err := g.save(f, late[id])
 		if err == nil {
 			kept = append(kept, f)
 			continue
@@ -390,17 +419,17 @@ func (g *hostGiver) resume(flows []*hostFlow) (errs []error) {
 }
 
 // save freezes the flow's sockets. late allows what costs a retransmission.
-func (f *hostFlow) save(late bool) error {
+func (g *hostGiver) save(f *hostFlow, late bool) error {
 	z := f.parked.Frozen
 	for i, fd := range f.parked.FDs {
 		if i > 0 && flow.State(z.State) != flow.Relaying {
 			continue // being dialled: the peer dials again
 		}
-		s, err := tcprepair.SaveWith(int(fd), tcprepair.SaveOptions{AllowOutOfOrder: late})
-		if err != nil {
+		s := g.state()
+		f.saved = append(f.saved, s)
+		if err := tcprepair.SaveTo(s, int(fd), tcprepair.SaveOptions{AllowOutOfOrder: late}); err != nil {
 			return err
 		}
-		f.saved = append(f.saved, s)
 	}
 	if flow.State(z.State) != flow.Relaying && len(z.Legs) > 0 {
 		if z.Legs[0].Fd = 0; len(z.Legs[0].Unsent) == 0 {
@@ -442,7 +471,7 @@ func (g *hostGiver) putBack(of *hostLotOf) error {
 	err := errors.Join(g.resume(of.flows)...)
 	var parked []loop.Parked
 	for _, f := range of.flows {
-		f.saved = nil
+		g.drop(f)
 		z := f.parked.Frozen
 		if len(z.Legs) == 0 && len(f.parked.FDs) > 1 {
 			z.Legs = []*frozen.Leg{{}} // being dialled
@@ -501,6 +530,7 @@ func (g *hostGiver) Forget(lot *move.Lot, a move.Adoption) {
 		for _, s := range f.saved {
 			state -= len(s.SendQueue) + len(s.RecvQueue)
 		}
+		g.drop(f)
 	}
 	g.r.mu.Lock()
 	defer g.r.mu.Unlock()
