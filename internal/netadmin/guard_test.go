@@ -87,6 +87,8 @@ func (k *recorder) Inject(packet []byte) error {
 }
 func (k *recorder) Repair(fds, modes []int) []error {
 	_ = k.of("Repair")
+	k.mu.Lock()
+	defer k.mu.Unlock()
 	k.modes = append(k.modes, modes...)
 	if k.fails == 0 {
 		return nil
@@ -607,6 +609,8 @@ func TestOneRequestALot(t *testing.T) {
 	want := func(what string, calls []string, modes []int, errs []error, err error) {
 		t.Helper()
 		must(t, what, err)
+		g.kernel.mu.Lock()
+		defer g.kernel.mu.Unlock()
 		if !slices.Equal(g.kernel.calls, calls) || !slices.Equal(g.kernel.modes, modes) {
 			t.Errorf("%s: %q with modes %v, want %q with %v", what, g.kernel.calls, g.kernel.modes, calls, modes)
 		}
@@ -618,7 +622,10 @@ func TestOneRequestALot(t *testing.T) {
 		g.kernel.calls, g.kernel.modes = nil, nil
 	}
 	off := []int{tcprepair.RepairOff, tcprepair.RepairOffNoProbe, tcprepair.RepairOff}
-	for _, g.kernel.fails = range []int{0, 1, 2} {
+	for _, fails := range []int{0, 1, 2} {
+		g.kernel.mu.Lock()
+		g.kernel.fails = fails
+		g.kernel.mu.Unlock()
 		errs, err := c.Freeze(ts, guardPeer.To, fds)
 		want("freeze", []string{"Divert", "Repair"}, []int{1, 1, 1}, errs, err)
 		errs, _, err = c.Live(fds, off, ts)
@@ -631,6 +638,8 @@ func TestOneRequestALot(t *testing.T) {
 	wantWords(t, err, "no repair mode 7")
 	_, err = c.Freeze(ts, guardVIP.Addr(), fds)
 	wantWords(t, err, guardVIP.Addr().String())
+	g.kernel.mu.Lock()
+	defer g.kernel.mu.Unlock()
 	if len(g.kernel.calls) != 0 {
 		t.Errorf("%q of what was refused", g.kernel.calls)
 	}
