@@ -191,6 +191,8 @@ func privileged(file string) (path string, err error) {
 		_ = client.Close()
 	case errors.Is(err, netadmin.ErrOtherNetwork):
 		return "", fmt.Errorf("%w; give each node its own cluster.netadmin", err)
+	case errors.Is(err, netadmin.ErrTurnedAway):
+		return "", fmt.Errorf("%w\nits rules stay while it is begun anew, and no flow notices: systemctl restart holdfast-netadmin; one that run started is begun again by its parent when it is ended", err)
 	case !may:
 		return "", fmt.Errorf("%w\nmoves between hosts need a privileged process: holdfast netadmin -c %s, as root or with CAP_NET_ADMIN (packaging/holdfast-netadmin.service); or run this as root, which starts one itself", err, file)
 	default:

@@ -34,6 +34,10 @@ type Client struct {
 // callTime bounds a request: the longest looks for a peer that does not answer.
 const callTime = 10 * time.Second
 
+// ErrTurnedAway: a privileged process serves at that path, and not this one: it is of another
+// release, or has too many clients. No other one can begin there.
+var ErrTurnedAway = errors.New("netadmin: turned away")
+
 // ErrOtherNetwork: the privileged process at that path is of another network namespace.
 var ErrOtherNetwork = errors.New("netadmin: it is of another network namespace")
 
@@ -85,14 +89,14 @@ func (c *Client) dial() (*channel, error) {
 	case err != nil && sent != nil:
 		err = sent
 	case err == nil && what == answerFailed:
-		err = errors.New(string(body))
+		err = fmt.Errorf("%w: %s", ErrTurnedAway, body)
 	case err == nil && what != answerDone:
-		err = fmt.Errorf("answers %d", what)
+		err = fmt.Errorf("%w: answer %d", ErrTurnedAway, what)
 	case err == nil:
 		err = decodeJSON(body, &there)
 	}
 	if err == nil && there.Version != wireVersion {
-		err = fmt.Errorf("process %d there speaks version %d, this one %d: begin the older one of them anew", there.PID, there.Version, wireVersion)
+		err = fmt.Errorf("%w: process %d there speaks version %d, this one %d: begin the older one of them anew", ErrTurnedAway, there.PID, there.Version, wireVersion)
 	}
 	if err == nil && there.Net != here {
 		err = ErrOtherNetwork

@@ -145,7 +145,7 @@ func guard(t *testing.T, more ...func(*Server)) *guarded {
 	g := &guarded{served: &served{path: filepath.Join(t.TempDir(), "s")}, kernel: &recorder{}, ended: make(chan error, 1)}
 	l, err := Listen(g.path, 0)
 	must(t, "listen", err)
-	g.server = NewServer(g.kernel, 0, func() Rights { return guardFile }, nil)
+	g.server = NewServer(g.kernel, 0, func() (Rights, bool) { return guardFile, false }, nil)
 	for _, f := range more {
 		f(g.server)
 	}
@@ -296,34 +296,60 @@ func TestRights(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) { wantWords(t, x.err, x.says...) })
 	}
-	if len(g.kernel.calls) > 0 {
-		t.Errorf("the kernel was asked for %v", g.kernel.calls)
+	// What is in force is looked at, for it may be ended.
+	if did := slices.DeleteFunc(g.kernel.calls, func(s string) bool { return s == "State" }); len(did) > 0 {
+		t.Errorf("the kernel was asked for %v", did)
 	}
 	if err := c.Divert(tuple(vip), netip.AddrFrom16(node.As16())); err != nil {
 		t.Errorf("a node's address, written as IPv6: %v", err)
 	}
 }
 
-// The file says more now: it is read again, and not for each refusal.
+// The file says more now: that counts at once.
 func TestRightsAgain(t *testing.T) {
-	asked, vips := 0, []netip.Prefix(nil)
+	var vips []netip.Prefix
+	changed := false
 	g := guard(t, func(s *Server) {
-		s.Rights = func() Rights { asked++; return Rights{VIPs: vips} }
-		s.asked = time.Time{}
+		s.Rights = func() (Rights, bool) { return Rights{VIPs: vips}, changed }
 	})
 	c := g.dial(t)
 	defer func() { must(t, "close", c.Close()) }()
-	for range 100 {
-		wantWords(t, c.Disown(guardVIP.Addr()), "no address of vips")
-	}
+	wantWords(t, c.Announce(guardVIP.Addr()), "no address of vips")
 	g.server.mu.Lock()
-	if asked > 90 {
-		t.Errorf("the file was read %d times", asked)
-	}
 	vips = []netip.Prefix{guardVIP}
-	g.server.asked = time.Time{} // as if a second had passed
 	g.server.mu.Unlock()
-	must(t, "what the file says now", c.Disown(guardVIP.Addr()))
+	wantWords(t, c.Announce(guardVIP.Addr()), "no address of vips")
+	g.server.mu.Lock()
+	changed = true
+	g.server.mu.Unlock()
+	must(t, "what the file says now", c.Announce(guardVIP.Addr()))
+}
+
+// What has left the file and is still in force may be ended, and nothing else done with it.
+func TestEndOfWhatHasLeftTheFile(t *testing.T) {
+	held := Tuple{netip.MustParseAddrPort("10.55.0.200:443"), netip.MustParseAddrPort("10.55.0.9:1")}
+	away := Tuple{netip.MustParseAddrPort("10.55.0.201:443"), held.Remote}
+	gone := netip.MustParsePrefix("10.55.0.202/24")
+	strange := Tuple{netip.MustParseAddrPort("10.55.0.203:443"), held.Remote}
+	g := guard(t)
+	g.kernel.state = State{Fenced: []netip.Prefix{gone}, Held: []Tuple{held}, Diverted: []Diversion{{away, guardPeer.To}}}
+	c := g.dial(t)
+	defer func() { must(t, "close", c.Close()) }()
+	release := func(ts []Tuple) error { _, err := c.Release(ts); return err }
+	for name, end := range map[string]func([]Tuple) error{"release": release, "drop": c.Drop, "undivert": c.Undivert} {
+		must(t, name, end([]Tuple{held, away}))
+		wantWords(t, end([]Tuple{held, strange}), strange.Local.Addr().String())
+	}
+	none := netip.Addr{}
+	must(t, "disown", c.Disown(gone.Addr()))
+	must(t, "forget", c.Forget(gone.Addr()))
+	must(t, "guest no more", c.Guest(gone.Addr(), 0))
+	must(t, "lead no more", c.Lead(gone.Addr(), none))
+	must(t, "forward no more", c.Forward(gone.Addr(), none))
+	for _, err := range []error{c.Hold([]Tuple{held}), c.Here([]Tuple{held}), c.Divert([]Tuple{held}, guardPeer.To), c.Own(gone, time.Second), c.Guest(gone.Addr(), time.Second),
+		c.Announce(gone.Addr()), c.Lead(gone.Addr(), guardPeer.To), c.Forward(gone.Addr(), guardPeer.To), c.Forget(strange.Local.Addr())} {
+		wantWords(t, err, "by the file of this process")
+	}
 }
 
 // What is asked in another way than this version's is refused by name, and the connection
@@ -682,9 +708,10 @@ func FuzzServer(f *testing.F) {
 	legal := lookup(guardFile)
 	f.Fuzz(func(t *testing.T, what byte, body []byte) {
 		k := &recorder{}
-		s := NewServer(k, 0, func() Rights { return guardFile }, nil)
+		s := NewServer(k, 0, func() (Rights, bool) { return guardFile, false }, nil)
 		if _, _, err := s.do(ch, act(what), body, nil); err != nil {
-			if len(k.calls) > 0 {
+			// What is in force is looked at, for it may be ended.
+			if k.calls = slices.DeleteFunc(k.calls, func(s string) bool { return s == "State" }); len(k.calls) > 0 {
 				t.Errorf("%v was asked for before it was refused: %v", k.calls, err)
 			}
 			return

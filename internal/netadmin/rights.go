@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"time"
 
@@ -61,18 +62,67 @@ func lookup(from Rights) *allowed {
 	return r
 }
 
-// may asks a question about the rights, and once more when the answer is no, at most once
-// a second: the file may have changed.
+// and adds what rules speak of: it may be ended, also where the file has lost it since.
+func (r *allowed) and(st State) *allowed {
+	r = &allowed{maps.Clone(r.movable), maps.Clone(r.vips), r.nodes}
+	for _, p := range st.Fenced { // whatever else there is of a VIP, it is fenced
+		p = unmapped(p)
+		r.movable[p.Addr()], r.vips[p.Addr()] = true, p.Bits()
+	}
+	for _, ts := range [...][]Tuple{st.Held, st.Here} {
+		for _, t := range ts {
+			r.movable[t.Local.Addr().Unmap()] = true
+		}
+	}
+	for _, d := range st.Diverted {
+		r.movable[d.Tuple.Local.Addr().Unmap()] = true
+	}
+	return r
+}
+
+// may asks a question about the rights, and once more when the answer is no and the file
+// may have changed.
 func (s *Server) may(check func(*allowed) error) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.allowed != nil {
-		if err := check(s.allowed); err == nil || time.Since(s.asked) < time.Second {
-			return err
+		if err := check(s.allowed); err == nil {
+			return nil
 		}
 	}
-	s.asked, s.allowed = time.Now(), lookup(s.Rights())
+	if r, changed := s.Rights(); changed || s.allowed == nil {
+		s.allowed = lookup(r)
+	}
 	return check(s.allowed)
+}
+
+// mayEnd is may of what only ends something: that is allowed for what is in force, too.
+func (s *Server) mayEnd(check func(*allowed) error) error {
+	err := s.may(check)
+	if err == nil {
+		return nil
+	}
+	st, failed := s.Admin.State()
+	if failed != nil {
+		return err
+	}
+	s.mu.Lock()
+	r := s.allowed.and(st)
+	s.mu.Unlock()
+	return check(r)
+}
+
+// ends tells whether a request by name only ends something.
+func (q *call) ends() bool {
+	switch q.Name {
+	case "Disown", "Forget":
+		return true
+	case "Guest":
+		return q.Time == 0
+	case "Lead", "Forward":
+		return !q.To.IsValid()
+	}
+	return false
 }
 
 // moves: flows may be moved with this address.

@@ -23,7 +23,7 @@ import (
 // does it for the addresses that may move and for nothing else.
 type Server struct {
 	Admin  kernel
-	Rights func() Rights // see NewServer
+	Rights func() (r Rights, changed bool) // see NewServer
 	UID    int
 	// HeldTime is how long what is held waits for another client after the last one
 	// died, Forsaken how long everything else does; 0 is 5 s and 10 min.
@@ -42,9 +42,8 @@ type Server struct {
 	died     *time.Timer // when the last session died: drops what is held
 	forsaken chan struct{}
 	lonely   *time.Timer
-	widowed  bool     // the last session that asked for something died, and nobody has come in its place
-	allowed  *allowed // nil: not asked yet
-	asked    time.Time
+	widowed  bool                             // the last session that asked for something died, and nobody has come in its place
+	allowed  *allowed                         // nil: not asked yet
 	user     func(*net.UnixConn) (int, error) // peerUser
 	said     time.Time                        // when the last complaint was
 	unsaid   int                              // complaints since
@@ -102,9 +101,9 @@ const (
 )
 
 // NewServer makes a server of a, for processes of this one's user, of root, and of
-// the user uid. rights gives what the file says now: it is asked again, at most once a
-// second, when a client asks for what the file did not say, for it may have changed.
-func NewServer(a kernel, uid int, rights func() Rights, log *slog.Logger) *Server {
+// the user uid. rights gives what the file says now, and whether that may be other than the
+// last time: it is asked again whenever a client asks for what the file did not say.
+func NewServer(a kernel, uid int, rights func() (r Rights, changed bool), log *slog.Logger) *Server {
 	return &Server{Admin: a, UID: uid, Rights: rights, Log: log, forsaken: make(chan struct{}), closed: make(chan struct{}), user: peerUser}
 }
 
@@ -437,7 +436,11 @@ func (s *Server) do(ch *channel, what act, body []byte, fds []int) (out []byte, 
 	case actHold, actRelease, actDrop, actUndivert, actHere:
 		ts, err := readTuples(body)
 		if err == nil {
-			err = s.may(func(r *allowed) error { return r.ends(ts) })
+			may := s.may
+			if what != actHold && what != actHere {
+				may = s.mayEnd
+			}
+			err = may(func(r *allowed) error { return r.ends(ts) })
 		}
 		if err != nil {
 			return nil, nil, err
@@ -500,7 +503,11 @@ func (s *Server) do(ch *channel, what act, body []byte, fds []int) (out []byte, 
 			err = errors.New("netadmin: tuples are released when their sockets leave repair mode")
 		}
 		if err == nil {
-			err = s.may(func(r *allowed) error { return errors.Join(r.repaired(fds), r.ends(ts)) })
+			may := s.mayEnd
+			if on > 0 {
+				may = s.may
+			}
+			err = may(func(r *allowed) error { return errors.Join(r.repaired(fds), r.ends(ts)) })
 		}
 		if err != nil {
 			return nil, nil, err
@@ -553,7 +560,11 @@ func (s *Server) call(body []byte) ([]byte, error) {
 	if err := decodeCall(body, &q); err != nil {
 		return nil, err
 	}
-	if err := s.may(func(r *allowed) error { return r.call(&q) }); err != nil {
+	may := s.may
+	if q.ends() {
+		may = s.mayEnd
+	}
+	if err := may(func(r *allowed) error { return r.call(&q) }); err != nil {
 		return nil, err
 	}
 	a, r, err := s.Admin, result{}, error(nil)

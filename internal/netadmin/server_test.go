@@ -41,7 +41,7 @@ func serve(t testing.TB, more ...func(*Server)) *served {
 	t.Cleanup(func() { must(t, "close", a.Close()) })
 	l, err := Listen(s.path, 0)
 	must(t, "listen", err)
-	s.server = NewServer(a, 0, func() Rights { return Rights{VIPs: []netip.Prefix{netip.PrefixFrom(s.addr, 24)}} }, nil)
+	s.server = NewServer(a, 0, func() (Rights, bool) { return Rights{VIPs: []netip.Prefix{netip.PrefixFrom(s.addr, 24)}}, false }, nil)
 	s.server.HeldTime = 20 * time.Millisecond
 	for _, f := range more {
 		f(s.server)
