@@ -482,7 +482,7 @@ func (l *Loop) dial(i uint32, s *slot) bool {
 		if e == sock.ManyFiles && l.shrink() {
 			fd, pending, e = l.k.Dial(&l.spec)
 		}
-		if e == sock.Again && l.spec.Unix != "" || e == sock.ManyFiles || e == sock.NoPort && s.flow.Listener().Movable {
+		if e == sock.Again && l.spec.Unix != "" || e == sock.ManyFiles || e == sock.NoAddress && s.flow.Listener().Movable {
 			// Its backlog is full, or we are, or the VIP to dial from is not here, as when this process
 			// has stood still for longer than its lease: the clock tries again (lookAt).
 			return false
@@ -546,7 +546,7 @@ func (l *Loop) dialed(s *slot) {
 }
 
 func (l *Loop) dialFailed(s *slot, e sock.Errno) {
-	if e == sock.NoPort {
+	if e == sock.NoPort || e == sock.NoAddress {
 		// The address to dial from is not here, as that of a VIP whose lease has ended, or has no
 		// port left: nothing was sent, and nothing is known of the endpoint.
 		l.Count.Retries++

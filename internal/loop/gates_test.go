@@ -404,7 +404,7 @@ func TestNoAddressToDialFrom(t *testing.T) {
 type homeless struct{ Kernel }
 
 func (k *homeless) Dial(*sock.DialSpec) (sock.FD, bool, sock.Errno) {
-	return sock.NoFD, false, sock.NoPort
+	return sock.NoFD, false, sock.NoAddress
 }
 
 // Each exchange is counted once and told once, and the sink is flushed soon
@@ -552,7 +552,7 @@ func newWebOf(t testing.TB, listener, backend string) *web {
 func TestNoVIPToDialFrom(t *testing.T) {
 	w := newWeb(t, "")
 	w.l.gen.Config.Listeners["e"].Movable = true // of a VIP, which this host has not
-	kernel := &away{Kernel: w.l.k, until: 3}
+	kernel := &away{Kernel: w.l.k, until: 3, e: sock.NoAddress}
 	w.l.k = kernel
 	near := w.client()
 	w.says(near, plainGet)
@@ -565,16 +565,26 @@ func TestNoVIPToDialFrom(t *testing.T) {
 	w.hears(near, "hello")
 }
 
-// away is a kernel that has the address to dial from again at a later dial.
+// Where it is here and has no port left towards an endpoint, that attempt is over.
+func TestNoPortOfVIP(t *testing.T) {
+	w := newWeb(t, "")
+	w.l.gen.Config.Listeners["e"].Movable = true
+	w.l.k = &away{Kernel: w.l.k, until: 1 << 30, e: sock.NoPort}
+	w.says(w.client(), plainGet)
+	w.until("another attempt", func() bool { return w.l.Count.Retries > 0 })
+}
+
+// away is a kernel that can dial again at a later attempt.
 type away struct {
 	Kernel
 	until int
+	e     sock.Errno
 }
 
 func (k *away) Dial(s *sock.DialSpec) (sock.FD, bool, sock.Errno) {
 	if k.until > 0 {
 		k.until--
-		return sock.NoFD, false, sock.NoPort
+		return sock.NoFD, false, k.e
 	}
 	return k.Kernel.Dial(s)
 }

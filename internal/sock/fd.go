@@ -36,7 +36,8 @@ const (
 	Aborted     = unix.ECONNABORTED
 	TimedOut    = unix.ETIMEDOUT
 	BrokenPipe  = unix.EPIPE
-	NoPort      = unix.EADDRNOTAVAIL
+	NoPort      = unix.EADDRNOTAVAIL // of connect: each is in use towards that address
+	NoAddress   = unix.ENONET        // [Dial]: the address to dial from is not here, EADDRNOTAVAIL of bind
 	Unreachable = unix.EHOSTUNREACH
 	NoEntry     = unix.ENOENT
 	NotOpen     = unix.EBADF // of a descriptor

@@ -307,6 +307,9 @@ func (s *DialSpec) prepare(fd FD, family uintptr) Errno {
 	var from sockaddr
 	from.tcp(netip.AddrPortFrom(s.Source, 0))
 	_, _, e := syscall.RawSyscall(unix.SYS_BIND, uintptr(fd), uintptr(unsafe.Pointer(&from.raw)), from.n)
+	if e == unix.EADDRNOTAVAIL {
+		return NoAddress
+	}
 	return e
 }
 
