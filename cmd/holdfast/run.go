@@ -367,7 +367,14 @@ func finish(n *node.Node, signals chan os.Signal, log *slog.Logger, out io.Write
 		case <-ctx.Done():
 		}
 	}()
-	n.LeaveVIPs(ctx, func(text string) { fmt.Fprintln(out, "stopping: "+text) })
+	tell := func(text string) { fmt.Fprintln(out, "stopping: "+text) }
+	n.LeaveVIPs(ctx, tell)
+	// Neighbours learn where a VIP is while the other listeners drain.
+	settled := make(chan struct{})
+	go func() { // ends with ctx
+		defer close(settled)
+		n.SettleVIPs(ctx, tell)
+	}()
 	left := n.Drain(max(0, grace-time.Since(began)), hurry, func(left int) {
 		text := fmt.Sprintf("stopping: nothing new is accepted; %s under way, %s at most; a second signal ends at once",
 			count(left, "flow"), short(max(0, grace-time.Since(began))))
@@ -380,6 +387,7 @@ func finish(n *node.Node, signals chan os.Signal, log *slog.Logger, out io.Write
 			open = true
 		}
 	})
+	<-settled
 	if terminal && open {
 		fmt.Fprintln(out)
 	}

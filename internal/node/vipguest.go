@@ -352,15 +352,22 @@ func (n *Node) settled(ctx context.Context, v *vipSeat, g guesthood) error {
 	if v.guest.forget != g.forget || v.guest.to != g.to {
 		return nil // it has been moved again
 	}
-	v.guest = guesthood{}
-	n.log.Info("vip settled: nothing of it is here any more", "vip", v.name, "owner", v.seat.Record().Owner)
 	admin := n.host.admin
 	err := admin.Forget(v.addr())
 	if v.seat.Record().Holder() != n.self() {
 		err = errors.Join(err, admin.Guest(v.addr(), 0))
 	}
-	return err
+	if err != nil {
+		v.guest.forget = time.Now().Add(settleAgain)
+		return err
+	}
+	v.guest = guesthood{}
+	n.log.Info("vip settled: nothing of it is here any more", "vip", v.name, "owner", v.seat.Record().Owner)
+	return nil
 }
+
+// settleAgain is the time until what could not be ended is tried again.
+const settleAgain = time.Second
 
 // HostResidues are flows that could not move with their VIPs and are still here.
 func (n *Node) HostResidues() (out []HostResidue) {

@@ -15,9 +15,14 @@ import (
 type forgetful struct {
 	vipKernel
 	forgot chan netip.Addr
+	fails  int // so often it does not
 }
 
 func (k *forgetful) Forget(a netip.Addr) error {
+	if k.fails > 0 {
+		k.fails--
+		return errDied
+	}
 	k.forgot <- a
 	return nil
 }
@@ -84,5 +89,36 @@ func TestNothingSettlesInTheNextMove(t *testing.T) {
 	defer k.mu.Unlock()
 	if v.guest.giver != "n2" || len(kernel.forgot) != 0 {
 		t.Errorf("a guest of n2 is %+v, and %d addresses were forgotten", v.guest, len(kernel.forgot))
+	}
+}
+
+// What the privileged process could not forget, as while it begins anew, is forgotten later: until
+// then the VIP has not settled.
+func TestForgottenLater(t *testing.T) {
+	kernel := &forgetful{forgot: make(chan netip.Addr, 1), fails: 1}
+	n, _ := vipNodeAt(t, kernel, t.TempDir(), nil)
+	k := &n.addresses
+	k.mu.Lock()
+	v := shopSeat(n)
+	k.mu.Unlock()
+	for _, want := range []error{errDied, nil} {
+		k.mu.Lock()
+		was := guesthood{on: true, to: "n2", forget: time.Now()}
+		if want == nil {
+			was = v.guest
+		}
+		v.guest = was
+		k.mu.Unlock()
+		if err := n.settled(t.Context(), v, was); !errors.Is(err, want) {
+			t.Errorf("%v, want %v", err, want)
+		}
+		k.mu.Lock()
+		if settling := v.guest.to != "" && time.Until(v.guest.forget) > 0; settling != (want != nil) {
+			t.Errorf("after %v it is %+v", want, v.guest)
+		}
+		k.mu.Unlock()
+	}
+	if len(kernel.forgot) != 1 {
+		t.Error("it is not forgotten")
 	}
 }

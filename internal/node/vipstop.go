@@ -15,8 +15,8 @@ var errTurn = errors.New("another VIP is being moved from here, or taken, or thi
 const leaveLook = 20 * time.Millisecond
 
 // LeaveVIPs moves the VIPs of this node, which is about to end, to others that answer, each
-// with its flows, and returns when they have settled there, nobody else can take what is left, or
-// ctx ends. Nothing else changes: no mark says that the node is to be free, so its servers go on to be
+// with its flows, and returns when they are there, nobody else can take what is left, or
+// ctx ends; SettleVIPs waits for the rest. Nothing else changes: no mark says that the node is to be free, so its servers go on to be
 // used, and when it is back its VIPs stay where they are until somebody says holdfast return.
 func (n *Node) LeaveVIPs(ctx context.Context, tell func(string)) {
 	c := n.Config()
@@ -58,6 +58,15 @@ func (n *Node) LeaveVIPs(ctx context.Context, tell func(string)) {
 			n.log.Warn("a vip stays on a node that ends, and will be silent", "vip", v.Name, "error", bare{err})
 			tell(fmt.Sprintf("VIP %s stays here: %v", v.Name, bare{err}))
 		}
+	}
+}
+
+// SettleVIPs waits until nothing has to be sent on any more of the VIPs that have gone from this
+// node, or ctx ends.
+func (n *Node) SettleVIPs(ctx context.Context, tell func(string)) {
+	c := n.Config()
+	if c.Cluster == nil {
+		return
 	}
 	said := ""
 	for {
