@@ -3,7 +3,6 @@ package main
 import (
 	"log/slog"
 	"os"
-	"syscall"
 	"time"
 
 	"github.com/holdfast-lb/holdfast/internal/config"
@@ -42,13 +41,13 @@ func rightsFrom(file string, c *config.Config, uid int, log *slog.Logger) func()
 		log.Warn("the file counts as it is now, until this process begins anew: who is served may write it", "how", how)
 		return func() (netadmin.Rights, bool) { return rightsOf(c), false }
 	}
-	var last fileState
+	var was os.FileInfo
 	return func() (netadmin.Rights, bool) {
-		is := fileStateOf(file)
-		if is == last && time.Since(is.modified) > fileTick {
+		is, _ := os.Stat(file) // of one that is not there, nothing
+		if sameFile(was, is) {
 			return rightsOf(c), false
 		}
-		last = is
+		was = is
 		if now, err := clusterOf(file); err == nil && now != nil {
 			c = now
 		}
@@ -56,25 +55,13 @@ func rightsFrom(file string, c *config.Config, uid int, log *slog.Logger) func()
 	}
 }
 
-// fileState tells one form of a file from another.
-type fileState struct {
-	device, inode uint64
-	size          int64
-	modified      time.Time
-}
-
 // fileTick is longer than two changes may be apart that leave the same time behind.
 const fileTick = time.Second
 
-// fileStateOf is the state of a file now; of none, nothing.
-func fileStateOf(file string) (s fileState) {
-	info, err := os.Stat(file)
-	if err != nil {
-		return s
+// sameFile tells whether a file is what it was; none is like none.
+func sameFile(was, is os.FileInfo) bool {
+	if was == nil || is == nil {
+		return was == nil && is == nil
 	}
-	s.size, s.modified = info.Size(), info.ModTime()
-	if x, ok := info.Sys().(*syscall.Stat_t); ok {
-		s.device, s.inode = x.Dev, x.Ino
-	}
-	return s
+	return os.SameFile(was, is) && was.Size() == is.Size() && was.ModTime().Equal(is.ModTime()) && time.Since(is.ModTime()) > fileTick
 }
