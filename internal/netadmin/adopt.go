@@ -126,7 +126,18 @@ func leftover(table string) (*heritage, error) {
 	if err != nil {
 		return nil, fmt.Errorf("netadmin: list sets of %s: %w", table, err)
 	}
-	h := &heritage{table: table, state: &State{}}
+	h := &heritage{table: table, state: &State{}, ways: map[string]string{}}
+	for _, s := range sets { // they say what those of steer mean
+		if s.Name == setWays {
+			list, err := conn.GetSetElements(s)
+			if err != nil && !errors.Is(err, unix.ENOENT) {
+				return nil, fmt.Errorf("netadmin: list set %s of %s: %w", s.Name, table, err)
+			}
+			for _, e := range list {
+				h.ways[string(e.Key)] = chainOfVerdict(e.Val)
+			}
+		}
+	}
 	for _, s := range sets {
 		h.unfinished = h.unfinished || s.Name == setUnfinished
 		list, err := conn.GetSetElements(s)
@@ -162,6 +173,10 @@ func (h *heritage) remember(set string, e nftables.SetElement) {
 	s, only := h.state, func(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
 	switch {
 	case kind == "steer" && tuple:
+		chain, known := h.ways[string(e.Val)]
+		if !known {
+			return
+		}
 		to, held := strings.CutPrefix(chain, heldPrefix)
 		if held || chain == chainHold {
 			s.Held = append(s.Held, t)

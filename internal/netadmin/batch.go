@@ -6,7 +6,6 @@ import (
 	"fmt"
 
 	"github.com/google/nftables"
-	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
 )
 
@@ -106,9 +105,9 @@ func (b *batch) endElements() {
 	b.end()
 }
 
-// element is the key of a tuple and, unless v is nil, its verdict.
-func (b *batch) element(t Tuple, v *expr.Verdict) {
-	const listElem, dataValue, dataVerdict, verdictCode, verdictChain = 1, 1, 2, 1, 2 // NFTA_LIST_ELEM and so on
+// element is the key of a tuple and, unless it is 0, the number of its way.
+func (b *batch) element(t Tuple, number uint32) {
+	const listElem, dataValue = 1, 1 // NFTA_LIST_ELEM, NFTA_DATA_VALUE
 	e := b.open(listElem)
 	k := b.open(unix.NFTA_SET_ELEM_KEY)
 	at := len(b.buf)
@@ -117,16 +116,11 @@ func (b *batch) element(t Tuple, v *expr.Verdict) {
 	b.buf = appendKey(b.buf, t)
 	b.shut(at)
 	b.shut(k)
-	if v != nil {
+	if number != 0 {
 		d := b.open(unix.NFTA_SET_ELEM_DATA)
-		w := b.open(dataVerdict)
-		var code [4]byte
-		binary.BigEndian.PutUint32(code[:], uint32(v.Kind))
-		b.attr(verdictCode, code[:])
-		if v.Chain != "" {
-			b.text(verdictChain, v.Chain)
-		}
-		b.shut(w)
+		var n [4]byte
+		binary.NativeEndian.PutUint32(n[:], number)
+		b.attr(dataValue, n[:])
 		b.shut(d)
 	}
 	b.shut(e)

@@ -1,6 +1,7 @@
 package netadmin
 
 import (
+	"fmt"
 	"net/netip"
 	"testing"
 	"time"
@@ -73,6 +74,22 @@ func BenchmarkRoundTrip(b *testing.B) {
 					_, err = unix.Read(x[1], octet)
 					must(b, "read", err)
 				}
+			}
+		})
+	}
+}
+
+// A lot of 16 flows begins to be held, and no more, among others.
+func BenchmarkHoldAmong(b *testing.B) {
+	for _, others := range []int{0, 18000} {
+		b.Run(fmt.Sprint(others), func(b *testing.B) {
+			l := newBareLab(b)
+			a := l.a.open(Config{})
+			ts := manyTuples(0, others+32)
+			must(b, "Hold", a.Hold(ts[32:]))
+			for b.Loop() {
+				must(b, "Hold", a.Hold(ts[:32]))
+				must(b, "Drop", a.Drop(ts[:32]))
 			}
 		})
 	}

@@ -12,7 +12,8 @@ import (
 // after it: tuples stay diverted without a gap, for until the old rules are removed both have
 // rules of the same effect, under different names.
 type heritage struct {
-	table string // the heir takes another
+	table string            // the heir takes another
+	ways  map[string]string // chains by the keys of the map of that name
 	// state is what was in force: Steered and Routed are not known, and a prefix is of one address.
 	state *State
 	// followers, learnt and mine are what rules had noted.

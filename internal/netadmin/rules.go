@@ -15,11 +15,13 @@ import (
 // Two tables of one name. All rules in words:
 //
 //	table netdev holdfast {
-//	    map steer4 { saddr . sport . daddr . dport : verdict }      steer6 alike, and all that ends in 4
+//	    map steer4 { saddr . sport . daddr . dport : way }          steer6 alike, and all that ends in 4
+//	    map ways { way : verdict }               a number each; the kernel looks through all
+//	                                             of a map that has verdicts at each change
 //	    chain in0 { hook ingress device eth0 priority -500; jump fence; jump steer }
 //	    chain in1 { hook ingress device lo priority -500; jump steer }
 //	    chain steer {
-//	        tcp: tuple vmap @steer4
+//	        tcp: tuple map @steer4 vmap @ways
 //	        tcp, daddr in @moving4: jump vip4     (lead.go)
 //	        jump ranges
 //	        tcp, daddr in @moving4: goto forward4 (lead.go)
@@ -74,6 +76,8 @@ const (
 	// socket's send buffer: 10,000 tuples at once are EMSGSIZE. 256 IPv6
 	// tuples that go from one peer to another take some 60 KB.
 	tuplesPerFlush = 256
+
+	setWays = "ways"
 
 	objCounter = 1 // NFT_OBJECT_COUNTER, include/uapi/linux/netfilter/nf_tables.h
 
@@ -138,6 +142,8 @@ type rules struct {
 	netdev  *nftables.Table
 	inet    *nftables.Table
 	steer   [2]*nftables.Set
+	ways    *nftables.Set
+	numbers map[way]uint32 // what is in ways
 	guard   [2]*nftables.Set
 	vips    vipSets
 	ranges  *nftables.Chain
@@ -205,10 +211,18 @@ func (r *rules) create(holdIndex int) error {
 			return fmt.Errorf("netadmin: nft set %s: %w", setUnfinished, err)
 		}
 	}
+	// A transaction that gives a map a verdict makes the kernel look through every map with
+	// verdicts, element by element, for a loop of chains (net/netfilter/nf_tables_api.c:
+	// nft_table_validate); with 18,000 tuples that took a millisecond of each lot.
+	r.ways = &nftables.Set{Table: r.netdev, Name: setWays, KeyType: nftables.TypeMark, IsMap: true, DataType: nftables.TypeVerdict}
+	r.numbers = map[way]uint32{}
+	if err := c.AddSet(r.ways, nil); err != nil {
+		return fmt.Errorf("netadmin: nft set %s: %w", setWays, err)
+	}
 	for i, f := range families {
 		key := nftables.MustConcatSetType(f.addrType, nftables.TypeInetService, f.addrType, nftables.TypeInetService)
 		r.steer[i] = &nftables.Set{Table: r.netdev, Name: "steer" + f.name, KeyType: key, IsMap: true,
-			DataType: nftables.TypeVerdict, Concatenation: true}
+			DataType: nftables.TypeMark, Concatenation: true}
 		r.guard[i] = &nftables.Set{Table: r.inet, Name: "guard" + f.name, KeyType: key, Concatenation: true}
 		r.owned[i] = &nftables.Set{Table: r.netdev, Name: "own" + f.name, KeyType: f.addrType}
 		for _, s := range []*nftables.Set{r.steer[i], r.guard[i], r.owned[i]} {
@@ -240,6 +254,8 @@ func (r *rules) create(holdIndex int) error {
 		c.AddRule(&nftables.Rule{Table: r.netdev, Chain: steer, Exprs: append(
 			ethertypeTCP(f), append(loadKey(f, false),
 				&expr.Lookup{SourceRegister: reg0, SetName: r.steer[i].Name, SetID: r.steer[i].ID,
+					DestRegister: reg0, IsDestRegSet: true},
+				&expr.Lookup{SourceRegister: reg0, SetName: r.ways.Name, SetID: r.ways.ID,
 					DestRegister: unix.NFT_REG_VERDICT, IsDestRegSet: true})...)})
 		c.AddRule(&nftables.Rule{Table: r.inet, Chain: out, Exprs: append(
 			[]expr.Any{
@@ -260,6 +276,9 @@ func (r *rules) create(holdIndex int) error {
 	c.AddRule(&nftables.Rule{Table: r.netdev, Chain: steer,
 		Exprs: []expr.Any{&expr.Verdict{Kind: expr.VerdictJump, Chain: chainRanges}}})
 	r.dispatchVIPs(steer, expr.VerdictGoto, chainForward)
+	if err := r.number(wayHere, wayHold); err != nil {
+		return err
+	}
 	r.hook(chainSteer)
 	if err := c.Flush(); err != nil {
 		return fmt.Errorf("netadmin: create nft tables (the kernel must have nf_tables for netdev with hooks ingress and egress, since Linux 5.16, dup, dynset and verdict maps): %w", err)
@@ -436,11 +455,37 @@ func (r *rules) addPeer(p *peer) error {
 		&expr.Objref{Type: objCounter, Name: counterDiverted},
 	}, dupTo(p.index)...)})
 	r.rule(string(p.held()), verdict(expr.VerdictGoto, p.name))
-	if err := c.Flush(); err != nil {
+	had := r.numbers[way(p.name)] != 0
+	err := r.number(way(p.name), p.held())
+	if ferr := c.Flush(); err == nil {
+		err = ferr
+	}
+	if err != nil {
+		if !had {
+			delete(r.numbers, way(p.name))
+			delete(r.numbers, p.held())
+		}
 		return fmt.Errorf("netadmin: nft chain for peer %v: %w", p.addr, err)
 	}
 	return nil
 }
+
+// number gives ways that have none a number, when the library flushes.
+func (r *rules) number(ws ...way) error {
+	for _, w := range ws {
+		if r.numbers[w] != 0 {
+			continue
+		}
+		n := uint32(len(r.numbers) + 1)
+		r.numbers[w] = n
+		if err := r.conn.SetAddElements(r.ways, []nftables.SetElement{{Key: numberKey(n), VerdictData: w.verdict()}}); err != nil {
+			return fmt.Errorf("netadmin: encode nft elements: %w", err)
+		}
+	}
+	return nil
+}
+
+func numberKey(n uint32) []byte { return binary.NativeEndian.AppendUint32(nil, n) }
 
 // queue notes that the segments of t go another way now.
 func (r *rules) queue(t Tuple, was, now way) {
@@ -475,17 +520,17 @@ func (r *rules) flush() error {
 	}()
 	b := r.batch
 	b.begin()
-	list := func(s *nftables.Set, add, verdicts bool, of []wayOf) {
+	list := func(s *nftables.Set, add, ways bool, of []wayOf) {
 		if len(of) == 0 {
 			return
 		}
 		b.elements(s, add)
-		var v *expr.Verdict
+		n := uint32(0)
 		for i, x := range of {
-			if verdicts && (i == 0 || x.w != of[i-1].w) {
-				v = x.w.verdict()
+			if ways && (i == 0 || x.w != of[i-1].w) {
+				n = r.numbers[x.w]
 			}
-			b.element(x.t, v)
+			b.element(x.t, n)
 		}
 		b.endElements()
 	}

@@ -3,6 +3,7 @@ package netadmin
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"time"
@@ -273,19 +274,22 @@ func (a *Admin) sweep() error {
 	if err != nil {
 		return err
 	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	var gone []Tuple
-	for t, serial := range here {
-		if _, lives := sockets[t]; lives {
-			continue
-		}
-		if e := a.tuples[t]; e != nil && e.here == serial {
-			gone = append(gone, t)
+	maps.DeleteFunc(here, func(t Tuple, _ uint64) bool { _, lives := sockets[t]; return lives })
+	// A few at a time: a lot of a move waits for each.
+	for some := range slices.Chunk(slices.Collect(maps.Keys(here)), sweepMost) {
+		a.mu.Lock()
+		some = slices.DeleteFunc(some, func(t Tuple) bool { e := a.tuples[t]; return e == nil || e.here != here[t] })
+		err := a.change(some, nil, func(_ Tuple, e *entry) { e.here = 0 })
+		a.mu.Unlock()
+		if err != nil {
+			return err
 		}
 	}
-	return a.change(gone, nil, func(_ Tuple, e *entry) { e.here = 0 })
+	return nil
 }
+
+// sweepMost is how many tuples one change of sweep forgets.
+const sweepMost = 64
 
 // tend looks after what Steer has begun and what Divert has reserved, until
 // Close.
