@@ -2,6 +2,7 @@ package netadmin
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"time"
@@ -279,34 +280,15 @@ func (a *Admin) Forget(addr netip.Addr) error {
 }
 
 func (a *Admin) forgetAddr(addr netip.Addr) error {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	v := a.vips[addr]
-	if a.closed {
-		return ErrClosed
-	}
-	r := a.rules
-	if v != nil {
-		if err := r.lead(addr, wayTo(v.lead), wayUsual); err != nil {
-			return err
-		}
-		v.lead = nil
-		if err := r.forward(addr, wayTo(v.forward), wayUsual); err != nil {
-			return err
-		}
-		v.forward = nil
-	}
-	var ts []Tuple
-	for t, e := range a.tuples {
-		if t.Local.Addr() == addr && (e.peer != nil || e.here != 0) {
-			ts = append(ts, t)
-		}
-	}
-	if v != nil {
-		v.following = false
+	was, err := a.forgetWays(addr)
+	if err != nil {
+		return err
 	}
 	// Those in the ports of another host that is steered to stay here.
-	err := a.change(ts, nil, func(t Tuple, e *entry) {
+	err = a.changeFew(slices.Collect(maps.Keys(was)), func(t Tuple, e *entry) {
+		if (elsewhere{e.peer, e.here}) != was[t] {
+			return // it has gone another way meanwhile
+		}
 		e.peer = nil
 		if e.here != 0 {
 			e.here = a.stays(t)
@@ -315,17 +297,61 @@ func (a *Admin) forgetAddr(addr netip.Addr) error {
 	if err != nil {
 		return err
 	}
+	r := a.rules
 	sets := []vipSet{r.vips.learnt, r.vips.me}
+	a.mu.Lock()
 	for _, s := range r.vips.follow {
 		sets = append(sets, s)
 	}
+	a.mu.Unlock()
 	for _, set := range sets {
-		if err := r.forgetNotes(set, addr); err != nil {
+		a.mu.Lock()
+		err := r.forgetNotes(set, addr)
+		a.mu.Unlock()
+		if err != nil {
 			return err
 		}
 	}
-	if v != nil {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if v := a.vips[addr]; v != nil {
 		return a.rest(addr, v)
 	}
 	return nil
+}
+
+// elsewhere is what Divert and Here say of a tuple.
+type elsewhere struct {
+	peer *peer
+	here uint64
+}
+
+// forgetWays ends what is led and forwarded of an address, and gives its tuples that are
+// diverted or here.
+func (a *Admin) forgetWays(addr netip.Addr) (ts map[Tuple]elsewhere, err error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	v := a.vips[addr]
+	if a.closed {
+		return nil, ErrClosed
+	}
+	r := a.rules
+	if v != nil {
+		if err := r.lead(addr, wayTo(v.lead), wayUsual); err != nil {
+			return nil, err
+		}
+		v.lead = nil
+		if err := r.forward(addr, wayTo(v.forward), wayUsual); err != nil {
+			return nil, err
+		}
+		v.forward = nil
+		v.following = false
+	}
+	ts = map[Tuple]elsewhere{}
+	for t, e := range a.tuples {
+		if t.Local.Addr() == addr && (e.peer != nil || e.here != 0) {
+			ts[t] = elsewhere{e.peer, e.here}
+		}
+	}
+	return ts, nil
 }

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"runtime"
+	"slices"
 	"sync"
 	"time"
 
@@ -568,6 +569,22 @@ func checkAll(ts []Tuple) error {
 	}
 	return nil
 }
+
+// changeFew is change of what is in no hurry, a few tuples at a time: a lot of a move waits for
+// each. f sees what each tuple is by then. a.mu is not held.
+func (a *Admin) changeFew(ts []Tuple, f func(Tuple, *entry)) error {
+	for some := range slices.Chunk(ts, fewTuples) {
+		a.mu.Lock()
+		err := a.change(some, nil, f)
+		a.mu.Unlock()
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+const fewTuples = 64
 
 // change applies f to what is wanted for each of ts, and the difference to
 // the kernel, a bounded number of tuples in one transaction each. If one

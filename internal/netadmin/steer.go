@@ -179,15 +179,18 @@ func (a *Admin) applySteering(patience time.Duration) error {
 			}
 		}
 	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	err = a.change(here, nil, func(t Tuple, e *entry) {
+	err = a.changeFew(here, func(t Tuple, e *entry) {
 		if !e.held && e.peer == nil && e.here == 0 {
 			e.here = a.serial()
 		}
 	})
 	if err != nil {
 		return err
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.closed {
+		return ErrClosed
 	}
 	if err := a.rules.steerTo(own, want); err != nil {
 		return err
@@ -275,21 +278,12 @@ func (a *Admin) sweep() error {
 		return err
 	}
 	maps.DeleteFunc(here, func(t Tuple, _ uint64) bool { _, lives := sockets[t]; return lives })
-	// A few at a time: a lot of a move waits for each.
-	for some := range slices.Chunk(slices.Collect(maps.Keys(here)), sweepMost) {
-		a.mu.Lock()
-		some = slices.DeleteFunc(some, func(t Tuple) bool { e := a.tuples[t]; return e == nil || e.here != here[t] })
-		err := a.change(some, nil, func(_ Tuple, e *entry) { e.here = 0 })
-		a.mu.Unlock()
-		if err != nil {
-			return err
+	return a.changeFew(slices.Collect(maps.Keys(here)), func(t Tuple, e *entry) {
+		if e.here == here[t] {
+			e.here = 0
 		}
-	}
-	return nil
+	})
 }
-
-// sweepMost is how many tuples one change of sweep forgets.
-const sweepMost = 64
 
 // tend looks after what Steer has begun and what Divert has reserved, until
 // Close.
