@@ -207,7 +207,7 @@ func leftNothing(t *testing.T, dir string) {
 func leftNothingRunning(t *testing.T, dir string) {
 	t.Helper()
 	lines, _ := filepath.Glob("/proc/[0-9]*/cmdline")
-	for deadline := time.Now().Add(2 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
 		var left []string
 		for _, name := range lines {
 			if b, err := os.ReadFile(name); err == nil && bytes.Contains(b, []byte(dir)) {

@@ -466,6 +466,7 @@ func upgradeScene(s *vipScene) error {
 
 	// The former owner, while the VIP settles: what it sends on it sends on after that, and ends it
 	// in time.
+	ordered := time.Now()
 	if _, err := n1.verb("migrate", "--vip", hostsVIP, "--to", "n3"); err != nil {
 		return err
 	}
@@ -478,7 +479,9 @@ func upgradeScene(s *vipScene) error {
 	if v := n1.vip(); v.State != "guest" {
 		return fmt.Errorf("a VIP that settles after an upgrade: %+v", v)
 	}
-	time.Sleep(sceneSettle - sceneLease/2) // longer than a guest that nobody renews
+	// Longer than a guest that nobody renews, and not so long that it may have settled, however
+	// long the upgrade took.
+	time.Sleep(time.Until(ordered.Add(sceneSettle - sceneLease/2)))
 	if x, err := n1.kernel(); err != nil || len(x.Forwarded) != 1 || len(x.Guests) != 1 {
 		return fmt.Errorf("before the VIP has settled: %+v: %w", x, err)
 	}

@@ -44,9 +44,18 @@ func (r *rig) open(k Kind, n int, to netip.AddrPort) []*Flow {
 
 func (r *rig) served(fs []*Flow) {
 	r.t.Helper()
-	err := r.traffic.AwaitEach(5*time.Second, "flows to be served", fs, func(f *Flow) bool { return f.Served.Load() != 0 })
+	err := r.traffic.AwaitEach(30*time.Second, "flows to be served", fs, func(f *Flow) bool { return f.Served.Load() != 0 })
 	if err != nil {
 		r.t.Fatal(err)
+	}
+}
+
+// lost waits until a flow is, and fails unless it is one.
+func (r *rig) lost() {
+	r.t.Helper()
+	eventually(30*time.Second, func() bool { return r.traffic.LostTotal() > 0 })
+	if n := r.traffic.LostTotal(); n != 1 {
+		r.t.Fatalf("%d flows lost, want 1", n)
 	}
 }
 
@@ -69,7 +78,7 @@ func TestTrafficIsRight(t *testing.T) {
 	}
 	r.served(r.flows)
 	time.Sleep(time.Second)
-	r.traffic.Finish(5*time.Second, r.flows)
+	r.traffic.Finish(30*time.Second, r.flows)
 	r.wantLost(0, 0)
 	for _, f := range r.flows {
 		if f.Finished.Load() == 0 || f.Octets() == 0 {
@@ -92,13 +101,13 @@ func TestFloods(t *testing.T) {
 	r.open(FloodUp, 1, r.door.Addr)
 	r.served(r.flows)
 	for _, f := range r.flows {
-		for end := time.Now().Add(10 * time.Second); f.Octets() < 1<<20; time.Sleep(time.Millisecond) {
+		for end := time.Now().Add(30 * time.Second); f.Octets() < 1<<20; time.Sleep(time.Millisecond) {
 			if time.Now().After(end) {
-				t.Fatalf("%v: %d octets in 10 s", f.Kind, f.Octets())
+				t.Fatalf("%v: %d octets in 30 s", f.Kind, f.Octets())
 			}
 		}
 	}
-	r.traffic.Finish(5*time.Second, r.flows)
+	r.traffic.Finish(30*time.Second, r.flows)
 	r.wantLost(0, 0)
 }
 
@@ -121,11 +130,8 @@ func TestTrafficFindsSabotage(t *testing.T) {
 				time.Sleep(300 * time.Millisecond)
 				r.wantLost(0, 0)
 				s.Strike()
-				deadline := time.Now().Add(6 * time.Second)
-				for r.traffic.LostTotal() == 0 && time.Now().Before(deadline) {
-					time.Sleep(10 * time.Millisecond)
-				}
-				r.traffic.Finish(2*time.Second, r.flows)
+				eventually(30*time.Second, func() bool { return r.traffic.LostTotal() > 0 })
+				r.traffic.Finish(30*time.Second, r.flows)
 				if len(victim.Faults()) == 0 {
 					t.Fatal("the fault was not found")
 				}
@@ -145,7 +151,7 @@ func TestTrafficFindsLostFlows(t *testing.T) {
 	t.Run("refused", func(t *testing.T) {
 		r := newRig(t)
 		r.open(Exchange, 1, netip.MustParseAddrPort("127.0.0.1:1"))
-		time.Sleep(100 * time.Millisecond)
+		r.lost()
 		r.wantLost(1, Refused)
 	})
 	t.Run("unfinished", func(t *testing.T) {
@@ -168,10 +174,7 @@ func TestTrafficFindsLostFlows(t *testing.T) {
 		r.served(fs)
 		time.Sleep(100 * time.Millisecond)
 		s.Close()
-		time.Sleep(100 * time.Millisecond)
-		if r.traffic.LostTotal() != 1 {
-			t.Fatal("the fault was not found")
-		}
+		r.lost()
 	})
 }
 
@@ -192,7 +195,7 @@ func TestShutDoor(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.served(r.flows)
-	r.traffic.Finish(2*time.Second, r.flows)
+	r.traffic.Finish(30*time.Second, r.flows)
 	r.wantLost(0, 0)
 }
 
@@ -201,8 +204,11 @@ func TestShutDoor(t *testing.T) {
 func TestChurn(t *testing.T) {
 	r := newRig(t)
 	stop := r.traffic.Churn(r.from, 5*time.Millisecond, r.door.Addr)
-	time.Sleep(300 * time.Millisecond)
-	if err := stop(2 * time.Second); err != nil {
+	// It is their number that makes the figures mean something, however long that takes.
+	if !eventually(30*time.Second, func() bool { return r.traffic.Shorts().Opened >= 30 }) {
+		t.Fatalf("%d opened", r.traffic.Shorts().Opened)
+	}
+	if err := stop(30 * time.Second); err != nil {
 		t.Fatal(err)
 	}
 	s := r.traffic.Shorts()

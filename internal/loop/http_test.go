@@ -106,7 +106,7 @@ func (w *web) accept() (fd sock.FD) {
 // until turns the loop until something has come about.
 func (w *web) until(what string, done func() bool) {
 	w.t.Helper()
-	for end := time.Now().Add(10 * time.Second); !done(); {
+	for end := time.Now().Add(30 * time.Second); !done(); {
 		if !w.l.Turn(false) && time.Now().After(end) {
 			w.t.Fatalf("%s never came", what)
 		}

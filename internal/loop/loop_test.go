@@ -105,7 +105,7 @@ func newWorld(t testing.TB, loops int) *world {
 // turn turns all loops until cond holds.
 func (w *world) turn(cond func() bool) {
 	w.t.Helper()
-	for end := time.Now().Add(10 * time.Second); !cond(); {
+	for end := time.Now().Add(30 * time.Second); !cond(); {
 		worked := false
 		for _, l := range w.loops {
 			worked = l.Turn(false) || worked

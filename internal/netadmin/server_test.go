@@ -199,16 +199,11 @@ func TestClientDies(t *testing.T) {
 	}
 	kill(heir)
 	// Nobody is there to ask, for that would be a client.
-	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
+	wait(t, "nothing held", func() bool {
 		x, err := s.server.Admin.State()
 		must(t, "state", err)
-		if len(x.Held) == 0 {
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("held %v", x.Held)
-		}
-	}
+		return len(x.Held) == 0
+	})
 }
 
 // Somebody who only looks whether the privileged process answers, as doctor does and run

@@ -357,7 +357,7 @@ func TestFlowFilters(t *testing.T) {
 		t.Fatal(err)
 	}
 	all := r.flows(3)
-	for end := time.Now().Add(5 * time.Second); all[2].Kind != loop.KindHTTPHead && time.Now().Before(end); all = r.flows(3) {
+	for end := time.Now().Add(30 * time.Second); all[2].Kind != loop.KindHTTPHead && time.Now().Before(end); all = r.flows(3) {
 		time.Sleep(time.Millisecond)
 	}
 	for _, x := range []struct {

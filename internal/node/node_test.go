@@ -163,7 +163,7 @@ func TestReloadFollowsOnChange(t *testing.T) {
 // flows waits until the node has so many, and lists them.
 func (r *running) flows(want int) []FlowStatus {
 	r.t.Helper()
-	for end := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(30 * time.Second); ; time.Sleep(time.Millisecond) {
 		all, err := r.Flows(FlowFilter{})
 		if err != nil {
 			r.t.Fatal(err)
@@ -419,12 +419,7 @@ func TestLimitAndQueue(t *testing.T) {
 	for i := range 4 {
 		c := dial(t, vip)
 		_, _ = fmt.Fprintf(c, "%d", i)
-		for end := time.Now().Add(5 * time.Second); r.Status().Queued["app"] != i+1; {
-			if time.Now().After(end) {
-				t.Fatalf("%v wait, want %d", r.Status().Queued, i+1)
-			}
-			time.Sleep(time.Millisecond)
-		}
+		await(t, fmt.Sprintf("never do %d wait", i+1), func() bool { return r.Status().Queued["app"] == i+1 })
 		waiting = append(waiting, c)
 	}
 	_ = first.Close()

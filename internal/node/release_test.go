@@ -94,7 +94,7 @@ backends:
 	if _, _, err := n.beginShift(ShiftRequest{Guard: by, Backend: "app", Endpoint: "a", Weight: 90, Over: time.Hour}, nil); err != nil {
 		t.Fatal(err)
 	}
-	if !n.WaitEmpty(10 * time.Second) {
+	if !n.WaitEmpty(30 * time.Second) {
 		t.Fatal("flows are left")
 	}
 	return n

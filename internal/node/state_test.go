@@ -524,7 +524,7 @@ func TestEvents(t *testing.T) {
 	for i := range 3 {
 		r.asks(edited("endpoint/s0/a", "weight", fmt.Sprint(i)))
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	var seqs []uint64
 	for g := uint64(2); g <= 4; {
