@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"slices"
 	"sort"
 	"strconv"
 	"strings"
@@ -206,6 +207,8 @@ type crowd struct {
 	stop context.CancelFunc
 	ctx  context.Context
 	all  sync.WaitGroup
+
+	turns []*atomic.Int64 // of each client; tally's mu guards the list
 }
 
 func newCrowd(ctx context.Context, to string, seed uint64) *crowd {
@@ -217,12 +220,17 @@ func newCrowd(ctx context.Context, to string, seed uint64) *crowd {
 // each runs n clients, every one of which does the same again and again.
 func (c *crowd) each(n int, rest time.Duration, keeps bool, do func(*caller, *rand.Rand)) {
 	for i := range n {
+		turn := new(atomic.Int64)
+		c.mu.Lock()
+		c.turns = append(c.turns, turn)
+		c.mu.Unlock()
 		c.all.Go(func() { // ends with the crowd
 			r := rand.New(rand.NewPCG(c.seed, mix(uint64(i)+uint64(rest))))
 			x := &caller{to: c.to, seed: c.seed, keeps: keeps}
 			defer x.close()
 			for c.ctx.Err() == nil {
 				do(x, r)
+				turn.Add(1)
 				if rest > 0 {
 					select {
 					case <-c.ctx.Done():
@@ -232,6 +240,25 @@ func (c *crowd) each(n int, rest time.Duration, keeps bool, do func(*caller, *ra
 			}
 		})
 	}
+}
+
+// turned waits until what every client is at now has ended.
+func (c *crowd) turned(patience time.Duration) bool {
+	c.mu.Lock()
+	turns := slices.Clone(c.turns)
+	c.mu.Unlock()
+	was := make([]int64, len(turns))
+	for i, t := range turns {
+		was[i] = t.Load()
+	}
+	return eventually(patience, func() bool {
+		for i, t := range turns {
+			if t.Load() == was[i] {
+				return false
+			}
+		}
+		return true
+	})
 }
 
 // keepAlive are clients with one connection each.

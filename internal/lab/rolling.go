@@ -585,7 +585,10 @@ func (r *rollingLab) checkPorts(c *crowd) (restarts int, err error) {
 			if err := state(i, "draining"); err != nil {
 				return restarts, err
 			}
-			time.Sleep(2 * time.Second / time.Duration(r.crowds)) // what began before ends
+			// What began before ends, however slow the machine is.
+			if !c.turned(callerPatience) {
+				return restarts, errors.New("lab: requests that began before a drain do not end")
+			}
 			others, its := by(c.tally, s), by(sticky.tally, s)
 			r.settled()
 			others, its = by(c.tally, s)-others, by(sticky.tally, s)-its
