@@ -22,6 +22,8 @@ const (
 	// more: 64 KiB take a third of a millisecond to save, carry and restore.
 	HostLotFlows  = 16
 	HostLotOctets = 256 << 10
+	// hostLotSockets is the most sockets of one lot: a flow has two at most.
+	hostLotSockets = 2 * HostLotFlows
 	// hostGroupFlows is how many flows are prepared at once. To be held costs a flow
 	// nothing, for until the giver diverts its segments they go to the giver, and each
 	// preparation is a transaction of the taker's kernel.

@@ -123,9 +123,12 @@ func hostOfferOf(body []byte) (batch []byte, sockets [][]byte, err error) {
 			return nil, nil, &frozen.Refused{What: "lot", Why: fmt.Sprintf("it ends in the middle, with %d octets", len(body))}
 		}
 		end := 4 + int(binary.BigEndian.Uint32(body))
-		if part := body[4:end:end]; first {
+		switch part := body[4:end:end]; {
+		case first:
 			batch = part
-		} else {
+		case len(sockets) == hostLotSockets:
+			return nil, nil, &frozen.Refused{What: "lot", Why: fmt.Sprintf("it has more than %d sockets", hostLotSockets)}
+		default:
 			sockets = append(sockets, part)
 		}
 		body = body[end:]

@@ -264,7 +264,8 @@ func TestPeerHoldsNothingUp(t *testing.T) {
 	if free() {
 		t.Error("an upgrade may begin while an offer stands")
 	}
-	for i, body := range []string{"", "no batch", "\x00\x00\x00\x08no batch", string(octets[:len(octets)-1]), string(octets) + "\x00\x00", string(octets) + "\xff\xff\xff\xff\x07"} {
+	for i, body := range []string{"", "no batch", "\x00\x00\x00\x08no batch", string(octets[:len(octets)-1]), string(octets) + "\x00\x00", string(octets) + "\xff\xff\xff\xff\x07",
+		string(octets) + strings.Repeat("\x00\x00\x00\x00", 2*move.HostLotFlows+1)} {
 		if err := x.Step(move.Message{Kind: move.Offer, Lot: uint16(2 + i), Body: []byte(body)}); err != nil {
 			t.Errorf("%q cannot be read and is refused, and ended the talk: %v", body, err)
 		}
