@@ -64,8 +64,10 @@ func Renounce(env []string) error {
 
 // Spawn starts the privileged process with these arguments of this program, in a
 // session of its own: it outlives this process. What it has to say it writes to the
-// file log. Spawn returns when it answers at the socket.
-func Spawn(args []string, socket, log string) error {
+// file log. Spawn returns when it answers at the socket; after an error none is left.
+func Spawn(args []string, socket, log string) error { return spawn(args, socket, log, callTime) }
+
+func spawn(args []string, socket, log string, within time.Duration) error {
 	self, err := os.Executable()
 	if err != nil {
 		return fmt.Errorf("netadmin: %w", err)
@@ -83,7 +85,7 @@ func Spawn(args []string, socket, log string) error {
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }() // ends with it, or with this process
-	for deadline := time.Now().Add(callTime); ; {
+	for deadline := time.Now().Add(within); ; {
 		c, err := Dial(socket)
 		if err == nil {
 			return c.Close()
@@ -95,7 +97,8 @@ func Spawn(args []string, socket, log string) error {
 		case <-time.After(5 * time.Millisecond):
 		}
 		if time.Now().After(deadline) {
-			return errors.Join(fmt.Errorf("netadmin: it does not answer at %s: %w", socket, err), cmd.Process.Kill())
+			// With who keeps it goes what it keeps: both are of the group of that session.
+			return errors.Join(fmt.Errorf("netadmin: it does not answer at %s: %w", socket, err), unix.Kill(-cmd.Process.Pid, unix.SIGKILL))
 		}
 	}
 }
