@@ -192,7 +192,7 @@ func privileged(file string) (path string, err error) {
 	case errors.Is(err, netadmin.ErrOtherNetwork):
 		return "", fmt.Errorf("%w; give each node its own cluster.netadmin", err)
 	case errors.Is(err, netadmin.ErrTurnedAway):
-		return "", fmt.Errorf("%w\nits rules stay while it is begun anew, and no flow notices: systemctl restart holdfast-netadmin; one that run started is begun again by its parent when it is ended", err)
+		return "", fmt.Errorf("%w\nits rules stay while it is begun anew, and no flow notices: systemctl restart holdfast-netadmin; one that run started: kill -KILL and its process id, and its parent begins it again; after SIGTERM nobody does", err)
 	case !may:
 		return "", fmt.Errorf("%w\nmoves between hosts need a privileged process: holdfast netadmin -c %s, as root or with CAP_NET_ADMIN (packaging/holdfast-netadmin.service); or run this as root, which starts one itself", err, file)
 	default:
