@@ -503,9 +503,12 @@ func (m *vipMove) address(what vip.Move, stays *residueOf) error {
 	if err := admin.Guest(a, lease); err != nil {
 		return err
 	}
-	// From here on this node is a guest, until neighbours know where the address is.
+	// From here on this node is a guest, until neighbours know where the address is. That they
+	// begin to learn when the new owner has it, and until then what comes is sent on: a new
+	// owner that was slow to take it once found connections that had begun here.
+	settle := m.c.Cluster.Settle
 	k.mu.Lock()
-	m.v.guest = guesthood{on: true, to: m.q.To, forget: time.Now().Add(m.c.Cluster.Settle), stays: stays}
+	m.v.guest = guesthood{on: true, to: m.q.To, forget: time.Now().Add(confirmTime + settle), stays: stays}
 	k.mu.Unlock()
 	m.took("residue")
 	ctx, cancel := context.WithTimeout(n.ends, confirmTime)
@@ -517,6 +520,9 @@ func (m *vipMove) address(what vip.Move, stays *residueOf) error {
 		m.v.guest = guesthood{} // not even the record says that it has gone
 	} else {
 		m.committed = true
+	}
+	if g := &m.v.guest; err == nil && g.on && g.to == m.q.To {
+		g.forget = time.Now().Add(settle)
 	}
 	k.mu.Unlock()
 	if err != nil {

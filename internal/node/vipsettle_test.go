@@ -122,3 +122,63 @@ func TestForgottenLater(t *testing.T) {
 		t.Error("it is not forgotten")
 	}
 }
+
+// The time to settle begins when the new owner has the address. One that was slow to take it found
+// connections that had begun at the former owner, which led nobody on any more.
+func TestSettlesFromTheTakersWord(t *testing.T) {
+	dir := t.TempDir()
+	recorded(t, dir, vip.Record{Epoch: 4, Stage: vip.Owned, Owner: "n1"})
+	a := netip.MustParseAddr("192.0.2.100")
+	n, c := vipNodeAt(t, &vipKernel{until: map[netip.Addr]time.Time{a: time.Now().Add(seatLease)}}, dir, nil)
+	k := &n.addresses
+	v := shopSeat(n)
+	settle := c.Cluster.Settle
+	carry := func(step vip.Step, err error) {
+		t.Helper()
+		if err == nil {
+			err = n.carry(v, step)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	k.mu.Lock()
+	r, err := v.seat.Begin(vipNow(), "n2")
+	if err != nil {
+		t.Fatal(err)
+	}
+	carry(v.seat.Begun(vipNow(), map[string]vip.Record{"n2": r}))
+	k.mu.Unlock()
+	address := func() error {
+		m := &vipMove{n: n, q: MigrateRequest{VIP: "shop", To: "n2"}, c: c, v: v, to: netip.MustParseAddr("192.0.2.2"), tell: func(Progress) {}, r: newReport("host")}
+		m.r.Phases = map[string]float64{}
+		return m.address(vip.Move{Name: "shop", From: "n1", To: "n2"}, nil)
+	}
+	left := func() time.Duration {
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		return time.Until(v.guest.forget)
+	}
+	done := make(chan error, 1)
+	go func() { done <- address() }() // ends with the word of n2, which does not answer, or with the node's end
+	await(t, "the address is on its way", func() bool {
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		return v.guest.on
+	})
+	if got := left(); got <= settle {
+		t.Errorf("it settles within %v, before n2 has said anything", got)
+	}
+	// Its word comes otherwise.
+	k.mu.Lock()
+	owned := v.seat.Record()
+	owned.Stage, owned.From = vip.Owned, "n1"
+	carry(v.seat.Hear(vipNow(), owned), nil)
+	k.mu.Unlock()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	if got := left(); got > settle {
+		t.Errorf("it settles in %v when n2 has the address, want %v", got, settle)
+	}
+}
