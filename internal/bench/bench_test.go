@@ -441,7 +441,8 @@ func TestLoadDirect(t *testing.T) {
 				t.Errorf("nothing done: %+v", r)
 			}
 			if spec.Rate > 0 {
-				if rate := r.Ops / r.Seconds; rate > 1.1*float64(spec.Rate) {
+				// What began late on a busy machine is caught up; without a rate it is ten times as much.
+				if rate := r.Ops / r.Seconds; rate > 1.5*float64(spec.Rate) {
 					t.Errorf("%.0f a second, want %d", rate, spec.Rate)
 				}
 			}
